@@ -1,0 +1,53 @@
+"""The one family of errors that clsnf raises for things a user can mend.
+
+Every door (command line, study, server) catches :class:`ClsnfError` and shows its text as one line; anything else is a bug and
+keeps its traceback. A message says what was wrong, the value, what would be valid, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClsnfError(Exception):
+    """Base of all errors that a user can mend; its text is one line."""
+
+
+class SettingsError(ClsnfError):
+    """A setting has a value that makes no sense, or a name that does not exist."""
+
+
+class DataError(ClsnfError):
+    """A data set is not what its layout promises: missing folders, masks without images, duplicates."""
+
+
+class ImageError(DataError):
+    """One image or mask file can't be read, is cut short, or has the wrong size."""
+
+
+class WeightsError(ClsnfError):
+    """Backbone weights are missing, can't be fetched, or belong to another architecture."""
+
+
+class ModelError(ClsnfError):
+    """A saved detector can't be loaded: files missing, damaged, or written by an incompatible version."""
+
+
+class MetricError(ClsnfError, ValueError):
+    """A figure is not defined for what it was given: one class only, NaN scores, no defect regions."""
+
+
+class TrainingError(ClsnfError):
+    """Training can't go on: a loss that is not finite, too few images."""
+
+
+class OutputError(ClsnfError):
+    """An output folder is in use, holds something else, or can't be written."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest valid name, or the list of valid names where none is close."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Valid: {', '.join(names)}."
