@@ -94,3 +94,146 @@ class DefectSettings:
         _check(self, "texture_share", 0 <= self.texture_share <= 1, "in [0, 1]")
         _check(self, "max_frequency_power", 0 <= self.max_frequency_power <= 7, "from 0 to 7")
         _check(self, "threshold", 0 < self.threshold < 1, "in (0, 1)")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Stage one: decoder and backbone learn to find synthetic defects."""
+
+    frozen_epochs: int = setting(8, "epochs in which the decoder alone trains")
+    joint_epochs: int = setting(8, "epochs in which decoder and backbone train together, after those (0: the backbone stays as it is)")
+    decay_epochs: int = setting(3, "the learning rate is constant, then falls to nothing over this many last epochs")
+    repeats: int = setting(1, "how often each image appears in an epoch, each time with a fresh defect")
+    batch_size: int = setting(16, "images per step")
+    learning_rate: float = setting(5e-4, "Adam's learning rate for the decoder")
+    backbone_factor: float = setting(0.2, "the backbone's learning rate as a share of the decoder's")
+    weight_decay: float = setting(1e-4, "Adam's weight decay")
+    target: str = setting(
+        "absolute",
+        "soft target of a defect: sigmoid(5 d), d the mean colour difference to the clean image; absolute: |d|, signed: d as the authors",
+        ("absolute", "signed"),
+    )
+    decoder_width: int = setting(128, "largest number of channels in the decoder")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("frozen_epochs", "joint_epochs"):
+            _check(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("decay_epochs", "repeats", "batch_size"):
+            _check(self, name, getattr(self, name) >= 1, "1 or more")
+        _check(self, "learning_rate", self.learning_rate > 0, "above 0")
+        _check(self, "backbone_factor", 0 < self.backbone_factor <= 1, "in (0, 1]")
+        _check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
+        _check(self, "decoder_width", self.decoder_width >= 16, "16 or more")
+
+    @property
+    def epochs(self) -> int:
+        """All epochs, frozen and joint."""
+        return self.frozen_epochs + self.joint_epochs
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """Stage two: conditional normalizing flows learn the density of normal features, one flow a level."""
+
+    depth: int = setting(4, "coupling blocks of each flow (0, with start=data: a Gaussian)")
+    start: str = setting(
+        "data", "data: whiten by the features' mean and covariance and start from that Gaussian; random: as the authors", ("data", "random")
+    )
+    passes: float = setting(2.0, "how often training sees each feature vector")
+    vectors_per_step: int = setting(2048, "feature vectors in a step")
+    learning_rate: float = setting(1e-3, "Adam's learning rate")
+    warmup: float = setting(0.08, "share of the steps in which the learning rate rises; then it falls as a cosine")
+    clamp: float = setting(1.9, "affine clamp of a coupling block")
+    permutation: str = setting("soft", "between coupling blocks: soft (a random rotation) or hard (a shuffle)", ("soft", "hard"))
+    condition_dims: int = setting(128, "size of the sine-cosine encoding of a vector's place")
+    level_quantile: float = setting(1.0, "the level constant m is this quantile of the training vectors' log-likelihood (1: the largest)")
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check(self, "depth", self.depth >= (0 if self.start == "data" else 1), "0 or more (1 or more with start=random)")
+        _check(self, "passes", self.passes > 0, "above 0")
+        _check(self, "vectors_per_step", self.vectors_per_step >= 2, "2 or more")
+        _check(self, "learning_rate", self.learning_rate > 0, "above 0")
+        _check(self, "warmup", 0 <= self.warmup < 1, "in [0, 1)")
+        _check(self, "clamp", self.clamp > 0, "above 0")
+        _check(self, "condition_dims", self.condition_dims > 0 and self.condition_dims % 4 == 0, "a positive multiple of 4")
+        _check(self, "level_quantile", 0.5 <= self.level_quantile <= 1, "in [0.5, 1]")
+
+
+@dataclass(frozen=True)
+class ValidationSettings:
+    """What selection and the threshold rest on: held-out normal images, and defects that training never saw."""
+
+    fraction: float = setting(0.15, "share of the normal training images that is held out")
+    images_per_family: int = setting(16, "synthetic validation defects per defect family")
+    false_reject_rate: float = setting(0.01, "share of normal products that the threshold may reject")
+
+    def __post_init__(self) -> None:
+        _check(self, "fraction", 0 < self.fraction < 1, "in (0, 1)")
+        _check(self, "images_per_family", self.images_per_family >= 1, "1 or more")
+        _check(self, "false_reject_rate", 0 < self.false_reject_rate < 1, "in (0, 1)")
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """Everything that decides what a detector becomes, apart from its data."""
+
+    image: ImageSettings = field(default_factory=ImageSettings)
+    backbone: BackboneSettings = field(default_factory=BackboneSettings)
+    defects: DefectSettings = field(default_factory=DefectSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    fusion_weight: float = setting(0.25, "share of the classifier's map in the fused map")
+    seed: int = setting(0, "seed of everything random")
+
+    def __post_init__(self) -> None:
+        _check(self, "fusion_weight", 0 <= self.fusion_weight <= 1, "in [0, 1]")
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Return a settings object as plain JSON types (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    result: dict[str, Any] = plain(settings)
+    return result
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") -> T:
+    """Build the settings class `cls` from plain JSON or YAML types.
+
+    Raises:
+        SettingsError: an unknown key (the nearest valid one is named), a value of the wrong type, or one out of its range.
+    """
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where} must be a mapping of names to values, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise SettingsError(f"{where}: unknown setting {key!r}.{nearest(str(key), hints)}")
+        arguments[key] = _coerce(hints[key], value, f"{where}.{key}")
+    return cls(**arguments)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """Turn a plain value into the type that a field declares, or say why it can't be."""
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if isinstance(hint, types.UnionType):  # "str | None" is the only union in use
+        inner = next(h for h in typing.get_args(hint) if h is not type(None))
+        return None if value is None else _coerce(inner, value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise SettingsError(f"{where} is {value!r}: it must be a list.")
+        return tuple(_coerce(typing.get_args(hint)[0], v, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise SettingsError(f"{where} is {value!r}: it must be of type {hint.__name__}.")
+    return value

@@ -1,0 +1,54 @@
+"""Content as names: short hashes of settings, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def content_key(content: Any) -> str:
+    """40 hex digits of the sha256 of plain JSON content, independent of the order of its keys."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:40]
+
+
+def set_key(hashes: Iterable[str]) -> str:
+    """40 hex digits for a set of content hashes, whatever their order."""
+    return content_key(sorted(hashes))
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or folder to; it takes its place when the block ends without an error.
+
+    A folder that stands there already is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        yield draft
+        if draft.is_dir() and path.is_dir():
+            old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
+            path.rename(old)
+            draft.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(draft, path)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write readable JSON, whole or not at all; figures that are not finite are refused (ValueError)."""
+    with written_whole(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,244 @@
+"""The shared feature extractor: any timm architecture that gives feature maps.
+
+Unusual: padded convolutions pad by reflection, so that the border of a picture does not look like a defect; batch-norm statistics never
+move (the module stays in evaluation mode), only the affine parameters train. And there is no silent fallback: without weights that fit,
+there is no backbone.
+
+Weights are matched by parameter name with dots and underscores taken as the same, because timm flattens ``blocks.0`` to ``blocks_0``
+in its feature extractors; a file for the whole classifier therefore fits as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clsnf.config import BackboneSettings
+from clsnf.errors import SettingsError, WeightsError, nearest
+from clsnf.model.padding import pad_by_reflection
+
+DEMO = "demo"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """Shape facts of a backbone, enough to build the modules that sit on it."""
+
+    architecture: str
+    channels: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]  # (h, w) of each level's map at the image size in use
+
+
+class Backbone(nn.Module):
+    """A feature pyramid.
+
+    Args:
+        extractor: a module that maps (B, 3, H, W) to a list of feature maps, shallow to deep.
+        architecture: its timm name.
+        image_size: (H, W) of the images it will be asked about.
+
+    Raises:
+        SettingsError: images of that size can't pass, or a level is too small to pad by reflection.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, extractor: nn.Module, architecture: str, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        pad_by_reflection(extractor)
+        self.eval()
+        try:
+            with torch.no_grad():
+                maps = self(torch.zeros(1, 3, *image_size))
+        except (RuntimeError, AssertionError) as error:
+            size = "x".join(map(str, image_size))
+            raise SettingsError(f"Backbone {architecture!r} can't take images of {size} pixels: {_first_line(error)}") from error
+        self.info = BackboneInfo(architecture, tuple(m.shape[1] for m in maps), tuple((m.shape[2], m.shape[3]) for m in maps))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode: batch-norm statistics are frozen at their pretrained values."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W), RGB in [0, 1], to L feature maps (B, C_l, h_l, w_l), shallow to deep."""
+        features: list[Tensor] = self.extractor((images - self.mean) / self.std)
+        return features
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _demo_assets() -> tuple[dict[str, Any], Path]:
+    folder = Path(str(resources.files("clsnf") / "assets"))
+    facts: dict[str, Any] = json.loads((folder / "demo_backbone.json").read_text())
+    return facts, folder / "demo_backbone.safetensors"
+
+
+def weights_file(settings: BackboneSettings) -> Path | None:
+    """The weights file that these settings name, None for timm's pretrained weights.
+
+    Raises:
+        WeightsError: the file is not there.
+    """
+    if settings.weights is not None:
+        path = Path(settings.weights).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of {settings.name!r}.")
+        return path
+    return _demo_assets()[1] if settings.name == DEMO else None
+
+
+def architecture_of(settings: BackboneSettings) -> str:
+    """timm's name of the architecture (the demo backbone has one too).
+
+    Raises:
+        SettingsError: timm knows no such model.
+    """
+    import timm
+
+    name: str = _demo_assets()[0]["architecture"] if settings.name == DEMO else settings.name
+    if not timm.is_model(name):
+        raise SettingsError(f"There is no timm model {name!r}.{nearest(name, [*timm.list_models(), DEMO])}")
+    return name
+
+
+def empty_backbone(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]) -> Backbone:
+    """A backbone with random parameters, to be filled by :func:`load_backbone` or from a saved detector.
+
+    Raises:
+        SettingsError: the model gives no feature maps, or not those levels, or does not take that image size.
+    """
+    return Backbone(_extractor(architecture, levels, image_size, pretrained=False), architecture, image_size)
+
+
+def _extractor(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], pretrained: bool) -> nn.Module:
+    import timm
+
+    arguments: dict[str, Any] = {"features_only": True, "out_indices": levels, "pretrained": pretrained}
+    try:
+        return timm.create_model(architecture, img_size=image_size, **arguments)  # transformers are built for one size
+    except TypeError:
+        pass  # a convolutional network knows no img_size
+    except (AssertionError, IndexError, ValueError, RuntimeError) as error:
+        raise _no_levels(architecture, levels, error) from error
+    try:
+        return timm.create_model(architecture, **arguments)
+    except (AssertionError, IndexError, ValueError, RuntimeError) as error:
+        raise _no_levels(architecture, levels, error) from error
+
+
+def _no_levels(architecture: str, levels: tuple[int, ...], error: BaseException) -> SettingsError:
+    wanted = ",".join(map(str, levels))
+    return SettingsError(f"Backbone {architecture!r} gives no feature maps for levels {wanted} ({_first_line(error)}): choose others.")
+
+
+def load_backbone(settings: BackboneSettings, image_size: tuple[int, int]) -> tuple[Backbone, str]:
+    """Build the backbone with its pretrained weights.
+
+    Returns:
+        The backbone, and a fingerprint of its weights (sha256 over names and values), whatever file they came from.
+
+    Raises:
+        SettingsError: see :func:`architecture_of` and :func:`empty_backbone`.
+        WeightsError: the weights are not there, can't be read or fetched, or belong to another architecture.
+    """
+    architecture = architecture_of(settings)
+    path = weights_file(settings)
+    if path is None:
+        extractor = _fetch_pretrained(architecture, settings.levels, image_size)
+        backbone = Backbone(extractor, architecture, image_size)
+    else:
+        backbone = empty_backbone(architecture, settings.levels, image_size)
+        _fill(backbone.extractor, _read_weights(path), path, architecture)
+    return backbone, fingerprint(backbone)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 over the names, shapes and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fetch_pretrained(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]) -> nn.Module:
+    import timm
+
+    help_line = (
+        f"give a file with --weights FILE (on a machine with internet: "
+        f"python -c \"import timm, safetensors.torch as s; s.save_file(timm.create_model('{architecture}', pretrained=True)"
+        f".state_dict(), '{architecture}.safetensors')\")"
+    )
+    if not timm.is_model_pretrained(architecture):
+        raise WeightsError(f"timm has no pretrained weights for {architecture!r}: {help_line}.")
+    try:
+        return _extractor(architecture, levels, image_size, pretrained=True)
+    except SettingsError:
+        raise
+    except Exception as error:  # the hub's client raises anything from OSError to its own errors
+        raise WeightsError(
+            f"The pretrained weights of {architecture!r} can't be fetched ({type(error).__name__}): {help_line}; "
+            f"or use --backbone {DEMO} to try things out."
+        ) from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict without running pickled code."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zip and unpickler errors have no common base
+        raise WeightsError(
+            f"{path} can't be read as weights ({_first_line(error)[:160]}): give a .safetensors file, or a torch file that holds tensors only."
+        ) from error
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"{path} holds no state dict: expected names with tensors.")
+    return state
+
+
+def _canonical(name: str) -> str:
+    return name.removeprefix("module.").removeprefix("model.").replace(".", "_")
+
+
+def _fill(extractor: nn.Module, state: dict[str, Tensor], path: Path, architecture: str) -> None:
+    """Copy weights into the extractor; what the file holds beyond it (deeper stages, the classifier head) is left out."""
+    given = {_canonical(name): value for name, value in state.items()}
+    wanted = extractor.state_dict()
+    filled, problems = {}, []
+    for name, value in wanted.items():
+        found = given.get(_canonical(name))
+        if found is None:
+            if not name.endswith("num_batches_tracked"):
+                problems.append(f"{name} {tuple(value.shape)} is missing")
+            continue
+        if found.shape != value.shape:
+            problems.append(f"{name} is {tuple(found.shape)}, not {tuple(value.shape)}")
+            continue
+        filled[name] = found.to(value.dtype)
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise WeightsError(
+            f"{path} does not fit {architecture!r}: {'; '.join(problems[:3])}{more}. Give its weights, or choose --backbone and --levels to match."
+        )
+    extractor.load_state_dict(filled, strict=False)

@@ -1,0 +1,83 @@
+"""The pixelwise classifier's decoder: a feature pyramid to one logit map at the image's size.
+
+From the deepest level up: bicubic upsampling, the next level as a skip, a residual bottleneck block; then on to full resolution.
+Unusual: the width falls with the stride, and the last, full-resolution part has 8 channels: that is where a decoder spends its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clsnf.model.padding import ReflectConv2d
+from clsnf.model.resample import resample
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution with reflect padding, then batch norm."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__(
+            ReflectConv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+
+
+class Bottleneck(nn.Module):
+    """Residual bottleneck: 1x1 to half the width, 3x3, 1x1 to the width; (B, C_in, h, w) to (B, C_out, h, w)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        middle = channels_out // 2
+        self.reduce = ConvNorm(channels_in, middle, 1)
+        self.spatial = ConvNorm(middle, middle, 3)
+        self.expand = ConvNorm(middle, channels_out, 1)
+        self.project = ConvNorm(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.reduce(x))
+        y = F.relu(self.spatial(y))
+        return F.relu(self.expand(y) + self.project(x))
+
+
+class Decoder(nn.Module):
+    """Feature pyramid to logit map.
+
+    Args:
+        channels: C_l of each level, shallow to deep.
+        grids: (h, w) of each level.
+        image_size: (H, W) of the logit map.
+        width: largest number of channels.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], grids: Sequence[tuple[int, int]], image_size: tuple[int, int], width: int = 128
+    ) -> None:
+        super().__init__()
+        self.grids = list(grids)
+        self.image_size = (image_size[0], image_size[1])
+        widths = [max(16, min(width, c // 2)) for c in channels]
+        self.deepest = Bottleneck(channels[-1], widths[-1])
+        self.steps = nn.ModuleList(
+            Bottleneck(widths[level + 1] + channels[level], widths[level]) for level in reversed(range(len(channels) - 1))
+        )
+        # Halfway between the shallowest level and the image, so that the full-resolution part can be narrow.
+        h, w = grids[0]
+        self.halfway = (max(h, self.image_size[0] // 2), max(w, self.image_size[1] // 2))
+        self.middle = ConvNorm(widths[0], 16, 3)
+        self.last = ConvNorm(16, 8, 3)
+        self.head = ReflectConv2d(8, 1, 3, padding=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """L maps (B, C_l, h_l, w_l), shallow to deep, to logits (B, H, W)."""
+        x = self.deepest(features[-1])
+        for step, skip in zip(self.steps, reversed(features[:-1]), strict=True):
+            x = resample(x, (skip.shape[2], skip.shape[3]))
+            x = step(torch.cat([x, skip.to(x.dtype)], dim=1))
+        x = F.relu(self.middle(resample(x, self.halfway)))
+        x = F.relu(self.last(resample(x, self.image_size)))
+        logits: Tensor = self.head(x)
+        return logits[:, 0]

@@ -1,0 +1,80 @@
+"""Convolutions that pad by reflection, fast on CPUs.
+
+Unusual: ``torch.nn.functional.pad(mode="reflect")`` leaves channels-last memory and copies the whole map several times on CPUs, which makes
+it the most expensive operation of a small network (``benchmarks/cpu_operators.py``). Here the border rows and columns are copied by
+hand, in whatever memory format the map has, with a backward pass of the same cost. Other devices use PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _ReflectPad(torch.autograd.Function):
+    """Reflection padding of (B, C, h, w) by p rows and q columns on each side; p < h, q < w."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: int, q: int) -> Tensor:
+        ctx.padding = p, q
+        b, c, h, w = x.shape
+        nhwc = x.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if nhwc else torch.contiguous_format
+        y = torch.empty((b, c, h + 2 * p, w + 2 * q), dtype=x.dtype, device=x.device, memory_format=layout)
+        y[:, :, p : p + h, q : q + w] = x
+        for i in range(1, q + 1):  # the column i steps outside is the column i steps inside
+            y[:, :, p : p + h, q - i] = x[:, :, :, i]
+            y[:, :, p : p + h, q + w - 1 + i] = x[:, :, :, w - 1 - i]
+        for i in range(1, p + 1):  # whole rows, corners with them
+            y[:, :, p - i] = y[:, :, p + i]
+            y[:, :, p + h - 1 + i] = y[:, :, p + h - 1 - i]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = grads
+        p, q = ctx.padding
+        h, w = grad.shape[2] - 2 * p, grad.shape[3] - 2 * q
+        rows = grad[:, :, p : p + h]
+        if p:
+            rows = rows.clone(memory_format=torch.preserve_format)
+        for i in range(1, p + 1):
+            rows[:, :, i] += grad[:, :, p - i]
+            rows[:, :, h - 1 - i] += grad[:, :, p + h - 1 + i]
+        x = rows[:, :, :, q : q + w].clone(memory_format=torch.preserve_format)
+        for i in range(1, q + 1):
+            x[:, :, :, i] += rows[:, :, :, q - i]
+            x[:, :, :, w - 1 - i] += rows[:, :, :, q + w - 1 + i]
+        return x, None, None
+
+
+def reflect_pad(x: Tensor, p: int, q: int) -> Tensor:
+    """Pad (B, C, h, w) by reflection: p rows above and below, q columns left and right (p < h, q < w)."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return F.pad(x, (q, q, p, p), mode="reflect")
+    if p >= x.shape[2] or q >= x.shape[3]:
+        raise RuntimeError(f"a map of {x.shape[2]}x{x.shape[3]} is too small to pad by {p} rows and {q} columns")
+    padded: Tensor = _ReflectPad.apply(x, p, q)
+    return padded
+
+
+class ReflectConv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose ``padding`` reflects; parameters and names are the same."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        p, q = (int(v) for v in self.padding)
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))  # before the copy, not after it
+        x = reflect_pad(input, p, q) if p or q else input
+        return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+
+def pad_by_reflection(module: nn.Module) -> None:
+    """Let every padded convolution below `module` pad by reflection; parameters stay where they are."""
+    for layer in module.modules():
+        # timm's "same"-padding convolutions are subclasses that pad by themselves.
+        if type(layer) is nn.Conv2d and layer.padding != (0, 0) and not isinstance(layer.padding, str):
+            layer.__class__ = ReflectConv2d

@@ -1,0 +1,83 @@
+"""The stage store: finished pieces of work on disk, found by their content.
+
+A stage is a folder ``<root>/<kind>/<key>/`` with ``tensors.safetensors`` and ``facts.json``; the key is the hash of everything that
+decided its content. Unusual: a stage appears whole or not at all, and while one process computes a stage, others on the machine that want
+the same one wait for it instead of doing it twice. A dead process's lock is released by the operating system.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clsnf.fingerprint import content_key, write_json, written_whole
+
+# Part of every key: raise it when the same settings would give other results.
+RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished piece of work: named tensors and plain facts."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class StageStore:
+    """Stages below a folder.
+
+    Args:
+        root: made where it is missing.
+
+    Attributes:
+        computed, reused: number of stages of each kind that this object had to compute, and that it found.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.computed: dict[str, int] = {}
+        self.reused: dict[str, int] = {}
+
+    def key(self, content: Mapping[str, Any]) -> str:
+        """The name of the stage that this content decides."""
+        return content_key({"version": RESULTS_VERSION, **content})
+
+    def find(self, kind: str, key: str) -> Stage | None:
+        """The stage, None where it was not computed yet."""
+        folder = self.root / kind / key
+        facts = folder / "facts.json"
+        if not facts.is_file():
+            return None
+        return Stage(load_file(folder / "tensors.safetensors"), json.loads(facts.read_text()))
+
+    def put(self, kind: str, key: str, stage: Stage) -> None:
+        """Store a stage."""
+        with written_whole(self.root / kind / key) as draft:
+            draft.mkdir()
+            save_file({name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()}, draft / "tensors.safetensors")
+            write_json(draft / "facts.json", stage.facts)
+
+    def get(self, kind: str, content: Mapping[str, Any], compute: Callable[[], Stage]) -> Stage:
+        """The stage that `content` decides, computed only if nobody has it."""
+        key = self.key(content)
+        found = self.find(kind, key)
+        if found is None:
+            locks = self.root / ".locks"
+            locks.mkdir(parents=True, exist_ok=True)
+            with FileLock(locks / f"{kind}-{key}.lock"):
+                found = self.find(kind, key)
+                if found is None:
+                    self.computed[kind] = self.computed.get(kind, 0) + 1
+                    stage = compute()
+                    self.put(kind, key, stage)
+                    return stage
+        self.reused[kind] = self.reused.get(kind, 0) + 1
+        return found
