@@ -53,7 +53,9 @@ class ImageSettings:
         _check_choices(self)
         for name in ("height", "width"):
             value = getattr(self, name)
-            _check(self, name, isinstance(value, int) and 32 <= value <= 4096 and value % 32 == 0, "a multiple of 32 from 32 to 4096")
+            _check(
+                self, name, isinstance(value, int) and 32 <= value <= 4096 and value % 32 == 0, "a multiple of 32 from 32 to 4096"
+            )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,13 +68,17 @@ class BackboneSettings:
     """The shared feature extractor, a timm architecture."""
 
     name: str = setting("resnet18", "a timm model name, or 'demo' for the small backbone that ships with clsnf")
-    levels: tuple[int, ...] = setting((1, 2, 3), "timm's feature stages to use, shallow to deep (ResNets: 1, 2, 3, 4 = strides 4, 8, 16, 32)")
+    levels: tuple[int, ...] = setting(
+        (1, 2, 3), "timm's feature stages to use, shallow to deep (ResNets: 1, 2, 3, 4 = strides 4, 8, 16, 32)"
+    )
     weights: str | None = setting(None, "a weights file (.safetensors, .pth, .pt, .bin); without it, timm's pretrained weights")
 
     def __post_init__(self) -> None:
         _check(self, "name", bool(self.name), "a timm model name")
         ok = len(self.levels) > 0 and all(isinstance(v, int) and v >= 0 for v in self.levels)
-        _check(self, "levels", ok and list(self.levels) == sorted(set(self.levels)), "different stages in rising order, such as 1,2,3")
+        _check(
+            self, "levels", ok and list(self.levels) == sorted(set(self.levels)), "different stages in rising order, such as 1,2,3"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ class DefectSettings:
     max_transparency: float = setting(0.8, "defects are blended in with opacity 1 - b, b uniform in [0, this]")
     texture_share: float = setting(0.5, "share of defects filled from textures; the rest from other normal images of the category")
     object_mask: str = setting(
-        "auto", "cut defects to the product: auto decides from the normal images; off, dark (a dark product), bright",
+        "auto",
+        "cut defects to the product: auto decides from the normal images; off, dark (a dark product), bright",
         ("auto", "off", "dark", "bright"),
     )
     max_frequency_power: int = setting(5, "Perlin noise: each axis's frequency is drawn from 2^0 to 2^this")
@@ -101,7 +108,9 @@ class FinetuneSettings:
     """Stage one: decoder and backbone learn to find synthetic defects."""
 
     frozen_epochs: int = setting(8, "epochs in which the decoder alone trains")
-    joint_epochs: int = setting(8, "epochs in which decoder and backbone train together, after those (0: the backbone stays as it is)")
+    joint_epochs: int = setting(
+        8, "epochs in which decoder and backbone train together, after those (0: the backbone stays as it is)"
+    )
     decay_epochs: int = setting(3, "the learning rate is constant, then falls to nothing over this many last epochs")
     repeats: int = setting(1, "how often each image appears in an epoch, each time with a fresh defect")
     batch_size: int = setting(16, "images per step")
@@ -138,7 +147,9 @@ class FlowSettings:
 
     depth: int = setting(4, "coupling blocks of each flow (0, with start=data: a Gaussian)")
     start: str = setting(
-        "data", "data: whiten by the features' mean and covariance and start from that Gaussian; random: as the authors", ("data", "random")
+        "data",
+        "data: whiten by the features' mean and covariance and start from that Gaussian; random: as the authors",
+        ("data", "random"),
     )
     passes: float = setting(2.0, "how often training sees each feature vector")
     vectors_per_step: int = setting(2048, "feature vectors in a step")
@@ -147,7 +158,9 @@ class FlowSettings:
     clamp: float = setting(1.9, "affine clamp of a coupling block")
     permutation: str = setting("soft", "between coupling blocks: soft (a random rotation) or hard (a shuffle)", ("soft", "hard"))
     condition_dims: int = setting(128, "size of the sine-cosine encoding of a vector's place")
-    level_quantile: float = setting(1.0, "the level constant m is this quantile of the training vectors' log-likelihood (1: the largest)")
+    level_quantile: float = setting(
+        1.0, "the level constant m is this quantile of the training vectors' log-likelihood (1: the largest)"
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -232,6 +245,10 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise SettingsError(f"{where} is {value!r}: it must be a list.")
         return tuple(_coerce(typing.get_args(hint)[0], v, where) for v in value)
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise SettingsError(f"{where} is {value!r}: it must be a mapping.")
+        return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

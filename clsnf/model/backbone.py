@@ -97,7 +97,9 @@ def weights_file(settings: BackboneSettings) -> Path | None:
     if settings.weights is not None:
         path = Path(settings.weights).expanduser()
         if not path.is_file():
-            raise WeightsError(f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of {settings.name!r}.")
+            raise WeightsError(
+                f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of {settings.name!r}."
+            )
         return path
     return _demo_assets()[1] if settings.name == DEMO else None
 
@@ -143,7 +145,9 @@ def _extractor(architecture: str, levels: tuple[int, ...], image_size: tuple[int
 
 def _no_levels(architecture: str, levels: tuple[int, ...], error: BaseException) -> SettingsError:
     wanted = ",".join(map(str, levels))
-    return SettingsError(f"Backbone {architecture!r} gives no feature maps for levels {wanted} ({_first_line(error)}): choose others.")
+    return SettingsError(
+        f"Backbone {architecture!r} gives no feature maps for levels {wanted} ({_first_line(error)}): choose others."
+    )
 
 
 def load_backbone(settings: BackboneSettings, image_size: tuple[int, int]) -> tuple[Backbone, str]:

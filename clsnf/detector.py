@@ -1,0 +1,329 @@
+"""The detector: what a Python user imports. Learns from normal images, gives maps, scores and verdicts; needs no Ray.
+
+    detector = Detector.fit(table, DetectorSettings())
+    maps, scores, verdicts = detector.predict(["a.png", "b.png"])
+    detector.save("model"); Detector.load("model")
+
+A saved detector is a folder of ``detector.safetensors`` and ``detector.json``; loading runs no pickled code. Unusual: every figure in it
+comes from training and validation normals, so the answer for one image never depends on the images asked about with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from clsnf.config import DetectorSettings, from_dict, to_dict
+from clsnf.data.images import Placement, place, read_image, restore_map
+from clsnf.device import choose_device
+from clsnf.errors import DataError, ImageError, ModelError, SettingsError
+from clsnf.fingerprint import write_json, written_whole
+from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fingerprint
+from clsnf.model.network import ScoreNetwork, build_decoder, build_flows
+from clsnf.model.score_maps import fuse, image_scores
+from clsnf.progress import Progress, silent
+from clsnf.training.calibrate import Threshold, threshold_from_normals
+from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
+from clsnf.training.stages import StageStore
+
+FORMAT = 1
+_TENSORS, _FACTS = "detector.safetensors", "detector.json"
+
+ImageLike = str | os.PathLike[str] | NDArray[np.uint8]
+
+
+class Prediction(NamedTuple):
+    """Answers for N images.
+
+    Attributes:
+        maps: (N, H, W) float32 in [0, 1] on the network's canvas, 0 on padding; :meth:`Detector.predict_each` gives them at the images' own sizes.
+        scores: (N,) float32, the largest value of each map.
+        verdicts: (N,) bool, True for a defect: a score above the threshold.
+    """
+
+    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    verdicts: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a detector comes from.
+
+    Attributes:
+        category: the product's name.
+        architecture: timm's name of the backbone.
+        backbone_fingerprint: sha256 of the pretrained weights that training started from.
+        data_fingerprint: hash of the contents of the images it was fitted on.
+        validation_fingerprint: hash of the contents of the held-out normal images.
+        object_mask: where training defects could lie (``off``, ``dark``, ``bright``).
+        fit_images: number of images it was fitted on.
+        validation_scores: sorted image scores of the held-out normal images; what the threshold rests on.
+        versions: of the packages that made it.
+    """
+
+    category: str
+    architecture: str
+    backbone_fingerprint: str
+    data_fingerprint: str
+    validation_fingerprint: str
+    object_mask: str
+    fit_images: int
+    validation_scores: tuple[float, ...]
+    versions: dict[str, str]
+
+
+class Detector:
+    """A trained network with its preprocessing, fusion weight and threshold.
+
+    Args:
+        network: maps images to both score maps.
+        settings: everything that decided it.
+        threshold: from validation normals.
+        provenance: where it comes from.
+        device: where it computes.
+    """
+
+    def __init__(
+        self, network: ScoreNetwork, settings: DetectorSettings, threshold: Threshold, provenance: Provenance, device: torch.device
+    ) -> None:
+        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.settings, self.threshold, self.provenance, self.device = settings, threshold, provenance, device
+
+    @property
+    def fusion_weight(self) -> float:
+        """w in the fused map (1 - w) a_nf + w a_cls."""
+        return self.settings.fusion_weight
+
+    # ---- fit ----
+
+    @classmethod
+    def fit(
+        cls,
+        table: pa.Table,
+        settings: DetectorSettings | None = None,
+        *,
+        textures: str | Path | None = None,
+        work: str | Path | None = None,
+        device: str = "auto",
+        progress: Progress = silent,
+    ) -> Detector:
+        """Train a detector on a category's normal images.
+
+        Args:
+            table: a category as :func:`clsnf.data.layouts.read_category` gives it, split by
+                :func:`clsnf.data.splits.assign_splits`; only rows of the splits ``fit`` and ``validation`` are read, and of the latter
+                only the normal ones.
+            settings: defaults where None.
+            textures: a folder of pictures to make defects from; None for textures drawn by code.
+            work: a folder for finished stages: training that was interrupted goes on from there. A temporary one where None.
+            device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+            progress: told about long work.
+
+        Raises:
+            ClsnfError: whatever a user can mend; see :mod:`clsnf.errors`.
+        """
+        settings = settings or DetectorSettings()
+        with tempfile.TemporaryDirectory() if work is None else nullcontext(str(work)) as folder:
+            prepared = prepare(table, settings, textures, StageStore(Path(folder)), choose_device(device), progress)
+            return cls.from_pipeline(prepared, table, settings, progress)
+
+    @classmethod
+    def from_pipeline(
+        cls, prepared: Prepared, table: pa.Table, settings: DetectorSettings, progress: Progress = silent
+    ) -> Detector:
+        """The detector of one setting of a pipeline, its threshold taken from the table's validation normals."""
+        pipeline = prepared.pipeline
+        normals = rows_of(table, "validation")
+        normals = normals.filter(pa.compute.equal(normals["label"], 0))
+        if len(normals) == 0:
+            raise DataError(
+                "There are no validation normals to take a threshold from: raise validation.fraction or add normal images."
+            )
+        fit_rows = rows_of(table, "fit")
+        network = pipeline.network(settings.finetune.joint_epochs, settings.flow.depth)
+        provenance = Provenance(
+            category=str(table["category"][0].as_py()),
+            architecture=pipeline.info.architecture,
+            backbone_fingerprint=fingerprint(pipeline.pretrained),
+            data_fingerprint=data_fingerprint(fit_rows),
+            validation_fingerprint=data_fingerprint(normals),
+            object_mask=prepared.polarity,
+            fit_images=len(fit_rows),
+            validation_scores=(),
+            versions=_versions(),
+        )
+        unset = Threshold(0.0, settings.validation.false_reject_rate, 1.0, 0)
+        detector = cls(network, settings, unset, provenance, pipeline.device)
+        scores = np.sort(detector.predict(normals["path"].to_pylist(), progress=progress, task="threshold").scores)
+        detector.threshold = threshold_from_normals(scores, settings.validation.false_reject_rate)
+        detector.provenance = dataclasses.replace(provenance, validation_scores=tuple(float(s) for s in scores))
+        return detector
+
+    # ---- predict ----
+
+    def predict(
+        self,
+        images: Sequence[ImageLike] | NDArray[np.uint8],
+        *,
+        batch_size: int = 16,
+        progress: Progress = silent,
+        task: str = "predict",
+    ) -> Prediction:
+        """Score images.
+
+        Args:
+            images: paths, or RGB arrays (h, w, 3) uint8 of any size, or one array (N, h, w, 3).
+            batch_size: images looked at together; it changes no figure beyond float rounding.
+            progress: told about every batch.
+
+        Raises:
+            ImageError: a file can't be read, or an array is not (h, w, 3) uint8.
+        """
+        n = len(images)
+        maps = np.empty((n, *self.settings.image.size), np.float32)
+        scores = np.empty(n, np.float32)
+        for start, (batch_maps, batch_scores, _) in self._batches(images, batch_size):
+            maps[start : start + len(batch_maps)] = batch_maps
+            scores[start : start + len(batch_maps)] = batch_scores
+            progress(task, start + len(batch_maps), n)
+        return Prediction(maps, scores, self.verdicts(scores))
+
+    def verdicts(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """True where a score is above the threshold."""
+        verdicts: NDArray[np.bool_] = scores.astype(np.float64) > self.threshold.value
+        return verdicts
+
+    def predict_each(
+        self, images: Sequence[ImageLike], *, batch_size: int = 16
+    ) -> Iterator[tuple[NDArray[np.float32], float, bool]]:
+        """Score images one by one, each with its map at its own size: (map (h, w), score, verdict). Memory: one batch."""
+        for _, (maps, scores, placements) in self._batches(images, batch_size):
+            for canvas_map, score, verdict, placement in zip(maps, scores, self.verdicts(scores), placements, strict=True):
+                yield restore_map(canvas_map, placement), float(score), bool(verdict)
+
+    def _batches(
+        self, images: Sequence[ImageLike] | NDArray[np.uint8], batch_size: int
+    ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.float32], list[Placement]]]]:
+        for start in range(0, len(images), batch_size):
+            placed = [place(_as_array(image), self.settings.image) for image in images[start : start + batch_size]]
+            placements = [placement for _, placement in placed]
+            valid = torch.stack([p.valid for p in placements]) if any(p.padded for p in placements) else None
+            maps, scores = self._score(torch.stack([tensor for tensor, _ in placed]), valid)
+            yield start, (maps, scores, placements)
+
+    @torch.inference_mode()
+    def _score(self, images: torch.Tensor, valid: torch.Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """uint8 (B, 3, H, W) and validity to fused maps (B, H, W) and scores (B,)."""
+        batch = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        maps = fuse(*self.network(batch), self.fusion_weight)
+        if valid is not None:
+            maps = maps * valid.to(self.device)
+        return maps.cpu().numpy(), image_scores(maps).cpu().numpy()
+
+    # ---- save and load ----
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``detector.safetensors`` and ``detector.json`` into a folder, which appears whole or not at all.
+
+        Raises:
+            ModelError: the folder holds something else than a detector.
+        """
+        path = Path(folder)
+        if path.exists() and not (path.is_dir() and all(p.name in (_TENSORS, _FACTS) for p in path.iterdir())):
+            raise ModelError(f"{path} holds other files: choose a folder that is empty or holds a detector.")
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        with written_whole(path) as draft:
+            draft.mkdir()
+            save_file(tensors, draft / _TENSORS)
+            facts = {
+                "format": FORMAT,
+                "settings": to_dict(self.settings),
+                "preprocessing": {
+                    "colour": "RGB",
+                    "range": [0, 1],
+                    "mean": list(IMAGENET_MEAN),
+                    "std": list(IMAGENET_STD),
+                    "resize": "bilinear, antialiased",
+                    **to_dict(self.settings.image),
+                },
+                "channels": list(self.network.backbone.info.channels),
+                "level_constants": self.network.constants,
+                "fusion_weight": self.fusion_weight,
+                "threshold": dataclasses.asdict(self.threshold),
+                "provenance": dataclasses.asdict(self.provenance),
+                "tensors_sha256": _sha256(draft / _TENSORS),
+            }
+            write_json(draft / _FACTS, facts)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Detector:
+        """Load a saved detector. Runs no pickled code and fetches nothing.
+
+        Raises:
+            ModelError: the folder is no detector, is damaged, or was written by a newer version.
+        """
+        path = Path(folder)
+        facts = _read_facts(path)
+        try:
+            settings = from_dict(DetectorSettings, facts["settings"], f"{path / _FACTS}: settings")
+            provenance = from_dict(Provenance, facts["provenance"], f"{path / _FACTS}: provenance")
+            threshold = from_dict(Threshold, facts["threshold"], f"{path / _FACTS}: threshold")
+            backbone = empty_backbone(provenance.architecture, settings.backbone.levels, settings.image.size)
+            decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
+            # Soft permutations take long to draw and are about to be overwritten: both kinds are matrices of the same shape.
+            flows = build_flows(backbone.info, dataclasses.replace(settings.flow, permutation="hard"), seed=0)
+            network = ScoreNetwork(backbone, decoder, flows, facts["level_constants"])
+            if _sha256(path / _TENSORS) != facts["tensors_sha256"]:
+                raise ModelError(f"{path / _TENSORS} is damaged: its checksum is not the one in {_FACTS}. Save the detector again.")
+            network.load_state_dict(load_file(path / _TENSORS))
+        except (KeyError, TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
+            line = (str(error).strip().splitlines() or [repr(error)])[0]
+            raise ModelError(f"{path} can't be loaded: {line}") from error
+        return cls(network, settings, threshold, provenance, choose_device(device))
+
+
+def _as_array(image: ImageLike) -> NDArray[np.uint8]:
+    if not isinstance(image, np.ndarray):
+        return read_image(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ImageError(f"An image is an array of shape {image.shape} and type {image.dtype}: it must be (h, w, 3) uint8, RGB.")
+    return image
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    if not (path / _FACTS).is_file() or not (path / _TENSORS).is_file():
+        raise ModelError(f"{path} is no saved detector: it needs {_TENSORS} and {_FACTS}.")
+    try:
+        facts: dict[str, Any] = json.loads((path / _FACTS).read_text())
+        version = facts["format"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{path / _FACTS} is damaged ({error}): save the detector again.") from error
+    if version != FORMAT:
+        raise ModelError(f"{path} has format {version!r}, this version of clsnf reads format {FORMAT}: use a version that matches.")
+    return facts
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("clsnf", "torch", "timm", "FrEIA", "numpy")}

@@ -1,0 +1,227 @@
+"""Stage one: decoder and backbone learn to tell synthetic defects from normal pixels.
+
+Unusual: the *trunk*. The learning rate rises, then stays constant, so the state after epoch t does not depend on where training will end.
+Ending at epoch T means leaving the trunk ``decay_epochs`` earlier and letting the learning rate fall to nothing on a short branch. Runs of
+different length therefore share all of their trunk: stored at each leaving point, resumed by whoever trains longer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clsnf.config import FinetuneSettings
+from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
+from clsnf.device import autocast
+from clsnf.errors import TrainingError
+from clsnf.model.backbone import Backbone
+from clsnf.model.decoder import Decoder
+from clsnf.progress import Progress, silent
+from clsnf.training.stages import Stage
+
+_WARMUP_STEPS = 20
+
+
+def soft_targets(batch: DefectBatch, kind: str) -> Tensor:
+    """One number for each image's defect region: the mean over its pixels of sigmoid(5 d).
+
+    d is the pixel's mean difference to the clean image over the colours, images in [0, 1]; |d| for ``absolute``, d itself for ``signed``
+    (as the authors: a defect darker than its ground then gets a target below one half).
+
+    Returns:
+        (B, H, W) float32 in [0, 1]: that number inside the region, 0 outside.
+    """
+    difference = (batch.images - batch.clean).mean(dim=1)  # (B, H, W)
+    if kind == "absolute":
+        difference = difference.abs()
+    weight = torch.sigmoid(5.0 * difference) * batch.regions
+    area = batch.regions.sum(dim=(1, 2)).clamp_min(1)
+    level = weight.sum(dim=(1, 2)) / area  # (B,)
+    return level[:, None, None] * batch.regions
+
+
+class Finetuner:
+    """Trains a decoder on a backbone, epoch by epoch, along the trunk and its branches.
+
+    Args:
+        backbone: with its pretrained weights; changed in place.
+        decoder: with its initial weights; changed in place.
+        images: (N, 3, H, W) uint8 normal images.
+        valid: (N, H, W) bool, False where a pixel is padding; None where none is.
+        object_masks: (N, H, W) bool, where defects may lie; None for everywhere.
+        maker: makes the defects.
+        settings: learning rates and batches; the number of epochs is the caller's.
+        seed: decides order and defects.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        decoder: Decoder,
+        images: Tensor,
+        valid: Tensor | None,
+        object_masks: Tensor | None,
+        maker: DefectMaker,
+        settings: FinetuneSettings,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.backbone = backbone.to(device, memory_format=torch.channels_last)
+        self.decoder = decoder.to(device, memory_format=torch.channels_last)
+        self.images, self.valid, self.object_masks, self.maker = images, valid, object_masks, maker
+        self.settings, self.seed, self.device = settings, seed, device
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": list(decoder.parameters()), "base_lr": settings.learning_rate},
+                {"params": list(backbone.parameters()), "base_lr": settings.learning_rate * settings.backbone_factor},
+            ],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self.epoch = 0
+        self.losses: list[float] = []
+
+    def run(self, until: int, decay_from: int | None = None, progress: Progress = silent, task: str = "finetune") -> None:
+        """Train up to the end of epoch `until`; from epoch `decay_from` on the learning rate falls to nothing.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        while self.epoch < until:
+            loss = self._train_epoch(decay_from, until)
+            self.losses.append(loss)
+            self.epoch += 1
+            progress(task, self.epoch, until)
+
+    def _train_epoch(self, decay_from: int | None, until: int) -> float:
+        settings = self.settings
+        joint = self.epoch >= settings.frozen_epochs
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(joint)
+        self.decoder.train()
+        # Each epoch's order comes from its own generator: a resumed run sees what an undisturbed one sees.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(settings.repeats)])
+        repeat = torch.arange(settings.repeats).repeat_interleave(len(self.images))
+        # A last batch of one image has no batch statistics: it joins the batch before it.
+        batches = max(1, math.ceil(len(order) / settings.batch_size))
+        total = 0.0
+        for number, (chosen, repeats) in enumerate(zip(order.tensor_split(batches), repeat.tensor_split(batches), strict=True)):
+            position = self.epoch + number / batches
+            self._set_learning_rate(position, self.epoch * batches + number, decay_from, until)
+            total += self._step(chosen, repeats, joint) * len(chosen)
+        return total / len(order)
+
+    def _set_learning_rate(self, position: float, step: int, decay_from: int | None, until: int) -> None:
+        scale = min(1.0, (step + 1) / _WARMUP_STEPS)
+        if decay_from is not None and position >= decay_from:
+            scale *= max(1e-3, 1.0 - (position - decay_from) / (until - decay_from))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * scale
+
+    def _step(self, chosen: Tensor, repeats: Tensor, joint: bool) -> float:
+        batch = self._defects(chosen, repeats)
+        targets = soft_targets(batch, self.settings.target)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        with autocast(self.device):
+            with torch.set_grad_enabled(joint):
+                features = self.backbone(images)
+            logits = self.decoder(features).float()
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        if self.valid is None:
+            loss = losses.mean()
+        else:
+            inside = self.valid[chosen].to(self.device)
+            loss = (losses * inside).sum() / inside.sum().clamp_min(1)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"The classifier's loss became {value} in epoch {self.epoch + 1}: lower finetune.learning_rate "
+                f"(now {self.settings.learning_rate})."
+            )
+        return value
+
+    def _defects(self, chosen: Tensor, repeats: Tensor) -> DefectBatch:
+        keys = torch.tensor(
+            [sample_key(self.seed, self.epoch, int(i), int(r)) for i, r in zip(chosen, repeats, strict=True)], dtype=torch.int64
+        )
+        masks = None if self.object_masks is None else self.object_masks[chosen].to(self.device)
+        return self.maker.make(self.images[chosen].to(self.device), masks, keys)
+
+    def stage(self) -> Stage:
+        """Everything that training needs to go on from here."""
+        tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
+        tensors |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        return Stage(tensors, {"epoch": self.epoch, "losses": self.losses})
+
+    def restore(self, stage: Stage) -> None:
+        """Go back to a state that :meth:`stage` gave."""
+        self.backbone.load_state_dict(part(stage.tensors, "backbone."))
+        self.decoder.load_state_dict(part(stage.tensors, "decoder."))
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in part(stage.tensors, "optimizer.").items():
+            index, _, entry = name.partition(".")
+            states.setdefault(int(index), {})[entry] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": states, "param_groups": whole["param_groups"]})
+        self.epoch = int(stage.facts["epoch"])
+        self.losses = list(stage.facts["losses"])
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose name starts with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def leaving_point(settings: FinetuneSettings) -> int:
+    """The trunk epoch at which a run of ``settings.epochs`` epochs leaves the trunk."""
+    return max(0, settings.epochs - settings.decay_epochs)
+
+
+def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
+    """What decides the trunk: all settings but those that only say where it is left."""
+    content = dataclasses.asdict(settings)
+    del content["joint_epochs"], content["decay_epochs"]
+    return content
+
+
+def train_trunk(
+    make: Callable[[], Finetuner],
+    find: Callable[[int], Stage | None],
+    put: Callable[[int, Stage], None],
+    until: int,
+    stops: Collection[int] = (),
+    progress: Progress = silent,
+) -> Finetuner:
+    """A finetuner at trunk epoch `until`, resumed from the latest stored epoch.
+
+    Args:
+        make: gives a finetuner at epoch 0.
+        find: the stored trunk at an epoch, None where there is none.
+        put: stores the trunk at an epoch.
+        until: where to stop; stored too.
+        stops: epochs on the way at which others will want to leave: stored when passed.
+        progress: told after every epoch.
+    """
+    finetuner = make()
+    for epoch in range(until, 0, -1):
+        stage = find(epoch)
+        if stage is not None:
+            finetuner.restore(stage)
+            break
+    for stop in sorted({s for s in stops if finetuner.epoch < s < until} | {until}):
+        if finetuner.epoch < stop:
+            finetuner.run(stop, progress=progress)
+            put(stop, finetuner.stage())
+    return finetuner

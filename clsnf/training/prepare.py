@@ -1,0 +1,107 @@
+"""From a category's table to a pipeline that is ready to compute: images placed, backbone loaded, product mask decided.
+
+Called by :class:`clsnf.detector.Detector` and by every trial of a study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from clsnf.config import DetectorSettings, to_dict
+from clsnf.data.foreground import decide_polarity
+from clsnf.data.images import load_images
+from clsnf.data.textures import draw_textures, load_textures
+from clsnf.errors import DataError
+from clsnf.fingerprint import content_key, set_key
+from clsnf.model.backbone import load_backbone
+from clsnf.progress import Progress, silent
+from clsnf.training.pipeline import CategoryPipeline, PlacedImages
+from clsnf.training.stages import StageStore
+
+# More textures than this only cost memory: each is cropped, turned and recoloured anew for every defect.
+MAX_TEXTURES = 256
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A category, ready to train on.
+
+    Attributes:
+        pipeline: its stages.
+        polarity: ``off``, ``dark`` or ``bright``.
+        polarity_reason: one line for people.
+    """
+
+    pipeline: CategoryPipeline
+    polarity: str
+    polarity_reason: str
+
+
+def rows_of(table: pa.Table, split: str) -> pa.Table:
+    """The rows of one split."""
+    return table.filter(pc.equal(table["split"], split))
+
+
+def place_rows(table: pa.Table, settings: DetectorSettings) -> PlacedImages:
+    """Read the images of a table's rows, in their order, onto the network's canvas."""
+    loaded = load_images(table["path"].to_pylist(), settings.image)
+    key = content_key({"images": table["sha256"].to_pylist(), "image": to_dict(settings.image)})
+    return PlacedImages(loaded.images, loaded.valid, key)
+
+
+def prepare(
+    table: pa.Table,
+    settings: DetectorSettings,
+    textures: str | Path | None,
+    store: StageStore,
+    device: torch.device,
+    progress: Progress = silent,
+) -> Prepared:
+    """Load what training needs.
+
+    Args:
+        table: one category; rows of split ``fit`` are trained on, others are left alone.
+        settings: all settings.
+        textures: a folder of pictures to make defects from; None for textures drawn by code.
+        store: where stages lie.
+        device: where to compute.
+        progress: told about long work.
+
+    Raises:
+        DataError, ImageError, SettingsError, WeightsError: see the functions called.
+    """
+    fit_rows = rows_of(table, "fit")
+    if len(fit_rows) < 2:
+        raise DataError(f"There are {len(fit_rows)} normal images to train on: at least 2 are needed, 50 or more are advised.")
+    # Sorted by content, so that neither names nor the order of folders decide what is trained.
+    fit_rows = fit_rows.sort_by("sha256")
+    backbone, _ = load_backbone(settings.backbone, settings.image.size)
+    fit = place_rows(fit_rows, settings)
+    polarity, reason = settings.defects.object_mask, "set by hand"
+    if polarity == "auto":
+        decision = decide_polarity(fit.images)
+        polarity, reason = decision.kind, decision.reason
+    size = settings.image.size
+    if textures is None:
+        bank, textures_key = draw_textures(64, size, settings.seed), "drawn"
+    else:
+        bank = load_textures(Path(textures), size, MAX_TEXTURES)
+        textures_key = content_key({"folder": _texture_names(Path(textures))})
+    pipeline = CategoryPipeline(settings, backbone, fit, polarity, bank, textures_key, store, device, progress)
+    return Prepared(pipeline, polarity, reason)
+
+
+def _texture_names(folder: Path) -> Sequence[str]:
+    """Names and sizes of a texture folder's files: enough to tell two folders apart without reading them twice."""
+    return sorted(f"{p.relative_to(folder)} {p.stat().st_size}" for p in folder.rglob("*") if p.is_file())
+
+
+def data_fingerprint(table: pa.Table) -> str:
+    """Hash of the contents of a table's images, whatever their names and order."""
+    return set_key(table["sha256"].to_pylist())
