@@ -69,7 +69,7 @@ class BackboneSettings:
 
     name: str = setting("resnet18", "a timm model name, or 'demo' for the small backbone that ships with clsnf")
     levels: tuple[int, ...] = setting(
-        (1, 2, 3), "timm's feature stages to use, shallow to deep (ResNets: 1, 2, 3, 4 = strides 4, 8, 16, 32)"
+        (1, 2, 3), "timm's feature stages, shallow to deep (ResNets: 1, 2, 3, 4 = strides 4, 8, 16, 32)"
     )
     weights: str | None = setting(None, "a weights file (.safetensors, .pth, .pt, .bin); without it, timm's pretrained weights")
 

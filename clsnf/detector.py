@@ -52,7 +52,8 @@ class Prediction(NamedTuple):
     """Answers for N images.
 
     Attributes:
-        maps: (N, H, W) float32 in [0, 1] on the network's canvas, 0 on padding; :meth:`Detector.predict_each` gives them at the images' own sizes.
+        maps: (N, H, W) float32 in [0, 1] on the network's canvas, 0 on padding;
+            :meth:`Detector.predict_each` gives them at the images' own sizes.
         scores: (N,) float32, the largest value of each map.
         verdicts: (N,) bool, True for a defect: a score above the threshold.
     """
@@ -103,7 +104,7 @@ class Detector:
     def __init__(
         self, network: ScoreNetwork, settings: DetectorSettings, threshold: Threshold, provenance: Provenance, device: torch.device
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last).eval()
+        self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.settings, self.threshold, self.provenance, self.device = settings, threshold, provenance, device
 
     @property
@@ -232,7 +233,8 @@ class Detector:
     def _score(self, images: torch.Tensor, valid: torch.Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 (B, 3, H, W) and validity to fused maps (B, H, W) and scores (B,)."""
         batch = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
-        maps = fuse(*self.network(batch), self.fusion_weight)
+        density, classifier = self.network(batch)
+        maps = fuse(density, classifier, self.fusion_weight)
         if valid is not None:
             maps = maps * valid.to(self.device)
         return maps.cpu().numpy(), image_scores(maps).cpu().numpy()

@@ -211,7 +211,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zip and unpickler errors have no common base
         raise WeightsError(
-            f"{path} can't be read as weights ({_first_line(error)[:160]}): give a .safetensors file, or a torch file that holds tensors only."
+            f"{path} can't be read as weights ({_first_line(error)[:160]}): "
+            "give a .safetensors file, or a torch file that holds tensors only."
         ) from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
@@ -243,6 +244,7 @@ def _fill(extractor: nn.Module, state: dict[str, Tensor], path: Path, architectu
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WeightsError(
-            f"{path} does not fit {architecture!r}: {'; '.join(problems[:3])}{more}. Give its weights, or choose --backbone and --levels to match."
+            f"{path} does not fit {architecture!r}: {'; '.join(problems[:3])}{more}. "
+            "Give its weights, or choose --backbone and --levels to match."
         )
     extractor.load_state_dict(filled, strict=False)

@@ -39,7 +39,7 @@ def extract_features(
     Returns:
         For each level (N, P, C), on the CPU: float16, or float32 where float16 can't hold the values.
     """
-    backbone.to(device, memory_format=torch.channels_last)
+    backbone.to(device).to(memory_format=torch.channels_last)
     levels: list[Tensor] = []
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH].to(device).float().div_(255).contiguous(memory_format=torch.channels_last)

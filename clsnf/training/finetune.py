@@ -72,8 +72,8 @@ class Finetuner:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.backbone = backbone.to(device, memory_format=torch.channels_last)
-        self.decoder = decoder.to(device, memory_format=torch.channels_last)
+        self.backbone = backbone.to(device).to(memory_format=torch.channels_last)
+        self.decoder = decoder.to(device).to(memory_format=torch.channels_last)
         self.images, self.valid, self.object_masks, self.maker = images, valid, object_masks, maker
         self.settings, self.seed, self.device = settings, seed, device
         self.optimizer = torch.optim.Adam(
