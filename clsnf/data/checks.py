@@ -1,0 +1,169 @@
+"""Reads every file of a category once, so that what is wrong with it is said before the long work starts.
+
+Unusual: problems are collected, not met one by one: a message names the first few and counts the rest. What makes figures wrong or
+stops the work is an error; what only makes them doubtful is a warning in the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from clsnf.data.images import read_image, read_mask
+from clsnf.data.splits import TEST
+from clsnf.errors import DataError, ImageError
+
+Progress = Callable[[int, int], None]
+
+_MOST_SHOWN = 5
+_DARK = 16  # 12-bit values in a 16-bit file reach 15 of 255
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a category that passed holds: the number of images and of masks that were read, and warnings, one line each."""
+
+    images: int
+    masks: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What one row's files said: a problem, or the image's size, its brightest value and a digest of its pixels."""
+
+    problem: str | None = None
+    size: tuple[int, int] = (0, 0)
+    brightest: int = 0
+    digest: bytes = b""
+
+
+def check_category(table: pa.Table, *, allow_leak: bool = False, progress: Progress | None = None) -> CheckReport:
+    """Read all images and masks of one category's table and compare them.
+
+    ``progress(done, total)`` is called from the calling thread after each image. ``allow_leak`` turns pictures that lie both in
+    train and in test from an error into a warning. Pictures are the same when their pixels are, however they were saved.
+
+    Raises a DataError with one line that names the files and the mend: an ImageError for unreadable or truncated images and masks,
+    defect images without a mask, masks of another size or without a defect pixel; then leaks, and pictures both good and defect.
+    """
+    rows = table.to_pylist()
+    if not any(row["split"] != TEST for row in rows):
+        raise DataError("The category has no training images: put good pictures into its train folder.")
+    name = f"Category {rows[0]['category']!r}"
+
+    findings: list[_Finding] = []
+    with ThreadPoolExecutor() as pool:
+        for finding in pool.map(_read_row, rows):
+            findings.append(finding)
+            if progress is not None:
+                progress(len(findings), len(rows))
+
+    problems = [finding.problem for finding in findings if finding.problem]
+    if problems:
+        raise ImageError(_one_line(name, "problem", problems))
+    copies = _find_copies(rows, findings)
+    if copies.contradictions:
+        raise DataError(_one_line(name, "contradiction", copies.contradictions))
+    leaks = [_one_line(name, "leak", copies.leaks)] if copies.leaks else []
+    if leaks and not allow_leak:
+        raise DataError(f"{leaks[0]} Remove one of each pair, or allow it with --allow-leak.")
+    masks = sum(row["mask_path"] is not None for row in rows)
+    return CheckReport(len(rows), masks, (*leaks, *_doubts(name, rows, findings, copies.repeats)))
+
+
+# ---- one file ----
+
+
+def _read_row(row: dict[str, Any]) -> _Finding:
+    """Read a row's image and mask in full."""
+    path, mask_path = row["path"], row["mask_path"]
+    try:
+        image = read_image(path)
+        problem = _mask_problem(mask_path, image.shape[:2]) if mask_path is not None else None
+    except ImageError as error:
+        return _Finding(str(error))
+    if row["label"] and mask_path is None:
+        place = f"ground_truth/{row['defect_type']}/{Path(path).stem}_mask.png"
+        problem = f"{path} shows a defect but has no mask: add {place}, or remove the image."
+    return _Finding(problem, image.shape[:2], int(image.max()), hashlib.sha256(image.data).digest())
+
+
+def _mask_problem(mask_path: str, size: tuple[int, int]) -> str | None:
+    mask = read_mask(mask_path)
+    if mask.shape != size:
+        return f"{mask_path} has the size {_size(mask.shape)}, its image {_size(size)}: draw the mask at the image's size."
+    if not mask.any():
+        return f"{mask_path} marks no pixel: draw the defect, or move the image to the good ones and remove the mask."
+    return None
+
+
+def _size(size: tuple[int, ...]) -> str:
+    """Width x height, as cameras and viewers say it."""
+    return f"{size[1]}x{size[0]}"
+
+
+# ---- files together ----
+
+
+@dataclass
+class _Copies:
+    """Pairs of the same picture, one text each: in train and test, as good and as defect in test, within one split."""
+
+    leaks: list[str] = field(default_factory=list)
+    contradictions: list[str] = field(default_factory=list)
+    repeats: list[str] = field(default_factory=list)
+
+
+def _find_copies(rows: list[dict[str, Any]], findings: list[_Finding]) -> _Copies:
+    groups: dict[tuple[tuple[int, int], bytes], list[dict[str, Any]]] = defaultdict(list)
+    for row, finding in zip(rows, findings, strict=True):
+        groups[finding.size, finding.digest].append(row)
+
+    copies = _Copies()
+    for group in groups.values():
+        first = group[0]
+        for other in group[1:]:
+            pair = f"{first['path']} and {other['path']}"
+            if (first["split"] == TEST) != (other["split"] == TEST):
+                copies.leaks.append(f"{pair} are the same picture, in train and in test.")
+            elif first["label"] != other["label"]:
+                copies.contradictions.append(f"{pair} are the same picture, once good and once a defect: remove one.")
+            else:
+                copies.repeats.append(f"{pair} are the same picture.")
+    return copies
+
+
+def _doubts(name: str, rows: list[dict[str, Any]], findings: list[_Finding], repeats: list[str]) -> list[str]:
+    """Warnings: what makes figures doubtful but not wrong."""
+    warnings = [_one_line(name, "repetition", repeats)] if repeats else []
+    sizes = Counter(finding.size for finding in findings)
+    if len(sizes) > 1:
+        listed = [f"{_size(size)} ({count} images)" for size, count in sizes.most_common()]
+        warnings.append(
+            f"{name} mixes {len(sizes)} image sizes: {', '.join(listed[:_MOST_SHOWN])}: are all of one camera and crop?"
+        )
+    brightest = max(finding.brightest for finding in findings)
+    if brightest < _DARK:
+        warnings.append(
+            f"{name} has no pixel above {brightest} of 255: if 10 or 12 bits of a camera lie in 16-bit files, scale them up."
+        )
+    lossy = [row["mask_path"] for row in rows if row["mask_path"] and Path(row["mask_path"]).suffix.lower() in (".jpg", ".jpeg")]
+    if lossy:
+        warnings.append(f"{name} has {len(lossy)} masks in JPEG, whose noise counts as defect: save masks as PNG ({lossy[0]}).")
+    return warnings
+
+
+def _one_line(name: str, kind: str, texts: list[str]) -> str:
+    """The first texts on one line, and how many there are."""
+    if len(texts) == 1:
+        return f"{name}: {texts[0]}"
+    more = f" ... and {len(texts) - _MOST_SHOWN} more." if len(texts) > _MOST_SHOWN else ""
+    return f"{name} has {len(texts)} {kind}s: {' '.join(texts[:_MOST_SHOWN])}{more}"
