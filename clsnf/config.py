@@ -205,6 +205,25 @@ class DetectorSettings:
         _check(self, "fusion_weight", 0 <= self.fusion_weight <= 1, "in [0, 1]")
 
 
+@dataclass(frozen=True)
+class StudySettings:
+    """How a study searches; what it searches is its space (see :mod:`clsnf.study.space`)."""
+
+    trials: int = setting(8, "trials of each category")
+    objective: str = setting("pixel_ap", "the figure to raise: its mean over the validation defect families (see clsnf metrics)")
+    refine: int = setting(3, "at the end the fusion weight is swept exactly for this many best (backbone, depth) of each category")
+    concurrent_trials: int = setting(0, "trials at once; 0: as many as the cluster's CPUs or GPUs carry, one on small machines")
+    cpus_per_trial: int = setting(0, "CPU cores of a trial; 0: all of a small machine, four of a larger one")
+    gpus_per_trial: float = setting(0.0, "GPUs of a trial, such as 1 or 0.25")
+
+    def __post_init__(self) -> None:
+        _check(self, "trials", self.trials >= 1, "1 or more")
+        _check(self, "refine", self.refine >= 1, "1 or more")
+        _check(self, "concurrent_trials", self.concurrent_trials >= 0, "0 or more")
+        _check(self, "cpus_per_trial", self.cpus_per_trial >= 0, "0 or more")
+        _check(self, "gpus_per_trial", self.gpus_per_trial >= 0, "0 or more")
+
+
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return a settings object as plain JSON types (tuples become lists)."""
 

@@ -1,0 +1,85 @@
+"""Figures of a detector on labelled images, at the masks' own size.
+
+Called by ``clsnf evaluate`` and, once, after selection, by a study.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from clsnf.data.images import Placement, image_size, read_mask, restore_map
+from clsnf.detector import Detector
+from clsnf.errors import DataError
+from clsnf.metrics import METRICS, LazySamples, PixelSample, evaluate
+from clsnf.progress import Progress, silent
+
+_NEEDS_NORMALS = ("aupimo",)
+
+
+def evaluate_detector(detector: Detector, table: pa.Table, progress: Progress = silent, task: str = "evaluate") -> dict[str, Any]:
+    """Score every image of a table and compare with its labels.
+
+    Args:
+        detector: fitted on other images.
+        table: rows with label, defect_type and mask_path; masks may be missing for all defects, then there are no pixel figures.
+
+    Returns:
+        ``figures`` (name to value in [0, 1], see :data:`clsnf.metrics.METRICS`), ``counts`` of images by defect type, ``scores`` (one
+        record an image), ``false_reject_rate`` and ``recall`` at the detector's threshold (None without normals or without defects).
+
+    Raises:
+        DataError: no rows.
+        ImageError: an image or mask can't be read.
+    """
+    if len(table) == 0:
+        raise DataError("There are no images to evaluate on.")
+    rows = table.to_pylist()
+    prediction = detector.predict([row["path"] for row in rows], progress=progress, task=task)
+    labels = np.array([row["label"] for row in rows])
+    figures = _figures(detector, rows, labels, prediction.maps, prediction.scores)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["defect_type"]] = counts.get(row["defect_type"], 0) + 1
+
+    def share(of: np.ndarray) -> float | None:
+        return float(prediction.verdicts[of].mean()) if of.any() else None
+
+    return {
+        "figures": figures,
+        "counts": counts,
+        "false_reject_rate": share(labels == 0),
+        "recall": share(labels == 1),
+        "scores": [
+            {"path": row["path"], "defect_type": row["defect_type"], "label": row["label"], "score": float(s), "verdict": bool(v)}
+            for row, s, v in zip(rows, prediction.scores, prediction.verdicts, strict=True)
+        ],
+    }
+
+
+def _figures(detector: Detector, rows: list[dict[str, Any]], labels: np.ndarray, maps: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """All figures that these rows allow: none without defects, no pixel figures where masks are missing."""
+    if not labels.any():
+        return {}
+    has_masks = all(row["mask_path"] is not None for row in rows if row["label"])
+    has_normals = bool((labels == 0).any())
+    names = [
+        name
+        for name, metric in METRICS.items()
+        if (has_masks if metric.kind == "pixel" else has_normals) and (has_normals or name not in _NEEDS_NORMALS)
+    ]
+    settings = detector.settings.image
+
+    def sample(index: int) -> PixelSample:
+        # Read again whenever a figure passes over the images: full-size maps and masks of a whole test set would not fit.
+        row = rows[index]
+        if row["mask_path"] is None:
+            size = image_size(row["path"])
+            mask = np.zeros(size, bool)
+        else:
+            mask = read_mask(row["mask_path"])
+        return PixelSample(restore_map(maps[index], Placement.of(mask.shape, settings)), mask, None)
+
+    return evaluate(scores, labels, LazySamples(sample, len(rows)) if has_masks else None, names)

@@ -1,0 +1,112 @@
+"""A study on disk: where things lie, and what a trial on another machine must be told to do its part.
+
+    <out>/summary.json            what came out, category by category
+    <out>/trials.parquet          every trial
+    <out>/winners/<category>/     the winning detector
+    <out>/examples/<category>.png pictures of its answers
+    <out>/validation/<category>/  the validation defects, in MVTec AD's layout
+    <out>/ledger.jsonl            when the test images were looked at, and for what
+    <out>/stages/                 finished work, found by content
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clsnf.config import DetectorSettings, StudySettings, from_dict
+from clsnf.errors import OutputError
+from clsnf.fingerprint import written_whole
+from clsnf.training.prepare import rows_of
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What every process of a study knows; plain types only, it travels to the workers.
+
+    Attributes:
+        out: the study's folder, absolute.
+        settings: :class:`DetectorSettings` as plain types.
+        study: :class:`StudySettings` as plain types.
+        leaving_epochs: numbers of joint epochs that some trial may ask for.
+        textures: folder of texture pictures, or None.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        threads: CPU threads of a trial.
+    """
+
+    out: str
+    settings: dict[str, Any]
+    study: dict[str, Any]
+    leaving_epochs: tuple[int, ...]
+    textures: str | None
+    device: str
+    threads: int
+
+    @property
+    def detector_settings(self) -> DetectorSettings:
+        return from_dict(DetectorSettings, self.settings)
+
+    @property
+    def study_settings(self) -> StudySettings:
+        return from_dict(StudySettings, self.study)
+
+    @property
+    def stages(self) -> Path:
+        return Path(self.out) / "stages"
+
+    def _table(self, category: str, name: str) -> Path:
+        return Path(self.out) / "tables" / f"{category}.{name}.parquet"
+
+    def write_tables(self, category: str, table: pa.Table, validation: pa.Table) -> None:
+        """Write what a trial may see (normals to fit and validate on, validation defects) apart from the test images."""
+        for name, rows in (("train", table.filter(pa.compute.not_equal(table["split"], "test"))), ("test", rows_of(table, "test"))):
+            write_table(self._table(category, name), rows)
+        write_table(self._table(category, "validation"), validation)
+
+    def train_table(self, category: str) -> pa.Table:
+        """Normals of the splits ``fit`` and ``validation``."""
+        return pq.read_table(self._table(category, "train"))
+
+    def validation_table(self, category: str) -> pa.Table:
+        """Validation normals and validation defects."""
+        return pq.read_table(self._table(category, "validation"))
+
+    def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
+        """The test images, for after selection: the ledger says when and what for."""
+        entry = {"at": now(), "category": category, "opened": "test images", "for": purpose}
+        with (Path(self.out) / "ledger.jsonl").open("a") as ledger:
+            ledger.write(json.dumps(entry) + "\n")
+        return pq.read_table(self._table(category, "test"))
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write Parquet, whole or not at all."""
+    with written_whole(path) as draft:
+        pq.write_table(table, draft)
+
+
+def claim_folder(out: Path, resume: bool) -> None:
+    """Make the study's folder, or refuse one that holds other things.
+
+    Raises:
+        OutputError: it holds something and `resume` was not said, or it can't be made.
+    """
+    if out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())) and not resume:
+        raise OutputError(f"{out} is in use: choose another --out, or say --resume to go on with the study in it.")
+    if resume and out.exists() and any(out.iterdir()) and not (out / "study.json").is_file():
+        raise OutputError(f"{out} holds no study to go on with: choose another --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} can't be made ({error.strerror}): choose another --out.") from error

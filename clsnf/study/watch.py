@@ -1,0 +1,76 @@
+"""How a study shows that it moves: workers note their progress in small files, the driver reads them.
+
+Files work across processes, nodes with a shared file system, and restarts; a line that gets lost costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+_FOLDER = ".progress"
+_WRITE_EVERY = 0.5  # seconds
+_OLD = 120.0  # seconds after which a note says nothing any more
+
+
+class FileProgress:
+    """A :class:`clsnf.progress.Progress` that notes where this process is, at most twice a second."""
+
+    def __init__(self, out: str, category: str) -> None:
+        self._file = Path(out) / _FOLDER / f"{category}.{os.getpid()}.json"
+        self._category = category
+        self._last = 0.0
+        self._started: dict[str, float] = {}
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        now = time.time()
+        if done >= total:
+            with suppress(OSError):
+                self._file.unlink(missing_ok=True)
+            return
+        if now - self._last < _WRITE_EVERY:
+            return
+        self._last = now
+        with suppress(OSError):  # a note that can't be written must not end a training
+            self._file.parent.mkdir(exist_ok=True)
+            draft = self._file.with_suffix(f".{os.getpid()}.part")
+            draft.write_text(json.dumps({"category": self._category, "task": task, "done": done, "total": total, "at": now}))
+            draft.replace(self._file)
+
+
+def read_notes(out: Path) -> list[dict[str, object]]:
+    """What the workers noted lately."""
+    notes = []
+    for file in sorted((out / _FOLDER).glob("*.json")):
+        with suppress(OSError, ValueError):
+            note = json.loads(file.read_text())
+            if time.time() - note["at"] < _OLD:
+                notes.append(note)
+    return notes
+
+
+class Watcher:
+    """Reads the workers' notes in a thread while the block runs and hands them to `show`."""
+
+    def __init__(self, out: Path, show: Callable[[list[dict[str, object]]], None], every: float = 1.0) -> None:
+        self._out, self._show, self._every = out, show, every
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            self._show(read_notes(self._out))
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
