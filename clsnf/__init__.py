@@ -1,0 +1,30 @@
+"""clsnf finds defects in pictures of products after seeing only good ones.
+
+from clsnf import Detector
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from clsnf.errors import ClsnfError
+
+if TYPE_CHECKING:
+    from clsnf.config import DetectorSettings
+    from clsnf.detector import Detector
+
+__version__ = "0.1.0"
+__all__ = ["ClsnfError", "Detector", "DetectorSettings"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the detector when it is asked for: a command line's --help must not wait for torch."""
+    if name == "Detector":
+        from clsnf.detector import Detector
+
+        return Detector
+    if name == "DetectorSettings":
+        from clsnf.config import DetectorSettings
+
+        return DetectorSettings
+    raise AttributeError(f"module 'clsnf' has no attribute {name!r}")

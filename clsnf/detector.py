@@ -241,15 +241,25 @@ class Detector:
 
     # ---- save and load ----
 
+    @staticmethod
+    def check_folder(folder: str | os.PathLike[str]) -> Path:
+        """Refuse a folder that :meth:`save` would refuse, before the long work.
+
+        Raises:
+            ModelError: it holds something else than a detector.
+        """
+        path = Path(folder)
+        if path.exists() and not (path.is_dir() and all(p.name in (_TENSORS, _FACTS) for p in path.iterdir())):
+            raise ModelError(f"{path} holds other files: choose a folder that is empty or holds a detector.")
+        return path
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``detector.safetensors`` and ``detector.json`` into a folder, which appears whole or not at all.
 
         Raises:
             ModelError: the folder holds something else than a detector.
         """
-        path = Path(folder)
-        if path.exists() and not (path.is_dir() and all(p.name in (_TENSORS, _FACTS) for p in path.iterdir())):
-            raise ModelError(f"{path} holds other files: choose a folder that is empty or holds a detector.")
+        path = self.check_folder(folder)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         with written_whole(path) as draft:
             draft.mkdir()

@@ -59,7 +59,9 @@ def evaluate_detector(detector: Detector, table: pa.Table, progress: Progress = 
     }
 
 
-def _figures(detector: Detector, rows: list[dict[str, Any]], labels: np.ndarray, maps: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+def _figures(
+    detector: Detector, rows: list[dict[str, Any]], labels: np.ndarray, maps: np.ndarray, scores: np.ndarray
+) -> dict[str, float]:
     """All figures that these rows allow: none without defects, no pixel figures where masks are missing."""
     if not labels.any():
         return {}

@@ -13,7 +13,10 @@ Map = NDArray[np.float32]
 
 
 def heat_map(score_map: Map, low: float, high: float) -> Image:
-    """A map (h, w) as colours (h, w, 3) uint8 RGB, `low` darkest and `high` brightest (Inferno: readable in grey and by the colour-blind)."""
+    """A map (h, w) as colours (h, w, 3) uint8 RGB, `low` darkest and `high` brightest.
+
+    Inferno: readable in grey and by the colour-blind.
+    """
     scaled = np.clip((score_map - low) / max(high - low, 1e-6), 0, 1)
     coloured = cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
     return np.ascontiguousarray(coloured[:, :, ::-1])

@@ -79,7 +79,9 @@ def mean_over_families(figures: dict[str, dict[str, float]], name: str) -> float
     return float(np.mean([family[name] for family in figures.values()]))
 
 
-def sweep_weights(maps: ScoreMaps, labels: ValidationLabels, objective: str, weights: NDArray[np.float64]) -> list[tuple[float, float]]:
+def sweep_weights(
+    maps: ScoreMaps, labels: ValidationLabels, objective: str, weights: NDArray[np.float64]
+) -> list[tuple[float, float]]:
     """The objective for every fusion weight, from stored maps: (weight, value) pairs."""
     with torch.inference_mode():
         return [(float(w), mean_over_families(family_figures(maps, labels, float(w), (objective,)), objective)) for w in weights]

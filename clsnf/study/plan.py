@@ -1,12 +1,12 @@
 """A study on disk: where things lie, and what a trial on another machine must be told to do its part.
 
-    <out>/summary.json            what came out, category by category
-    <out>/trials.parquet          every trial
-    <out>/winners/<category>/     the winning detector
-    <out>/examples/<category>.png pictures of its answers
-    <out>/validation/<category>/  the validation defects, in MVTec AD's layout
-    <out>/ledger.jsonl            when the test images were looked at, and for what
-    <out>/stages/                 finished work, found by content
+<out>/summary.json            what came out, category by category
+<out>/trials.parquet          every trial
+<out>/winners/<category>/     the winning detector
+<out>/examples/<category>.png pictures of its answers
+<out>/validation/<category>/  the validation defects, in MVTec AD's layout
+<out>/ledger.jsonl            when the test images were looked at, and for what
+<out>/stages/                 finished work, found by content
 """
 
 from __future__ import annotations

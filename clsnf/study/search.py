@@ -66,8 +66,8 @@ class PerCategorySearch(Searcher):
             for category in categories
         }
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's values with its category, or FINISHED."""
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's values with its category (a dict), or FINISHED."""
         open_categories = [c for c, given in self._given.items() if given < self._trials]
         if not open_categories:
             return Searcher.FINISHED

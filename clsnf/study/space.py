@@ -93,7 +93,9 @@ def read_space(path: Path | None) -> Space:
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise SettingsError(f"{path}: a search space maps names of settings to ranges, such as flow_depth: {{type: choice, values: [2, 4]}}.")
+        raise SettingsError(
+            f"{path}: a search space maps names of settings to ranges, such as flow_depth: {{type: choice, values: [2, 4]}}."
+        )
     try:
         return Space(content)
     except SettingsError as error:

@@ -1,0 +1,84 @@
+"""Scoring files for people: which files, one record each, pictures of the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clsnf.data.images import IMAGE_SUFFIXES, read_image, write_image
+from clsnf.data.layouts import natural_key
+from clsnf.detector import Detector
+from clsnf.errors import DataError, ImageError, OutputError
+from clsnf.pictures import heat_map, overlay
+
+
+def picture_files(given: Sequence[Path]) -> list[Path]:
+    """The files themselves, and the pictures in given folders (not in folders below them), in natural order.
+
+    Raises:
+        ImageError: a path does not exist.
+        DataError: a folder holds no pictures.
+    """
+    files: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+            if not found:
+                raise DataError(f"{path} holds no pictures: give files, or a folder with pictures right in it.")
+            files += sorted(found, key=lambda p: natural_key(p.name))
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise ImageError(f"There is no picture {path}.")
+    return files
+
+
+def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Score files one after the other.
+
+    Args:
+        detector: what to ask.
+        files: pictures.
+        out: a folder for ``<name>_map.png`` and ``<name>_overlay.png``; None for none.
+
+    Yields:
+        ``path``, ``score``, ``threshold``, ``verdict`` (``good`` or ``defect``) and ``p_value`` (the share of validation normals that
+        score at least as high, counted with the picture itself: split-conformal), and ``pictures`` where `out` is given.
+
+    Raises:
+        ImageError: a file can't be read.
+        OutputError: two files would write the same pictures.
+    """
+    names = _names(files) if out is not None else []
+    normals = np.asarray(detector.provenance.validation_scores)
+    low = 0.5 * float(np.median(normals)) if len(normals) else 0.0
+    for index, (score_map, score, verdict) in enumerate(detector.predict_each(files)):
+        record: dict[str, Any] = {
+            "path": str(files[index]),
+            "score": score,
+            "threshold": detector.threshold.value,
+            "verdict": "defect" if verdict else "good",
+            "p_value": (int((normals >= score).sum()) + 1) / (len(normals) + 1),
+        }
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            pictures = [out / f"{names[index]}_map.png", out / f"{names[index]}_overlay.png"]
+            write_image(pictures[0], heat_map(score_map, low, 1.2 * detector.threshold.value))
+            write_image(pictures[1], overlay(read_image(files[index]), score_map, low, detector.threshold.value))
+            record["pictures"] = [str(p) for p in pictures]
+        yield record
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """A name for each file's pictures: its own, with the folder's before it where two files share theirs."""
+    stems = [f.stem for f in files]
+    names = [f"{f.parent.name}_{f.stem}" if stems.count(f.stem) > 1 else f.stem for f in files]
+    repeated = next((n for n in names if names.count(n) > 1), None)
+    if repeated is not None:
+        raise OutputError(
+            f"Several pictures would be written as {repeated}_map.png: give them in separate calls with their own --out."
+        )
+    return names

@@ -1,0 +1,90 @@
+"""Starting Ray, and how much of it a trial gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from clsnf.config import StudySettings
+from clsnf.errors import SettingsError
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a factory leaves it
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as on the command line
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a trial gets, and how many run at once."""
+
+    cpus: int
+    gpus: float
+    concurrent: int
+
+
+@contextmanager
+def ray_session(address: str | None, memory: int | None = None) -> Iterator[None]:
+    """Ray for the length of the block; its processes end with it, however the block ends.
+
+    Args:
+        address: of a cluster, ``auto`` for one this machine belongs to; None for a private one on this machine, or for the one that a
+            submitted job runs in.
+        memory: bytes of the object store of a private Ray; small, because stages travel by files.
+
+    Raises:
+        SettingsError: there is no cluster at that address.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import logging
+
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS")
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # "local" never attaches to a leftover of somebody else's.
+        arguments |= {"address": "local", "include_dashboard": False, "object_store_memory": memory or 200 * 1024**2}
+    else:
+        arguments["address"] = address
+    try:
+        ray.init(**arguments)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"There is no Ray cluster at {address!r} ({line}): leave --address out for a private one.") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def divide(settings: StudySettings) -> Shares:
+    """A trial's share of the running cluster.
+
+    Raises:
+        SettingsError: no node could ever hold one trial.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most_cpus = int(max(node.get("CPU", 0) for node in nodes))
+    all_gpus = sum(node.get("GPU", 0) for node in nodes)
+    if most_cpus < 1:
+        raise SettingsError("No node of the Ray cluster has a CPU to run trials on: start one with --num-cpus 1 or more.")
+    gpus = settings.gpus_per_trial
+    if gpus > 0 and not any(node.get("GPU", 0) >= min(gpus, 1) for node in nodes):
+        raise SettingsError(f"gpus_per_trial is {gpus:g}, but the Ray cluster has {all_gpus:g} GPUs: set it to 0 to train on CPUs.")
+    cpus = settings.cpus_per_trial or (most_cpus if most_cpus <= 4 else 4)
+    if cpus > most_cpus:
+        raise SettingsError(f"cpus_per_trial is {cpus}, but the largest node has {most_cpus}: choose that or fewer.")
+    fits = sum(min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0) / gpus + 1e-9) if gpus else 1_000_000) for node in nodes)
+    concurrent = min(settings.concurrent_trials, fits) if settings.concurrent_trials else fits
+    return Shares(cpus, gpus, max(1, concurrent))

@@ -1,0 +1,127 @@
+"""From a category's finished trials to its winner: the last thing a study does for a category, in a Ray worker.
+
+The order matters: the fusion weight is swept and the winner chosen on validation images, the detector is saved with its threshold from
+validation normals, and only then are the test images unlocked, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clsnf.config import to_dict
+from clsnf.data.images import read_image, read_mask
+from clsnf.detector import Detector
+from clsnf.evaluation import evaluate_detector
+from clsnf.pictures import Image, outline, overlay, sheet
+from clsnf.study.objective import family_figures, mean_over_families, sweep_weights
+from clsnf.study.plan import StudyPlan
+from clsnf.study.space import apply_config
+from clsnf.study.trial import FIGURES, use_threads, workbench
+from clsnf.study.watch import FileProgress
+
+# Finer where the authors' weights lie (0.016 to 0.25).
+WEIGHTS = np.array([0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+_EXAMPLES = 6
+
+
+def best_few(trials: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """The best trial of each setting apart from the fusion weight, best first, at most `most`.
+
+    Args:
+        trials: records with ``config`` and ``objective``; ties go to the earlier trial.
+    """
+    best: dict[str, dict[str, Any]] = {}
+    for trial in trials:
+        key = str(sorted((k, v) for k, v in trial["config"].items() if k != "fusion_weight"))
+        if key not in best or trial["objective"] > best[key]["objective"]:
+            best[key] = trial
+    return sorted(best.values(), key=lambda t: -t["objective"])[:most]
+
+
+def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Choose, save and evaluate a category's winner.
+
+    Args:
+        plan: the study.
+        category: its name.
+        trials: its finished trials, records with ``trial``, ``config`` and ``objective``.
+
+    Returns:
+        What ``summary.json`` holds of the category.
+    """
+    use_threads(plan.threads)
+    progress = FileProgress(plan.out, category)
+    objective = plan.study_settings.objective
+    best: tuple[float, dict[str, Any], float] | None = None
+    candidates = best_few(trials, plan.study_settings.refine)
+    sweeps = []
+    for number, trial in enumerate(candidates):
+        progress("choosing the fusion weight", number, len(candidates))
+        settings = apply_config(plan.detector_settings, trial["config"])
+        bench = workbench(plan, category, settings)
+        maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
+        weights = np.unique(np.append(WEIGHTS, settings.fusion_weight))
+        values = sweep_weights(maps, bench.labels, objective, weights)
+        sweeps.append({"config": {k: v for k, v in trial["config"].items() if k != "fusion_weight"}, "weights": values})
+        for weight, value in values:
+            if best is None or value > best[0]:
+                best = (value, trial, weight)
+    assert best is not None, "a category without finished trials is not finished here"
+
+    _, trial, weight = best
+    settings = dataclasses.replace(apply_config(plan.detector_settings, trial["config"]), fusion_weight=weight)
+    bench = workbench(plan, category, settings)
+    train = plan.train_table(category)
+    detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
+    folder = Path(plan.out) / "winners" / category
+    detector.save(folder)
+
+    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
+    names = tuple(dict.fromkeys((objective, *FIGURES)))
+    families = family_figures(maps, bench.labels, weight, names)
+    result: dict[str, Any] = {
+        "winner": str(folder),
+        "trial": trial["trial"],
+        "settings": to_dict(settings),
+        "chosen": {**trial["config"], "fusion_weight": weight},
+        "validation": {name: mean_over_families(families, name) for name in names} | {"families": families},
+        "threshold": dataclasses.asdict(detector.threshold),
+        "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
+        "sweeps": sweeps,
+        "test": None,
+    }
+    test = plan.unlock_test_table(category, f"evaluation of the winner, trial {trial['trial']}, fusion weight {weight:g}")
+    if len(test):
+        result["test"] = evaluate_detector(detector, test, progress)
+    shown = test if len(test) else plan.validation_table(category)
+    examples = Path(plan.out) / "examples" / f"{category}.png"
+    write_examples(detector, shown.to_pylist(), examples)
+    result["examples"] = str(examples)
+    return result
+
+
+def write_examples(detector: Detector, rows: list[dict[str, Any]], path: Path) -> None:
+    """A sheet of the detector's answers: pictures with the true defect outlined, and the overlay of the map below each."""
+    from clsnf.data.images import write_image
+
+    by_type: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_type.setdefault(row["defect_type"], []).append(row)
+    lines: list[tuple[str, list[Image]]] = []
+    normal = float(np.median(detector.provenance.validation_scores))
+    for kind in sorted(by_type, key=lambda k: (k != "good", k)):
+        chosen = by_type[kind][:_EXAMPLES]
+        inputs, answers = [], []
+        for row, (score_map, _, _) in zip(chosen, detector.predict_each([r["path"] for r in chosen]), strict=True):
+            image = read_image(row["path"])
+            mask = None if row["mask_path"] is None else read_mask(row["mask_path"])
+            inputs.append(image if mask is None else outline(image, mask, (0, 220, 0)))
+            answers.append(overlay(image, score_map, 0.5 * normal, detector.threshold.value))
+        lines += [(f"{kind}: input" + (", true defect in green" if kind != "good" else ""), inputs)]
+        lines += [(f"{kind}: score map, above the threshold in cyan", answers)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_image(path, sheet(lines))

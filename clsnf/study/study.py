@@ -1,0 +1,331 @@
+"""The study: from a data set to a winner for each category.
+
+Called by ``tune/run_study.py`` and ``clsnf study``. The driver reads and checks the data, writes the validation defects, and hands
+everything that computes to Ray: one Tune run over all categories, then one task a category that picks, saves and evaluates its winner.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+import clsnf
+from clsnf.config import DetectorSettings, StudySettings, to_dict
+from clsnf.data.checks import check_category
+from clsnf.data.foreground import decide_polarity
+from clsnf.data.images import load_images
+from clsnf.data.splits import assign_splits
+from clsnf.data.validation_set import write_validation_set
+from clsnf.device import choose_device
+from clsnf.errors import ClsnfError, OutputError
+from clsnf.fingerprint import content_key, write_json
+from clsnf.progress import Progress, silent
+from clsnf.study.cluster import Shares, divide, ray_session
+from clsnf.study.objective import check_objective
+from clsnf.study.plan import StudyPlan, claim_folder, now, write_table
+from clsnf.study.search import CATEGORY, PerCategorySearch
+from clsnf.study.space import Space
+from clsnf.study.watch import Watcher
+from clsnf.training.prepare import data_fingerprint, rows_of
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """What a user asks for.
+
+    Attributes:
+        tables: one table a category, as the layout's reader gave it.
+        out: the study's folder.
+        settings: what every trial starts from.
+        study: how to search.
+        space: what to search.
+        textures: folder of pictures to make training defects from; None for textures drawn by code.
+        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+        address: of a Ray cluster, None for a private one.
+        allow_leak: go on where training and test images are the same.
+        resume: go on with the study in `out`.
+        origin: where the data came from, for the summary.
+    """
+
+    tables: Sequence[pa.Table]
+    out: Path
+    settings: DetectorSettings
+    study: StudySettings
+    space: Space
+    textures: Path | None = None
+    device: str = "auto"
+    address: str | None = None
+    allow_leak: bool = False
+    resume: bool = False
+    origin: str = ""
+
+
+@dataclass
+class Reporter:
+    """Where a study tells what it does; the command line fills this in.
+
+    Attributes:
+        say: one line for people.
+        progress: steps of the driver's own work.
+        notes: what the workers are at, about once a second.
+        trial: a trial ended: its record.
+    """
+
+    say: Callable[[str], None] = lambda line: None
+    progress: Progress = silent
+    notes: Callable[[list[dict[str, object]]], None] = lambda notes: None
+    trial: Callable[[dict[str, Any]], None] = lambda record: None
+
+
+def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Run a study and return its summary, which also lies in ``summary.json``.
+
+    Raises:
+        ClsnfError: bad input, before anything long starts.
+        KeyboardInterrupt: the user ended it; what was finished lies in ``trials.parquet`` and in the stages.
+    """
+    reporter = reporter or Reporter()
+    started = time.perf_counter()
+    check_objective(request.study.objective)
+    choose_device(request.device)
+    out = request.out.expanduser().absolute()
+    claim_folder(out, request.resume)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            return _run(request, out, reporter, started)
+    except Timeout as error:
+        raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
+
+
+def _run(request: StudyRequest, out: Path, reporter: Reporter, started: float) -> dict[str, Any]:
+    tables = [_checked(table, request, reporter) for table in request.tables]
+    _claim_study(request, tables, out)
+    categories = [str(table["category"][0].as_py()) for table in tables]
+    for category, table in zip(categories, tables, strict=True):
+        validation = _validation_set(table, category, request, out, reporter)
+        _plan(request, out, Shares(1, 0.0, 1)).write_tables(category, table, validation)
+
+    with ray_session(request.address):
+        shares = divide(request.study)
+        plan = _plan(request, out, shares)
+        at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
+        reporter.say(
+            f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, {request.study.trials} trials each, "
+            f"{at_once}, {shares.cpus} CPUs" + (f" and {shares.gpus:g} GPUs" if shares.gpus else "") + " a trial"
+        )
+        with Watcher(out, reporter.notes):
+            records, interrupted = _search(request, plan, categories, shares, reporter)
+            write_table(out / "trials.parquet", _trials_table(records))
+            if interrupted:
+                raise KeyboardInterrupt
+            finished = _finish(plan, categories, records, shares, reporter)
+    summary = {
+        "clsnf": clsnf.__version__,
+        "at": now(),
+        "seconds": time.perf_counter() - started,
+        "origin": request.origin,
+        "backbone": request.settings.backbone.name,
+        "study": to_dict(request.study),
+        "space": {name: dict(given) for name, given in request.space.ranges.items()},
+        "settings": to_dict(request.settings),
+        "categories": finished,
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
+    return StudyPlan(
+        out=str(out),
+        settings=to_dict(request.settings),
+        study=to_dict(request.study),
+        leaving_epochs=tuple(request.space.leaving_epochs(request.settings)),
+        textures=None if request.textures is None else str(request.textures.expanduser().absolute()),
+        device=request.device,
+        threads=shares.cpus,
+    )
+
+
+def _checked(table: pa.Table, request: StudyRequest, reporter: Reporter) -> pa.Table:
+    """The table with its normals split, every file read once."""
+    category = table["category"][0].as_py()
+
+    def progress(done: int, total: int) -> None:
+        reporter.progress(f"checking {category}", done, total)
+
+    report = check_category(table, allow_leak=request.allow_leak, progress=progress)
+    for warning in report.warnings:
+        reporter.say(f"warning: {warning}")
+    return assign_splits(table, request.settings.validation.fraction, request.settings.seed)
+
+
+def _claim_study(request: StudyRequest, tables: list[pa.Table], out: Path) -> None:
+    """Note what this study is, so that resuming with other settings or data is refused instead of mixed."""
+    study = {
+        "settings": to_dict(request.settings),
+        "space": {name: dict(given) for name, given in request.space.ranges.items()},
+        "data": {table["category"][0].as_py(): data_fingerprint(table) for table in tables},
+        "objective": request.study.objective,
+    }
+    path = out / "study.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = [name for name in study if content_key(before.get(name)) != content_key(study[name])]
+        if changed:
+            raise OutputError(f"The study in {out} was begun with other {' and '.join(changed)}: choose another --out.")
+    write_json(path, study)
+
+
+def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter) -> pa.Table:
+    settings = request.settings
+    kind = settings.defects.object_mask
+    if kind == "auto":
+        fit = rows_of(table, "fit").sort_by("sha256")
+        kind = decide_polarity(load_images(fit["path"].to_pylist(), settings.image).images).kind
+    reporter.progress(f"validation defects for {category}", 0, 1)
+    written = write_validation_set(
+        table,
+        out / "validation" / category,
+        images_per_family=settings.validation.images_per_family,
+        seed=settings.seed,
+        polarity=kind,
+    )
+    reporter.progress(f"validation defects for {category}", 1, 1)
+    return written
+
+
+def _search(
+    request: StudyRequest, plan: StudyPlan, categories: list[str], shares: Shares, reporter: Reporter
+) -> tuple[list[dict[str, Any]], bool]:
+    """The Tune run: records of all ended trials, and whether the user ended it."""
+    from ray import tune
+
+    from clsnf.study.trial import run_trial
+
+    search = PerCategorySearch(
+        categories,
+        request.space.distributions(),
+        request.space.start(request.settings),
+        request.study.trials,
+        "objective",
+        request.settings.seed,
+    )
+    total = len(categories) * request.study.trials
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, plan=plan),
+        {"cpu": shares.cpus, "gpu": shares.gpus} if shares.gpus else {"cpu": shares.cpus},
+    )
+    telling = _telling_callback(reporter)
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=total,
+            max_concurrent_trials=shares.concurrent,
+            metric="objective",
+            mode="max",
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(name="tune", storage_path=plan.out, verbose=0, callbacks=[telling]),
+    )
+    grid = tuner.fit()
+    records = telling.records
+    # Ctrl-C makes fit() return with what is there: fewer ended trials than were asked for, and none of them failed to end.
+    return records, len(records) < total and not grid.errors
+
+
+def _telling_callback(reporter: Reporter) -> Any:
+    from ray.tune import Callback
+
+    class Telling(Callback):
+        """Keeps a record of every ended trial and passes it on."""
+
+        def __init__(self) -> None:
+            self.records: list[dict[str, Any]] = []
+
+        def _add(self, trial: Any, status: str, cause: str | None) -> None:
+            config = {k: v for k, v in trial.config.items() if k != CATEGORY}
+            result = trial.last_result or {}
+            figures = {k: v for k, v in result.items() if k.startswith(("validation_", "family_", "stages_"))}
+            record = {
+                "category": trial.config[CATEGORY],
+                "trial": trial.trial_id,
+                "status": status,
+                "cause": cause,
+                "config": config,
+                "objective": result.get("objective") if status == "finished" else None,
+                "seconds": result.get("seconds"),
+                "figures": figures,
+            }
+            self.records.append(record)
+            reporter.trial(record)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._add(trial, "finished", None)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._add(trial, "failed", _cause(trial))
+
+    return Telling()
+
+
+def _cause(trial: Any) -> str:
+    """The last line of a failed trial's traceback: what a person needs to read first."""
+    text = ""
+    if trial.error_file and os.path.isfile(trial.error_file):
+        text = Path(trial.error_file).read_text(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "ended without a message"
+
+
+def _trials_table(records: list[dict[str, Any]]) -> pa.Table:
+    rows = [
+        {k: r[k] for k in ("category", "trial", "status", "cause", "objective", "seconds")}
+        | {f"config/{name}": value for name, value in r["config"].items()}
+        | r["figures"]
+        for r in records
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _finish(
+    plan: StudyPlan, categories: list[str], records: list[dict[str, Any]], shares: Shares, reporter: Reporter
+) -> dict[str, Any]:
+    """Winners of all categories, as many at once as trials were."""
+    import ray
+
+    from clsnf.study.finish import finish_category
+
+    task = ray.remote(num_cpus=shares.cpus, num_gpus=shares.gpus, max_retries=1)(finish_category)
+    pending, finished = {}, {}
+    for category in categories:
+        ended = [r for r in records if r["category"] == category and r["status"] == "finished"]
+        failed = [
+            {"trial": r["trial"], "cause": r["cause"]} for r in records if r["category"] == category and r["status"] == "failed"
+        ]
+        finished[category] = {"finished_trials": len(ended), "failed_trials": failed}
+        if ended:
+            pending[task.remote(plan, category, ended)] = category
+    while pending:
+        done, _ = ray.wait(list(pending), num_returns=1)
+        category = pending.pop(done[0])
+        try:
+            finished[category] |= ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if not isinstance(cause, ClsnfError):
+                raise
+            finished[category]["error"] = str(cause)
+        reporter.say(f"{category}: done")
+    return finished

@@ -1,0 +1,224 @@
+"""What the command line shows: lines, progress bars, tables. Results go to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from clsnf.detector import Detector
+    from clsnf.study.study import Reporter
+
+_QUIET_FOR = 15.0  # seconds between lines about the same work where there is no terminal to draw a bar on
+
+
+class Terminal:
+    """Draws bars on a terminal, and writes a line now and then where there is none (a log, a cluster job)."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._results = Console(highlight=False)
+        if not self._results.is_terminal:
+            self._results = Console(highlight=False, width=150)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+
+    def line(self, text: str) -> None:
+        """One line for people."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Draw progress bars for the length of the block."""
+        if not self._console.is_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as bars:
+            self._bars = bars
+            try:
+                yield
+            finally:
+                self._bars = None
+                self._tasks.clear()
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        """A step of long work (see :class:`clsnf.progress.Progress`)."""
+        if self._bars is None:
+            now = time.monotonic()
+            if done < total and now - self._told.setdefault(task, now) >= _QUIET_FOR:
+                self._told[task] = now
+                self.line(f"{task}: {done} of {total}")
+            elif done >= total:
+                self._told.pop(task, None)
+            return
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total)
+        self._bars.update(self._tasks[task], completed=done, total=total)
+        if done >= total:
+            self._bars.remove_task(self._tasks.pop(task))
+
+    def reporter(self, trials: int) -> Reporter:
+        """What a study tells its steps to."""
+        from clsnf.study.study import Reporter
+
+        ended = 0
+        best: dict[str, float] = {}
+        shown: set[str] = set()
+
+        def trial(record: dict[str, Any]) -> None:
+            nonlocal ended
+            ended += 1
+            category = record["category"]
+            values = ", ".join(f"{k} {_number(v)}" for k, v in record["config"].items())
+            if record["status"] == "finished":
+                best[category] = max(best.get(category, 0.0), record["objective"])
+                outcome = f"{record['objective']:.4f} (best {best[category]:.4f}), {record['seconds']:.0f} s"
+            else:
+                outcome = f"failed: {record['cause']}"
+            self.line(f"trial {ended}/{trials}  {category}: {values}: {outcome}")
+
+        def notes(found: list[dict[str, object]]) -> None:
+            now = {f"{note['category']}: {note['task']}": note for note in found}
+            for gone in shown - set(now):
+                self.progress(gone, 1, 1)
+            shown.clear()
+            for task, note in now.items():
+                shown.add(task)
+                self.progress(task, int(str(note["done"])), int(str(note["total"])))
+
+        return Reporter(say=self.line, progress=self.progress, notes=notes, trial=trial)
+
+    # ---- results ----
+
+    def summary(self, summary: dict[str, Any], out: Path) -> None:
+        """The table of a finished study, and where everything lies."""
+        table = Table(title="Winners: chosen on validation defects, then evaluated once on the test images", title_justify="left")
+        for column in (
+            "category",
+            "epochs",
+            "depth",
+            "weight",
+            "validation",
+            "threshold",
+            "test AUROC",
+            "pixel AP",
+            "pixel AUROC",
+            "AU-PRO",
+        ):
+            table.add_column(column, justify="left" if column == "category" else "right")
+        table.add_column("recall")
+        table.add_column("false rejects")
+        untested, sums = [], []
+        for category, found in summary["categories"].items():
+            if "winner" not in found:
+                table.add_row(category, "no winner:", found.get("error") or f"{len(found['failed_trials'])} trials failed")
+                continue
+            settings, test = found["settings"], found["test"]
+            figures = (test or {}).get("figures", {})
+            if not figures:
+                untested.append(category)
+            else:
+                sums.append(figures)
+            table.add_row(
+                category,
+                str(settings["finetune"]["joint_epochs"]),
+                str(settings["flow"]["depth"]),
+                f"{settings['fusion_weight']:.2f}",
+                f"{found['validation'][summary['study']['objective']]:.3f}",
+                f"{found['threshold']['value']:.3f}",
+                *(_figure(figures, name) for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")),
+                _share(test, "recall"),
+                _share(test, "false_reject_rate"),
+            )
+        if len(sums) > 1:
+            means = (_mean(sums, name) for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro"))
+            table.add_section()
+            table.add_row("mean", "", "", "", "", "", *means, "", "")
+        self._results.print(table)
+        thresholds = [found["threshold"] for found in summary["categories"].values() if "winner" in found]
+        for limit in sorted({(t["supported_rate"], t["false_reject_rate"]) for t in thresholds}):
+            if limit[0] > limit[1]:
+                self.line(
+                    f"note: with so few validation normals a threshold can stand for a false-reject rate of {limit[0]:.3f} at best, "
+                    f"not for {limit[1]:g}"
+                )
+                break
+        for category in untested:
+            self.line(f"note: {category} has no labelled test pictures with defects: test figures are left out")
+        for category, found in summary["categories"].items():
+            for failed in found["failed_trials"]:
+                self.line(f"note: {category}, trial {failed['trial']} failed: {failed['cause']}")
+        self._results.print(
+            f"{summary['seconds']:.0f} s\n"
+            f"winners     {out / 'winners'}\n"
+            f"pictures    {out / 'examples'}\n"
+            f"validation  {out / 'validation'}  (the defects that selection looked at)\n"
+            f"figures     {out / 'summary.json'}, {out / 'trials.parquet'}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def trained(self, detector: Detector, out: Path) -> None:
+        """A freshly trained detector."""
+        threshold = detector.threshold
+        self._results.print(
+            f"saved {out}: threshold {threshold.value:.4f} for a false-reject rate of {threshold.supported_rate:.3g} "
+            f"({threshold.normals} validation normals, {detector.provenance.fit_images} images fitted)",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def predictions(self, records: list[dict[str, Any]], threshold: float) -> None:
+        """Scores of pictures."""
+        table = Table(title=f"threshold {threshold:.4f}", title_justify="left")
+        for column in ("picture", "score", "p-value", "verdict"):
+            table.add_column(column, justify="right" if column in ("score", "p-value") else "left", overflow="fold")
+        for record in records:
+            table.add_row(record["path"], f"{record['score']:.4f}", f"{record['p_value']:.3f}", record["verdict"])
+        self._results.print(table)
+
+    def figures(self, result: dict[str, Any]) -> None:
+        """Figures of an evaluation."""
+        from clsnf.metrics import METRICS
+
+        table = Table()
+        for column in ("figure", "value", "what it is"):
+            table.add_column(column)
+        for name, value in result["figures"].items():
+            table.add_row(name, f"{value:.4f}", METRICS[name].help)
+        for name, meaning in (
+            ("recall", "share of defects above the threshold"),
+            ("false_reject_rate", "share of normals above it"),
+        ):
+            if result[name] is not None:
+                table.add_row(name, f"{result[name]:.4f}", meaning)
+        self._results.print(table)
+        if not result["figures"]:
+            self.line("note: there are no pictures with defects: figures that need them are left out")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _figure(figures: dict[str, float], name: str) -> str:
+    return f"{figures[name]:.4f}" if name in figures else "-"
+
+
+def _mean(rows: list[dict[str, float]], name: str) -> str:
+    values = [row[name] for row in rows if name in row]
+    return f"{sum(values) / len(values):.4f}" if values else "-"
+
+
+def _share(test: dict[str, Any] | None, name: str) -> str:
+    value = None if test is None else test[name]
+    return "-" if value is None else f"{100 * value:.0f} %"

@@ -1,0 +1,20 @@
+#!/usr/bin/env python
+"""Tune, choose and save a detector for each product: the same as ``clsnf study``.
+
+    python tune/run_study.py
+    python tune/run_study.py --data DIR --backbone resnet18 --weights FILE --trials 8
+    ray job submit --working-dir . -- python tune/run_study.py --data DIR --out DIR
+
+``--help`` lists the options.
+"""
+
+import sys
+from pathlib import Path
+
+# Run as a script, only tune/ is on the path: clsnf need not be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from clsnf.cli import guarded, study
+
+if __name__ == "__main__":
+    guarded(lambda: study.main(prog_name="run_study.py", standalone_mode=True))
