@@ -8,6 +8,7 @@ stored stages, so a field that does not change a result must not live here.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -130,9 +131,9 @@ class FinetuneSettings:
             _check(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("decay_epochs", "repeats", "batch_size"):
             _check(self, name, getattr(self, name) >= 1, "1 or more")
-        _check(self, "learning_rate", self.learning_rate > 0, "above 0")
+        _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check(self, "backbone_factor", 0 < self.backbone_factor <= 1, "in (0, 1]")
-        _check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
+        _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite")
         _check(self, "decoder_width", self.decoder_width >= 16, "16 or more")
 
     @property
@@ -165,11 +166,11 @@ class FlowSettings:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self, "depth", self.depth >= (0 if self.start == "data" else 1), "0 or more (1 or more with start=random)")
-        _check(self, "passes", self.passes > 0, "above 0")
+        _check(self, "passes", 0 < self.passes < math.inf, "above 0 and finite")
         _check(self, "vectors_per_step", self.vectors_per_step >= 2, "2 or more")
-        _check(self, "learning_rate", self.learning_rate > 0, "above 0")
+        _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check(self, "warmup", 0 <= self.warmup < 1, "in [0, 1)")
-        _check(self, "clamp", self.clamp > 0, "above 0")
+        _check(self, "clamp", 0 < self.clamp < math.inf, "above 0 and finite")
         _check(self, "condition_dims", self.condition_dims > 0 and self.condition_dims % 4 == 0, "a positive multiple of 4")
         _check(self, "level_quantile", 0.5 <= self.level_quantile <= 1, "in [0.5, 1]")
 
@@ -203,6 +204,8 @@ class DetectorSettings:
 
     def __post_init__(self) -> None:
         _check(self, "fusion_weight", 0 <= self.fusion_weight <= 1, "in [0, 1]")
+        # The generators' range, with room for the seeds that are derived from this one.
+        _check(self, "seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
 
 
 @dataclass(frozen=True)
