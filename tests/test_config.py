@@ -173,19 +173,20 @@ def test_a_value_out_of_range_is_quoted_with_its_name(cls: type, name: str, valu
 
 
 def test_a_misspelt_choice_names_the_nearest() -> None:
-    with pytest.raises(SettingsError, match="Did you mean 'squeeze'?"):
+    with pytest.raises(SettingsError, match="Did you mean 'squeeze'"):
         ImageSettings(aspect="squeze")
 
 
 def test_a_random_start_needs_a_block() -> None:
     assert FlowSettings(depth=0, start="data").depth == 0
-    with pytest.raises(SettingsError, match="FlowSettings.depth is 0"):
+    with pytest.raises(SettingsError, match=r"FlowSettings\.depth is 0"):
         FlowSettings(depth=0, start="random")
 
 
-@pytest.mark.parametrize(
-    "cls", [f.default_factory for f in dataclasses.fields(DetectorSettings) if dataclasses.is_dataclass(f.default_factory)]
-)
+STAGES = [f.default_factory for f in dataclasses.fields(DetectorSettings) if f.default_factory is not dataclasses.MISSING]
+
+
+@pytest.mark.parametrize("cls", STAGES)
 def test_every_setting_says_what_it_is(cls: type) -> None:
     for field in dataclasses.fields(cls):
         assert field.metadata["help"], field.name
