@@ -37,7 +37,11 @@ def written_whole(path: Path) -> Iterator[Path]:
         if draft.is_dir() and path.is_dir():
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
             path.rename(old)
-            draft.rename(path)
+            try:
+                draft.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(draft, path)
