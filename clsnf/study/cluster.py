@@ -48,6 +48,8 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
 
     import ray
 
+    # A failed trial's traceback lies in its folder; the summary names its cause.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = address or os.environ.get("RAY_ADDRESS")
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:

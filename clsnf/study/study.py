@@ -7,7 +7,6 @@ everything that computes to Ray: one Tune run over all categories, then one task
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from clsnf.progress import Progress, silent
 from clsnf.study.cluster import Shares, divide, ray_session
 from clsnf.study.objective import check_objective
 from clsnf.study.plan import StudyPlan, claim_folder, now, write_table
-from clsnf.study.search import CATEGORY, PerCategorySearch
+from clsnf.study.search import PerCategorySearch
 from clsnf.study.space import Space
 from clsnf.study.watch import Watcher
 from clsnf.training.prepare import data_fingerprint, rows_of
@@ -206,10 +205,13 @@ def _search(
     request: StudyRequest, plan: StudyPlan, categories: list[str], shares: Shares, reporter: Reporter
 ) -> tuple[list[dict[str, Any]], bool]:
     """The Tune run: records of all ended trials, and whether the user ended it."""
+    import optuna
     from ray import tune
 
+    from clsnf.study.telling import Telling
     from clsnf.study.trial import run_trial
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = PerCategorySearch(
         categories,
         request.space.distributions(),
@@ -223,7 +225,7 @@ def _search(
         tune.with_parameters(run_trial, plan=plan),
         {"cpu": shares.cpus, "gpu": shares.gpus} if shares.gpus else {"cpu": shares.cpus},
     )
-    telling = _telling_callback(reporter)
+    telling = Telling(reporter.trial)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -242,50 +244,6 @@ def _search(
     records = telling.records
     # Ctrl-C makes fit() return with what is there: fewer ended trials than were asked for, and none of them failed to end.
     return records, len(records) < total and not grid.errors
-
-
-def _telling_callback(reporter: Reporter) -> Any:
-    from ray.tune import Callback
-
-    class Telling(Callback):
-        """Keeps a record of every ended trial and passes it on."""
-
-        def __init__(self) -> None:
-            self.records: list[dict[str, Any]] = []
-
-        def _add(self, trial: Any, status: str, cause: str | None) -> None:
-            config = {k: v for k, v in trial.config.items() if k != CATEGORY}
-            result = trial.last_result or {}
-            figures = {k: v for k, v in result.items() if k.startswith(("validation_", "family_", "stages_"))}
-            record = {
-                "category": trial.config[CATEGORY],
-                "trial": trial.trial_id,
-                "status": status,
-                "cause": cause,
-                "config": config,
-                "objective": result.get("objective") if status == "finished" else None,
-                "seconds": result.get("seconds"),
-                "figures": figures,
-            }
-            self.records.append(record)
-            reporter.trial(record)
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._add(trial, "finished", None)
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            self._add(trial, "failed", _cause(trial))
-
-    return Telling()
-
-
-def _cause(trial: Any) -> str:
-    """The last line of a failed trial's traceback: what a person needs to read first."""
-    text = ""
-    if trial.error_file and os.path.isfile(trial.error_file):
-        text = Path(trial.error_file).read_text(errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "ended without a message"
 
 
 def _trials_table(records: list[dict[str, Any]]) -> pa.Table:
