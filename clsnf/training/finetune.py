@@ -151,9 +151,7 @@ class Finetuner:
         return value
 
     def _defects(self, chosen: Tensor, repeats: Tensor) -> DefectBatch:
-        keys = torch.tensor(
-            [sample_key(self.seed, self.epoch, int(i), int(r)) for i, r in zip(chosen, repeats, strict=True)], dtype=torch.int64
-        )
+        keys = torch.from_numpy(sample_key(self.seed, self.epoch, chosen.numpy(), repeats.numpy()))
         masks = None if self.object_masks is None else self.object_masks[chosen].to(self.device)
         return self.maker.make(self.images[chosen].to(self.device), masks, keys)
 
