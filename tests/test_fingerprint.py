@@ -87,15 +87,27 @@ def test_a_folder_is_replaced_with_all_that_it_held(tmp_path: Path) -> None:
     assert names(tmp_path) == ["folder"]
 
 
+def write_half_a_file(path: Path, error: type[BaseException]) -> None:
+    with written_whole(path) as draft:
+        draft.write_text("half")
+        raise error
+
+
+def write_half_a_folder(path: Path) -> None:
+    with written_whole(path) as draft:
+        draft.mkdir()
+        (draft / "half.txt").write_text("half")
+        raise RuntimeError
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("there_before", [True, False])
 def test_an_error_leaves_no_half_written_file(tmp_path: Path, error: type[BaseException], there_before: bool) -> None:
     path = tmp_path / "file.txt"
     if there_before:
         path.write_text("old")
-    with pytest.raises(error), written_whole(path) as draft:
-        draft.write_text("half")
-        raise error
+    with pytest.raises(error):
+        write_half_a_file(path, error)
     assert names(tmp_path) == (["file.txt"] if there_before else [])
     assert not there_before or path.read_text() == "old"
 
@@ -106,10 +118,8 @@ def test_an_error_leaves_no_half_written_folder(tmp_path: Path, there_before: bo
     if there_before:
         path.mkdir()
         (path / "old.txt").write_text("old")
-    with pytest.raises(RuntimeError), written_whole(path) as draft:
-        draft.mkdir()
-        (draft / "half.txt").write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half_a_folder(path)
     assert names(tmp_path) == (["folder"] if there_before else [])
     assert not there_before or (path / "old.txt").read_text() == "old"
 

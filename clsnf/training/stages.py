@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key, write_json, written_whole
 
 # Part of every key: raise it when the same settings would give other results.
@@ -51,12 +53,21 @@ class StageStore:
         return content_key({"version": RESULTS_VERSION, **content})
 
     def find(self, kind: str, key: str) -> Stage | None:
-        """The stage, None where it was not computed yet."""
+        """The stage, None where it was not computed yet.
+
+        Raises:
+            OutputError: its files are damaged.
+        """
         folder = self.root / kind / key
         facts = folder / "facts.json"
         if not facts.is_file():
             return None
-        return Stage(load_file(folder / "tensors.safetensors"), json.loads(facts.read_text()))
+        try:
+            return Stage(load_file(folder / "tensors.safetensors"), json.loads(facts.read_text()))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise OutputError(
+                f"The stored stage {folder} is damaged ({error}): delete it, and it will be computed anew."
+            ) from error
 
     def put(self, kind: str, key: str, stage: Stage) -> None:
         """Store a stage."""
