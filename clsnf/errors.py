@@ -46,8 +46,14 @@ class OutputError(ClsnfError):
     """An output folder is in use, holds something else, or can't be written."""
 
 
+_LISTED = 20  # valid names at most: timm alone has more than a thousand models
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest valid name, or the list of valid names where none is close."""
+    """Return ``" Did you mean 'x'?"`` for the closest valid name, or the (first) valid names where none is close."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Valid: {', '.join(names)}."
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f" Valid: {', '.join(names[:_LISTED])}{more}."

@@ -5,13 +5,19 @@ move (the module stays in evaluation mode), only the affine parameters train. An
 there is no backbone.
 
 Weights are matched by parameter name with dots and underscores taken as the same, because timm flattens ``blocks.0`` to ``blocks_0``
-in its feature extractors; a file for the whole classifier therefore fits as it is.
+in its feature extractors; a file for the whole classifier therefore fits as it is. Tables that go with the image size (positions in
+a transformer) are resampled by timm.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -56,6 +62,7 @@ class Backbone(nn.Module):
     def __init__(self, extractor: nn.Module, architecture: str, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.extractor = extractor
+        self._channels_last = getattr(extractor, "output_fmt", None) == "NHWC"  # Swin and its kind
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         pad_by_reflection(extractor)
@@ -75,7 +82,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), RGB in [0, 1], to L feature maps (B, C_l, h_l, w_l), shallow to deep."""
         features: list[Tensor] = self.extractor((images - self.mean) / self.std)
-        return features
+        return [level.permute(0, 3, 1, 2) for level in features] if self._channels_last else features
 
 
 def _first_line(error: BaseException) -> str:
@@ -127,10 +134,19 @@ def empty_backbone(architecture: str, levels: tuple[int, ...], image_size: tuple
     return Backbone(_extractor(architecture, levels, image_size, pretrained=False), architecture, image_size)
 
 
-def _extractor(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], pretrained: bool) -> nn.Module:
+def _extractor(
+    architecture: str,
+    levels: tuple[int, ...],
+    image_size: tuple[int, int],
+    pretrained: bool,
+    state: dict[str, Tensor] | None = None,
+) -> nn.Module:
+    """timm's feature extractor; `state` takes the place of timm's own pretrained weights."""
     import timm
 
     arguments: dict[str, Any] = {"features_only": True, "out_indices": levels, "pretrained": pretrained}
+    if state is not None:
+        arguments["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
         return timm.create_model(architecture, img_size=image_size, **arguments)  # transformers are built for one size
     except TypeError:
@@ -164,10 +180,9 @@ def load_backbone(settings: BackboneSettings, image_size: tuple[int, int]) -> tu
     path = weights_file(settings)
     if path is None:
         extractor = _fetch_pretrained(architecture, settings.levels, image_size)
-        backbone = Backbone(extractor, architecture, image_size)
     else:
-        backbone = empty_backbone(architecture, settings.levels, image_size)
-        _fill(backbone.extractor, _read_weights(path), path, architecture)
+        extractor = _filled_extractor(architecture, settings.levels, image_size, path)
+    backbone = Backbone(extractor, architecture, image_size)
     return backbone, fingerprint(backbone)
 
 
@@ -190,15 +205,40 @@ def _fetch_pretrained(architecture: str, levels: tuple[int, ...], image_size: tu
     )
     if not timm.is_model_pretrained(architecture):
         raise WeightsError(f"timm has no pretrained weights for {architecture!r}: {help_line}.")
+    _extractor(architecture, levels, image_size, pretrained=False)  # levels that do not exist are no fault of the hub's
     try:
-        return _extractor(architecture, levels, image_size, pretrained=True)
-    except SettingsError:
-        raise
+        with _hub_reached_or_offline():
+            return _extractor(architecture, levels, image_size, pretrained=True)
     except Exception as error:  # the hub's client raises anything from OSError to its own errors
+        cause = type(error.__cause__ or error).__name__
         raise WeightsError(
-            f"The pretrained weights of {architecture!r} can't be fetched ({type(error).__name__}): {help_line}; "
+            f"The pretrained weights of {architecture!r} can't be fetched ({cause}): {help_line}; "
             f"or use --backbone {DEMO} to try things out."
         ) from error
+
+
+@contextmanager
+def _hub_reached_or_offline() -> Iterator[None]:
+    """Let the hub's client look into its cache only, where the hub can't be reached: by itself it would retry for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reached(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reached(url: str) -> bool:
+    """Whether anybody answers at `url`, through the proxy that the environment names."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError as error:  # a certificate that Python does not know may be known to the hub's client
+        return isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -226,21 +266,28 @@ def _canonical(name: str) -> str:
     return name.removeprefix("module.").removeprefix("model.").replace(".", "_")
 
 
-def _fill(extractor: nn.Module, state: dict[str, Tensor], path: Path, architecture: str) -> None:
-    """Copy weights into the extractor; what the file holds beyond it (deeper stages, the classifier head) is left out."""
+def _filled_extractor(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], path: Path) -> nn.Module:
+    """An extractor with a file's weights; what the file holds beyond them (deeper stages, the classifier head) is left out."""
+    extractor = _extractor(architecture, levels, image_size, pretrained=False)
+    state = _read_weights(path)
     given = {_canonical(name): value for name, value in state.items()}
-    wanted = extractor.state_dict()
-    filled, problems = {}, []
-    for name, value in wanted.items():
+    wanted = {_canonical(name) for name in extractor.state_dict()}
+    filled, problems, all_there = {}, [], True
+    for name, value in extractor.state_dict().items():
         found = given.get(_canonical(name))
         if found is None:
             if not name.endswith("num_batches_tracked"):
                 problems.append(f"{name} {tuple(value.shape)} is missing")
-            continue
-        if found.shape != value.shape:
+                all_there = False
+        elif found.shape != value.shape:
             problems.append(f"{name} is {tuple(found.shape)}, not {tuple(value.shape)}")
-            continue
-        filled[name] = found.to(value.dtype)
+        else:
+            filled[name] = found.to(value.dtype)
+    if problems and all_there:
+        used = {name: value for name, value in state.items() if _canonical(name) in wanted}
+        resampled = _resampled_extractor(architecture, levels, image_size, used)
+        if resampled is not None:
+            return resampled
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WeightsError(
@@ -248,3 +295,15 @@ def _fill(extractor: nn.Module, state: dict[str, Tensor], path: Path, architectu
             "Give its weights, or choose --backbone and --levels to match."
         )
     extractor.load_state_dict(filled, strict=False)
+    return extractor
+
+
+def _resampled_extractor(
+    architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], state: dict[str, Tensor]
+) -> nn.Module | None:
+    """An extractor for weights whose names all fit, filled by timm, which resamples what goes with the image size; None if that fails."""
+    plain = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
+    try:
+        return _extractor(architecture, levels, image_size, pretrained=True, state=plain)
+    except SettingsError:  # a shape that does not go with the image size
+        return None
