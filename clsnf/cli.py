@@ -13,35 +13,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import yaml
 
 from clsnf import __version__
 from clsnf.config import DetectorSettings, StudySettings, from_dict, to_dict
 from clsnf.errors import ClsnfError, DataError, SettingsError
+from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clsnf.terminal import Terminal
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Commands(click.Group):
-    """A group whose errors are one line."""
+class _Command(click.Command):
+    """A command whose errors are one line: a :class:`ClsnfError` becomes exit code 2, Ctrl-C exit code 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        return guarded(lambda: super(_Commands, self).invoke(ctx))
+        try:
+            return super().invoke(ctx)
+        except ClsnfError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:  # here, because click would end with 1
+            click.echo("interrupted: what was finished is kept", err=True)
+            sys.exit(130)
 
 
-def guarded(action: Callable[[], Any]) -> Any:
-    """Run a command; a :class:`ClsnfError` becomes one line and exit code 2, Ctrl-C exit code 130."""
-    try:
-        return action()
-    except ClsnfError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("interrupted: what was finished is kept", err=True)
-        sys.exit(130)
+class _Commands(click.Group):
+    """A group of such commands."""
+
+    command_class = _Command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -57,7 +60,7 @@ def _image_size(ctx: click.Context, parameter: click.Parameter, value: str | Non
     if value is None:
         return None
     parts = value.lower().split("x")
-    if not all(p.isdigit() for p in parts) or len(parts) > 2:
+    if not all(p.isdecimal() for p in parts) or len(parts) > 2:
         raise click.BadParameter(f"{value!r}: give one number, such as 256, or HEIGHTxWIDTH, such as 256x512")
     return int(parts[0]), int(parts[-1])
 
@@ -116,9 +119,9 @@ _setting_options = _options(
 def _settings(options: dict[str, Any], base: dict[str, Any] | None = None) -> DetectorSettings:
     """Settings from the defaults, a YAML file, the named options and --set, each over the one before."""
     content = to_dict(DetectorSettings())
-    _merge(content, base or {}, "settings")
+    _merge(content, base or {})
     if options["config"] is not None:
-        _merge(content, _read_yaml(options["config"]), str(options["config"]))
+        _merge(content, read_yaml_mapping(options["config"], "seed: 1"))
     size = options["image_size"] or (None, None)
     named = {
         ("image", "height"): size[0],
@@ -139,22 +142,10 @@ def _settings(options: dict[str, Any], base: dict[str, Any] | None = None) -> De
     return from_dict(DetectorSettings, content)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"The settings file {path} can't be read ({error.strerror}).") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} holds no settings: expected names with values, such as seed: 1.")
-    return content
-
-
-def _merge(content: dict[str, Any], new: dict[str, Any], where: str) -> None:
+def _merge(content: dict[str, Any], new: dict[str, Any]) -> None:
     for name, value in new.items():
         if isinstance(content.get(name), dict) and isinstance(value, dict):
-            _merge(content[name], value, f"{where}.{name}")
+            _merge(content[name], value)
         else:
             content[name] = value  # unknown names are refused when the settings are built
 
@@ -163,10 +154,10 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
     name, equals, value = assignment.partition("=")
     if not equals:
         raise SettingsError(f"--set {assignment!r}: give NAME=VALUE, such as flow.passes=4.")
-    new: Any = yaml.safe_load(value)
+    new: Any = parse_yaml(value, f"--set {name.strip()}")
     for part in reversed(name.strip().split(".")):
         new = {part: new}
-    _merge(content, new, "settings")
+    _merge(content, new)
 
 
 def _tables(data: Path | None, normals: Path | None, categories: str | None) -> tuple[list[pa.Table], str]:
@@ -176,15 +167,37 @@ def _tables(data: Path | None, normals: Path | None, categories: str | None) -> 
     if data is not None and normals is not None:
         raise SettingsError("Give --data or --normals, not both.")
     if normals is not None:
+        if categories is not None:
+            raise SettingsError(f"--normals is one category, named after its folder: leave {categories!r} out, or give --data.")
         return [read_normals(normals)], str(normals)
     if data is None:
         raise SettingsError("There is no data: give --data FOLDER or --normals FOLDER.")
     known = list_categories(data)
-    chosen = known if categories in (None, "all") else [c.strip() for c in str(categories).split(",") if c.strip()]
+    asked = [c.strip() for c in (categories or "all").split(",") if c.strip()]
+    chosen = known if asked == ["all"] and "all" not in known else list(dict.fromkeys(asked))
+    if not chosen:
+        raise SettingsError(f"{categories!r} names no category: {data} holds {', '.join(known)}.")
     missing = [c for c in chosen if c not in known]
     if missing:
         raise DataError(f"{data} holds no category {missing[0]!r}: it holds {', '.join(known)}.")
     return [read_category(data, category) for category in chosen], str(data)
+
+
+def _one_table(data: Path | None, normals: Path | None, category: str | None) -> pa.Table:
+    tables, origin = _tables(data, normals, category)
+    if len(tables) != 1:
+        names = ", ".join(str(table["category"][0].as_py()) for table in tables)
+        raise SettingsError(f"{origin} holds several categories ({names}): choose one with --category.")
+    return tables[0]
+
+
+def _check(table: pa.Table, allow_leak: bool, terminal: Terminal) -> None:
+    """Read every file of a category once; what is doubtful is shown."""
+    from clsnf.data.checks import check_category
+
+    report = check_category(table, allow_leak=allow_leak, progress=lambda done, total: terminal.progress("checking", done, total))
+    for warning in report.warnings:
+        terminal.line(f"warning: {warning}")
 
 
 # ---- commands ----
@@ -286,28 +299,20 @@ def _about_backbone(settings: DetectorSettings) -> str:
 @_setting_options
 def train(**options: Any) -> None:
     """Train one detector on good pictures, take its threshold from held-out good pictures, and save it."""
+    from clsnf.data.splits import assign_splits
+    from clsnf.detector import Detector
+    from clsnf.fingerprint import check_place
     from clsnf.terminal import Terminal
 
     settings = _settings(options)
-    tables, _ = _tables(options["data"], options["normals"], options["category"])
-    if len(tables) != 1:
-        names = ", ".join(str(table["category"][0].as_py()) for table in tables)
-        raise SettingsError(f"{options['data']} holds several categories ({names}): choose one with --category.")
-
-    from clsnf.data.checks import check_category
-    from clsnf.data.splits import assign_splits
-    from clsnf.detector import Detector
-
-    terminal = Terminal()
-    terminal.line(_about_backbone(settings))
     Detector.check_folder(options["out"])
+    check_place(options["out"], folder=True)
+    read = _one_table(options["data"], options["normals"], options["category"])
+    terminal = Terminal()
     with terminal.live():
-        report = check_category(
-            tables[0], allow_leak=options["allow_leak"], progress=lambda done, total: terminal.progress("checking", done, total)
-        )
-        for warning in report.warnings:
-            terminal.line(f"warning: {warning}")
-        table = assign_splits(tables[0], settings.validation.fraction, settings.seed)
+        _check(read, options["allow_leak"], terminal)
+        table = assign_splits(read, settings.validation.fraction, settings.seed)
+        terminal.line(_about_backbone(settings))
         detector = Detector.fit(
             table,
             settings,
@@ -356,21 +361,22 @@ def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 def evaluate(model: Path, data: Path, category: str | None, json_file: Path | None, allow_leak: bool, device: str) -> None:
     """Score the test pictures of a category and compare with their labels."""
-    from clsnf.data.checks import check_category
     from clsnf.detector import Detector
     from clsnf.evaluation import evaluate_detector
-    from clsnf.fingerprint import write_json
+    from clsnf.fingerprint import check_place, write_json
     from clsnf.terminal import Terminal
     from clsnf.training.prepare import rows_of
 
     detector = Detector.load(model, device)
-    tables, _ = _tables(data, None, category or detector.provenance.category)
-    check_category(tables[0], allow_leak=allow_leak)
-    test = rows_of(tables[0], "test")
+    if json_file is not None:
+        check_place(json_file, folder=False)
+    table = _one_table(data, None, category or detector.provenance.category)
+    test = rows_of(table, "test")
     if len(test) == 0:
-        raise DataError(f"{data} has no test pictures for {tables[0]['category'][0].as_py()!r}: there is nothing to evaluate on.")
+        raise DataError(f"{data} has no test pictures for {table['category'][0].as_py()!r}: there is nothing to evaluate on.")
     terminal = Terminal()
     with terminal.live():
+        _check(table, allow_leak, terminal)
         result = evaluate_detector(detector, test, terminal.progress)
     if json_file is not None:
         write_json(json_file, result)

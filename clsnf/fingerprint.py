@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clsnf.errors import OutputError
+
 
 def content_key(content: Any) -> str:
     """40 hex digits of the sha256 of plain JSON content, independent of the order of its keys."""
@@ -50,6 +52,21 @@ def written_whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
         else:
             draft.unlink(missing_ok=True)
+
+
+def check_place(path: Path, *, folder: bool) -> None:
+    """Refuse a place for a folder (or else a file) that could not be written, before the long work and without a trace.
+
+    Raises:
+        OutputError: naming what is in the way.
+    """
+    place = next(known for known in (path, *path.parents) if os.path.exists(known))
+    if place == path and path.is_dir() != folder:
+        raise OutputError(f"{path} is a {'file' if folder else 'folder'}: give the name of a {'folder' if folder else 'file'}.")
+    if place != path and not place.is_dir():
+        raise OutputError(f"{path} can't be made, because {place} is a file: give another place.")
+    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        raise OutputError(f"{path} can't be written, because {place} is read-only: give another place.")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from clsnf.data.images import IMAGE_SUFFIXES, read_image, write_image
 from clsnf.data.layouts import natural_key
 from clsnf.detector import Detector
 from clsnf.errors import DataError, ImageError, OutputError
+from clsnf.fingerprint import check_place
 from clsnf.pictures import heat_map, overlay
 
 
@@ -37,7 +40,7 @@ def picture_files(given: Sequence[Path]) -> list[Path]:
 
 
 def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = None) -> Iterator[dict[str, Any]]:
-    """Score files one after the other.
+    """Score files one after the other, after all were read once: a damaged one must not leave half of the answers.
 
     Args:
         detector: what to ask.
@@ -50,9 +53,14 @@ def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = 
 
     Raises:
         ImageError: a file can't be read.
-        OutputError: two files would write the same pictures.
+        OutputError: two files would write the same pictures, or `out` can't be written.
     """
     names = _names(files) if out is not None else []
+    if out is not None:
+        check_place(out, folder=True)
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(_read_once, files):
+            pass
     normals = np.asarray(detector.provenance.validation_scores)
     low = 0.5 * float(np.median(normals)) if len(normals) else 0.0
     for index, (score_map, score, verdict) in enumerate(detector.predict_each(files)):
@@ -72,11 +80,15 @@ def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = 
         yield record
 
 
+def _read_once(file: Path) -> None:
+    read_image(file)
+
+
 def _names(files: Sequence[Path]) -> list[str]:
     """A name for each file's pictures: its own, with the folder's before it where two files share theirs."""
-    stems = [f.stem for f in files]
-    names = [f"{f.parent.name}_{f.stem}" if stems.count(f.stem) > 1 else f.stem for f in files]
-    repeated = next((n for n in names if names.count(n) > 1), None)
+    stems = Counter(f.stem for f in files)
+    names = [f"{f.absolute().parent.name}_{f.stem}" if stems[f.stem] > 1 else f.stem for f in files]
+    repeated = next((name for name, times in Counter(names).items() if times > 1), None)
     if repeated is not None:
         raise OutputError(
             f"Several pictures would be written as {repeated}_map.png: give them in separate calls with their own --out."

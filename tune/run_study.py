@@ -14,7 +14,7 @@ from pathlib import Path
 # Run as a script, only tune/ is on the path: clsnf need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from clsnf.cli import guarded, study
+from clsnf.cli import study
 
 if __name__ == "__main__":
-    guarded(lambda: study.main(prog_name="run_study.py", standalone_mode=True))
+    study.main(prog_name="run_study.py")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -76,17 +77,27 @@ def divide(settings: StudySettings) -> Shares:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most_cpus = int(max(node.get("CPU", 0) for node in nodes))
-    all_gpus = sum(node.get("GPU", 0) for node in nodes)
-    if most_cpus < 1:
-        raise SettingsError("No node of the Ray cluster has a CPU to run trials on: start one with --num-cpus 1 or more.")
+    return share_out(settings, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def share_out(settings: StudySettings, nodes: Sequence[Mapping[str, float]]) -> Shares:
+    """A trial's share of nodes with these resources (``CPU``, ``GPU``).
+
+    Raises:
+        SettingsError: no node could ever hold one trial; Ray would wait for one for ever.
+    """
     gpus = settings.gpus_per_trial
-    if gpus > 0 and not any(node.get("GPU", 0) >= min(gpus, 1) for node in nodes):
-        raise SettingsError(f"gpus_per_trial is {gpus:g}, but the Ray cluster has {all_gpus:g} GPUs: set it to 0 to train on CPUs.")
+    most_gpus = max(node.get("GPU", 0) for node in nodes)
+    if gpus > most_gpus:
+        there = f"at most {most_gpus:g} on one node" if most_gpus else "0 GPUs"
+        raise SettingsError(f"gpus_per_trial is {gpus:g}, but the Ray cluster has {there}: set that or fewer, 0 to train on CPUs.")
+    usable = [node for node in nodes if node.get("GPU", 0) >= gpus]
+    most_cpus = int(max(node.get("CPU", 0) for node in usable))
+    where = " with such GPUs" if gpus else ""
+    if most_cpus < 1:
+        raise SettingsError(f"No node of the Ray cluster{where} has a CPU to run trials on: start one with --num-cpus 1 or more.")
     cpus = settings.cpus_per_trial or (most_cpus if most_cpus <= 4 else 4)
     if cpus > most_cpus:
-        raise SettingsError(f"cpus_per_trial is {cpus}, but the largest node has {most_cpus}: choose that or fewer.")
-    fits = sum(min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0) / gpus + 1e-9) if gpus else 1_000_000) for node in nodes)
-    concurrent = min(settings.concurrent_trials, fits) if settings.concurrent_trials else fits
-    return Shares(cpus, gpus, max(1, concurrent))
+        raise SettingsError(f"cpus_per_trial is {cpus}, but the largest node{where} has {most_cpus}: choose that or fewer.")
+    fits = sum(min(int(node.get("CPU", 0)) // cpus, int(node["GPU"] / gpus + 1e-9) if gpus else sys.maxsize) for node in usable)
+    return Shares(cpus, gpus, min(settings.concurrent_trials or fits, fits))

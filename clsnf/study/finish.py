@@ -23,8 +23,6 @@ from clsnf.study.space import apply_config
 from clsnf.study.trial import FIGURES, use_threads, workbench
 from clsnf.study.watch import FileProgress
 
-# Finer where the authors' weights lie (0.016 to 0.25).
-WEIGHTS = np.array([0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
 _EXAMPLES = 6
 
 
@@ -35,11 +33,9 @@ def best_few(trials: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
         trials: records with ``config`` and ``objective``; ties go to the earlier trial.
     """
     best: dict[str, dict[str, Any]] = {}
-    for trial in trials:
-        key = str(sorted((k, v) for k, v in trial["config"].items() if k != "fusion_weight"))
-        if key not in best or trial["objective"] > best[key]["objective"]:
-            best[key] = trial
-    return sorted(best.values(), key=lambda t: -t["objective"])[:most]
+    for trial in sorted(trials, key=lambda t: -t["objective"]):  # stable: of equal ones the earlier comes first
+        best.setdefault(str(sorted((k, v) for k, v in trial["config"].items() if k != "fusion_weight")), trial)
+    return list(best.values())[:most]
 
 
 def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
@@ -64,7 +60,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         settings = apply_config(plan.detector_settings, trial["config"])
         bench = workbench(plan, category, settings)
         maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
-        weights = np.unique(np.append(WEIGHTS, settings.fusion_weight))
+        weights = np.unique(np.append(plan.fusion_weights, settings.fusion_weight))
         values = sweep_weights(maps, bench.labels, objective, weights)
         sweeps.append({"config": {k: v for k, v in trial["config"].items() if k != "fusion_weight"}, "weights": values})
         for weight, value in values:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from clsnf.config import DetectorSettings, StudySettings, from_dict
 from clsnf.errors import OutputError
-from clsnf.fingerprint import written_whole
+from clsnf.fingerprint import check_place, written_whole
 from clsnf.training.prepare import rows_of
 
 
@@ -35,6 +35,7 @@ class StudyPlan:
         settings: :class:`DetectorSettings` as plain types.
         study: :class:`StudySettings` as plain types.
         leaving_epochs: numbers of joint epochs that some trial may ask for.
+        fusion_weights: what is swept at the end.
         textures: folder of texture pictures, or None.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: CPU threads of a trial.
@@ -44,6 +45,7 @@ class StudyPlan:
     settings: dict[str, Any]
     study: dict[str, Any]
     leaving_epochs: tuple[int, ...]
+    fusion_weights: tuple[float, ...]
     textures: str | None
     device: str
     threads: int
@@ -79,9 +81,10 @@ class StudyPlan:
 
     def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
         """The test images, for after selection: the ledger says when and what for."""
-        entry = {"at": now(), "category": category, "opened": "test images", "for": purpose}
-        with (Path(self.out) / "ledger.jsonl").open("a") as ledger:
-            ledger.write(json.dumps(entry) + "\n")
+        if pq.read_metadata(self._table(category, "test")).num_rows:
+            entry = {"at": now(), "category": category, "opened": "test images", "for": purpose}
+            with (Path(self.out) / "ledger.jsonl").open("a") as ledger:
+                ledger.write(json.dumps(entry) + "\n")
         return pq.read_table(self._table(category, "test"))
 
 
@@ -96,16 +99,28 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, draft)
 
 
-def claim_folder(out: Path, resume: bool) -> None:
-    """Make the study's folder, or refuse one that holds other things.
+def check_folder(out: Path, resume: bool) -> None:
+    """Refuse a study's folder that holds other things, before the long work and without a trace.
 
     Raises:
-        OutputError: it holds something and `resume` was not said, or it can't be made.
+        OutputError: it holds something and `resume` was not said, it holds no study to resume, or it can't be made.
     """
-    if out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())) and not resume:
+    check_place(out, folder=True)
+    if not out.exists() or all(entry.name == ".lock" for entry in out.iterdir()):
+        return
+    if not resume:
         raise OutputError(f"{out} is in use: choose another --out, or say --resume to go on with the study in it.")
-    if resume and out.exists() and any(out.iterdir()) and not (out / "study.json").is_file():
+    if not (out / "study.json").is_file():
         raise OutputError(f"{out} holds no study to go on with: choose another --out.")
+
+
+def claim_folder(out: Path, resume: bool) -> None:
+    """Make the study's folder.
+
+    Raises:
+        OutputError: see :func:`check_folder`.
+    """
+    check_folder(out, resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,15 +12,15 @@ The three short names stand for the settings that stages are shared by; any othe
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, TypeGuard
 
 from clsnf.config import DetectorSettings, from_dict, to_dict
 from clsnf.errors import SettingsError, nearest
+from clsnf.yaml_reading import read_yaml_mapping
 
 SHORT_NAMES = {"fusion_weight": "fusion_weight", "finetune_epochs": "finetune.joint_epochs", "flow_depth": "flow.depth"}
 
@@ -29,6 +29,9 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "finetune_epochs": {"type": "choice", "values": [0, 4, 8]},
     "flow_depth": {"type": "choice", "values": [0, 2, 4]},
 }
+
+# Swept at the end of a study where the space allows; finer where the authors' weights lie (0.016 to 0.25).
+FUSION_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 _KEYS = {"float": {"low", "high", "log", "step"}, "int": {"low", "high", "log", "step"}, "choice": {"values"}}
 
@@ -46,10 +49,27 @@ class Space:
     def __post_init__(self) -> None:
         if not self.ranges:
             raise SettingsError("The search space is empty: name at least one setting with its range.")
+        known: dict[str, str] = {}
         for name, given in self.ranges.items():
+            other = known.setdefault(SHORT_NAMES.get(name, name), name)
+            if other != name:
+                raise SettingsError(f"{other} and {name} are the same setting: keep one.")
             _check_range(name, given)
-            for value in _extremes(given):
+            for value in _samples(given):
                 apply_config(DetectorSettings(), {name: value})  # refuses unknown names and values out of range
+
+    def check(self, settings: DetectorSettings) -> None:
+        """Refuse values that these settings do not allow, such as ``flow_depth`` 0 with ``flow.start`` random.
+
+        Raises:
+            SettingsError: naming the setting and its value.
+        """
+        for name, given in self.ranges.items():
+            for value in _samples(given):
+                try:
+                    apply_config(settings, {name: value})
+                except SettingsError as error:
+                    raise SettingsError(f"The search space's {name}: {error}") from error
 
     def distributions(self) -> dict[str, Any]:
         """Name to Optuna distribution."""
@@ -70,12 +90,24 @@ class Space:
 
     def leaving_epochs(self, settings: DetectorSettings) -> list[int]:
         """All numbers of joint epochs that a trial can ask for: the trunk is stored where they leave it."""
-        given = self.ranges.get("finetune_epochs")
+        given = self._range("finetune.joint_epochs")
         if given is None:
             return [settings.finetune.joint_epochs]
         if given["type"] == "choice":
             return sorted(given["values"])
         return list(range(given["low"], given["high"] + 1, given.get("step", 1)))
+
+    def fusion_weights(self) -> tuple[float, ...]:
+        """The fusion weights to sweep at the end: none that the space leaves out."""
+        given = self._range("fusion_weight")
+        if given is None:
+            return ()
+        if given["type"] == "choice":
+            return tuple(sorted(given["values"]))
+        return tuple(w for w in FUSION_WEIGHTS if given["low"] <= w <= given["high"])
+
+    def _range(self, full_name: str) -> Mapping[str, Any] | None:
+        return next((given for name, given in self.ranges.items() if SHORT_NAMES.get(name, name) == full_name), None)
 
 
 def read_space(path: Path | None) -> Space:
@@ -86,16 +118,7 @@ def read_space(path: Path | None) -> Space:
     """
     if path is None:
         return Space(DEFAULT_SPACE)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"The search space {path} can't be read ({error.strerror}).") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise SettingsError(
-            f"{path}: a search space maps names of settings to ranges, such as flow_depth: {{type: choice, values: [2, 4]}}."
-        )
+    content = read_yaml_mapping(path, "flow_depth: {type: choice, values: [2, 4]}")
     try:
         return Space(content)
     except SettingsError as error:
@@ -139,26 +162,44 @@ def _lookup(settings: DetectorSettings, name: str) -> Any:
 
 
 def _check_range(name: str, given: Mapping[str, Any]) -> None:
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"{name}: {given!r} is no range: expected one such as {{type: choice, values: [2, 4]}}.")
     kind = given.get("type")
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise SettingsError(f"{name}: type is {kind!r}.{nearest(str(kind), _KEYS)}")
-    unknown = set(given) - _KEYS[kind] - {"type"}
+    unknown = sorted(str(key) for key in given if key not in _KEYS[kind] | {"type"})
     if unknown:
-        raise SettingsError(f"{name}: unknown key {sorted(unknown)[0]!r}.{nearest(sorted(unknown)[0], _KEYS[kind])}")
+        raise SettingsError(f"{name}: unknown key {unknown[0]!r}.{nearest(unknown[0], _KEYS[kind])}")
     if kind == "choice":
-        if not isinstance(given.get("values"), list) or not given["values"]:
+        values = given.get("values")
+        if not isinstance(values, list) or not values:
             raise SettingsError(f"{name}: a choice needs values: [a, b, ...].")
+        repeated = [value for index, value in enumerate(values) if value in values[:index]]
+        if repeated:
+            raise SettingsError(f"{name}: the value {repeated[0]!r} stands there twice.")
         return
-    low, high = given.get("low"), given.get("high")
-    number = int if kind == "int" else (int, float)
-    if not isinstance(low, number) or not isinstance(high, number) or isinstance(low, bool) or low > high:
+    low, high, step, log = given.get("low"), given.get("high"), given.get("step"), given.get("log", False)
+    if not _is_number(low, kind) or not _is_number(high, kind) or not low <= high:
         raise SettingsError(f"{name}: low is {low!r} and high is {high!r}: a range of type {kind} needs numbers with low <= high.")
-    if given.get("log") and (low <= 0 or given.get("step")):
+    if step is not None and (not _is_number(step, kind) or step <= 0):
+        raise SettingsError(f"{name}: step is {step!r}: it must be {'a whole number ' if kind == 'int' else ''}above 0.")
+    if not isinstance(log, bool):
+        raise SettingsError(f"{name}: log is {log!r}: it must be true or false.")
+    if log and (low <= 0 or step):
         raise SettingsError(f"{name}: log needs low above 0 and no step.")
 
 
-def _extremes(given: Mapping[str, Any]) -> list[Any]:
-    return list(given["values"]) if given["type"] == "choice" else [given["low"], given["high"]]
+def _is_number(value: Any, kind: str) -> TypeGuard[float]:
+    return isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+
+
+def _samples(given: Mapping[str, Any]) -> list[Any]:
+    """Values that stand for a range in checks: all of a choice; else its ends, and what lies one step from the lower one."""
+    if given["type"] == "choice":
+        return list(given["values"])
+    if given["type"] == "int":
+        return [given["low"], given["high"], min(given["low"] + given.get("step", 1), given["high"])]
+    return [float(given["low"]), float(given["high"])]
 
 
 def _nearest_value(given: Mapping[str, Any], value: Any) -> Any:
@@ -170,5 +211,7 @@ def _nearest_value(given: Mapping[str, Any], value: Any) -> Any:
     value = min(max(value, given["low"]), given["high"])
     step = given.get("step")
     if step:
-        value = given["low"] + round((value - given["low"]) / step) * step
+        # The last step may end below the range's upper end.
+        steps = min(round((value - given["low"]) / step), math.floor((given["high"] - given["low"]) / step))
+        value = min(given["low"] + steps * step, given["high"])
     return int(value) if given["type"] == "int" else float(value)

@@ -22,18 +22,20 @@ from clsnf.data.checks import check_category
 from clsnf.data.foreground import decide_polarity
 from clsnf.data.images import load_images
 from clsnf.data.splits import assign_splits
+from clsnf.data.textures import load_textures
 from clsnf.data.validation_set import write_validation_set
 from clsnf.device import choose_device
 from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import content_key, write_json
+from clsnf.model.backbone import load_backbone
 from clsnf.progress import Progress, silent
 from clsnf.study.cluster import Shares, divide, ray_session
 from clsnf.study.objective import check_objective
-from clsnf.study.plan import StudyPlan, claim_folder, now, write_table
+from clsnf.study.plan import StudyPlan, check_folder, claim_folder, now, write_table
 from clsnf.study.search import PerCategorySearch
 from clsnf.study.space import Space
 from clsnf.study.watch import Watcher
-from clsnf.training.prepare import data_fingerprint, rows_of
+from clsnf.training.prepare import MAX_TEXTURES, data_fingerprint, rows_of
 
 
 @dataclass(frozen=True)
@@ -93,19 +95,29 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
     """
     reporter = reporter or Reporter()
     started = time.perf_counter()
-    check_objective(request.study.objective)
-    choose_device(request.device)
     out = request.out.expanduser().absolute()
+    tables = _checked_inputs(request, out, reporter)
     claim_folder(out, request.resume)
     try:
         with FileLock(out / ".lock", timeout=0):
-            return _run(request, out, reporter, started)
+            return _run(request, tables, out, reporter, started)
     except Timeout as error:
         raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
 
 
-def _run(request: StudyRequest, out: Path, reporter: Reporter, started: float) -> dict[str, Any]:
-    tables = [_checked(table, request, reporter) for table in request.tables]
+def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> list[pa.Table]:
+    """The tables with their normals split, after everything that could stop a trial was looked at; nothing is written."""
+    check_objective(request.study.objective)
+    request.space.check(request.settings)
+    choose_device(request.device)
+    check_folder(out, request.resume)
+    load_backbone(request.settings.backbone, request.settings.image.size)
+    if request.textures is not None:
+        load_textures(request.textures.expanduser(), request.settings.image.size, MAX_TEXTURES)
+    return [_checked(table, request, reporter) for table in request.tables]
+
+
+def _run(request: StudyRequest, tables: list[pa.Table], out: Path, reporter: Reporter, started: float) -> dict[str, Any]:
     _claim_study(request, tables, out)
     categories = [str(table["category"][0].as_py()) for table in tables]
     for category, table in zip(categories, tables, strict=True):
@@ -147,6 +159,7 @@ def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
         settings=to_dict(request.settings),
         study=to_dict(request.study),
         leaving_epochs=tuple(request.space.leaving_epochs(request.settings)),
+        fusion_weights=request.space.fusion_weights(),
         textures=None if request.textures is None else str(request.textures.expanduser().absolute()),
         device=request.device,
         threads=shares.cpus,
@@ -240,10 +253,9 @@ def _search(
         ),
         run_config=tune.RunConfig(name="tune", storage_path=plan.out, verbose=0, callbacks=[telling]),
     )
-    grid = tuner.fit()
-    records = telling.records
-    # Ctrl-C makes fit() return with what is there: fewer ended trials than were asked for, and none of them failed to end.
-    return records, len(records) < total and not grid.errors
+    tuner.fit()
+    # Ctrl-C makes fit() return with what is there: fewer ended trials than were asked for.
+    return telling.records, len(telling.records) < total
 
 
 def _trials_table(records: list[dict[str, Any]]) -> pa.Table:

@@ -1,0 +1,162 @@
+"""A study's folder: who may claim it, what a trial may see, and the ledger of looks at the test images."""
+
+import json
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pytest
+from small_data import write_category
+
+from clsnf.config import DetectorSettings, StudySettings, to_dict
+from clsnf.data.layouts import read_category
+from clsnf.data.splits import assign_splits
+from clsnf.errors import OutputError, SettingsError
+from clsnf.study.cluster import share_out
+from clsnf.study.plan import StudyPlan, check_folder, claim_folder
+
+
+def plan_in(out: Path) -> StudyPlan:
+    return StudyPlan(
+        out=str(out),
+        settings=to_dict(DetectorSettings(fusion_weight=0.5)),
+        study=to_dict(StudySettings(trials=3)),
+        leaving_epochs=(0, 4),
+        fusion_weights=(0.0, 0.5, 1.0),
+        textures=None,
+        device="cpu",
+        threads=1,
+    )
+
+
+# ---- the folder ----
+
+
+def test_a_new_or_empty_folder_is_claimed(tmp_path: Path) -> None:
+    for folder in (tmp_path / "a" / "b", tmp_path / "empty", tmp_path / "locked"):
+        if folder.name != "b":
+            folder.mkdir()
+        if folder.name == "locked":  # left by a study that was refused or ended before it wrote anything
+            (folder / ".lock").touch()
+        claim_folder(folder, resume=False)
+        assert folder.is_dir()
+
+
+def test_looking_at_a_folder_leaves_no_trace(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b", resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"is in use: choose another --out, or say --resume"):
+        claim_folder(tmp_path, resume=False)
+    with pytest.raises(OutputError, match=r"holds no study to go on with: choose another --out"):
+        claim_folder(tmp_path, resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_study_is_gone_on_with_only_when_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("{}")
+    claim_folder(tmp_path, resume=True)
+    with pytest.raises(OutputError, match="--resume"):
+        claim_folder(tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_resuming_in_an_empty_or_new_folder_is_a_start(tmp_path: Path, resume: bool) -> None:
+    claim_folder(tmp_path, resume)
+    claim_folder(tmp_path / "new", resume)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file is a file: give the name of a folder"):
+        claim_folder(tmp_path / "file", resume)
+    with pytest.raises(OutputError, match=r"file/out can't be made, because .*file is a file"):
+        claim_folder(tmp_path / "file" / "out", resume)
+
+
+# ---- tables and the ledger ----
+
+
+def test_what_a_trial_sees_holds_no_test_image_and_each_look_at_those_is_in_the_ledger(tmp_path: Path) -> None:
+    write_category(tmp_path / "data" / "nut", defective=2, good=1)
+    table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
+    validation = table.filter(pc.equal(table["split"], "validation"))
+    plan = plan_in(tmp_path / "out")
+    plan.write_tables("nut", table, validation)
+
+    assert set(plan.train_table("nut")["split"].to_pylist()) == {"fit", "validation"}
+    assert plan.validation_table("nut").equals(validation)
+    ledger = tmp_path / "out" / "ledger.jsonl"
+    assert not ledger.exists()
+    test = plan.unlock_test_table("nut", "evaluation of the winner")
+    assert set(test["split"].to_pylist()) == {"test"}
+    assert len(test) + len(plan.train_table("nut")) == len(table)
+    (entry,) = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert (entry["category"], entry["opened"], entry["for"]) == ("nut", "test images", "evaluation of the winner")
+    plan.unlock_test_table("nut", "again")
+    assert len(ledger.read_text().splitlines()) == 2
+
+
+def test_the_ledger_names_no_look_at_test_images_that_are_not_there(tmp_path: Path) -> None:
+    write_category(tmp_path / "data" / "nut", defective=0, good=0)
+    table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
+    plan = plan_in(tmp_path / "out")
+    plan.write_tables("nut", table, table.slice(0, 1))
+    assert len(plan.unlock_test_table("nut", "evaluation")) == 0
+    assert not (tmp_path / "out" / "ledger.jsonl").exists()
+
+
+def test_a_plan_gives_back_its_settings(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    assert plan.detector_settings == DetectorSettings(fusion_weight=0.5)
+    assert plan.study_settings == StudySettings(trials=3)
+
+
+# ---- shares of a cluster ----
+
+
+def test_a_small_machine_gives_all_its_cores_to_one_trial() -> None:
+    shares = share_out(StudySettings(), [{"CPU": 2.0}])
+    assert (shares.cpus, shares.gpus, shares.concurrent) == (2, 0.0, 1)
+
+
+def test_larger_nodes_hold_several_trials_of_four_cores() -> None:
+    shares = share_out(StudySettings(), [{"CPU": 16.0}, {"CPU": 6.0}, {"CPU": 2.0}])
+    assert (shares.cpus, shares.concurrent) == (4, 5)
+
+
+def test_concurrent_trials_are_a_bound_and_never_more_than_fit() -> None:
+    nodes = [{"CPU": 16.0}]
+    assert share_out(StudySettings(concurrent_trials=2), nodes).concurrent == 2
+    assert share_out(StudySettings(concurrent_trials=99), nodes).concurrent == 4
+
+
+def test_gpus_bound_the_trials_where_they_are_asked_for() -> None:
+    nodes = [{"CPU": 16.0, "GPU": 1.0}, {"CPU": 64.0}]
+    assert share_out(StudySettings(gpus_per_trial=0.25), nodes).concurrent == 4
+    assert share_out(StudySettings(gpus_per_trial=1), nodes).concurrent == 1
+
+
+def test_cores_are_counted_where_the_gpus_are() -> None:
+    shares = share_out(StudySettings(gpus_per_trial=1), [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}])
+    assert (shares.cpus, shares.concurrent) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "said"),
+    [
+        (StudySettings(), [{"memory": 1.0}], "No node of the Ray cluster has a CPU"),
+        (StudySettings(cpus_per_trial=4), [{"CPU": 2.0}], "cpus_per_trial is 4, but the largest node has 2"),
+        (StudySettings(gpus_per_trial=1), [{"CPU": 2.0}], "gpus_per_trial is 1, but .* 0 GPUs"),
+        (StudySettings(gpus_per_trial=2), [{"CPU": 2.0, "GPU": 1.0}] * 2, "gpus_per_trial is 2, but .* at most 1 on one node"),
+        (StudySettings(gpus_per_trial=1), [{"GPU": 1.0}, {"CPU": 4.0}], "No node of the Ray cluster with such GPUs has a CPU"),
+    ],
+)
+def test_what_no_node_could_ever_hold_is_refused_instead_of_waited_for(
+    settings: StudySettings, nodes: list[dict[str, float]], said: str
+) -> None:
+    with pytest.raises(SettingsError, match=said):
+        share_out(settings, nodes)
