@@ -1,0 +1,149 @@
+"""Score maps: in [0, 1], from training constants alone, one image's answer whatever comes with it."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clsnf.config import FinetuneSettings, FlowSettings, ImageSettings
+from clsnf.model.backbone import Backbone, empty_backbone
+from clsnf.model.decoder import Decoder
+from clsnf.model.flow import LevelFlow
+from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, log_probs_of
+from clsnf.model.score_maps import density_map, fuse, image_scores
+
+SIZE = (64, 96)
+GRIDS = ((16, 24), (8, 12))
+
+
+def log_probs(n: int = 3, seed: int = 0, spread: float = 2.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [spread * torch.randn(n, h, w, generator=generator) - 1 for h, w in GRIDS]
+
+
+@given(st.integers(0, 99), st.floats(0.01, 100), st.floats(-5, 5))
+@settings(deadline=None, max_examples=30)
+def test_density_maps_are_in_the_unit_interval_whatever_the_constants(seed: int, spread: float, constant: float) -> None:
+    maps = density_map(log_probs(seed=seed, spread=spread), [constant, constant + 1], SIZE)
+    assert maps.shape == (3, *SIZE)
+    assert maps.dtype == torch.float32
+    assert ((maps >= 0) & (maps <= 1)).all()
+
+
+def test_the_density_map_is_the_mean_over_levels_of_one_minus_p() -> None:
+    levels = log_probs()
+    constants = [float(level.max()) for level in levels]
+    expected = torch.zeros(3, *SIZE)
+    for level, constant in zip(levels, constants, strict=True):
+        p = torch.exp(level - constant)
+        assert p.max() == 1
+        expected += 1 - F.interpolate(p[:, None], size=SIZE, mode="bilinear", align_corners=True)[:, 0]
+    torch.testing.assert_close(density_map(levels, constants, SIZE), expected / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_a_likelihood_above_the_constant_counts_as_normal_and_hides_no_other_level() -> None:
+    ordinary, unlikely = torch.full((1, *GRIDS[0]), 5.0), torch.full((1, *GRIDS[1]), -100.0)
+    torch.testing.assert_close(density_map([ordinary, unlikely], [1.0, 1.0], SIZE), torch.full((1, *SIZE), 0.5))
+
+
+def test_a_likelihood_of_nothing_scores_one() -> None:
+    level = torch.full((1, *GRIDS[0]), -math.inf)
+    assert torch.equal(density_map([level], [0.0], SIZE), torch.ones(1, *SIZE))
+
+
+@given(st.floats(0, 1))
+def test_fused_maps_lie_between_the_two(weight: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    density, classifier = torch.rand(2, 4, 4, generator=generator), torch.rand(2, 4, 4, generator=generator)
+    fused = fuse(density, classifier, weight)
+    torch.testing.assert_close(fused, (1 - weight) * density + weight * classifier)
+    assert ((fused >= 0) & (fused <= 1)).all()
+
+
+def test_a_weight_of_zero_is_the_density_and_of_one_the_classifier() -> None:
+    density, classifier = torch.rand(1, 2, 2), torch.rand(1, 2, 2)
+    assert torch.equal(fuse(density, classifier, 0.0), density)
+    assert torch.equal(fuse(density, classifier, 1.0), classifier)
+
+
+def test_an_image_s_score_is_the_largest_value_outside_its_padding() -> None:
+    maps = torch.tensor([[[0.1, 0.9], [0.2, 0.3]], [[0.5, 0.4], [0.6, 0.0]]])
+    valid = torch.tensor([[[True, False], [True, True]], [[True, True], [True, True]]])
+    assert image_scores(maps).tolist() == pytest.approx([0.9, 0.6])
+    assert image_scores(maps, valid).tolist() == pytest.approx([0.3, 0.6])
+
+
+# ---- the whole network ----
+
+
+@pytest.fixture(scope="module")
+def network() -> ScoreNetwork:
+    torch.manual_seed(0)
+    backbone = empty_backbone("resnet18", (1, 2), SIZE)
+    decoder = build_decoder(backbone.info, ImageSettings(*SIZE), FinetuneSettings(decoder_width=16), seed=1)
+    flows = build_flows(backbone.info, FlowSettings(depth=2, condition_dims=16), seed=2)
+    images = torch.rand(4, 3, *SIZE)
+    with torch.inference_mode():
+        levels = [level.flatten(2).transpose(1, 2) for level in backbone(images)]
+        pairs = [(flow, level) for flow, level in zip(flows, levels, strict=True) if isinstance(flow, LevelFlow)]
+        constants = [float(log_probs_of(flow, level).max()) for flow, level in pairs]
+    return ScoreNetwork(backbone, decoder, flows, constants).eval()
+
+
+def test_the_network_gives_both_maps_at_the_image_s_size(network: ScoreNetwork) -> None:
+    with torch.inference_mode():
+        density, classifier = network(torch.rand(2, 3, *SIZE))
+    for maps in (density, classifier):
+        assert maps.shape == (2, *SIZE)
+        assert maps.dtype == torch.float32
+        assert ((maps >= 0) & (maps <= 1)).all()
+
+
+def test_an_image_s_maps_do_not_depend_on_the_images_that_come_with_it(network: ScoreNetwork) -> None:
+    images = torch.rand(3, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+    images[0] = 0  # far from anything: must not move the others
+    with torch.inference_mode():
+        together = network(images)
+        for i in range(3):
+            for maps, alone in zip(together, network(images[i : i + 1]), strict=True):
+                torch.testing.assert_close(maps[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def decoders_of(seeds: tuple[int, ...], backbone: Backbone) -> list[Decoder]:
+    return [build_decoder(backbone.info, ImageSettings(*SIZE), FinetuneSettings(decoder_width=16), seed) for seed in seeds]
+
+
+def test_decoders_and_flows_are_drawn_from_their_seed_alone(network: ScoreNetwork) -> None:
+    torch.manual_seed(77)
+    one, same, other = (decoder.state_dict() for decoder in decoders_of((5, 5, 6), network.backbone))
+    drawn = torch.rand(3)
+    torch.manual_seed(77)
+    assert torch.equal(drawn, torch.rand(3))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    flows = build_flows(network.backbone.info, FlowSettings(depth=1, start="random", condition_dims=8), seed=5)
+    again = build_flows(network.backbone.info, FlowSettings(depth=1, start="random", condition_dims=8), seed=5)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in flows.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("grids", "size"),
+    [
+        (((16, 16), (8, 8), (4, 4)), (64, 64)),
+        (((8, 24), (4, 12)), (32, 96)),  # a long product
+        (((5, 5), (3, 3)), (64, 96)),  # sides that do not divide
+        (((4, 4), (4, 4)), (64, 64)),  # a transformer's levels are of one size
+        (((64, 64),), (64, 64)),  # a single level as large as the image
+    ],
+)
+def test_the_decoder_gives_the_image_s_size_from_any_pyramid(grids: tuple[tuple[int, int], ...], size: tuple[int, int]) -> None:
+    channels = [24 * (level + 1) for level in range(len(grids))]
+    decoder = Decoder(channels, grids, size, width=32)
+    features = [torch.rand(2, c, *grid) for c, grid in zip(channels, grids, strict=True)]
+    assert decoder(features).shape == (2, *size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decoder(features).shape == (2, *size)
