@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from clsnf.config import DetectorSettings, to_dict
 from clsnf.data.images import Placement, image_size, place_mask, read_mask
@@ -41,18 +42,26 @@ class Workbench:
         progress = FileProgress(plan.out, category)
         self.prepared: Prepared = prepare(table, settings, plan.textures, self.store, choose_device(plan.device), progress)
         self.images: PlacedImages = place_rows(validation, settings)
-        self.labels = _labels(validation.to_pylist(), settings, self.images)
+        self.labels = validation_labels(validation.to_pylist(), settings, self.images)
 
 
-def _labels(rows: list[dict[str, Any]], settings: DetectorSettings, images: PlacedImages) -> ValidationLabels:
-    def mask(row: dict[str, Any]) -> np.ndarray:
-        placement = Placement.of(image_size(row["path"]), settings.image)
-        if row["mask_path"] is None:
-            return np.zeros(settings.image.size, bool)
-        return np.asarray(place_mask(read_mask(row["mask_path"]), placement).numpy())
-
-    masks = np.stack([mask(row) for row in rows])
+def validation_labels(rows: list[dict[str, Any]], settings: DetectorSettings, images: PlacedImages) -> ValidationLabels:
+    """Families and masks of a table's rows, the masks on the network's canvas."""
+    masks = np.zeros((len(rows), *settings.image.size), bool)
+    for canvas, row in zip(masks, rows, strict=True):
+        if row["mask_path"] is not None:
+            canvas[:] = _placed(read_mask(row["mask_path"]), Placement.of(image_size(row["path"]), settings.image))
     return ValidationLabels(tuple(row["defect_type"] for row in rows), masks, images.valid)
+
+
+def _placed(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
+    """A mask (h, w) on the canvas (H, W); one that falls between the canvas's pixels marks those that it lies in."""
+    canvas: NDArray[np.bool_] = place_mask(mask, placement).numpy()
+    if mask.any() and not canvas.any():  # or the figures of its family would not be defined
+        rows, columns = mask.nonzero()
+        height, width = placement.source
+        canvas[placement.top + rows * placement.height // height, placement.left + columns * placement.width // width] = True
+    return canvas
 
 
 _benches: OrderedDict[str, Workbench] = OrderedDict()
