@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from clsnf.detector import Detector
     from clsnf.study.study import Reporter
 
+# Names of files and categories are shown as they are: "part[a].png" is no markup, ":bug:" no picture of one.
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 _QUIET_FOR = 15.0  # seconds between lines about the same work where there is no terminal to draw a bar on
 
 
@@ -23,17 +25,17 @@ class Terminal:
     """Draws bars on a terminal, and writes a line now and then where there is none (a log, a cluster job)."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._results = Console(highlight=False)
+        self._console = Console(stderr=True, **_PLAIN)
+        self._results = Console(**_PLAIN)
         if not self._results.is_terminal:
-            self._results = Console(highlight=False, width=150)
+            self._results = Console(width=150, **_PLAIN)
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
 
     def line(self, text: str) -> None:
         """One line for people."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -41,7 +43,7 @@ class Terminal:
         if not self._console.is_terminal:
             yield
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._console, transient=True) as bars:
             self._bars = bars
             try:
@@ -163,7 +165,6 @@ class Terminal:
             f"pictures    {out / 'examples'}\n"
             f"validation  {out / 'validation'}  (the defects that selection looked at)\n"
             f"figures     {out / 'summary.json'}, {out / 'trials.parquet'}",
-            markup=False,
             soft_wrap=True,
         )
 
@@ -173,7 +174,6 @@ class Terminal:
         self._results.print(
             f"saved {out}: threshold {threshold.value:.4f} for a false-reject rate of {threshold.supported_rate:.3g} "
             f"({threshold.normals} validation normals, {detector.provenance.fit_images} images fitted)",
-            markup=False,
             soft_wrap=True,
         )
 
