@@ -233,10 +233,11 @@ class Detector:
     def _score(self, images: torch.Tensor, valid: torch.Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """uint8 (B, 3, H, W) and validity to fused maps (B, H, W) and scores (B,)."""
         batch = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
-        density, classifier = self.network(batch)
+        valid = None if valid is None else valid.to(self.device)
+        density, classifier = self.network(batch, valid)
         maps = fuse(density, classifier, self.fusion_weight)
         if valid is not None:
-            maps = maps * valid.to(self.device)
+            maps = maps * valid
         return maps.cpu().numpy(), image_scores(maps).cpu().numpy()
 
     # ---- save and load ----

@@ -14,7 +14,7 @@ from clsnf.model.backbone import Backbone, empty_backbone
 from clsnf.model.decoder import Decoder
 from clsnf.model.flow import LevelFlow
 from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, log_probs_of
-from clsnf.model.score_maps import density_map, fuse, image_scores
+from clsnf.model.score_maps import density_map, fuse, image_scores, valid_cells
 
 SIZE = (64, 96)
 GRIDS = ((16, 24), (8, 12))
@@ -75,6 +75,52 @@ def test_an_image_s_score_is_the_largest_value_outside_its_padding() -> None:
     valid = torch.tensor([[[True, False], [True, True]], [[True, True], [True, True]]])
     assert image_scores(maps).tolist() == pytest.approx([0.9, 0.6])
     assert image_scores(maps, valid).tolist() == pytest.approx([0.3, 0.6])
+
+
+# ---- padding ----
+
+
+def box(rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """(1, H, W) bool: an image at these rows and columns of the canvas."""
+    valid = torch.zeros(1, *SIZE, dtype=torch.bool)
+    valid[:, rows[0] : rows[1], columns[0] : columns[1]] = True
+    return valid
+
+
+BOXES = torch.cat([box((0, 64), (0, 96)), box((20, 44), (0, 96)), box((0, 64), (30, 31)), box((30, 35), (0, 96))])
+
+
+def test_a_cell_counts_where_at_least_half_of_it_is_image() -> None:
+    cells = valid_cells(box((4, 58), (0, 96)), GRIDS[1])  # cells of 8 x 8: rows 0 and 7 are covered by 4 and by 2 of 8
+    assert cells.shape == (1, *GRIDS[1])
+    assert cells[0, :, 0].tolist() == [True] * 7 + [False]
+
+
+@pytest.mark.parametrize("rows", [(30, 32), (30, 35), (29, 35)])
+def test_an_image_thinner_than_half_a_cell_keeps_the_cells_that_show_most_of_it(rows: tuple[int, int]) -> None:
+    cells = valid_cells(box(rows, (0, 96)), (4, 6))  # cells of 16 x 16, a border between rows 31 and 32
+    assert cells.any()
+    assert cells[0].all(dim=1).sum() in (1, 2)
+
+
+def test_what_lies_in_the_padding_moves_no_score_inside_the_image() -> None:
+    levels = log_probs(4)
+    cells = [valid_cells(BOXES, grid) for grid in GRIDS]
+    changed = [level.where(inside, torch.tensor(-1e6)) for level, inside in zip(levels, cells, strict=True)]
+    expected, found = (density_map(given, [2.0, 1.0], SIZE, BOXES) for given in (levels, changed))
+    assert torch.equal(found[BOXES], expected[BOXES])
+    assert expected[BOXES].max() < 1
+
+
+def test_an_even_likelihood_scores_evenly_up_to_the_border_of_the_image() -> None:
+    levels = [torch.zeros(4, *grid).masked_fill(~valid_cells(BOXES, grid), -50) for grid in GRIDS]
+    maps = density_map(levels, [1.0, 1.0], SIZE, BOXES)
+    torch.testing.assert_close(maps[BOXES], torch.full_like(maps[BOXES], 1 - math.exp(-1)))
+
+
+def test_an_image_without_padding_scores_as_if_none_had_any() -> None:
+    levels = log_probs(4)
+    assert torch.equal(density_map(levels, [2.0, 1.0], SIZE, BOXES)[0], density_map(levels, [2.0, 1.0], SIZE)[0])
 
 
 # ---- the whole network ----

@@ -55,12 +55,20 @@ class ScoreNetwork(nn.Module):
         self.flows = flows
         self.constants = [float(c) for c in constants]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W), RGB in [0, 1], to the density map and the classifier's map, both (B, H, W) float32 in [0, 1]."""
+    def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Both score maps.
+
+        Args:
+            images: (B, 3, H, W), RGB in [0, 1].
+            valid: (B, H, W) bool, False where a pixel is padding; None where none is.
+
+        Returns:
+            The density map and the classifier's map, both (B, H, W) float32 in [0, 1]; what they hold on padding means nothing.
+        """
         features = self.backbone(images)
         classifier = torch.sigmoid(self.decoder(features).float())
         log_probs = []
         for flow, level in zip(self.flows, features, strict=True):
             assert isinstance(flow, LevelFlow)
             log_probs.append(log_probs_of(flow, level.flatten(2).transpose(1, 2)))  # (B, C, h, w) -> (B, P, C)
-        return density_map(log_probs, self.constants, self.decoder.image_size), classifier
+        return density_map(log_probs, self.constants, self.decoder.image_size, valid), classifier

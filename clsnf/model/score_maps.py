@@ -9,18 +9,37 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clsnf.model.resample import resample
 
 
-def density_map(log_probs: Sequence[Tensor], constants: Sequence[float], image_size: tuple[int, int]) -> Tensor:
+def valid_cells(valid: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The cells of a level's map that show the image.
+
+    Args:
+        valid: (B, H, W) bool, False where a pixel is padding.
+        grid: (h, w).
+
+    Returns:
+        (B, h, w) bool: where at least half of a cell is no padding, or, on an image too thin for that, most of what there is.
+    """
+    share = F.adaptive_avg_pool2d(valid[:, None].float(), grid)[:, 0]
+    return share >= share.amax(dim=(1, 2), keepdim=True).clamp_max(0.5)
+
+
+def density_map(
+    log_probs: Sequence[Tensor], constants: Sequence[float], image_size: tuple[int, int], valid: Tensor | None = None
+) -> Tensor:
     """The flows' anomaly map.
 
     Args:
         log_probs: for each of L levels (B, h_l, w_l), log-likelihood per dimension.
         constants: m_l, the largest log-likelihood per dimension of the level's training vectors.
         image_size: (H, W).
+        valid: (B, H, W) bool, False where a pixel is padding, a rectangle of True in each image; None where none is. Cells of padding
+            were never trained on: they take the value of the nearest cell of the image, so that they move no score inside it.
 
     Returns:
         (B, H, W) float32 in [0, 1]: the mean over the levels of 1 - exp(log p_l - m_l), each upsampled bilinearly with aligned corners.
@@ -28,8 +47,24 @@ def density_map(log_probs: Sequence[Tensor], constants: Sequence[float], image_s
     total = torch.zeros((), device=log_probs[0].device)
     for log_prob, constant in zip(log_probs, constants, strict=True):
         likelihood = torch.exp((log_prob.float() - constant).clamp_max(0.0))
+        if valid is not None:
+            likelihood = _spread(likelihood, valid_cells(valid, (log_prob.shape[1], log_prob.shape[2])))
         total = total + 1.0 - resample(likelihood[:, None], image_size, "bilinear")[:, 0]
     return (total / len(log_probs)).clamp(0.0, 1.0)
+
+
+def _spread(maps: Tensor, inside: Tensor) -> Tensor:
+    """Maps (B, h, w) in which every cell outside the rectangle `inside` (B, h, w) repeats the nearest one in it."""
+    batch = torch.arange(len(maps), device=maps.device)[:, None, None]
+    rows, columns = _nearest_inside(inside.any(dim=2)), _nearest_inside(inside.any(dim=1))
+    return maps[batch, rows[:, :, None], columns[:, None, :]]
+
+
+def _nearest_inside(inside: Tensor) -> Tensor:
+    """For each place of rows (B, n) with one run of True the index (B, n) of the nearest True."""
+    places = torch.arange(inside.shape[1], device=inside.device)
+    first = inside.int().argmax(dim=1, keepdim=True)  # of equals, the first
+    return places[None].clamp(first, first + inside.sum(dim=1, keepdim=True) - 1)
 
 
 def fuse(density: Tensor, classifier: Tensor, weight: float) -> Tensor:

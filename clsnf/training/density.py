@@ -21,6 +21,7 @@ from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone
 from clsnf.model.flow import LevelFlow
 from clsnf.model.network import log_probs_of
+from clsnf.model.score_maps import valid_cells
 from clsnf.progress import Progress, silent
 
 _BATCH = 16
@@ -55,10 +56,8 @@ def extract_features(
 
 
 def valid_vectors(valid: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
-    """(N, H, W) bool of pixels to (N, P) bool of vectors: a vector counts where at least half of its cell is no padding."""
-    if valid is None:
-        return None
-    return F.adaptive_avg_pool2d(valid[:, None].float(), grid).flatten(1) >= 0.5
+    """(N, H, W) bool of pixels to (N, P) bool of vectors: those of cells that show the image."""
+    return None if valid is None else valid_cells(valid, grid).flatten(1)
 
 
 @torch.no_grad()

@@ -229,7 +229,7 @@ class CategoryPipeline:
             flows, constants = self.flows(epochs, depth)
             features = self.features(epochs, images)
             log_probs = [level_log_probs(flow, level, self.device) for flow, level in zip(flows, features, strict=True)]  # type: ignore[arg-type]
-            return Stage({"map": density_map(log_probs, constants, self.settings.image.size)}, {})
+            return Stage({"map": density_map(log_probs, constants, self.settings.image.size, images.valid)}, {})
 
         def classifier() -> Stage:
             return Stage({"map": classifier_maps(*self.finetuned(epochs), images.images, self.device)}, {})
