@@ -65,7 +65,8 @@ def feature_statistics(features: Tensor, valid: Tensor | None, grid: tuple[int, 
     """Mean of each position and covariance about it.
 
     With few images the mean of a position is noisy. It is therefore drawn towards the mean over its neighbourhood's positions by how
-    much of the spread between positions is noise (an empirical Bayes estimate, channel by channel; James and Stein, 1961).
+    much of the spread between positions is noise (an empirical Bayes estimate, channel by channel; James and Stein, 1961). A position
+    that no image shows takes the mean over its neighbourhood.
 
     Args:
         features: (N, P, C).
@@ -76,20 +77,21 @@ def feature_statistics(features: Tensor, valid: Tensor | None, grid: tuple[int, 
     """
     n, p, c = features.shape
     weights = torch.ones(n, p) if valid is None else valid.float()
-    count = weights.sum(dim=0).clamp_min(1)[:, None]  # (P, 1)
+    count = weights.sum(dim=0)[:, None]  # (P, 1)
     total, squares = torch.zeros(p, c), torch.zeros(p, c)
     for image, weight in zip(features, weights, strict=True):
         rows = image.float() * weight[:, None]
         total += rows
         squares += rows * image.float()
-    mean = total / count
-    overall = (mean * count).sum(dim=0) / count.sum()
-    within = (squares / count - mean**2).clamp_min(0)  # variance over images, position by position
-    noise = (within / count).mean(dim=0)  # variance of a mean over the images
-    between = (mean - overall).pow(2).mean(dim=0)
+    overall = total.sum(dim=0) / count.sum().clamp_min(1)
+    mean = torch.where(count > 0, total / count.clamp_min(1), overall)
+    within = (squares / count.clamp_min(1) - mean**2).clamp_min(0)  # variance over images, position by position
+    shown = count[:, 0] > 0
+    noise = (within / count)[shown].mean(dim=0)  # variance of a mean over the images
+    between = (mean - overall)[shown].pow(2).mean(dim=0)
     share = (noise / between.clamp_min(1e-12)).clamp(0, 1)  # (C,)
-    smooth = _neighbourhood_mean(mean, grid)
-    mean = (1 - share) * mean + share * smooth
+    smooth = _neighbourhood_mean(total, count, overall, grid)
+    mean = torch.where(count > 0, (1 - share) * mean + share * smooth, smooth)
 
     covariance = torch.zeros(c, c, dtype=torch.float64)
     for start in range(0, n, 8):
@@ -99,11 +101,15 @@ def feature_statistics(features: Tensor, valid: Tensor | None, grid: tuple[int, 
     return mean, (covariance / weights.sum().clamp_min(1)).float()
 
 
-def _neighbourhood_mean(mean: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean over 5 x 5 positions; (P, C) to (P, C)."""
-    maps = mean.t().reshape(1, -1, *grid)
-    smooth = F.avg_pool2d(maps, 5, stride=1, padding=2, count_include_pad=False)
-    return smooth.flatten(2)[0].t()
+def _neighbourhood_mean(total: Tensor, count: Tensor, overall: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean over the vectors of 5 x 5 positions, from their sums (P, C) and numbers (P, 1); `overall` (C,) where there are none."""
+
+    def around(values: Tensor) -> Tensor:
+        maps = values.t().reshape(1, -1, *grid)
+        return F.avg_pool2d(maps, 5, stride=1, padding=2, count_include_pad=False).flatten(2)[0].t()
+
+    vectors = around(count)
+    return torch.where(vectors > 0, around(total) / vectors.clamp_min(1e-6), overall)
 
 
 def fit_flow(
@@ -131,7 +137,10 @@ def fit_flow(
         TrainingError: the loss is not finite.
     """
     if settings.start == "data":
-        flow.whitening.fit(*feature_statistics(features, valid, flow.grid))
+        mean, covariance = feature_statistics(features, valid, flow.grid)
+        if not bool(covariance.isfinite().all()):
+            raise TrainingError("The backbone's features are not finite: give other weights, or lower finetune.learning_rate.")
+        flow.whitening.fit(mean, covariance)
     flow.to(device)
     parameters = [p for p in flow.parameters() if p.requires_grad]
     rows = torch.arange(features.shape[0] * features.shape[1]) if valid is None else valid.flatten().nonzero()[:, 0]
