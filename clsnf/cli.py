@@ -17,6 +17,7 @@ import click
 from clsnf import __version__
 from clsnf.config import DetectorSettings, StudySettings, from_dict, to_dict
 from clsnf.errors import ClsnfError, DataError, SettingsError
+from clsnf.threads import wait_patiently
 from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class _Command(click.Command):
     """A command whose errors are one line: a :class:`ClsnfError` becomes exit code 2, Ctrl-C exit code 130."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        wait_patiently()
         try:
             return super().invoke(ctx)
         except ClsnfError as error:
@@ -213,7 +215,7 @@ def _check(table: pa.Table, allow_leak: bool, terminal: Terminal) -> None:
 @_setting_options
 @click.option("--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine.")
 @click.option("--concurrent-trials", type=int, help="Trials at once.  [default: as many as fit]")
-@click.option("--cpus-per-trial", type=int, help="CPU cores of a trial.  [default: all of a small machine, else 4]")
+@click.option("--cpus-per-trial", type=int, help="CPU cores of a trial.  [default: an even share, 4 at most]")
 @click.option("--gpus-per-trial", type=float, help="GPUs of a trial, such as 1 or 0.25.  [default: 0]")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out.")
 def study(**options: Any) -> None:

@@ -215,8 +215,10 @@ class StudySettings:
     trials: int = setting(8, "trials of each category")
     objective: str = setting("pixel_ap", "the figure to raise: its mean over the validation defect families (see clsnf metrics)")
     refine: int = setting(3, "at the end the fusion weight is swept exactly for this many best (backbone, depth) of each category")
-    concurrent_trials: int = setting(0, "trials at once; 0: as many as the cluster's CPUs or GPUs carry, one on small machines")
-    cpus_per_trial: int = setting(0, "CPU cores of a trial; 0: all of a small machine, four of a larger one")
+    concurrent_trials: int = setting(0, "trials at once; 0: as many as the cluster's CPUs or GPUs carry")
+    cpus_per_trial: int = setting(
+        0, "CPU cores of a trial; 0: an even share for one trial of each category at a time, four at most"
+    )
     gpus_per_trial: float = setting(0.0, "GPUs of a trial, such as 1 or 0.25")
 
     def __post_init__(self) -> None:

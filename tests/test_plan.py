@@ -118,30 +118,35 @@ def test_a_plan_gives_back_its_settings(tmp_path: Path) -> None:
 # ---- shares of a cluster ----
 
 
-def test_a_small_machine_gives_all_its_cores_to_one_trial() -> None:
-    shares = share_out(StudySettings(), [{"CPU": 2.0}])
+def test_one_category_gets_all_cores_of_a_small_machine() -> None:
+    shares = share_out(StudySettings(), 1, [{"CPU": 2.0}])
     assert (shares.cpus, shares.gpus, shares.concurrent) == (2, 0.0, 1)
 
 
+def test_several_categories_run_side_by_side_on_a_core_each() -> None:
+    shares = share_out(StudySettings(), 3, [{"CPU": 2.0}])
+    assert (shares.cpus, shares.concurrent) == (1, 2)
+
+
 def test_larger_nodes_hold_several_trials_of_four_cores() -> None:
-    shares = share_out(StudySettings(), [{"CPU": 16.0}, {"CPU": 6.0}, {"CPU": 2.0}])
+    shares = share_out(StudySettings(), 2, [{"CPU": 16.0}, {"CPU": 6.0}, {"CPU": 2.0}])
     assert (shares.cpus, shares.concurrent) == (4, 5)
 
 
 def test_concurrent_trials_are_a_bound_and_never_more_than_fit() -> None:
     nodes = [{"CPU": 16.0}]
-    assert share_out(StudySettings(concurrent_trials=2), nodes).concurrent == 2
-    assert share_out(StudySettings(concurrent_trials=99), nodes).concurrent == 4
+    assert share_out(StudySettings(concurrent_trials=2), 1, nodes).concurrent == 2
+    assert share_out(StudySettings(concurrent_trials=99), 1, nodes).concurrent == 4
 
 
 def test_gpus_bound_the_trials_where_they_are_asked_for() -> None:
     nodes = [{"CPU": 16.0, "GPU": 1.0}, {"CPU": 64.0}]
-    assert share_out(StudySettings(gpus_per_trial=0.25), nodes).concurrent == 4
-    assert share_out(StudySettings(gpus_per_trial=1), nodes).concurrent == 1
+    assert share_out(StudySettings(gpus_per_trial=0.25), 1, nodes).concurrent == 4
+    assert share_out(StudySettings(gpus_per_trial=1), 1, nodes).concurrent == 1
 
 
 def test_cores_are_counted_where_the_gpus_are() -> None:
-    shares = share_out(StudySettings(gpus_per_trial=1), [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}])
+    shares = share_out(StudySettings(gpus_per_trial=1), 1, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}])
     assert (shares.cpus, shares.concurrent) == (2, 1)
 
 
@@ -159,4 +164,4 @@ def test_what_no_node_could_ever_hold_is_refused_instead_of_waited_for(
     settings: StudySettings, nodes: list[dict[str, float]], said: str
 ) -> None:
     with pytest.raises(SettingsError, match=said):
-        share_out(settings, nodes)
+        share_out(settings, 1, nodes)

@@ -11,6 +11,7 @@ from typing import Any
 
 from clsnf.config import StudySettings
 from clsnf.errors import SettingsError
+from clsnf.threads import PATIENT_THREADS, wait_patiently
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a factory leaves it
@@ -45,6 +46,7 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    wait_patiently()
     import logging
 
     import ray
@@ -52,12 +54,16 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     # A failed trial's traceback lies in its folder; the summary names its cause.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = address or os.environ.get("RAY_ADDRESS")
-    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    arguments: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
     if address is None:
         # "local" never attaches to a leftover of somebody else's.
         arguments |= {"address": "local", "include_dashboard": False, "object_store_memory": memory or 200 * 1024**2}
     else:
-        arguments["address"] = address
+        # A private Ray's workers inherit this process's environment; a cluster's must be told.
+        arguments |= {"address": address, "runtime_env": {"env_vars": PATIENT_THREADS}}
     try:
         ray.init(**arguments)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -69,19 +75,19 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
         ray.shutdown()
 
 
-def divide(settings: StudySettings) -> Shares:
-    """A trial's share of the running cluster.
-
-    Raises:
-        SettingsError: no node could ever hold one trial.
-    """
+def divide(settings: StudySettings, categories: int) -> Shares:
+    """A trial's share of the running cluster; see :func:`share_out`."""
     import ray
 
-    return share_out(settings, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    return share_out(settings, categories, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
-def share_out(settings: StudySettings, nodes: Sequence[Mapping[str, float]]) -> Shares:
+def share_out(settings: StudySettings, categories: int, nodes: Sequence[Mapping[str, float]]) -> Shares:
     """A trial's share of nodes with these resources (``CPU``, ``GPU``).
+
+    Where nothing else is said, trials get as many cores as leave room for one trial of each category at a time, four at most:
+    single-threaded trials side by side get more out of a machine than one trial with many threads, and with no more trials at once than
+    categories every category's trials run in sequence, so that the same seed gives the same trials.
 
     Raises:
         SettingsError: no node could ever hold one trial; Ray would wait for one for ever.
@@ -96,7 +102,7 @@ def share_out(settings: StudySettings, nodes: Sequence[Mapping[str, float]]) -> 
     where = " with such GPUs" if gpus else ""
     if most_cpus < 1:
         raise SettingsError(f"No node of the Ray cluster{where} has a CPU to run trials on: start one with --num-cpus 1 or more.")
-    cpus = settings.cpus_per_trial or (most_cpus if most_cpus <= 4 else 4)
+    cpus = settings.cpus_per_trial or max(1, min(4, most_cpus // min(categories, most_cpus)))
     if cpus > most_cpus:
         raise SettingsError(f"cpus_per_trial is {cpus}, but the largest node{where} has {most_cpus}: choose that or fewer.")
     fits = sum(min(int(node.get("CPU", 0)) // cpus, int(node["GPU"] / gpus + 1e-9) if gpus else sys.maxsize) for node in usable)

@@ -1,7 +1,9 @@
 """One Tune searcher for many categories: an Optuna study each.
 
 Unusual: Tune sees one flat run of trials, so that a category never waits for another one's slowest trial, while each category's
-sampler learns from its own trials alone. Trials are handed out in turn: the category with the fewest comes next.
+sampler learns from its own trials alone. The next trial goes to the category with the fewest running ones, then to the one that had the
+fewest: as long as no more trials run at once than there are categories, a category's trials run in sequence, and the same seed gives the
+same trials whatever else is going on.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class PerCategorySearch(Searcher):
         super().__init__(metric=metric, mode="max")
         self._trials = trials
         self._given = dict.fromkeys(categories, 0)
+        self._running = dict.fromkeys(categories, 0)
         self._category_of: dict[str, str] = {}
         self._searches = {
             category: OptunaSearch(
@@ -71,11 +74,12 @@ class PerCategorySearch(Searcher):
         open_categories = [c for c, given in self._given.items() if given < self._trials]
         if not open_categories:
             return Searcher.FINISHED
-        category = min(open_categories, key=lambda c: self._given[c])
+        category = min(open_categories, key=lambda c: (self._running[c], self._given[c]))
         values = self._searches[category].suggest(trial_id)
         if values is None:
             return None
         self._given[category] += 1
+        self._running[category] += 1
         self._category_of[trial_id] = category
         return {CATEGORY: category, **values}
 
@@ -85,7 +89,9 @@ class PerCategorySearch(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass a final result, or a failure, on to the category's study."""
-        self._searches[self._category_of[trial_id]].on_trial_complete(trial_id, result, error)
+        category = self._category_of[trial_id]
+        self._running[category] -= 1
+        self._searches[category].on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
         """Write the searcher's state."""

@@ -125,7 +125,7 @@ def _run(request: StudyRequest, tables: list[pa.Table], out: Path, reporter: Rep
         _plan(request, out, Shares(1, 0.0, 1)).write_tables(category, table, validation)
 
     with ray_session(request.address):
-        shares = divide(request.study)
+        shares = divide(request.study, len(categories))
         plan = _plan(request, out, shares)
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
         reporter.say(

@@ -142,7 +142,7 @@ class Finetuner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        value = float(loss)
+        value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
                 f"The classifier's loss became {value} in epoch {self.epoch + 1}: lower finetune.learning_rate "
