@@ -40,8 +40,10 @@ def threshold_from_normals(scores: np.ndarray, false_reject_rate: float) -> Thre
         false_reject_rate: in (0, 1).
 
     Raises:
-        MetricError: no scores, or some that are not finite.
+        MetricError: no scores, some that are not finite, or a rate outside (0, 1).
     """
+    if not 0 < false_reject_rate < 1:
+        raise MetricError(f"The false-reject rate is {false_reject_rate!r}: it must lie between 0 and 1, both excluded.")
     n = len(scores)
     if n == 0 or not np.isfinite(scores).all():
         raise MetricError(f"A threshold needs finite scores of at least one normal image, not {n} scores with NaN or none at all.")
