@@ -30,9 +30,9 @@ def test_a_threshold_is_a_score_that_few_normals_exceed(scores: np.ndarray, rate
 def test_a_threshold_depends_neither_on_the_order_nor_on_the_scale_of_scores(
     scores: np.ndarray, rate: float, random: Random
 ) -> None:
-    shuffled = scores.copy()
+    shuffled = scores.tolist()
     random.shuffle(shuffled)
-    assert threshold_from_normals(shuffled, rate) == threshold_from_normals(scores, rate)
+    assert threshold_from_normals(np.array(shuffled, np.float32), rate) == threshold_from_normals(scores, rate)
     doubled = threshold_from_normals(scores.astype(float) * 2, rate).value
     assert doubled == 2 * threshold_from_normals(scores, rate).value
 
