@@ -123,7 +123,12 @@ def _settings(options: dict[str, Any], base: dict[str, Any] | None = None) -> De
     content = to_dict(DetectorSettings())
     _merge(content, base or {})
     if options["config"] is not None:
-        _merge(content, read_yaml_mapping(options["config"], "seed: 1"))
+        from_file = read_yaml_mapping(options["config"], "seed: 1")
+        try:
+            from_dict(DetectorSettings, from_file)
+        except SettingsError as error:
+            raise SettingsError(f"{options['config']}: {error}") from error
+        _merge(content, from_file)
     size = options["image_size"] or (None, None)
     named = {
         ("image", "height"): size[0],

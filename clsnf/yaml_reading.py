@@ -1,7 +1,7 @@
 """Reads YAML that people write: files of settings, search spaces, single values of ``--set``.
 
-Unusual: ``1e-3`` is a number, as in YAML 1.2; PyYAML follows 1.1, where it is a word. And a name that stands twice in one mapping is
-refused, where PyYAML silently takes the last.
+Unusual: ``1e-3`` is a number and ``off`` is a word, as in YAML 1.2; PyYAML follows 1.1, where it is the other way round. And a name
+that stands twice in one mapping is refused, where PyYAML silently takes the last.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clsnf.errors import SettingsError
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, with exponents without a dot, and without repeated names."""
+    """Safe, with YAML 1.2's floats and booleans, and without repeated names."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -26,6 +26,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 

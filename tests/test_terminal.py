@@ -21,7 +21,7 @@ def test_names_of_pictures_are_shown_as_they_are(name: str, capsys: pytest.Captu
 
 def study_summary(category: str, **found: Any) -> dict[str, Any]:
     threshold = {"value": 0.5, "false_reject_rate": 0.01, "supported_rate": 0.2, "normals": 4}
-    winner = {
+    winner: dict[str, Any] = {
         "winner": "w",
         "settings": {"finetune": {"joint_epochs": 4}, "flow": {"depth": 2}, "fusion_weight": 0.25},
         "validation": {"pixel_ap": 0.5},

@@ -12,7 +12,18 @@ from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-3", 1e-3), ("5E-4", 5e-4), ("+2e3", 2e3), ("-.5e1", -5.0), ("1.5e-3", 1.5e-3), ("3", 3), ("0.25", 0.25), ("null", None)],
+    [
+        ("1e-3", 1e-3),
+        ("5E-4", 5e-4),
+        ("+2e3", 2e3),
+        ("-.5e1", -5.0),
+        ("1.5e-3", 1.5e-3),
+        ("3", 3),
+        ("0.25", 0.25),
+        ("null", None),
+        ("true", True),
+        ("False", False),
+    ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: object) -> None:
     found = parse_yaml(text, "--set")
@@ -25,7 +36,7 @@ def test_every_finite_float_comes_back_from_its_shortest_form(value: float) -> N
     assert parse_yaml(repr(value), "--set") == value
 
 
-@pytest.mark.parametrize("text", ["e3", "1e", "1e-x", "v1e5", "e-3"])
+@pytest.mark.parametrize("text", ["on", "off", "yes", "No", "y", "e3", "1e", "1e-x", "v1e5", "e-3"])
 def test_words_stay_words(text: str) -> None:
     assert parse_yaml(text, "--set") == text
 
