@@ -24,8 +24,8 @@ def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def searcher(categories: list[str], trials: int = 6, seed: int = 0) -> PerCategorySearch:
-    return PerCategorySearch(categories, SPACE.distributions(), START, trials, "objective", seed)
+def searcher(categories: list[str], trials: int = 6, seed: int = 0, in_sequence: bool = True) -> PerCategorySearch:
+    return PerCategorySearch(categories, SPACE.distributions(), START, trials, "objective", seed, in_sequence)
 
 
 def objective(config: dict[str, Any]) -> float:
@@ -64,10 +64,34 @@ def test_every_categorys_first_trial_is_the_start_point() -> None:
 
 
 def test_turns_stay_fair_while_many_trials_run_at_once() -> None:
-    search = searcher(["a", "b", "c"], 2)
+    search = searcher(["a", "b", "c"], 2, in_sequence=False)
     handed = [search.suggest(f"t{i}") for i in range(7)]
     assert [h[CATEGORY] for h in handed[:6]] == ["a", "b", "c", "a", "b", "c"]
     assert handed[6] == Searcher.FINISHED
+
+
+@settings(max_examples=25, deadline=None)
+@given(at_once=st.integers(1, 3), order=st.lists(st.integers(0, 2), max_size=12))
+def test_trials_in_sequence_are_the_same_however_long_each_takes(at_once: int, order: list[int]) -> None:
+    """`order` says which of the running trials ends next."""
+    categories = ["a", "b", "c"]
+    search = searcher(categories, 4)
+    running: dict[str, dict[str, Any]] = {}
+    seen: list[dict[str, Any]] = []
+    ends = iter([*order, *[0] * 12])
+    for number in range(100):
+        config = search.suggest(f"t{number}") if len(running) < at_once else None
+        if isinstance(config, dict):
+            running[f"t{number}"] = config
+            seen.append(config)
+        elif running:
+            name = list(running)[next(ends) % len(running)]
+            search.on_trial_complete(name, {"objective": objective(running.pop(name))})
+        else:
+            break
+    assert len(seen) == 12
+    for category in categories:
+        assert of(category, seen) == run(searcher([category], 4))
 
 
 def test_a_category_is_suggested_the_same_alone_or_with_others() -> None:
@@ -127,10 +151,10 @@ def test_a_saved_search_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> No
 
 
 def test_a_search_saved_while_trials_run_takes_their_results(tmp_path: Path) -> None:
-    search = searcher(["a", "b"], 3)
+    search = searcher(["a", "b"], 3, in_sequence=False)
     running = {f"t{i}": search.suggest(f"t{i}") for i in range(3)}
     search.save(str(tmp_path / "state.pkl"))
-    restored = searcher(["a", "b"], 3)
+    restored = searcher(["a", "b"], 3, in_sequence=False)
     restored.restore(str(tmp_path / "state.pkl"))
     for name, config in running.items():
         restored.on_trial_complete(name, {"objective": objective(config)})

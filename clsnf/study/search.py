@@ -2,8 +2,8 @@
 
 Unusual: Tune sees one flat run of trials, so that a category never waits for another one's slowest trial, while each category's
 sampler learns from its own trials alone. The next trial goes to the category with the fewest running ones, then to the one that had the
-fewest: as long as no more trials run at once than there are categories, a category's trials run in sequence, and the same seed gives the
-same trials whatever else is going on.
+fewest. In sequence, a category waits for its running trial before it gets the next: then the same seed gives the same trials whatever
+else is going on, at the price of idle cores while the last categories end.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class PerCategorySearch(Searcher):
         trials: of each category.
         metric: what to raise.
         seed: of the samplers.
+        in_sequence: never two trials of a category at once.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class PerCategorySearch(Searcher):
         trials: int,
         metric: str,
         seed: int,
+        in_sequence: bool,
     ) -> None:
         super().__init__(metric=metric, mode="max")
-        self._trials = trials
+        self._trials, self._in_sequence = trials, in_sequence
         self._given = dict.fromkeys(categories, 0)
         self._running = dict.fromkeys(categories, 0)
         self._category_of: dict[str, str] = {}
@@ -70,11 +72,13 @@ class PerCategorySearch(Searcher):
         }
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's values with its category (a dict), or FINISHED."""
+        """The next trial's values with its category (a dict), FINISHED, or None where a running trial must end first."""
         open_categories = [c for c, given in self._given.items() if given < self._trials]
         if not open_categories:
             return Searcher.FINISHED
         category = min(open_categories, key=lambda c: (self._running[c], self._given[c]))
+        if self._in_sequence and self._running[category]:
+            return None
         values = self._searches[category].suggest(trial_id)
         if values is None:
             return None

@@ -232,6 +232,7 @@ def _search(
         request.study.trials,
         "objective",
         request.settings.seed,
+        in_sequence=shares.concurrent <= len(categories),
     )
     total = len(categories) * request.study.trials
     trainable = tune.with_resources(
