@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone
 from clsnf.model.decoder import Decoder
 from clsnf.progress import Progress, silent
-from clsnf.training.stages import Stage
+from clsnf.training.stages import Stage, StageStore
 
 _WARMUP_STEPS = 20
 
@@ -109,7 +111,7 @@ class Finetuner:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(settings.repeats)])
         repeat = torch.arange(settings.repeats).repeat_interleave(len(self.images))
-        # A last batch of one image has no batch statistics: it joins the batch before it.
+        # Batches of nearly the same size: a last one of a single image would have poor batch statistics.
         batches = max(1, math.ceil(len(order) / settings.batch_size))
         total = 0.0
         for number, (chosen, repeats) in enumerate(zip(order.tensor_split(batches), repeat.tensor_split(batches), strict=True)):
@@ -196,8 +198,8 @@ def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
 
 def train_trunk(
     make: Callable[[], Finetuner],
-    find: Callable[[int], Stage | None],
-    put: Callable[[int, Stage], None],
+    store: StageStore,
+    content: Callable[[int], Mapping[str, Any]],
     until: int,
     stops: Collection[int] = (),
     progress: Progress = silent,
@@ -206,20 +208,27 @@ def train_trunk(
 
     Args:
         make: gives a finetuner at epoch 0.
-        find: the stored trunk at an epoch, None where there is none.
-        put: stores the trunk at an epoch.
+        store: where trunks lie.
+        content: what decides the trunk at an epoch.
         until: where to stop; stored too.
-        stops: epochs on the way at which others will want to leave: stored when passed.
+        stops: epochs on the way at which others will want to leave: stored when passed. Runs that go on at the same time and know the same
+            stops train each part of the trunk once.
         progress: told after every epoch.
     """
     finetuner = make()
     for epoch in range(until, 0, -1):
-        stage = find(epoch)
+        stage = store.find("trunk", store.key(content(epoch)))
         if stage is not None:
             finetuner.restore(stage)
             break
+
+    def train_to(stop: int) -> Stage:
+        finetuner.run(stop, progress=progress)
+        return finetuner.stage()
+
     for stop in sorted({s for s in stops if finetuner.epoch < s < until} | {until}):
         if finetuner.epoch < stop:
-            finetuner.run(stop, progress=progress)
-            put(stop, finetuner.stage())
+            stage = store.get("trunk", content(stop), partial(train_to, stop))
+            if finetuner.epoch < stop:  # another process was there first
+                finetuner.restore(stage)
     return finetuner

@@ -161,15 +161,12 @@ class CategoryPipeline:
         """
         settings = self._finetune(epochs)
 
-        def trunk_key(epoch: int) -> str:
-            return self.store.key(self._trunk_content | {"epoch": epoch})
-
         def compute() -> Stage:
             leave = leaving_point(settings)
             finetuner = train_trunk(
                 self._new_finetuner,
-                lambda epoch: self.store.find("trunk", trunk_key(epoch)),
-                lambda epoch, stage: self.store.put("trunk", trunk_key(epoch), stage),
+                self.store,
+                lambda epoch: self._trunk_content | {"epoch": epoch},
                 leave,
                 [leaving_point(self._finetune(e)) for e in stops],
                 self.progress,

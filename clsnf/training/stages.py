@@ -69,13 +69,6 @@ class StageStore:
                 f"The stored stage {folder} is damaged ({error}): delete it, and it will be computed anew."
             ) from error
 
-    def put(self, kind: str, key: str, stage: Stage) -> None:
-        """Store a stage."""
-        with written_whole(self.root / kind / key) as draft:
-            draft.mkdir()
-            save_file({name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()}, draft / "tensors.safetensors")
-            write_json(draft / "facts.json", stage.facts)
-
     def get(self, kind: str, content: Mapping[str, Any], compute: Callable[[], Stage]) -> Stage:
         """The stage that `content` decides, computed only if nobody has it."""
         key = self.key(content)
@@ -88,7 +81,13 @@ class StageStore:
                 if found is None:
                     self.computed[kind] = self.computed.get(kind, 0) + 1
                     stage = compute()
-                    self.put(kind, key, stage)
+                    self._put(kind, key, stage)
                     return stage
         self.reused[kind] = self.reused.get(kind, 0) + 1
         return found
+
+    def _put(self, kind: str, key: str, stage: Stage) -> None:
+        with written_whole(self.root / kind / key) as draft:
+            draft.mkdir()
+            save_file({name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()}, draft / "tensors.safetensors")
+            write_json(draft / "facts.json", stage.facts)

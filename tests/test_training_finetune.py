@@ -1,0 +1,336 @@
+"""Stage one: targets by hand, a trunk that runs of every length share bit for bit, and nothing lost or done twice."""
+
+import copy
+import dataclasses
+import itertools
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clsnf.config import BackboneSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings
+from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
+from clsnf.errors import TrainingError
+from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
+from clsnf.model.network import build_decoder
+from clsnf.training.finetune import Finetuner, leaving_point, soft_targets, train_trunk, trunk_content
+from clsnf.training.pipeline import CategoryPipeline, PlacedImages
+from clsnf.training.stages import StageStore
+
+CPU = torch.device("cpu")
+SIZE = (64, 32)
+N = 6
+SETTINGS = DetectorSettings(
+    image=ImageSettings(*SIZE),
+    backbone=BackboneSettings(levels=(1, 2)),
+    finetune=FinetuneSettings(frozen_epochs=1, joint_epochs=1, decay_epochs=1, batch_size=4, decoder_width=16),
+    flow=FlowSettings(depth=0),
+)
+
+
+def pictures(n: int, seed: int) -> Tensor:
+    """(n, 3, H, W) uint8: soft blobs."""
+    noise = torch.rand(n, 3, 8, 4, generator=torch.Generator().manual_seed(seed))
+    return (F.interpolate(noise, size=SIZE, mode="bilinear") * 255).to(torch.uint8)
+
+
+IMAGES, TEXTURES = pictures(N, 0), pictures(5, 1)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Backbone:
+    torch.manual_seed(0)
+    return empty_backbone("resnet18", (1, 2), SIZE)
+
+
+def finetuner(
+    pretrained: Backbone,
+    settings: FinetuneSettings = SETTINGS.finetune,
+    valid: Tensor | None = None,
+    maker: DefectMaker | None = None,
+) -> Finetuner:
+    decoder = build_decoder(pretrained.info, SETTINGS.image, settings, seed=1)
+    maker = maker or DefectMaker(SETTINGS.defects, TEXTURES, IMAGES)
+    return Finetuner(copy.deepcopy(pretrained), decoder, IMAGES, valid, valid, maker, settings, 3, CPU)
+
+
+def pipeline(pretrained: Backbone, root: Path, valid: Tensor | None = None, **changes: Any) -> CategoryPipeline:
+    settings = dataclasses.replace(SETTINGS, finetune=dataclasses.replace(SETTINGS.finetune, **changes))
+    fit = PlacedImages(IMAGES, valid, "six blobs")
+    return CategoryPipeline(settings, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU)
+
+
+# ---- targets ----
+
+
+def two_defects() -> DefectBatch:
+    """A region of two pixels, one darker and one brighter, and an image without a region."""
+    clean = torch.full((2, 3, 2, 2), 0.5)
+    images = clean.clone()
+    images[0, :, 0, 0] = torch.tensor([0.2, 0.5, 0.2])  # d = -0.2
+    images[0, :, 0, 1] = torch.tensor([0.6, 0.7, 0.8])  # d = +0.2
+    images[0, :, 1, 0] = 0.8  # outside the region: counts for nothing
+    regions = torch.zeros(2, 2, 2, dtype=torch.bool)
+    regions[0, 0] = True
+    return DefectBatch(images, regions, clean)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize(("kind", "level"), [("absolute", sigmoid(1.0)), ("signed", (sigmoid(-1.0) + sigmoid(1.0)) / 2)])
+def test_a_region_s_target_is_the_mean_over_its_pixels(kind: str, level: float) -> None:
+    targets = soft_targets(two_defects(), kind)
+    expected = torch.zeros(2, 2, 2)
+    expected[0, 0] = level
+    torch.testing.assert_close(targets, expected)
+
+
+def test_a_dark_defect_counts_as_much_as_a_bright_one_unless_the_difference_is_signed() -> None:
+    clean = torch.full((2, 3, 4, 4), 0.5)
+    images = torch.stack([clean[0] - 0.3, clean[1] + 0.3])
+    batch = DefectBatch(images, torch.ones(2, 4, 4, dtype=torch.bool), clean)
+    dark, bright = soft_targets(batch, "absolute").amax(dim=(1, 2))
+    assert dark == pytest.approx(float(bright))
+    assert dark > 0.5
+    dark, bright = soft_targets(batch, "signed").amax(dim=(1, 2))
+    assert dark < 0.5 < bright
+
+
+# ---- what an epoch shows ----
+
+
+class Noting(DefectMaker):
+    """Notes the keys of the samples that it makes."""
+
+    keys: list[int]
+
+    def make(self, images: Tensor, object_masks: Tensor | None, keys: Tensor) -> DefectBatch:
+        self.keys += keys.tolist()
+        return super().make(images, object_masks, keys)
+
+
+def test_every_epoch_shows_each_image_as_often_as_told_each_time_with_a_fresh_defect(pretrained: Backbone) -> None:
+    maker = Noting(SETTINGS.defects, TEXTURES, IMAGES)
+    maker.keys = []
+    finetuner(pretrained, dataclasses.replace(SETTINGS.finetune, repeats=2), maker=maker).run(2)
+    expected = [int(sample_key(3, epoch, image, repeat)[0]) for epoch in range(2) for repeat in range(2) for image in range(N)]
+    assert sorted(maker.keys) == sorted(expected)
+    assert len(set(maker.keys)) == len(expected)
+    assert maker.keys[:N] != sorted(maker.keys[:N])
+
+
+def test_training_lowers_the_loss(pretrained: Backbone) -> None:
+    trained = finetuner(pretrained, dataclasses.replace(SETTINGS.finetune, learning_rate=5e-3, repeats=3))
+    trained.run(6)
+    assert len(trained.losses) == 6
+    assert min(trained.losses[-2:]) < 0.6 * trained.losses[0]
+
+
+def test_the_backbone_trains_in_the_joint_epochs_alone_and_its_statistics_never(pretrained: Backbone) -> None:
+    trained = finetuner(pretrained)
+    before = fingerprint(trained.backbone)
+    trained.run(1)
+    assert fingerprint(trained.backbone) == before
+    trained.run(2)
+    old, new = pretrained.state_dict(), trained.backbone.state_dict()
+    for name in old:
+        changed = not torch.equal(old[name], new[name])
+        assert changed != ("running" in name or "num_batches" in name), name
+
+
+@pytest.mark.parametrize("all_valid", [True, False])
+def test_padding_counts_for_nothing_in_the_loss(pretrained: Backbone, all_valid: bool) -> None:
+    valid = torch.ones(N, *SIZE, dtype=torch.bool)
+    if not all_valid:
+        valid[:, :20] = False
+    settings = dataclasses.replace(SETTINGS.finetune, batch_size=N)
+    padded = finetuner(pretrained, settings, valid=valid)
+    decoder, backbone = copy.deepcopy(padded.decoder), copy.deepcopy(padded.backbone)
+    padded.run(1)
+
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(3 * 1_000_003))
+    keys = torch.from_numpy(sample_key(3, 0, order.numpy()))
+    batch = DefectMaker(SETTINGS.defects, TEXTURES, IMAGES).make(IMAGES[order], valid[order], keys)
+    assert not (batch.regions & ~valid[order]).any()
+    with torch.no_grad():
+        logits = decoder.train()(backbone(batch.images))
+    expected = F.binary_cross_entropy_with_logits(logits[valid[order]], soft_targets(batch, "absolute")[valid[order]])
+    assert padded.losses[0] == pytest.approx(float(expected), rel=2e-2)  # mixed precision
+
+
+@pytest.mark.parametrize(("number", "batch_size"), [(6, 5), (6, 1), (2, 16)])
+def test_any_number_of_images_makes_batches(pretrained: Backbone, number: int, batch_size: int) -> None:
+    settings = dataclasses.replace(SETTINGS.finetune, batch_size=batch_size)
+    trained = finetuner(pretrained, settings)
+    trained.images = IMAGES[:number]
+    trained.run(1)
+    assert math.isfinite(trained.losses[0])
+
+
+# ---- the trunk ----
+
+
+def states_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def assert_same_networks(one: CategoryPipeline, other: CategoryPipeline, epochs: int) -> None:
+    for mine, theirs in zip(one.finetuned(epochs), other.finetuned(epochs), strict=True):
+        assert states_equal(mine.state_dict(), theirs.state_dict())
+
+
+def test_the_trunk_is_left_as_many_epochs_before_the_end_as_the_rate_needs_to_fall() -> None:
+    settings = FinetuneSettings(frozen_epochs=2, joint_epochs=5, decay_epochs=3)
+    assert leaving_point(settings) == 4
+    assert leaving_point(dataclasses.replace(settings, joint_epochs=0)) == 0
+
+
+def test_the_trunk_depends_on_all_settings_but_those_that_say_where_it_is_left() -> None:
+    content = trunk_content(SETTINGS.finetune)
+    others: dict[str, Any] = {"joint_epochs": 9, "decay_epochs": 4}
+    for name, value in others.items():
+        assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) == content
+    others = {"frozen_epochs": 9, "learning_rate": 1e-4, "repeats": 2, "batch_size": 5, "target": "signed"}
+    for name, value in others.items():
+        assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) != content
+
+
+def test_the_rate_is_constant_on_the_trunk_and_falls_to_nothing_on_the_branch(pretrained: Backbone) -> None:
+    settings = dataclasses.replace(SETTINGS.finetune, batch_size=1)
+    trained, rates = finetuner(pretrained, settings), []
+    step = trained.optimizer.step
+
+    def noting() -> None:
+        rates.append([group["lr"] for group in trained.optimizer.param_groups])
+        step()
+
+    trained.optimizer.step = noting  # type: ignore[method-assign, assignment]
+    trained.run(5)
+    trained.run(7, decay_from=5)
+    decoder = [rate for rate, _ in rates]
+    assert all(backbone == pytest.approx(rate * settings.backbone_factor) for rate, backbone in rates)
+    assert decoder[:20] == pytest.approx([settings.learning_rate * (i + 1) / 20 for i in range(20)])
+    assert decoder[20:31] == pytest.approx([settings.learning_rate] * 11)  # the branch's first step is still at full rate
+    assert all(later < earlier for earlier, later in itertools.pairwise(decoder[30:]))
+    assert decoder[-1] == pytest.approx(settings.learning_rate / 12)
+
+
+def test_a_run_that_leaves_a_stored_trunk_equals_an_undisturbed_one_bit_for_bit(pretrained: Backbone, tmp_path: Path) -> None:
+    longer = pipeline(pretrained, tmp_path / "shared")
+    longer.finetuned(4, stops=[2])
+    longer.finetuned(2, stops=[4])
+    assert longer.store.computed == {"finetuned": 2, "trunk": 2}  # at epochs 2 and 4: the shorter run trained its branch alone
+    alone = pipeline(pretrained, tmp_path / "alone")
+    for epochs in (2, 4):
+        assert_same_networks(longer, alone, epochs)
+    assert not states_equal(longer.finetuned(2)[1].state_dict(), longer.finetuned(4)[1].state_dict())
+
+
+def test_a_longer_run_goes_on_from_the_trunk_that_a_shorter_one_left(pretrained: Backbone, tmp_path: Path) -> None:
+    shared = pipeline(pretrained, tmp_path / "shared")
+    shared.finetuned(1)
+    shared.finetuned(3)
+    assert_same_networks(shared, pipeline(pretrained, tmp_path / "alone"), 3)
+    trunks = [shared.store.find("trunk", folder.name) for folder in (tmp_path / "shared" / "trunk").iterdir()]
+    assert sorted(trunk.facts["epoch"] for trunk in trunks if trunk is not None) == [1, 3]
+
+
+class Interruption(BaseException):
+    """Stands for Ctrl-C."""
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(pretrained: Backbone, tmp_path: Path, at: int) -> None:
+    def interrupt(task: str, done: int, total: int) -> None:
+        if done == at:
+            raise Interruption
+
+    broken = pipeline(pretrained, tmp_path / "broken")
+    broken.progress = interrupt
+    with pytest.raises(Interruption):
+        broken.finetuned(3, stops=[1, 2])
+    resumed = pipeline(pretrained, tmp_path / "broken")
+    seen: list[int] = []
+    resumed.progress = lambda task, done, total: seen.append(done)
+    resumed.finetuned(3, stops=[1, 2])
+    assert seen[0] == at  # what was stored is not trained again
+    assert_same_networks(resumed, pipeline(pretrained, tmp_path / "alone"), 3)
+
+
+def test_two_runs_at_once_train_their_trunk_once(pretrained: Backbone, tmp_path: Path) -> None:
+    stops = [1, 2, 3]
+    runs = {epochs: pipeline(pretrained, tmp_path / "shared") for epochs in (2, 3)}
+    begun = threading.Event()
+    runs[3].progress = lambda task, done, total: begun.set()
+    longer, shorter = (threading.Thread(target=runs[epochs].finetuned, args=(epochs, stops)) for epochs in (3, 2))
+    longer.start()
+    assert begun.wait(60)  # in the midst of epoch 1, which it is about to store
+    shorter.start()
+    for thread in (longer, shorter):
+        thread.join(60)
+    assert sum(run.store.computed.get("trunk", 0) for run in runs.values()) == 3  # epochs 1, 2 and 3
+    alone = pipeline(pretrained, tmp_path / "alone")
+    for epochs, run in runs.items():
+        assert_same_networks(run, alone, epochs)
+
+
+def test_a_restored_finetuner_is_where_the_stored_one_was(pretrained: Backbone, tmp_path: Path) -> None:
+    store, first = StageStore(tmp_path), finetuner(pretrained)
+    first.run(2)
+    store.get("trunk", {}, first.stage)
+    found = store.find("trunk", store.key({}))
+    assert found is not None
+    second = finetuner(pretrained)
+    second.restore(found)
+    assert (second.epoch, second.losses) == (2, first.losses)
+    for run in (first, second):
+        run.run(4)
+    assert first.losses == second.losses
+    assert states_equal(first.stage().tensors, second.stage().tensors)
+
+
+# ---- ends of the range, and what goes wrong ----
+
+
+def test_without_joint_epochs_the_backbone_stays_as_it_is(pretrained: Backbone, tmp_path: Path) -> None:
+    run = pipeline(pretrained, tmp_path)
+    backbone, decoder = run.finetuned(0)
+    assert fingerprint(backbone) == fingerprint(pretrained)
+    untrained = build_decoder(pretrained.info, SETTINGS.image, SETTINGS.finetune, SETTINGS.seed)
+    assert not states_equal(decoder.state_dict(), untrained.state_dict())
+
+
+def test_without_any_epoch_nothing_is_trained(pretrained: Backbone, tmp_path: Path) -> None:
+    run = pipeline(pretrained, tmp_path, frozen_epochs=0)
+    backbone, decoder = run.finetuned(0)
+    untrained = build_decoder(pretrained.info, SETTINGS.image, SETTINGS.finetune, SETTINGS.seed)
+    assert fingerprint(backbone) == fingerprint(pretrained)
+    assert states_equal(decoder.state_dict(), untrained.state_dict())
+
+
+def test_the_pretrained_backbone_is_never_changed(pretrained: Backbone, tmp_path: Path) -> None:
+    before = fingerprint(pretrained)
+    pipeline(pretrained, tmp_path, learning_rate=1e-2).finetuned(2)
+    assert fingerprint(pretrained) == before
+
+
+def test_a_loss_that_is_not_finite_ends_training_with_the_mend_and_is_not_stored(pretrained: Backbone, tmp_path: Path) -> None:
+    run = pipeline(pretrained, tmp_path, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"epoch \d.*lower finetune\.learning_rate \(now 1e\+30\)") as caught:
+        run.finetuned(3)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_trunk_at_no_epoch_is_a_fresh_finetuner(pretrained: Backbone, tmp_path: Path) -> None:
+    store = StageStore(tmp_path)
+    fresh = train_trunk(lambda: finetuner(pretrained), store, lambda epoch: {"epoch": epoch}, 0)
+    assert fresh.epoch == 0
+    assert store.computed == {}
