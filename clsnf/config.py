@@ -245,7 +245,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") 
     """Build the settings class `cls` from plain JSON or YAML types.
 
     Raises:
-        SettingsError: an unknown key (the nearest valid one is named), a value of the wrong type, or one out of its range.
+        SettingsError: an unknown key (the nearest valid one is named), one that is missing and has no default, a value of the wrong
+            type, or one out of its range.
     """
     if not isinstance(values, Mapping):
         raise SettingsError(f"{where} must be a mapping of names to values, not {values!r}.")
@@ -255,6 +256,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") 
         if key not in hints:
             raise SettingsError(f"{where}: unknown setting {key!r}.{nearest(str(key), hints)}")
         arguments[key] = _coerce(hints[key], value, f"{where}.{key}")
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [name for name in needed if name not in arguments]
+    if missing:
+        raise SettingsError(f"{where}: {', '.join(missing)} must be given.")
     return cls(**arguments)
 
 

@@ -196,7 +196,9 @@ class Detector:
 
         Raises:
             ImageError: a file can't be read, or an array is not (h, w, 3) uint8.
+            SettingsError: a path instead of a list of them, or a batch of none.
         """
+        _check_request(images, batch_size)
         n = len(images)
         maps = np.empty((n, *self.settings.image.size), np.float32)
         scores = np.empty(n, np.float32)
@@ -215,6 +217,7 @@ class Detector:
         self, images: Sequence[ImageLike], *, batch_size: int = 16
     ) -> Iterator[tuple[NDArray[np.float32], float, bool]]:
         """Score images one by one, each with its map at its own size: (map (h, w), score, verdict). Memory: one batch."""
+        _check_request(images, batch_size)
         for _, (maps, scores, placements) in self._batches(images, batch_size):
             for canvas_map, score, verdict, placement in zip(maps, scores, self.verdicts(scores), placements, strict=True):
                 yield restore_map(canvas_map, placement), float(score), bool(verdict)
@@ -302,14 +305,25 @@ class Detector:
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
             # Soft permutations take long to draw and are about to be overwritten: both kinds are matrices of the same shape.
             flows = build_flows(backbone.info, dataclasses.replace(settings.flow, permutation="hard"), seed=0)
-            network = ScoreNetwork(backbone, decoder, flows, facts["level_constants"])
+            constants = facts["level_constants"]
+            if len(constants) != len(flows) or not all(isinstance(c, float) for c in constants):
+                raise ModelError(f"{path / _FACTS}: level_constants are {constants!r}: they must be {len(flows)} numbers.")
+            network = ScoreNetwork(backbone, decoder, flows, constants)
             if _sha256(path / _TENSORS) != facts["tensors_sha256"]:
                 raise ModelError(f"{path / _TENSORS} is damaged: its checksum is not the one in {_FACTS}. Save the detector again.")
             network.load_state_dict(load_file(path / _TENSORS))
-        except (KeyError, TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
-            line = (str(error).strip().splitlines() or [repr(error)])[0]
-            raise ModelError(f"{path} can't be loaded: {line}") from error
+        except KeyError as error:
+            raise ModelError(f"{path / _FACTS} is damaged (no entry {error}): save the detector again.") from error
+        except (TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
+            raise ModelError(f"{path} can't be loaded: {' '.join(str(error).split())[:300]}") from error
         return cls(network, settings, threshold, provenance, choose_device(device))
+
+
+def _check_request(images: object, batch_size: int) -> None:
+    if isinstance(images, (str, os.PathLike)):
+        raise SettingsError(f"{os.fspath(images)!r} is no list of images: put the path into one.")
+    if batch_size < 1:
+        raise SettingsError(f"batch_size is {batch_size}: it must be 1 or more.")
 
 
 def _as_array(image: ImageLike) -> NDArray[np.uint8]:

@@ -114,6 +114,21 @@ def test_settings_that_are_no_mapping_are_refused(values: Any) -> None:
         from_dict(DetectorSettings, values)
 
 
+@dataclasses.dataclass(frozen=True)
+class Needy:
+    """Without defaults for all of its fields, as the facts of a saved detector."""
+
+    name: str
+    count: int
+    share: float = 0.5
+
+
+def test_what_has_no_default_must_be_given() -> None:
+    assert from_dict(Needy, {"name": "a", "count": 2}) == Needy("a", 2)
+    with pytest.raises(SettingsError, match=r"facts: name, count must be given"):
+        from_dict(Needy, {"share": 1.0}, "facts")
+
+
 OUT_OF_RANGE: list[tuple[type, str, Any]] = [
     (ImageSettings, "height", 0),
     (ImageSettings, "height", 100),

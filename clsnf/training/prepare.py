@@ -5,7 +5,7 @@ Called by :class:`clsnf.detector.Detector` and by every trial of a study.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,17 +89,12 @@ def prepare(
         polarity, reason = decision.kind, decision.reason
     size = settings.image.size
     if textures is None:
-        bank, textures_key = draw_textures(64, size, settings.seed), "drawn"
+        bank = draw_textures(64, size, settings.seed)
     else:
         bank = load_textures(Path(textures), size, MAX_TEXTURES)
-        textures_key = content_key({"folder": _texture_names(Path(textures))})
+    textures_key = hashlib.sha256(bank.numpy().data).hexdigest()
     pipeline = CategoryPipeline(settings, backbone, fit, polarity, bank, textures_key, store, device, progress)
     return Prepared(pipeline, polarity, reason)
-
-
-def _texture_names(folder: Path) -> Sequence[str]:
-    """Names and sizes of a texture folder's files: enough to tell two folders apart without reading them twice."""
-    return sorted(f"{p.relative_to(folder)} {p.stat().st_size}" for p in folder.rglob("*") if p.is_file())
 
 
 def data_fingerprint(table: pa.Table) -> str:

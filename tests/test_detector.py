@@ -1,0 +1,463 @@
+"""The detector: fit, predict, save and load, on pictures small enough that everything runs for real."""
+
+import dataclasses
+import json
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from small_data import TINY, draw_normal, write_category
+
+from clsnf.config import BackboneSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings, to_dict
+from clsnf.data.images import read_image
+from clsnf.data.layouts import CATEGORY_SCHEMA, read_category
+from clsnf.data.splits import assign_splits
+from clsnf.detector import FORMAT, Detector
+from clsnf.errors import DataError, ImageError, ModelError, SettingsError
+from clsnf.model.score_maps import fuse
+from clsnf.training.prepare import place_rows, prepare, rows_of
+from clsnf.training.stages import StageStore
+
+CPU = torch.device("cpu")
+
+
+def part(section: str) -> dict[str, Any]:
+    return {name.removeprefix(f"{section}."): value for name, value in TINY.items() if name.startswith(f"{section}.")}
+
+
+def tiny(weights: Path, image: ImageSettings | None = None) -> DetectorSettings:
+    return DetectorSettings(
+        image=image or ImageSettings(64, 64),
+        backbone=BackboneSettings("resnet18", (1, 2), str(weights)),
+        finetune=FinetuneSettings(**part("finetune")),
+        flow=FlowSettings(**part("flow")),
+    )
+
+
+def split(folder: Path) -> pa.Table:
+    return assign_splits(read_category(folder.parent, folder.name), 0.4, seed=0)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    return split(write_category(tmp_path_factory.mktemp("data") / "plate", train=12))
+
+
+@pytest.fixture(scope="module")
+def settings(resnet18_weights: Path) -> DetectorSettings:
+    return tiny(resnet18_weights)
+
+
+@pytest.fixture(scope="module")
+def detector(table: pa.Table, settings: DetectorSettings) -> Detector:
+    return Detector.fit(table, settings, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(table: pa.Table) -> list[str]:
+    """Test images, normal and defective."""
+    found: list[str] = rows_of(table, "test")["path"].to_pylist()
+    return found
+
+
+# ---- fit ----
+
+
+def test_the_threshold_rests_on_the_validation_normals_alone(detector: Detector, table: pa.Table) -> None:
+    validation = rows_of(table, "validation")
+    scores = detector.predict(validation["path"].to_pylist()).scores
+    assert detector.threshold.normals == len(validation) == len(detector.provenance.validation_scores)
+    assert sorted(scores.astype(float)) == pytest.approx(detector.provenance.validation_scores, abs=1e-6)
+    assert detector.threshold.value == max(detector.provenance.validation_scores)  # too few for the rate that was asked for
+    assert detector.threshold.false_reject_rate == 0.01
+    assert detector.threshold.supported_rate == pytest.approx(1 / (len(validation) + 1))
+    assert not detector.predict(validation["path"].to_pylist()).verdicts.any()
+
+
+def test_a_detector_says_where_it_comes_from(detector: Detector, table: pa.Table) -> None:
+    said = detector.provenance
+    assert said.category == "plate"
+    assert said.architecture == "resnet18"
+    assert said.fit_images == len(rows_of(table, "fit"))
+    assert said.object_mask in ("off", "dark", "bright")
+    assert said.data_fingerprint != said.validation_fingerprint
+    assert set(said.versions) >= {"clsnf", "torch", "timm"}
+
+
+def test_fitting_reads_no_test_image_and_no_validation_defect(
+    detector: Detector, table: pa.Table, settings: DetectorSettings
+) -> None:
+    kept = table.filter(pa.compute.not_equal(table["split"], "test"))
+    missing = [
+        {
+            "path": f"/none/{i}.png",
+            "split": name,
+            "label": 1,
+            "defect_type": "x",
+            "mask_path": None,
+            "sha256": str(i),
+            "category": "plate",
+        }
+        for i, name in enumerate(("test", "validation"))
+    ]
+    trap = pa.concat_tables([kept, pa.Table.from_pylist(missing, schema=CATEGORY_SCHEMA)])
+    assert_same_detector(Detector.fit(trap, settings, device="cpu"), detector)
+
+
+def assert_same_detector(one: Detector, other: Detector) -> None:
+    mine, theirs = one.network.state_dict(), other.network.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+    assert one.network.constants == other.network.constants
+    assert (one.threshold, one.provenance, one.settings) == (other.threshold, other.provenance, other.settings)
+
+
+def test_the_same_seed_gives_the_same_detector_whatever_the_order_of_the_table(
+    detector: Detector, table: pa.Table, settings: DetectorSettings
+) -> None:
+    turned = table.take(list(reversed(range(len(table)))))
+    assert_same_detector(Detector.fit(turned, settings, device="cpu"), detector)
+
+
+def test_a_work_folder_keeps_what_was_finished(
+    detector: Detector, table: pa.Table, settings: DetectorSettings, tmp_path: Path
+) -> None:
+    tasks: list[str] = []
+    for _ in range(2):
+        tasks.clear()
+        again = Detector.fit(table, settings, work=tmp_path, device="cpu", progress=lambda task, done, total: tasks.append(task))
+        assert_same_detector(again, detector)
+    assert set(tasks) == {"threshold"}
+
+
+@pytest.mark.parametrize(("name", "least"), [("fit", 2), ("validation", 1)])
+def test_too_few_images_are_said_before_anything_is_trained(
+    table: pa.Table, settings: DetectorSettings, name: str, least: int
+) -> None:
+    few = pa.concat_tables([rows_of(table, name)[: least - 1], table.filter(pa.compute.not_equal(table["split"], name))])
+    tasks: list[str] = []
+    with pytest.raises(DataError):
+        Detector.fit(few, settings, device="cpu", progress=lambda task, done, total: tasks.append(task))
+    assert tasks == []
+
+
+def test_a_texture_that_changed_makes_other_stages(table: pa.Table, settings: DetectorSettings, tmp_path: Path) -> None:
+    (tmp_path / "textures").mkdir()
+    texture = draw_normal(np.random.default_rng(5), (64, 64))
+    picture = tmp_path / "textures" / "a.bmp"
+    keys = []
+    for level in (0, 1):
+        texture[0, 0] = level
+        Image.fromarray(texture).save(picture)  # not compressed: the file's size stays
+        keys.append(prepare(table, settings, tmp_path / "textures", StageStore(tmp_path), CPU).pipeline.textures_key)
+    picture.rename(tmp_path / "textures" / "renamed.bmp")
+    (tmp_path / "textures" / "notes.txt").write_text("mine")
+    keys.append(prepare(table, settings, tmp_path / "textures", StageStore(tmp_path), CPU).pipeline.textures_key)
+    assert keys[0] != keys[1] == keys[2]
+
+
+# ---- predict ----
+
+
+def test_maps_and_scores_are_in_the_unit_interval_and_scores_are_the_maps_largest(detector: Detector, paths: list[str]) -> None:
+    maps, scores, verdicts = detector.predict(paths)
+    assert maps.shape == (len(paths), 64, 64)
+    assert (maps.dtype, scores.dtype, verdicts.dtype) == (np.float32, np.float32, np.bool_)
+    assert maps.min() >= 0
+    assert maps.max() <= 1
+    assert (scores == maps.max(axis=(1, 2))).all()
+    assert (verdicts == (scores > detector.threshold.value)).all()
+
+
+def test_paths_and_arrays_and_any_batch_size_give_the_same_answers(detector: Detector, paths: list[str]) -> None:
+    expected = detector.predict(paths)
+    arrays = [read_image(path) for path in paths]
+    answers = [
+        detector.predict([Path(path) for path in paths], batch_size=1),
+        detector.predict(arrays, batch_size=4),
+        detector.predict(np.stack(arrays), batch_size=5),
+        detector.predict([*paths[:3], *arrays[3:]]),
+    ]
+    for answer in answers:
+        np.testing.assert_allclose(answer.maps, expected.maps, atol=1e-5)
+        np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
+
+
+def test_an_image_s_answer_does_not_depend_on_the_images_asked_about_with_it(detector: Detector, paths: list[str]) -> None:
+    image = read_image(paths[0])
+    alone = detector.predict([image])
+    for other in (np.zeros((64, 64, 3), np.uint8), np.full((300, 20, 3), 255, np.uint8)):
+        together = detector.predict([other, image, other])
+        np.testing.assert_allclose(together.maps[1], alone.maps[0], atol=1e-5)
+
+
+def test_no_images_give_no_answers(detector: Detector) -> None:
+    maps, scores, verdicts = detector.predict([])
+    assert (maps.shape, scores.shape, verdicts.shape) == ((0, 64, 64), (0,), (0,))
+
+
+def test_each_prediction_has_its_map_at_the_image_s_own_size(detector: Detector, paths: list[str]) -> None:
+    images = [
+        read_image(paths[0]),
+        draw_normal(np.random.default_rng(1), (50, 90)),
+        draw_normal(np.random.default_rng(2), (200, 33)),
+    ]
+    whole = detector.predict(images)
+    each = list(detector.predict_each(images, batch_size=2))
+    assert [found.shape for found, _, _ in each] == [(64, 64), (50, 90), (200, 33)]
+    np.testing.assert_allclose([score for _, score, _ in each], whole.scores, atol=1e-5)
+    assert [verdict for _, _, verdict in each] == whole.verdicts.tolist()
+    np.testing.assert_allclose(each[0][0], whole.maps[0], atol=1e-5)
+
+
+def test_progress_is_told_up_to_the_last_image(detector: Detector, paths: list[str]) -> None:
+    told: list[tuple[str, int, int]] = []
+    detector.predict(paths, batch_size=4, progress=lambda *report: told.append(report), task="looking")
+    assert told[-1] == ("looking", len(paths), len(paths))
+    assert [done for _, done, _ in told[:-1]] == [4 * i for i in range(1, len(told))]
+
+
+def test_the_maps_of_a_study_are_those_of_the_saved_detector(
+    detector: Detector, table: pa.Table, settings: DetectorSettings, tmp_path: Path
+) -> None:
+    """Selection looks at stored maps: they must describe what the detector will answer."""
+    prepared = prepare(table, settings, None, StageStore(tmp_path), CPU)
+    rows = rows_of(table, "test")
+    maps = prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, place_rows(rows, settings))
+    fused = fuse(maps.density, maps.classifier, settings.fusion_weight).numpy()
+    np.testing.assert_allclose(
+        fused, detector.predict(rows["path"].to_pylist()).maps, atol=5e-3
+    )  # features are stored in half precision
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((64, 64), np.uint8),
+        np.zeros((64, 64, 4), np.uint8),
+        np.zeros((64, 64, 3), np.float32),
+        np.zeros((0, 64, 3), np.uint8),
+    ],
+    ids=["grey", "alpha", "float", "empty"],
+)
+def test_arrays_that_are_no_rgb_images_are_refused(detector: Detector, image: np.ndarray) -> None:
+    with pytest.raises(ImageError, match=r"\(h, w, 3\) uint8"):
+        detector.predict([image])
+
+
+def test_a_file_that_can_t_be_read_is_named(detector: Detector, paths: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    path.write_bytes(Path(paths[0]).read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"cut\.png"):
+        detector.predict([paths[0], path])
+
+
+@pytest.mark.parametrize("given", ["a.png", Path("a.png")])
+def test_a_lone_path_is_refused_instead_of_being_read_letter_by_letter(detector: Detector, given: Any) -> None:
+    with pytest.raises(SettingsError, match=r"list of images"):
+        detector.predict(given)
+    with pytest.raises(SettingsError, match=r"list of images"):
+        next(detector.predict_each(given))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_of_no_images_is_refused(detector: Detector, paths: list[str], size: int) -> None:
+    with pytest.raises(SettingsError, match="batch_size"):
+        detector.predict(paths, batch_size=size)
+
+
+# ---- images of other shapes ----
+
+
+@pytest.fixture(scope="module")
+def fitting(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> Detector:
+    """A detector for long pictures on a square canvas, padded."""
+    folder = write_category(tmp_path_factory.mktemp("long") / "strip", size=(48, 96))
+    return Detector.fit(split(folder), tiny(resnet18_weights, ImageSettings(64, 64, "fit")), device="cpu")
+
+
+def test_padding_scores_nothing_and_never_decides(fitting: Detector) -> None:
+    images = [draw_normal(np.random.default_rng(i), (48, 96)) for i in range(4)]
+    maps, scores, _ = fitting.predict(images)
+    assert (maps[:, :16] == 0).all()  # 96 x 48 becomes 64 x 32, in the middle
+    assert (maps[:, 48:] == 0).all()
+    assert (maps[:, 16:48] > 0).mean() > 0.9
+    assert (scores == maps[:, 16:48].max(axis=(1, 2))).all()
+    inside = maps[:, 16:48].mean(axis=(0, 2))
+    assert inside[[0, -1]].max() < inside.mean() + 3 * inside.std()
+
+
+@pytest.mark.parametrize("size", [(96, 48), (64, 64), (500, 20), (12, 400)])
+def test_images_of_any_shape_are_scored_alone_as_together(fitting: Detector, size: tuple[int, int]) -> None:
+    image, wide = draw_normal(np.random.default_rng(3), size), draw_normal(np.random.default_rng(4), (48, 96))
+    alone, together = fitting.predict([image]), fitting.predict([wide, image])
+    assert np.isfinite(alone.maps).all()
+    assert alone.scores[0] > 0
+    np.testing.assert_allclose(together.maps[1], alone.maps[0], atol=1e-5)
+    found, score, _ = next(fitting.predict_each([image]))
+    assert found.shape == size
+    assert score == pytest.approx(float(alone.scores[0]), abs=1e-5)
+
+
+def test_thin_pictures_alone_make_a_detector(resnet18_weights: Path, tmp_path: Path) -> None:
+    """On a square canvas they are thinner than half a cell of the deepest level."""
+    folder = write_category(tmp_path / "wire", size=(12, 300), train=8)
+    thin = Detector.fit(split(folder), tiny(resnet18_weights, ImageSettings(64, 64, "fit")), device="cpu")
+    assert 0 < thin.threshold.value <= 1
+
+
+# ---- save and load ----
+
+
+@pytest.fixture
+def saved(detector: Detector, tmp_path: Path) -> Path:
+    detector.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_loaded_detector_gives_equal_answers_and_knows_the_same(detector: Detector, saved: Path, paths: list[str]) -> None:
+    loaded = Detector.load(saved, device="cpu")
+    assert sorted(p.name for p in saved.iterdir()) == ["detector.json", "detector.safetensors"]
+    assert_same_detector(loaded, detector)
+    expected, found = detector.predict(paths), loaded.predict(paths)
+    assert (found.maps == expected.maps).all()
+    assert (found.scores == expected.scores).all()
+    assert (found.verdicts == expected.verdicts).all()
+
+
+def test_the_facts_are_readable_without_clsnf(detector: Detector, saved: Path) -> None:
+    facts = json.loads((saved / "detector.json").read_text())
+    assert facts["format"] == FORMAT
+    assert facts["settings"] == to_dict(detector.settings)
+    assert facts["threshold"] == dataclasses.asdict(detector.threshold)
+    assert facts["fusion_weight"] == detector.settings.fusion_weight
+    assert facts["level_constants"] == detector.network.constants
+    assert facts["preprocessing"]["height"] == 64
+
+
+def test_loading_runs_no_pickle_fetches_nothing_and_needs_no_weights_file(
+    saved: Path, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("called")
+
+    facts = json.loads((saved / "detector.json").read_text())
+    facts["settings"]["backbone"]["weights"] = "/none/weights.safetensors"
+    (saved / "detector.json").write_text(json.dumps(facts))
+    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load"), (socket.socket, "connect")):
+        monkeypatch.setattr(owner, name, refuse)
+    assert Detector.load(saved, device="cpu").predict(paths[:1]).scores[0] > 0
+
+
+def test_saving_again_replaces_the_detector(detector: Detector, saved: Path) -> None:
+    before = (saved / "detector.safetensors").read_bytes()
+    detector.save(saved)
+    assert (saved / "detector.safetensors").read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_with_other_things_is_left_alone(detector: Detector, saved: Path) -> None:
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(Exception, match="holds other files") as caught:
+        detector.save(saved)
+    assert (saved / "notes.txt").read_text() == "mine"
+    assert "\n" not in str(caught.value)
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    """Change entries of the facts; None takes one away."""
+
+    def change(folder: Path) -> None:
+        facts = json.loads((folder / "detector.json").read_text()) | changes
+        (folder / "detector.json").write_text(json.dumps({name: value for name, value in facts.items() if value is not None}))
+
+    return change
+
+
+def edit_settings(section: str, **changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        facts = json.loads((folder / "detector.json").read_text())
+        facts["settings"][section] |= changes
+        (folder / "detector.json").write_text(json.dumps(facts))
+
+    return change
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+    return change
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / "detector.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "detector.safetensors").write_bytes(bytes(content))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no facts": (lambda folder: (folder / "detector.json").unlink(), "is no saved detector"),
+    "no tensors": (lambda folder: (folder / "detector.safetensors").unlink(), "is no saved detector"),
+    "facts cut short": (cut("detector.json"), "is damaged"),
+    "tensors cut short": (cut("detector.safetensors"), "is damaged"),
+    "one bit": (flip, "is damaged"),
+    "facts of another kind": (lambda folder: (folder / "detector.json").write_text("[]"), "is damaged"),
+    "a newer format": (edit(format=FORMAT + 1), f"format {FORMAT + 1}"),
+    "an unknown setting": (edit_settings("flow", glow=3), "unknown setting 'glow'"),
+    "a setting out of range": (edit_settings("flow", depth=-3), "depth is -3"),
+    "another depth": (edit_settings("flow", depth=2), "blocks"),
+    "no constants": (edit(level_constants=None), "level_constants"),
+    "a constant too few": (edit(level_constants=[1.0]), "level_constants"),
+    "constants that are words": (edit(level_constants=["a", "b"]), "level_constants"),
+    "no threshold": (edit(threshold=None), "threshold"),
+    "half a threshold": (edit(threshold={"value": 0.5}), "threshold"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_detector_is_refused_in_one_line_that_says_what_is_wrong(saved: Path, name: str) -> None:
+    damage, words = DAMAGES[name]
+    damage(saved)
+    with pytest.raises(ModelError, match=words) as caught:
+        Detector.load(saved, device="cpu")
+    assert str(saved) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="none"):
+        Detector.load(tmp_path / "none")
+
+
+# ---- without Ray ----
+
+SCRIPT = """
+import json, sys
+import pyarrow.parquet as pq
+import clsnf.detector
+from clsnf.config import DetectorSettings, from_dict
+settings = from_dict(DetectorSettings, json.loads(sys.argv[2]))
+table = pq.read_table(sys.argv[1])
+detector = clsnf.detector.Detector.fit(table, settings, device="cpu")
+detector.predict(table["path"].to_pylist()[:1])
+print([name for name in sys.modules if name.split(".")[0] == "ray"])
+"""
+
+
+def test_fitting_and_predicting_import_no_ray(table: pa.Table, settings: DetectorSettings, tmp_path: Path) -> None:
+    pq.write_table(table, tmp_path / "table.parquet")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "table.parquet"), json.dumps(to_dict(settings))]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert ran.stdout.strip() == "[]"
