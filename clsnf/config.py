@@ -114,9 +114,9 @@ class FinetuneSettings:
     )
     decay_epochs: int = setting(3, "the learning rate is constant, then falls to nothing over this many last epochs")
     repeats: int = setting(1, "how often each image appears in an epoch, each time with a fresh defect")
-    batch_size: int = setting(16, "images per step")
-    learning_rate: float = setting(5e-4, "Adam's learning rate for the decoder")
-    backbone_factor: float = setting(0.2, "the backbone's learning rate as a share of the decoder's")
+    batch_size: int = setting(8, "images per step")
+    learning_rate: float = setting(2e-3, "Adam's learning rate for the decoder")
+    backbone_factor: float = setting(0.05, "the backbone's learning rate as a share of the decoder's")
     weight_decay: float = setting(1e-4, "Adam's weight decay")
     target: str = setting(
         "absolute",

@@ -6,6 +6,7 @@ Unusual: the width falls with the stride, and the last, full-resolution part has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from clsnf.model.padding import ReflectConv2d
 from clsnf.model.resample import resample
+
+
+_PRIOR = 0.02  # share of pixels taken for defects before training
 
 
 class ConvNorm(nn.Sequential):
@@ -70,6 +74,10 @@ class Decoder(nn.Module):
         self.middle = ConvNorm(widths[0], 16, 3)
         self.last = ConvNorm(16, 8, 3)
         self.head = ReflectConv2d(8, 1, 3, padding=1)
+        # Defects are rare: start from their share, not from one half, or hundreds of steps go into learning the bias
+        # (Lin et al., Focal Loss, ICCV 2017).
+        assert self.head.bias is not None
+        nn.init.constant_(self.head.bias, math.log(_PRIOR / (1 - _PRIOR)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """L maps (B, C_l, h_l, w_l), shallow to deep, to logits (B, H, W)."""
