@@ -8,6 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 
+# The networks of the tests are so small that a second thread costs more than it gives, most of all beside other work.
+torch.set_num_threads(1)
+
+
 def random_state(architecture: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """The state of a whole timm classifier with random parameters and batch-norm statistics."""
     with torch.random.fork_rng():
