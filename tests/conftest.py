@@ -7,7 +7,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-
 # The networks of the tests are so small that a second thread costs more than it gives, most of all beside other work.
 torch.set_num_threads(1)
 
