@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Tune's own handler swallows a Ctrl-C that comes while the last trial ends, and lets seconds pass before it heeds another.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
@@ -34,7 +36,7 @@ class Shares:
 
 @contextmanager
 def ray_session(address: str | None, memory: int | None = None) -> Iterator[None]:
-    """Ray for the length of the block; its processes end with it, however the block ends.
+    """Ray for the length of the block; the processes of a private one end with it, however and whenever the block ends.
 
     Args:
         address: of a cluster, ``auto`` for one this machine belongs to; None for a private one on this machine, or for the one that a
@@ -42,22 +44,20 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
         memory: bytes of the object store of a private Ray; small, because stages travel by files.
 
     Raises:
-        SettingsError: there is no cluster at that address.
+        SettingsError: there is no cluster at that address, or Ray can't start here.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     wait_patiently()
     import logging
 
+    import psutil
     import ray
 
     # A failed trial's traceback lies in its folder; the summary names its cause.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    address = address or os.environ.get("RAY_ADDRESS")
-    arguments: dict[str, Any] = {
-        "log_to_driver": False,
-        "logging_level": logging.ERROR,
-    }
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # "local" never attaches to a leftover of somebody else's.
         arguments |= {"address": "local", "include_dashboard": False, "object_store_memory": memory or 200 * 1024**2}
@@ -65,14 +65,29 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
         # A private Ray's workers inherit this process's environment; a cluster's must be told.
         arguments |= {"address": address, "runtime_env": {"env_vars": PATIENT_THREADS}}
     try:
+        _start(arguments)
+        yield
+    finally:
+        started = [] if address else psutil.Process().children(recursive=True)
+        ray.shutdown()
+        # Ray's agents outlive a Ray that is ended while it starts.
+        for process in psutil.wait_procs(started, timeout=5)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _start(arguments: dict[str, Any]) -> None:
+    import ray
+
+    try:
         ray.init(**arguments)
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SettingsError(f"There is no Ray cluster at {address!r} ({line}): leave --address out for a private one.") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+        if arguments["address"] == "local":
+            raise SettingsError(f"Ray can't start on this machine ({line}): is there memory and room in /tmp?") from error
+        raise SettingsError(
+            f"There is no Ray cluster at {arguments['address']!r} ({line}): leave --address out for a private one."
+        ) from error
 
 
 def divide(settings: StudySettings, categories: int) -> Shares:

@@ -97,12 +97,15 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
     started = time.perf_counter()
     out = request.out.expanduser().absolute()
     tables = _checked_inputs(request, out, reporter)
-    claim_folder(out, request.resume)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            return _run(request, tables, out, reporter, started)
-    except Timeout as error:
-        raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
+    with ray_session(request.address):
+        shares = divide(request.study, len(tables))
+        plan = _plan(request, out, shares)
+        claim_folder(out, request.resume)
+        try:
+            with FileLock(out / ".lock", timeout=0):
+                return _run(request, tables, plan, shares, reporter, started)
+        except Timeout as error:
+            raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
 
 
 def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> list[pa.Table]:
@@ -114,30 +117,31 @@ def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> lis
     load_backbone(request.settings.backbone, request.settings.image.size)
     if request.textures is not None:
         load_textures(request.textures.expanduser(), request.settings.image.size, MAX_TEXTURES)
-    return [_checked(table, request, reporter) for table in request.tables]
+    tables = [_checked(table, request, reporter) for table in request.tables]
+    _check_same_study(request, tables, out)
+    return tables
 
 
-def _run(request: StudyRequest, tables: list[pa.Table], out: Path, reporter: Reporter, started: float) -> dict[str, Any]:
-    _claim_study(request, tables, out)
+def _run(
+    request: StudyRequest, tables: list[pa.Table], plan: StudyPlan, shares: Shares, reporter: Reporter, started: float
+) -> dict[str, Any]:
+    out = Path(plan.out)
+    write_json(out / "study.json", _identity(request, tables))
     categories = [str(table["category"][0].as_py()) for table in tables]
     for category, table in zip(categories, tables, strict=True):
-        validation = _validation_set(table, category, request, out, reporter)
-        _plan(request, out, Shares(1, 0.0, 1)).write_tables(category, table, validation)
+        plan.write_tables(category, table, _validation_set(table, category, request, out, reporter))
 
-    with ray_session(request.address):
-        shares = divide(request.study, len(categories))
-        plan = _plan(request, out, shares)
-        at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
-        reporter.say(
-            f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, {request.study.trials} trials each, "
-            f"{at_once}, {shares.cpus} CPUs" + (f" and {shares.gpus:g} GPUs" if shares.gpus else "") + " a trial"
-        )
-        with Watcher(out, reporter.notes):
-            records, interrupted = _search(request, plan, categories, shares, reporter)
-            write_table(out / "trials.parquet", _trials_table(records))
-            if interrupted:
-                raise KeyboardInterrupt
-            finished = _finish(plan, categories, records, shares, reporter)
+    at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
+    reporter.say(
+        f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, {request.study.trials} trials each, "
+        f"{at_once}, {shares.cpus} CPUs" + (f" and {shares.gpus:g} GPUs" if shares.gpus else "") + " a trial"
+    )
+    with Watcher(out, reporter.notes):
+        records, interrupted = _search(request, plan, categories, shares, reporter)
+        write_table(out / "trials.parquet", _trials_table(records))
+        if interrupted:
+            raise KeyboardInterrupt
+        finished = _finish(plan, categories, records, shares, reporter)
     summary = {
         "clsnf": clsnf.__version__,
         "at": now(),
@@ -179,21 +183,28 @@ def _checked(table: pa.Table, request: StudyRequest, reporter: Reporter) -> pa.T
     return assign_splits(table, request.settings.validation.fraction, request.settings.seed)
 
 
-def _claim_study(request: StudyRequest, tables: list[pa.Table], out: Path) -> None:
-    """Note what this study is, so that resuming with other settings or data is refused instead of mixed."""
-    study = {
+def _identity(request: StudyRequest, tables: list[pa.Table]) -> dict[str, Any]:
+    """What a study is: resuming with other settings or data is refused instead of mixed."""
+    return {
         "settings": to_dict(request.settings),
         "space": {name: dict(given) for name, given in request.space.ranges.items()},
         "data": {table["category"][0].as_py(): data_fingerprint(table) for table in tables},
         "objective": request.study.objective,
     }
+
+
+def _check_same_study(request: StudyRequest, tables: list[pa.Table], out: Path) -> None:
     path = out / "study.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = [name for name in study if content_key(before.get(name)) != content_key(study[name])]
-        if changed:
-            raise OutputError(f"The study in {out} was begun with other {' and '.join(changed)}: choose another --out.")
-    write_json(path, study)
+    if not path.is_file():
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(f"{path} is damaged ({error}): choose another --out.") from error
+    identity = _identity(request, tables)
+    changed = [name for name in identity if content_key(before.get(name)) != content_key(identity[name])]
+    if changed:
+        raise OutputError(f"The study in {out} was begun with other {' and '.join(changed)}: choose another --out.")
 
 
 def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter) -> pa.Table:
@@ -254,9 +265,11 @@ def _search(
         ),
         run_config=tune.RunConfig(name="tune", storage_path=plan.out, verbose=0, callbacks=[telling]),
     )
-    tuner.fit()
-    # Ctrl-C makes fit() return with what is there: fewer ended trials than were asked for.
-    return telling.records, len(telling.records) < total
+    try:
+        tuner.fit()
+    except KeyboardInterrupt:
+        return telling.records, True
+    return telling.records, False
 
 
 def _trials_table(records: list[dict[str, Any]]) -> pa.Table:
@@ -293,10 +306,9 @@ def _finish(
         category = pending.pop(done[0])
         try:
             finished[category] |= ray.get(done[0])
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, ClsnfError):
-                raise
-            finished[category]["error"] = str(cause)
-        reporter.say(f"{category}: done")
+            reporter.say(f"{category}: done")
+        except ray.exceptions.RayError as error:  # the other categories' winners must not be lost with this one
+            cause = getattr(error, "cause", None) or error
+            finished[category]["error"] = str(cause) if isinstance(cause, ClsnfError) else repr(cause)
+            reporter.say(f"{category}: {cause if isinstance(cause, ClsnfError) else error}")  # a bug keeps its traceback
     return finished
