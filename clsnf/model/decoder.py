@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from clsnf.model.padding import ReflectConv2d
 from clsnf.model.resample import resample
 
-
 _PRIOR = 0.02  # share of pixels taken for defects before training
 
 
