@@ -7,6 +7,7 @@ on standard error with exit code 2; Ctrl-C ends with 130.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,7 +86,14 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return add
 
 
-_path = click.Path(path_type=Path)
+class _Path(click.Path):
+    """A path; ~ is the home folder also where a shell leaves it, as in --out=~/x."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(os.fsdecode(super().convert(value, parameter, ctx))).expanduser()
+
+
+_path = _Path()
 _data_options = _options(
     click.option(
         "--data", type=_path, help="A folder of categories in MVTec AD's or BTAD's layout: CATEGORY/train/good, CATEGORY/test/..."
@@ -136,7 +144,7 @@ def _settings(options: dict[str, Any], base: dict[str, Any] | None = None) -> De
         ("image", "aspect"): options["aspect"],
         ("backbone", "name"): options["backbone"],
         ("backbone", "levels"): options["levels"],
-        ("backbone", "weights"): None if options["weights"] is None else str(options["weights"].expanduser().absolute()),
+        ("backbone", "weights"): None if options["weights"] is None else str(options["weights"].absolute()),
         ("validation", "false_reject_rate"): options["false_reject_rate"],
     }
     for (section, name), value in named.items():
@@ -244,7 +252,7 @@ def study(**options: Any) -> None:
     from clsnf.study.space import read_space
 
     space = read_space(options["space"])
-    out = (options["out"] or _new_run()).expanduser().absolute()
+    out = (options["out"] or _new_run()).absolute()
     terminal = Terminal()
     if demo:
         from clsnf.data.demo import write_demo
@@ -258,7 +266,6 @@ def study(**options: Any) -> None:
 
     from clsnf.study.study import StudyRequest, run_study
 
-    terminal.line(_about_backbone(settings))
     request = StudyRequest(
         tables=tables,
         out=out,
@@ -273,7 +280,7 @@ def study(**options: Any) -> None:
         origin=origin,
     )
     with terminal.live():
-        summary = run_study(request, terminal.reporter(study_settings.trials * len(tables)))
+        summary = run_study(request, terminal.reporter(settings, study_settings.trials * len(tables)))
     terminal.summary(summary, out)
     if all("winner" not in found for found in summary["categories"].values()):
         raise ClsnfError(f"No category has a winner: the causes are in {out / 'summary.json'}.")
@@ -291,13 +298,6 @@ def _new_run() -> Path:
     return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
-def _about_backbone(settings: DetectorSettings) -> str:
-    if settings.backbone.name == "demo":
-        return "backbone: demo, pretrained on pictures drawn by code; real products want real weights (--backbone, --weights)"
-    source = settings.backbone.weights or "timm's pretrained weights"
-    return f"backbone: {settings.backbone.name}, {source}"
-
-
 @main.command(short_help="Train one detector, without Ray.")
 @_data_options
 @click.option("--category", help="Which category of --data.  [default: the only one]")
@@ -310,6 +310,7 @@ def train(**options: Any) -> None:
     from clsnf.detector import Detector
     from clsnf.fingerprint import check_place
     from clsnf.terminal import Terminal
+    from clsnf.training.prepare import check_ingredients
 
     settings = _settings(options)
     Detector.check_folder(options["out"])
@@ -317,9 +318,10 @@ def train(**options: Any) -> None:
     read = _one_table(options["data"], options["normals"], options["category"])
     terminal = Terminal()
     with terminal.live():
+        check_ingredients(settings, options["textures"], options["device"])
         _check(read, options["allow_leak"], terminal)
         table = assign_splits(read, settings.validation.fraction, settings.seed)
-        terminal.line(_about_backbone(settings))
+        terminal.backbone(settings)
         detector = Detector.fit(
             table,
             settings,

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from clsnf.config import DetectorSettings
     from clsnf.detector import Detector
     from clsnf.study.study import Reporter
 
@@ -68,7 +69,16 @@ class Terminal:
         if done >= total:
             self._bars.remove_task(self._tasks.pop(task))
 
-    def reporter(self, trials: int) -> Reporter:
+    def backbone(self, settings: DetectorSettings) -> None:
+        """Which pretrained weights everything rests on."""
+        if settings.backbone.name == "demo":
+            self.line(
+                "backbone: demo, pretrained on pictures drawn by code; real products want real weights (--backbone, --weights)"
+            )
+        else:
+            self.line(f"backbone: {settings.backbone.name}, {settings.backbone.weights or 'pretrained weights from timm'}")
+
+    def reporter(self, settings: DetectorSettings, trials: int) -> Reporter:
         """What a study tells its steps to."""
         from clsnf.study.study import Reporter
 
@@ -97,7 +107,7 @@ class Terminal:
                 shown.add(task)
                 self.progress(task, int(str(note["done"])), int(str(note["total"])))
 
-        return Reporter(say=self.line, progress=self.progress, notes=notes, trial=trial)
+        return Reporter(say=self.line, progress=self.progress, begin=lambda: self.backbone(settings), notes=notes, trial=trial)
 
     # ---- results ----
 

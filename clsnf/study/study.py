@@ -22,12 +22,9 @@ from clsnf.data.checks import check_category
 from clsnf.data.foreground import decide_polarity
 from clsnf.data.images import load_images
 from clsnf.data.splits import assign_splits
-from clsnf.data.textures import load_textures
 from clsnf.data.validation_set import write_validation_set
-from clsnf.device import choose_device
 from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import content_key, write_json
-from clsnf.model.backbone import load_backbone
 from clsnf.progress import Progress, silent
 from clsnf.study.cluster import Shares, divide, ray_session
 from clsnf.study.objective import check_objective
@@ -35,7 +32,7 @@ from clsnf.study.plan import StudyPlan, check_folder, claim_folder, now, write_t
 from clsnf.study.search import PerCategorySearch
 from clsnf.study.space import Space
 from clsnf.study.watch import Watcher
-from clsnf.training.prepare import MAX_TEXTURES, data_fingerprint, rows_of
+from clsnf.training.prepare import check_ingredients, data_fingerprint, rows_of
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,14 @@ class Reporter:
     Attributes:
         say: one line for people.
         progress: steps of the driver's own work.
+        begin: the input is in order, the long work begins.
         notes: what the workers are at, about once a second.
         trial: a trial ended: its record.
     """
 
     say: Callable[[str], None] = lambda line: None
     progress: Progress = silent
+    begin: Callable[[], None] = lambda: None
     notes: Callable[[list[dict[str, object]]], None] = lambda notes: None
     trial: Callable[[dict[str, Any]], None] = lambda record: None
 
@@ -95,8 +94,9 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
     """
     reporter = reporter or Reporter()
     started = time.perf_counter()
-    out = request.out.expanduser().absolute()
+    out = request.out.absolute()
     tables = _checked_inputs(request, out, reporter)
+    reporter.begin()
     with ray_session(request.address):
         shares = divide(request.study, len(tables))
         plan = _plan(request, out, shares)
@@ -112,11 +112,8 @@ def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> lis
     """The tables with their normals split, after everything that could stop a trial was looked at; nothing is written."""
     check_objective(request.study.objective)
     request.space.check(request.settings)
-    choose_device(request.device)
     check_folder(out, request.resume)
-    load_backbone(request.settings.backbone, request.settings.image.size)
-    if request.textures is not None:
-        load_textures(request.textures.expanduser(), request.settings.image.size, MAX_TEXTURES)
+    check_ingredients(request.settings, request.textures, request.device)
     tables = [_checked(table, request, reporter) for table in request.tables]
     _check_same_study(request, tables, out)
     return tables
@@ -164,7 +161,7 @@ def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
         study=to_dict(request.study),
         leaving_epochs=tuple(request.space.leaving_epochs(request.settings)),
         fusion_weights=request.space.fusion_weights(),
-        textures=None if request.textures is None else str(request.textures.expanduser().absolute()),
+        textures=None if request.textures is None else str(request.textures.absolute()),
         device=request.device,
         threads=shares.cpus,
     )

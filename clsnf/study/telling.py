@@ -63,4 +63,4 @@ def _cause(trial: Any) -> str:
     if trial.error_file and os.path.isfile(trial.error_file):
         text = Path(trial.error_file).read_text(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "ended without a message"
+    return lines[-1].removeprefix("clsnf.errors.") if lines else "ended without a message"

@@ -17,6 +17,7 @@ from clsnf.config import DetectorSettings, to_dict
 from clsnf.data.foreground import decide_polarity
 from clsnf.data.images import load_images
 from clsnf.data.textures import draw_textures, load_textures
+from clsnf.device import choose_device
 from clsnf.errors import DataError
 from clsnf.fingerprint import content_key, set_key
 from clsnf.model.backbone import load_backbone
@@ -53,6 +54,18 @@ def place_rows(table: pa.Table, settings: DetectorSettings) -> PlacedImages:
     loaded = load_images(table["path"].to_pylist(), settings.image)
     key = content_key({"images": table["sha256"].to_pylist(), "image": to_dict(settings.image)})
     return PlacedImages(loaded.images, loaded.valid, key)
+
+
+def check_ingredients(settings: DetectorSettings, textures: str | Path | None, device: str) -> None:
+    """Load what training needs besides the product's images, so that what is wrong with it is said before the long work.
+
+    Raises:
+        DataError, ImageError, SettingsError, WeightsError: as :func:`prepare` would later.
+    """
+    choose_device(device)
+    load_backbone(settings.backbone, settings.image.size)
+    if textures is not None:
+        load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
 
 
 def prepare(
