@@ -35,7 +35,7 @@ from clsnf.device import choose_device
 from clsnf.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.fingerprint import write_json, written_whole
 from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fingerprint
-from clsnf.model.network import ScoreNetwork, build_decoder, build_flows
+from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.model.score_maps import fuse, image_scores
 from clsnf.progress import Progress, silent
 from clsnf.training.calibrate import Threshold, threshold_from_normals
@@ -303,8 +303,7 @@ class Detector:
             threshold = from_dict(Threshold, facts["threshold"], f"{path / _FACTS}: threshold")
             backbone = empty_backbone(provenance.architecture, settings.backbone.levels, settings.image.size)
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
-            # Soft permutations take long to draw and are about to be overwritten: both kinds are matrices of the same shape.
-            flows = build_flows(backbone.info, dataclasses.replace(settings.flow, permutation="hard"), seed=0)
+            flows = empty_flows(backbone.info, settings.flow)
             constants = facts["level_constants"]
             if len(constants) != len(flows) or not all(isinstance(c, float) for c in constants):
                 raise ModelError(f"{path / _FACTS}: level_constants are {constants!r}: they must be {len(flows)} numbers.")

@@ -342,3 +342,29 @@ def test_the_trunk_at_no_epoch_is_a_fresh_finetuner(pretrained: Backbone, tmp_pa
     fresh = train_trunk(lambda: finetuner(pretrained), store, lambda epoch: {"epoch": epoch}, 0)
     assert fresh.epoch == 0
     assert store.computed == {}
+
+
+def test_a_killed_run_goes_on_from_the_latest_resume_point(
+    pretrained: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsnf.training.finetune.RESUME_EVERY", 1)
+    store = StageStore(tmp_path)
+
+    def content(epoch: int) -> dict[str, int]:
+        return {"epoch": epoch}
+
+    def killed_at_three(task: str, done: int, total: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_trunk(lambda: finetuner(pretrained), store, content, 4, progress=killed_at_three)
+    assert store.find("trunk", store.key(content(2))) is not None
+
+    epochs: list[int] = []
+    train_trunk(lambda: finetuner(pretrained), store, content, 4, progress=lambda task, done, total: epochs.append(done))
+    assert epochs == [3, 4]
+
+    undisturbed = StageStore(tmp_path / "undisturbed")
+    train_trunk(lambda: finetuner(pretrained), undisturbed, content, 4)
+    assert [epoch for epoch in range(1, 5) if undisturbed.find("trunk", undisturbed.key(content(epoch))) is not None] == [4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,14 @@ def build_flows(info: BackboneInfo, settings: FlowSettings, seed: int) -> nn.Mod
         LevelFlow(c, grid, settings, generator_seed=seed * 1009 + level)
         for level, (c, grid) in enumerate(zip(info.channels, info.grids, strict=True))
     )
+
+
+def empty_flows(info: BackboneInfo, settings: FlowSettings) -> nn.ModuleList:
+    """Flows whose parameters are about to be loaded.
+
+    Soft permutations take seconds to draw where there are many channels; both kinds are matrices of the same shape.
+    """
+    return build_flows(info, dataclasses.replace(settings, permutation="hard"), seed=0)
 
 
 def log_probs_of(flow: LevelFlow, features: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from clsnf.progress import Progress, silent
 from clsnf.training.stages import Stage, StageStore
 
 _WARMUP_STEPS = 20
+RESUME_EVERY = 4  # epochs between points at which a killed run can go on
 
 
 def soft_targets(batch: DefectBatch, kind: str) -> Tensor:
@@ -212,7 +213,8 @@ def train_trunk(
         content: what decides the trunk at an epoch.
         until: where to stop; stored too.
         stops: epochs on the way at which others will want to leave: stored when passed. Runs that go on at the same time and know the same
-            stops train each part of the trunk once.
+            stops train each part of the trunk once. Between them the trunk is stored every few epochs until the next one is, so that
+            a run that is killed loses little.
         progress: told after every epoch.
     """
     finetuner = make()
@@ -226,9 +228,16 @@ def train_trunk(
         finetuner.run(stop, progress=progress)
         return finetuner.stage()
 
-    for stop in sorted({s for s in stops if finetuner.epoch < s < until} | {until}):
+    start = finetuner.epoch
+    kept = {s for s in stops if start < s < until} | {until}
+    passing = set(range(start + RESUME_EVERY, until, RESUME_EVERY)) - kept
+    last_passing: int | None = None
+    for stop in sorted(kept | passing):
         if finetuner.epoch < stop:
             stage = store.get("trunk", content(stop), partial(train_to, stop))
             if finetuner.epoch < stop:  # another process was there first
                 finetuner.restore(stage)
+        if last_passing is not None:
+            store.drop("trunk", content(last_passing))
+        last_passing = stop if stop in passing else None
     return finetuner

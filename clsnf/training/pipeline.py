@@ -23,7 +23,7 @@ from clsnf.data.foreground import object_masks
 from clsnf.device import training_dtype
 from clsnf.model.backbone import Backbone, BackboneInfo, empty_backbone, fingerprint
 from clsnf.model.decoder import Decoder
-from clsnf.model.network import ScoreNetwork, build_decoder, build_flows
+from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, empty_flows
 from clsnf.model.score_maps import density_map
 from clsnf.progress import Progress, silent
 from clsnf.training.density import extract_features, fit_flows, level_log_probs
@@ -202,14 +202,15 @@ class CategoryPipeline:
     def flows(self, epochs: int, depth: int) -> tuple[torch.nn.ModuleList, list[float]]:
         """The flows of `depth` blocks on the backbone after `epochs` joint epochs, and their level constants."""
         settings = self._flow(depth)
-        flows = build_flows(self.info, settings, self.settings.seed)
 
         def compute() -> Stage:
+            flows = build_flows(self.info, settings, self.settings.seed)
             features = self.features(epochs, self.fit)
             constants, curves = fit_flows(flows, features, self.fit.valid, settings, self.settings.seed, self.device, self.progress)
             return Stage(dict(flows.state_dict()), {"constants": constants, "losses": curves})
 
         stage = self.store.get("flows", self._flow_content(epochs, depth), compute)
+        flows = empty_flows(self.info, settings)
         flows.load_state_dict(stage.tensors)
         return flows.to(self.device).eval(), list(stage.facts["constants"])
 

@@ -8,7 +8,9 @@ the same one wait for it instead of doing it twice. A dead process's lock is rel
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,8 @@ class StageStore:
             return None
         try:
             return Stage(load_file(folder / "tensors.safetensors"), json.loads(facts.read_text()))
+        except FileNotFoundError:  # dropped since we looked
+            return None
         except (SafetensorError, OSError, ValueError) as error:
             raise OutputError(
                 f"The stored stage {folder} is damaged ({error}): delete it, and it will be computed anew."
@@ -85,6 +89,14 @@ class StageStore:
                     return stage
         self.reused[kind] = self.reused.get(kind, 0) + 1
         return found
+
+    def drop(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Forget a stage that nobody will ask for again."""
+        folder = self.root / kind / self.key(content)
+        gone = folder.with_name(f".{folder.name}.old")
+        with suppress(OSError):
+            folder.rename(gone)  # at once: nobody finds half of it
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _put(self, kind: str, key: str, stage: Stage) -> None:
         with written_whole(self.root / kind / key) as draft:
