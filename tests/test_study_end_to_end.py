@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import subprocess
-import sys
+import sysconfig
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,28 @@ finetune.learning_rate: {type: choice, values: [5e-4, 1e30]}
 """
 
 
+def without_clsnf(folder: Path) -> str:
+    """An interpreter with everything that this one has but clsnf: the script promises to do without its installation."""
+    venv.create(folder, with_pip=False)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    # The folder is searched, the .pth files in it, which an editable installation rests on, are not read.
+    (Path(packages) / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n" + sysconfig.get_path("platlib") + "\n")
+    return str(folder / "bin" / "python")
+
+
 class Study:
-    """A folder with data, a home of its own for Ray's files, and the command on them."""
+    """A folder with data, a home of its own for Ray's files, an interpreter, and the command on them."""
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder, self.data, self.out = folder, folder / "data", folder / "out"
         self.options = [*tiny_options(weights), "--set", "finetune.batch_size=3", "--space", str(folder / "space.yaml")]
         (folder / "space.yaml").write_text(SPACE)
         (folder / "home").mkdir()
+        self.python = without_clsnf(folder / "python")
 
     def start(self, *arguments: str, out: Path | None = None) -> subprocess.Popen[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(self.folder / "home")}
-        command = [sys.executable, str(ROOT / "tune" / "run_study.py"), "--data", str(self.data), "--out", str(out or self.out)]
+        command = [self.python, str(ROOT / "tune" / "run_study.py"), "--data", str(self.data), "--out", str(out or self.out)]
         return subprocess.Popen(
             [*command, *self.options, *arguments],
             env=environment,

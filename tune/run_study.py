@@ -8,13 +8,16 @@
 ``--help`` lists the options.
 """
 
+import os
 import sys
 from pathlib import Path
 
-# Run as a script, only tune/ is on the path: clsnf need not be installed.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from clsnf.cli import study
+# Run as a script, only tune/ is on the path: clsnf need not be installed, neither here nor for the workers that Ray starts from here.
+ROOT = str(Path(__file__).resolve().parent.parent)
+sys.path.insert(0, ROOT)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
 
 if __name__ == "__main__":
+    from clsnf.cli import study
+
     study.main(prog_name="run_study.py")
