@@ -184,7 +184,7 @@ def _tables(data: Path | None, normals: Path | None, categories: str | None) -> 
     if normals is not None:
         if categories is not None:
             raise SettingsError(f"--normals is one category, named after its folder: leave {categories!r} out, or give --data.")
-        return [read_normals(normals)], str(normals)
+        return [read_normals(normals)], str(normals.absolute())
     if data is None:
         raise SettingsError("There is no data: give --data FOLDER or --normals FOLDER.")
     known = list_categories(data)
@@ -195,7 +195,7 @@ def _tables(data: Path | None, normals: Path | None, categories: str | None) -> 
     missing = [c for c in chosen if c not in known]
     if missing:
         raise DataError(f"{data} holds no category {missing[0]!r}: it holds {', '.join(known)}.")
-    return [read_category(data, category) for category in chosen], str(data)
+    return [read_category(data, category) for category in chosen], str(data.absolute())
 
 
 def _one_table(data: Path | None, normals: Path | None, category: str | None) -> pa.Table:
@@ -243,9 +243,11 @@ def study(**options: Any) -> None:
         for name in ("trials", "objective", "concurrent_trials", "cpus_per_trial", "gpus_per_trial")
         if options[name] is not None
     }
+    if options["resume"] and options["out"] is None:
+        raise SettingsError("--resume goes on with the study in a folder: name it with --out.")
     demo = options["data"] is None and options["normals"] is None
     if demo:
-        given = {"trials": 4} | given
+        given = {"trials": 3} | given
     study_settings = from_dict(StudySettings, given, "study")
     settings = _settings(options, _DEMO_SETTINGS if demo else None)
 
@@ -288,7 +290,8 @@ def study(**options: Any) -> None:
 
 _DEMO_SETTINGS: dict[str, Any] = {
     "backbone": {"name": "demo"},
-    "image": {"height": 128, "width": 128},
+    "image": {"height": 160, "width": 160},
+    "validation": {"fraction": 0.25},
 }
 
 

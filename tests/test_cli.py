@@ -422,6 +422,14 @@ def test_what_only_a_study_asks_for_is_checked_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_resuming_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["study", "--resume"])
+    assert result.exit_code == 2
+    assert error_of(result) == "error: --resume goes on with the study in a folder: name it with --out."
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
     import clsnf.cli
 

@@ -37,11 +37,11 @@ def write_demo(
     seed: int = 0,
     *,
     categories: Sequence[str] | None = None,
-    train: int = 48,
+    train: int = 96,
     good: int = 12,
     defective: int = 8,
 ) -> list[str]:
-    """Make the demo data set in the folder ``root``, or find it there; takes about 10 s on one core at its full size.
+    """Make the demo data set in the folder ``root``, or find it there; takes about 20 s on one core at its full size.
 
     A picture depends on the seed, its category, its folder and its number alone: asking for fewer pictures or categories does not
     change the others. The bytes are the same for the same versions of numpy, OpenCV and

@@ -26,7 +26,6 @@ class FileProgress:
         self._file = Path(out) / _FOLDER / f"{category}.{os.getpid()}.json"
         self._category = category
         self._last = 0.0
-        self._started: dict[str, float] = {}
 
     def __call__(self, task: str, done: int, total: int) -> None:
         now = time.time()
