@@ -1,6 +1,7 @@
 """A study's folder: who may claim it, what a trial may see, and the ledger of looks at the test images."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -11,7 +12,7 @@ from clsnf.config import DetectorSettings, StudySettings, to_dict
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
 from clsnf.errors import OutputError, SettingsError
-from clsnf.study.cluster import share_out
+from clsnf.study.cluster import ray_session, share_out
 from clsnf.study.plan import StudyPlan, check_folder, claim_folder
 
 
@@ -113,6 +114,16 @@ def test_a_plan_gives_back_its_settings(tmp_path: Path) -> None:
     plan = plan_in(tmp_path)
     assert plan.detector_settings == DetectorSettings(fusion_weight=0.5)
     assert plan.study_settings == StudySettings(trials=3)
+
+
+# ---- the cluster ----
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "http://127.0.0.1:1", "no such host:6379"])
+def test_an_address_where_no_cluster_is_is_said_at_once(address: str) -> None:
+    said = rf"There is no Ray cluster at '{re.escape(address)}' \(.*\): leave --address out"
+    with pytest.raises(SettingsError, match=said), ray_session(address):
+        pass
 
 
 # ---- shares of a cluster ----
