@@ -107,7 +107,9 @@ def batch(rng: np.random.Generator, bank: list[tuple[int, Texture]], size: int) 
     images, classes, traits = zip(*(picture(rng, bank) for _ in range(size)), strict=True)
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     g = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    gain = torch.empty(size, 3, 1, 1).uniform_(0.85, 1.15, generator=g) * torch.empty(size, 1, 1, 1).uniform_(0.6, 1.25, generator=g)
+    gain = torch.empty(size, 3, 1, 1).uniform_(0.85, 1.15, generator=g) * torch.empty(size, 1, 1, 1).uniform_(
+        0.6, 1.25, generator=g
+    )
     axis = torch.linspace(-0.5, 0.5, SIDE)
     slope = torch.randn(size, 2, 1, 1, generator=g) * 0.25
     light = 1 + slope[:, :1] * axis + slope[:, 1:] * axis[:, None]
@@ -152,7 +154,10 @@ def _at(labels: Tensor, size: int) -> Tensor:
 def loss_of(model: Pretrained, data: Batch) -> tuple[Tensor, Tensor]:
     """The training loss, and the share of positions that the deepest level classifies correctly."""
     logits, traits, patches = model(data.images)
-    losses = [w * F.cross_entropy(y.float(), _at(data.classes, y.shape[-1]), label_smoothing=0.05) for w, y in zip((0.3, 1), logits, strict=True)]
+    losses = [
+        w * F.cross_entropy(y.float(), _at(data.classes, y.shape[-1]), label_smoothing=0.05)
+        for w, y in zip((0.3, 1), logits, strict=True)
+    ]
     losses.append(F.smooth_l1_loss(traits.float(), F.adaptive_avg_pool2d(data.traits, traits.shape[-1])))
     for y in patches:
         target = F.pixel_unshuffle(F.adaptive_avg_pool2d(data.clean, y.shape[-1] * 4), 4)
@@ -181,7 +186,10 @@ def train(arch: str, steps: int, batch_size: int, lr: float, seed: int) -> Pretr
         schedule.step()
         seen.append(correct.item())
         if (step + 1) % 50 == 0 or step == steps - 1:
-            print(f"step {step + 1}: accuracy {np.mean(seen[-50:]):.3f}, {time.monotonic() - start:.0f} s, cpu {time.process_time():.0f}", flush=True)
+            print(
+                f"step {step + 1}: accuracy {np.mean(seen[-50:]):.3f}, {time.monotonic() - start:.0f} s, cpu {time.process_time():.0f}",
+                flush=True,
+            )
     return model
 
 
@@ -208,7 +216,9 @@ def main() -> None:
     cv2.setNumThreads(1)
     start = time.monotonic()
     model = train(args.arch, args.steps, args.batch_size, args.lr, args.seed)
-    weights = {k: v.to(torch.float16).contiguous() for k, v in model.backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
+    weights = {
+        k: v.to(torch.float16).contiguous() for k, v in model.backbone.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
     print(f"accuracy on new textures: {(final := accuracy(model, args.seed)):.3f}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, args.out)

@@ -1,6 +1,6 @@
 """Make the README's picture from a finished study of the demo.
 
-    python tools/readme_picture.py runs/NAME docs/images/demo.png
+python tools/readme_picture.py runs/NAME docs/images/demo.png
 """
 
 from __future__ import annotations

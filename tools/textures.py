@@ -140,7 +140,11 @@ def _truchet(rng: Rng, u: Field, v: Field, *, arcs: bool) -> Field:
 def _weave(rng: Rng, u: Field, v: Field, *, over: int) -> Field:
     up = ((np.floor(u / over) + np.floor(v / over)) % 2) == 0
     across = np.where(up, _saw(u), _saw(v))
-    return np.float32(0.25) + np.float32(0.5) * up + np.float32(0.3) * np.cos(TAU * across / 2) * np.where(up, 1, -1).astype(np.float32)
+    return (
+        np.float32(0.25)
+        + np.float32(0.5) * up
+        + np.float32(0.3) * np.cos(TAU * across / 2) * np.where(up, 1, -1).astype(np.float32)
+    )
 
 
 # ---- lattices of shapes ----
@@ -174,7 +178,9 @@ def _lattice(rng: Rng, u: Field, v: Field, *, motif: str, hexagonal: bool = Fals
     if motif == "star":
         return _step(r * (1 + np.float32(0.35) * np.cos(5 * np.arctan2(dv, du))), size)
     if motif == "flower":
-        return _step(r * (1 + np.float32(0.3) * np.cos(6 * np.arctan2(dv, du))), size) * np.float32(0.7) + np.float32(0.3) * _step(r, 0.1)
+        return _step(r * (1 + np.float32(0.3) * np.cos(6 * np.arctan2(dv, du))), size) * np.float32(0.7) + np.float32(0.3) * _step(
+            r, 0.1
+        )
     return np.clip(1 - r / np.float32(0.5), 0, 1) ** np.float32(0.7)  # "dome"
 
 
@@ -296,7 +302,7 @@ def _scatter(rng: Rng, u: Field, v: Field, *, shape: str) -> Field:
         elif shape == "fibre":
             cv2.line(image, tuple(np.int32([x, y] - 2 * axis)), tuple(np.int32([x, y] + 2 * axis)), tone, 1, cv2.LINE_AA)
         elif shape == "rod":
-            cv2.line(image, tuple(np.int32([x, y] - axis)), tuple(np.int32([x, y] + axis)), tone, 3, cv2.LINE_AA)
+            cv2.line(image, tuple(np.int32([x, y] - axis)), tuple(np.int32([x, y, *axis])), tone, 3, cv2.LINE_AA)
         elif shape == "letter":
             cv2.putText(image, chr(rng.integers(65, 91)), centre, cv2.FONT_HERSHEY_SIMPLEX, size / 14, tone, 2, cv2.LINE_AA)
         else:
@@ -385,7 +391,9 @@ def _lit(rng: Rng, colour: Field, field: Field) -> Field:
     """The field taken as a relief, lit from a random side."""
     height = cv2.GaussianBlur(field, (0, 0), rng.uniform(0.6, 1.5)) * np.float32(rng.uniform(2, 8))
     angle = rng.uniform(0, 2 * np.pi)
-    slope = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=np.cos(angle) / 8) + cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=np.sin(angle) / 8)
+    slope = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=np.cos(angle) / 8) + cv2.Sobel(
+        height, cv2.CV_32F, 0, 1, scale=np.sin(angle) / 8
+    )
     shade = 1 / (1 + np.exp(-2 * slope)) * 2
     gloss = np.float32(rng.uniform(0, 0.5)) * np.clip(slope - np.float32(0.3), 0, 1)
     return np.clip(colour * shade[..., None] + gloss[..., None], 0, 1)

@@ -2,7 +2,7 @@
 
 Unusual: bicubic and bilinear resampling are written as two small matrix products, one along each axis. The result is that of
 ``torch.nn.functional.interpolate`` (the matrices are made by it), but on CPUs the backward pass of bicubic interpolation, the most
-expensive single operation of a naive decoder, becomes several times faster (``benchmarks/upsampling.py``).
+expensive single operation of a naive decoder, becomes several times faster (``benchmarks/cpu_operators.py``).
 """
 
 from __future__ import annotations
