@@ -112,6 +112,11 @@ class Detector:
         """w in the fused map (1 - w) a_nf + w a_cls."""
         return self.settings.fusion_weight
 
+    @property
+    def shown_from(self) -> float:
+        """Map values up to here are what normal images show everywhere: pictures for people leave them uncoloured."""
+        return 0.8 * float(np.median(self.provenance.validation_scores))
+
     # ---- fit ----
 
     @classmethod

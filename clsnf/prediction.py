@@ -62,7 +62,6 @@ def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = 
         for _ in pool.map(_read_once, files):
             pass
     normals = np.asarray(detector.provenance.validation_scores)
-    low = 0.5 * float(np.median(normals)) if len(normals) else 0.0
     for index, (score_map, score, verdict) in enumerate(detector.predict_each(files)):
         record: dict[str, Any] = {
             "path": str(files[index]),
@@ -74,8 +73,8 @@ def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = 
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             pictures = [out / f"{names[index]}_map.png", out / f"{names[index]}_overlay.png"]
-            write_image(pictures[0], heat_map(score_map, low, 1.2 * detector.threshold.value))
-            write_image(pictures[1], overlay(read_image(files[index]), score_map, low, detector.threshold.value))
+            write_image(pictures[0], heat_map(score_map, detector.shown_from, 1.2 * detector.threshold.value))
+            write_image(pictures[1], overlay(read_image(files[index]), score_map, detector.shown_from, detector.threshold.value))
             record["pictures"] = [str(p) for p in pictures]
         yield record
 

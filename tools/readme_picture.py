@@ -9,8 +9,6 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from clsnf import Detector
 from clsnf.data.images import read_image, read_mask, write_image
 from clsnf.data.layouts import read_category
@@ -26,12 +24,11 @@ def main(run: Path, picture: Path) -> None:
         test = [row for row in read_category(summary["origin"], category).to_pylist() if row["split"] == "test"]
         kinds = sorted({row["defect_type"] for row in test}, key=lambda kind: (kind != "good", kind))
         chosen = [row for kind in kinds for row in [r for r in test if r["defect_type"] == kind][: 1 if kind == "good" else 2]]
-        low = 0.5 * float(np.median(detector.provenance.validation_scores))
         inputs, answers = [], []
         for row, (score_map, _, _) in zip(chosen, detector.predict_each([row["path"] for row in chosen]), strict=True):
             image = read_image(row["path"])
             inputs.append(image if row["mask_path"] is None else outline(image, read_mask(row["mask_path"]), (0, 220, 0)))
-            answers.append(overlay(image, score_map, low, detector.threshold.value))
+            answers.append(overlay(image, score_map, detector.shown_from, detector.threshold.value))
         rows += [(f"{category}: {', '.join(kinds)}", inputs), ("", answers)]
     write_image(picture, sheet(rows, cell=150))
 

@@ -108,7 +108,6 @@ def write_examples(detector: Detector, rows: list[dict[str, Any]], path: Path) -
     for row in rows:
         by_type.setdefault(row["defect_type"], []).append(row)
     lines: list[tuple[str, list[Image]]] = []
-    normal = float(np.median(detector.provenance.validation_scores))
     for kind in sorted(by_type, key=lambda k: (k != "good", k)):
         chosen = by_type[kind][:_EXAMPLES]
         inputs, answers = [], []
@@ -116,7 +115,7 @@ def write_examples(detector: Detector, rows: list[dict[str, Any]], path: Path) -
             image = read_image(row["path"])
             mask = None if row["mask_path"] is None else read_mask(row["mask_path"])
             inputs.append(image if mask is None else outline(image, mask, (0, 220, 0)))
-            answers.append(overlay(image, score_map, 0.5 * normal, detector.threshold.value))
+            answers.append(overlay(image, score_map, detector.shown_from, detector.threshold.value))
         lines += [(f"{kind}: input" + (", true defect in green" if kind != "good" else ""), inputs)]
         lines += [(f"{kind}: score map, above the threshold in cyan", answers)]
     path.parent.mkdir(parents=True, exist_ok=True)
