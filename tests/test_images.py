@@ -21,7 +21,6 @@ from clsnf.data.images import (
     decode_image,
     image_size,
     load_images,
-    normalise,
     place,
     place_mask,
     read_image,
@@ -307,13 +306,6 @@ def test_a_mask_lands_where_its_image_does_and_comes_back() -> None:
     assert (restored & mask).sum() / (restored | mask).sum() > 0.9
     with pytest.raises(ImageError, match="100x100 pixels"):
         place_mask(mask[:100], placement)
-
-
-def test_normalise_is_the_usual_formula() -> None:
-    batch = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    expected = (batch / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    assert torch.allclose(normalise(batch, mean, std), expected, atol=1e-5)
 
 
 def test_images_load_in_order_with_their_valid_pixels(tmp_path: Path) -> None:

@@ -242,13 +242,6 @@ def restore_map(canvas_map: np.ndarray | torch.Tensor, placement: Placement) -> 
     return F.interpolate(content[None, None], size=placement.source, mode="bilinear", antialias=True)[0, 0].numpy()
 
 
-def normalise(batch: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 (N, 3, H, W) as float32 on the same device: (x / 255 - mean) / std, per channel, mean and std of images in [0, 1]."""
-    shift = torch.tensor(mean, device=batch.device).view(1, 3, 1, 1) * 255
-    scale = 1 / (torch.tensor(std, device=batch.device).view(1, 3, 1, 1) * 255)
-    return batch.to(torch.float32).sub_(shift).mul_(scale)
-
-
 # ---- many ----
 
 
