@@ -1,6 +1,6 @@
 """Pictures of textures drawn by code, to pretrain the demo's backbone on: 77 classes, each with endless variations.
 
-Who calls it: ``tools/pretrain_demo_backbone.py`` alone. A class is a rule, not a picture: every draw has its own colours, scale, angle,
+Who calls it: ``tools/scenes.py`` alone. A class is a rule, not a picture: every draw has its own colours, scale, angle,
 warp, relief and light. None of the rules draws a demo product.
 
 A rule is a function (rng, u, v) -> field. Legend: (u, v) = coordinates of every pixel in periods of the pattern, turned, scaled and
@@ -10,7 +10,6 @@ warped already, each float32 (S, S); a field is float32 (S, S) in about [0, 1].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import cv2
@@ -287,7 +286,8 @@ def _scatter(rng: Rng, u: Field, v: Field, *, shape: str) -> Field:
     count = int(np.clip((side / cell) ** 2 * 1.6, 12, 320))
     aligned = rng.random() < 0.5
     base = rng.uniform(0, 360)
-    for x, y in rng.uniform(0, side, (count, 2)):
+    for place in rng.uniform(0, side, (count, 2)):
+        x, y = place
         centre, size, tone = (int(x), int(y)), cell * rng.uniform(0.25, 0.6), int(rng.integers(80, 256))
         angle = base + rng.normal(0, 8) if aligned else rng.uniform(0, 360)
         axis = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))]) * size
@@ -300,9 +300,9 @@ def _scatter(rng: Rng, u: Field, v: Field, *, shape: str) -> Field:
         elif shape == "arc":
             cv2.ellipse(image, centre, (int(size * 1.4) + 2, int(size * 1.4) + 2), angle, 0, 150, tone, 2, cv2.LINE_AA)
         elif shape == "fibre":
-            cv2.line(image, tuple(np.int32([x, y] - 2 * axis)), tuple(np.int32([x, y] + 2 * axis)), tone, 1, cv2.LINE_AA)
+            cv2.line(image, tuple(np.int32(place - 2 * axis)), tuple(np.int32(place + 2 * axis)), tone, 1, cv2.LINE_AA)
         elif shape == "rod":
-            cv2.line(image, tuple(np.int32([x, y] - axis)), tuple(np.int32([x, y, *axis])), tone, 3, cv2.LINE_AA)
+            cv2.line(image, tuple(np.int32(place - axis)), tuple(np.int32(place + axis)), tone, 3, cv2.LINE_AA)
         elif shape == "letter":
             cv2.putText(image, chr(rng.integers(65, 91)), centre, cv2.FONT_HERSHEY_SIMPLEX, size / 14, tone, 2, cv2.LINE_AA)
         else:
@@ -399,17 +399,8 @@ def _lit(rng: Rng, colour: Field, field: Field) -> Field:
     return np.clip(colour * shade[..., None] + gloss[..., None], 0, 1)
 
 
-@dataclass(frozen=True)
-class Texture:
-    """One picture of a class and how it was drawn."""
-
-    image: NDArray[np.uint8]  # RGB (S, S, 3)
-    angle: float  # of the pattern's first axis, radians
-    period: float  # pixels
-
-
-def draw_texture(rng: Rng, name: str, side: int) -> Texture:
-    """Draw a picture of the class, ``side`` pixels square, in random colours, scale, angle, warp, relief and light."""
+def draw_texture(rng: Rng, name: str, side: int) -> NDArray[np.uint8]:
+    """A picture of the class, RGB (side, side, 3), in random colours, scale, angle, warp, relief and light."""
     axis = np.arange(side, dtype=np.float32) - np.float32(side / 2)
     x, y = np.meshgrid(axis, axis)
     bend = np.float32(rng.choice([0, rng.uniform(0.5, 3)]))
@@ -421,4 +412,4 @@ def draw_texture(rng: Rng, name: str, side: int) -> Texture:
     colour = _coloured(rng, field if rng.random() < 0.5 else 1 - field)
     if rng.random() < 0.5:
         colour = _lit(rng, colour, field)
-    return Texture((np.clip(colour, 0, 1) * 255).astype(np.uint8), angle, period)
+    return (np.clip(colour, 0, 1) * 255).astype(np.uint8)
