@@ -47,6 +47,11 @@ def without_clsnf(folder: Path) -> str:
     return str(folder / "bin" / "python")
 
 
+def _heed_ctrl_c() -> None:
+    """A shell's background job ignores SIGINT, and so would all that it starts; a person's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Study:
     """A folder with data, a home of its own for Ray's files, an interpreter, and the command on them."""
 
@@ -68,6 +73,7 @@ class Study:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_heed_ctrl_c,
         )
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
