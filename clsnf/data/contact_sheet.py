@@ -6,6 +6,7 @@ Each row is a defect type; each cell shows the whole picture with the mask outli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,8 @@ import pyarrow as pa
 from clsnf.data.canvas import Bool, UInt8
 from clsnf.data.images import read_image, read_mask, write_image
 from clsnf.errors import DataError
+
+Band = tuple[str, Sequence[tuple[UInt8, Bool]]]  # a caption; images (H, W, 3) with masks (H, W)
 
 _OUTLINE = (255, 0, 0)
 _LABEL_HEIGHT = 22  # pixels above each row
@@ -28,17 +31,24 @@ def contact_sheet(table: pa.Table, path: Path, *, columns: int = 6, tile: int = 
     rows = [row for row in table.select(["path", "mask_path", "defect_type"]).to_pylist() if row["mask_path"]]
     if not rows:
         raise DataError("The table has no defects with masks: a contact sheet needs at least one.")
-    bands = []
+    bands: list[Band] = []
     for defect_type in dict.fromkeys(row["defect_type"] for row in rows):
         members = [row for row in rows if row["defect_type"] == defect_type]
         shown = [members[i] for i in np.unique(np.linspace(0, len(members) - 1, columns).round().astype(int))]
-        cells = [_cell(read_image(row["path"]), read_mask(row["mask_path"]), tile) for row in shown]
+        bands.append((f"{defect_type} ({len(members)})", [(read_image(row["path"]), read_mask(row["mask_path"])) for row in shown]))
+    write_image(path, page(bands, columns=columns, tile=tile))
+
+
+def page(bands: Sequence[Band], *, columns: int = 6, tile: int = 160) -> UInt8:
+    """Captioned rows of pictures with their masks, none empty, as one picture (rows, 2 tile columns, 3); ``columns`` cells at most."""
+    drawn = []
+    for caption, pictures in bands:
         band = np.full((_LABEL_HEIGHT + tile, 2 * tile * columns, 3), 255, np.uint8)
-        cells_wide = np.hstack(cells)
-        band[_LABEL_HEIGHT:, : cells_wide.shape[1]] = cells_wide
-        cv2.putText(band, f"{defect_type} ({len(members)})", (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        bands.append(band)
-    write_image(path, np.vstack(bands))
+        for number, (image, mask) in enumerate(pictures[:columns]):
+            band[_LABEL_HEIGHT:, 2 * tile * number : 2 * tile * (number + 1)] = _cell(image, mask, tile)
+        cv2.putText(band, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        drawn.append(band)
+    return np.vstack(drawn)
 
 
 def _cell(image: UInt8, mask: Bool, tile: int) -> UInt8:

@@ -78,6 +78,11 @@ def object_masks(images: Tensor, kind: str) -> Tensor:
     return masks
 
 
+def chosen_polarity(images: Tensor, wanted: str) -> ForegroundDecision:
+    """The decision by :func:`decide_polarity` where ``wanted`` (the setting ``defects.object_mask``) is "auto", else ``wanted``."""
+    return decide_polarity(images) if wanted == "auto" else ForegroundDecision(wanted, "set by hand")
+
+
 def decide_polarity(images: Tensor) -> ForegroundDecision:
     """Whether the category's normal images, uint8 (N, 3, H, W), show a product on a plain background, and which is the darker."""
     if not len(images):

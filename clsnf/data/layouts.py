@@ -9,7 +9,6 @@ To add a layout, write one function that reads a category's folder into rows and
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -21,7 +20,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from clsnf.data.images import IMAGE_SUFFIXES
+from clsnf.data.visa_split import SPLIT_FILE, read_split
 from clsnf.errors import DataError, SettingsError, nearest
+from clsnf.fingerprint import sha256_file
 
 CATEGORY_SCHEMA = pa.schema(
     [
@@ -59,11 +60,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """``claims`` says whether a folder is meant as a category of this layout; ``read`` reads it, or raises DataError."""
+    """``claims`` says whether a folder is meant as a category of this layout; ``read`` reads it, or raises DataError.
+
+    ``listed`` gives the names of the categories that a file in the root lists, for layouts that have one.
+    """
 
     about: str
     claims: Callable[[Path], bool]
     read: Callable[[Path], list[Row]]
+    listed: Callable[[Path], Iterable[str]] = lambda root: ()
 
 
 # ---- what users call ----
@@ -76,9 +81,10 @@ def list_categories(root: str | os.PathLike[str], layout: str = "auto") -> list[
     """
     layouts = _layouts(layout)
     root = _existing(Path(root))
-    names = [folder.name for folder in _folders(root) if any(known.claims(folder) for known in layouts)]
+    names = {folder.name for folder in _folders(root) if any(known.claims(folder) for known in layouts)}
+    names.update(name for known in layouts for name in known.listed(root))
     if names:
-        return names
+        return sorted(names, key=natural_key)
     if any(known.claims(root) for known in layouts):
         raise DataError(f"{root} is itself a category: give the folder above it, {root.parent}.")
     raise DataError(f"{root} holds no category: {_expected(layouts)} (a bare folder of good pictures is read with --normals).")
@@ -93,12 +99,13 @@ def read_category(root: str | os.PathLike[str], category: str, layout: str = "au
     layouts = _layouts(layout)
     root = _existing(Path(root))
     names = [entry.name for entry in _folders(root)]
-    if category not in names:
+    meant = [known for known in layouts if category in known.listed(root)]
+    if category not in names and not meant:
         mend = nearest(category, names) if names else " It holds no folders at all."
         raise DataError(f"{root} has no category {category!r}.{mend}")
     folder = root / category
     for known in layouts:
-        if known.claims(folder):
+        if known in meant or known.claims(folder):
             return _table(known.read(folder), category)
     raise DataError(f"{folder} is no category: {_expected(layouts)}.")
 
@@ -168,7 +175,30 @@ def _read_normals(folder: Path) -> list[Row]:
     return [Row(path) for path in _filled(folder)]
 
 
+def _read_visa(folder: Path) -> list[Row]:
+    """The rows of the root's ``split_csv/1cls.csv`` that are this category's; which pictures are used is for that file to say."""
+    root = folder.parent
+    members = [entry for entry in read_split(root) if entry.category == folder.name]
+    chosen = {split: [entry for entry in members if entry.split == split] for split in ("train", "test")}
+    if not chosen["train"]:
+        raise DataError(f"{root / SPLIT_FILE} has no train rows for {folder.name!r}: take the file from VisA's release.")
+    rows = [Row(root / entry.image) for entry in chosen["train"]]
+    for entry in chosen["test"]:
+        if entry.label == "normal":
+            rows.append(Row(root / entry.image, "test"))
+        else:
+            rows.append(Row(root / entry.image, "test", 1, entry.label, root / entry.mask if entry.mask else None))
+    # Stable: the order of the splits stays, and each is in natural order.
+    return sorted(rows, key=lambda row: (row.split != "fit", row.label == 0, natural_key(row.path.name)))
+
+
 LAYOUTS: dict[str, Layout] = {
+    "visa": Layout(
+        "<category>/Data/Images",
+        lambda folder: (folder / "Data" / "Images").is_dir(),
+        _read_visa,
+        lambda root: {entry.category for entry in read_split(root)} if (root / SPLIT_FILE).exists() else (),
+    ),
     # Before mvtec, which also claims what is left: any folder that means to be a category.
     "btad": Layout("<category>/train/ok", lambda folder: (folder / "train" / "ok").is_dir(), partial(_read_train_test, "ok")),
     "mvtec": Layout(
@@ -178,7 +208,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "normals": Layout("<category>/*.png of good pictures", lambda folder: any(map(_is_picture, _entries(folder))), _read_normals),
 }
-_AUTO = ("btad", "mvtec")  # not normals: a folder of pictures below a data set may be anything
+_AUTO = ("btad", "mvtec", "visa")  # not normals: a folder of pictures below a data set may be anything
 
 
 def _layouts(name: str) -> list[Layout]:
@@ -280,7 +310,6 @@ def _table(rows: list[Row], category: str) -> pa.Table:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror}): check the link or the permissions.") from error

@@ -20,10 +20,17 @@ from torch import Tensor
 
 from clsnf.data.images import IMAGE_SUFFIXES, read_image
 from clsnf.errors import DataError
+from clsnf.fingerprint import content_key
 
 Field = NDArray[np.floating[Any]]  # (H, W)
 
 # ---- from a folder ----
+
+
+def texture_files_key(folder: Path) -> str:
+    """Hash of the relative names and sizes of the images below a folder: tells one collection from another without reading it."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return content_key([[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files])
 
 
 def load_textures(folder: str | Path, size: tuple[int, int], limit: int) -> Tensor:

@@ -15,7 +15,6 @@ place. The folder appears whole or not at all; a set made from the same things i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -37,7 +36,7 @@ from clsnf.data.foreground import KINDS, object_mask
 from clsnf.data.images import read_image, write_image, write_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA, NORMAL_TYPE
 from clsnf.errors import DataError, ImageError, OutputError, SettingsError, nearest
-from clsnf.fingerprint import content_key, write_json, written_whole
+from clsnf.fingerprint import content_key, sha256_file, write_json, written_whole
 from clsnf.progress import Progress, silent
 
 _SMALLEST_PRODUCT = 0.01  # share of the image; an object mask below it has not found the product
@@ -115,7 +114,7 @@ def _stored(out: Path, recipe: dict[str, Any]) -> list[Entry] | None:
         return None
     hashes = {entry["path"]: entry["sha256"] for entry in entries} | {entry["mask"]: entry["mask_sha256"] for entry in entries}
     hashes.pop(None, None)  # normals have no mask
-    intact = all((out / path).is_file() and _sha256(out / path) == sha for path, sha in hashes.items())
+    intact = all((out / path).is_file() and sha256_file(out / path) == sha for path, sha in hashes.items())
     return entries if intact else None
 
 
@@ -156,7 +155,7 @@ def _write_ground(
     name = f"{source.stem}-{sha[:8]}"
     copy = Path("test", NORMAL_TYPE, name + source.suffix)
     shutil.copyfile(source, draft / copy)
-    if _sha256(draft / copy) != sha:
+    if sha256_file(draft / copy) != sha:
         raise DataError(f"{source} is not the file that the table was made from (its sha256 differs): read the data set again.")
     entries = [_entry(draft, copy, None, NORMAL_TYPE)]
     if not wanted:
@@ -212,9 +211,9 @@ class _Donors(Sequence[UInt8]):
 def _entry(root: Path, path: Path, mask: Path | None, defect_type: str) -> Entry:
     return {
         "path": path.as_posix(),
-        "sha256": _sha256(root / path),
+        "sha256": sha256_file(root / path),
         "mask": mask.as_posix() if mask else None,
-        "mask_sha256": _sha256(root / mask) if mask else None,
+        "mask_sha256": sha256_file(root / mask) if mask else None,
         "defect_type": defect_type,
     }
 
@@ -234,8 +233,3 @@ def _as_table(entries: Sequence[Entry], root: Path, category: str) -> pa.Table:
         for entry in entries
     ]
     return pa.Table.from_pylist(rows, schema=CATEGORY_SCHEMA)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
