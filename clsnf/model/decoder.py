@@ -1,6 +1,6 @@
 """The pixelwise classifier's decoder: a feature pyramid to one logit map at the image's size.
 
-From the deepest level up: bicubic upsampling, the next level as a skip, a residual bottleneck block; then on to full resolution.
+From the deepest level up: bicubic upsampling, the next level as a skip (or none), a residual bottleneck block; then on to full resolution.
 Unusual: the width falls with the stride, and the last, full-resolution part has 8 channels: that is where a decoder spends its time.
 """
 
@@ -46,7 +46,19 @@ class Bottleneck(nn.Module):
         return F.relu(self.expand(y) + self.project(x))
 
 
-class Decoder(nn.Module):
+class PixelDecoder(nn.Module):
+    """What every decoder is: called with L maps (B, C_l, h_l, w_l), shallow to deep, it gives logits (B, H, W).
+
+    Args:
+        image_size: (H, W) of the logit map.
+    """
+
+    def __init__(self, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.image_size = (image_size[0], image_size[1])
+
+
+class Decoder(PixelDecoder):
     """Feature pyramid to logit map.
 
     Args:
@@ -54,18 +66,25 @@ class Decoder(nn.Module):
         grids: (h, w) of each level.
         image_size: (H, W) of the logit map.
         width: largest number of channels.
+        skips: False leaves all levels but the deepest out: the others lend their grids and widths, none of their features.
     """
 
     def __init__(
-        self, channels: Sequence[int], grids: Sequence[tuple[int, int]], image_size: tuple[int, int], width: int = 128
+        self,
+        channels: Sequence[int],
+        grids: Sequence[tuple[int, int]],
+        image_size: tuple[int, int],
+        width: int = 128,
+        skips: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(image_size)
+        self.skips = skips
         self.grids = list(grids)
-        self.image_size = (image_size[0], image_size[1])
         widths = [max(16, min(width, c // 2)) for c in channels]
         self.deepest = Bottleneck(channels[-1], widths[-1])
         self.steps = nn.ModuleList(
-            Bottleneck(widths[level + 1] + channels[level], widths[level]) for level in reversed(range(len(channels) - 1))
+            Bottleneck(widths[level + 1] + (channels[level] if skips else 0), widths[level])
+            for level in reversed(range(len(channels) - 1))
         )
         # Halfway between the shallowest level and the image, so that the full-resolution part can be narrow.
         h, w = grids[0]
@@ -83,7 +102,7 @@ class Decoder(nn.Module):
         x = self.deepest(features[-1])
         for step, skip in zip(self.steps, reversed(features[:-1]), strict=True):
             x = resample(x, (skip.shape[2], skip.shape[3]))
-            x = step(torch.cat([x, skip.to(x.dtype)], dim=1))
+            x = step(torch.cat([x, skip.to(x.dtype)], dim=1) if self.skips else x)
         x = F.relu(self.middle(resample(x, self.halfway)))
         x = F.relu(self.last(resample(x, self.image_size)))
         logits: Tensor = self.head(x)
