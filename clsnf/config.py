@@ -112,18 +112,36 @@ class FinetuneSettings:
     joint_epochs: int = setting(
         8, "epochs in which decoder and backbone train together, after those (0: the backbone stays as it is)"
     )
-    decay_epochs: int = setting(3, "the learning rate is constant, then falls to nothing over this many last epochs")
+    schedule: str = setting(
+        "trunk",
+        "learning rate; trunk: constant, then falling over the last decay_epochs (runs of different length share work); "
+        "cosine: falling from the first step to 1e-3 of the start, as the authors (they share none)",
+        ("trunk", "cosine"),
+    )
+    decay_epochs: int = setting(3, "with schedule=trunk, the learning rate falls to nothing over this many last epochs")
     repeats: int = setting(1, "how often each image appears in an epoch, each time with a fresh defect")
     batch_size: int = setting(8, "images per step")
     learning_rate: float = setting(2e-3, "Adam's learning rate for the decoder")
     backbone_factor: float = setting(0.05, "the backbone's learning rate as a share of the decoder's")
     weight_decay: float = setting(1e-4, "Adam's weight decay")
+    loss: str = setting(
+        "soft",
+        "soft: cross-entropy against the soft target; hard: against 0 and 1, weighted; regression: L1 to the change of each pixel; "
+        "focal, dice: against 0 and 1, meant to overfit synthetic defects less",
+        ("soft", "hard", "regression", "focal", "dice"),  # the names in clsnf/training/losses.py
+    )
     target: str = setting(
         "absolute",
         "soft target of a defect: sigmoid(5 d), d the mean colour difference to the clean image; absolute: |d|, signed: d as the authors",
         ("absolute", "signed"),
     )
-    decoder_width: int = setting(128, "largest number of channels in the decoder")
+    decoder: str = setting(
+        "compact",
+        "compact: small and fast; authors: their decoder, a ResNet turned round, of many times the size",
+        ("compact", "authors"),
+    )
+    decoder_width: int = setting(128, "largest number of channels in the compact decoder")
+    skips: bool = setting(True, "the decoder sees all levels of the backbone; false: the deepest alone")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -146,11 +164,20 @@ class FinetuneSettings:
 class FlowSettings:
     """Stage two: conditional normalizing flows learn the density of normal features, one flow a level."""
 
-    depth: int = setting(4, "coupling blocks of each flow (0, with start=data: a Gaussian)")
+    depth: int = setting(2, "coupling blocks of each flow (0, with start=data: a Gaussian)")
     start: str = setting(
         "data",
         "data: whiten by the features' mean and covariance and start from that Gaussian; random: as the authors",
         ("data", "random"),
+    )
+    neighbourhood: int = setting(3, "vectors are means over a square of this many cells a side (odd; 1: as the authors)")
+    covariance: str = setting(
+        "local",
+        "with start=data: one covariance for the whole map (shared), or one for each part of it (local)",
+        ("local", "shared"),
+    )
+    memory: int = setting(
+        2000, "normal vectors remembered at each level: the distance to the nearest joins the density map (0: none, as the authors)"
     )
     passes: float = setting(2.0, "how often training sees each feature vector")
     vectors_per_step: int = setting(2048, "feature vectors in a step")
@@ -159,13 +186,20 @@ class FlowSettings:
     clamp: float = setting(1.9, "affine clamp of a coupling block")
     permutation: str = setting("soft", "between coupling blocks: soft (a random rotation) or hard (a shuffle)", ("soft", "hard"))
     condition_dims: int = setting(128, "size of the sine-cosine encoding of a vector's place")
+    levels: str = setting(
+        "mean",
+        "mean: levels are averaged by their likelihoods as they are; tails: each is first scaled by how rare its values are",
+        ("mean", "tails"),
+    )
     level_quantile: float = setting(
-        1.0, "the level constant m is this quantile of the training vectors' log-likelihood (1: the largest)"
+        1.0, "with levels=mean: the level constant m is this quantile of the training vectors' log-likelihood (1: the largest)"
     )
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self, "depth", self.depth >= (0 if self.start == "data" else 1), "0 or more (1 or more with start=random)")
+        _check(self, "neighbourhood", self.neighbourhood >= 1 and self.neighbourhood % 2 == 1, "an odd number")
+        _check(self, "memory", self.memory >= 0, "0 or more")
         _check(self, "passes", 0 < self.passes < math.inf, "above 0 and finite")
         _check(self, "vectors_per_step", self.vectors_per_step >= 2, "2 or more")
         _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
@@ -200,12 +234,23 @@ class DetectorSettings:
     flow: FlowSettings = field(default_factory=FlowSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     fusion_weight: float = setting(0.25, "share of the classifier's map in the fused map")
+    score_weight: float | None = setting(
+        None, "the same share in the map whose largest value is the image's score (null: that of fusion_weight)"
+    )
+    smoothing: float = setting(0.0, "sigma in pixels of a Gaussian over the fused map (0: none)")
     seed: int = setting(0, "seed of everything random")
 
     def __post_init__(self) -> None:
+        _check(self, "score_weight", self.score_weight is None or 0 <= self.score_weight <= 1, "null, or in [0, 1]")
+        _check(self, "smoothing", 0 <= self.smoothing <= 32, "from 0 to 32")
         _check(self, "fusion_weight", 0 <= self.fusion_weight <= 1, "in [0, 1]")
         # The generators' range, with room for the seeds that are derived from this one.
         _check(self, "seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
+
+    @property
+    def image_weight(self) -> float:
+        """The fusion weight of the map that image scores are taken from."""
+        return self.fusion_weight if self.score_weight is None else self.score_weight
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ comes from training and validation normals, so the answer for one image never de
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +32,9 @@ from clsnf.config import DetectorSettings, from_dict, to_dict
 from clsnf.data.images import Placement, place, read_image, restore_map
 from clsnf.device import choose_device
 from clsnf.errors import DataError, ImageError, ModelError, SettingsError
-from clsnf.fingerprint import write_json, written_whole
+from clsnf.fingerprint import sha256_file, write_json, written_whole
 from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fingerprint
+from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.model.score_maps import fuse, image_scores
 from clsnf.progress import Progress, silent
@@ -42,7 +42,7 @@ from clsnf.training.calibrate import Threshold, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
 from clsnf.training.stages import StageStore
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS, _FACTS = "detector.safetensors", "detector.json"
 
 ImageLike = str | os.PathLike[str] | NDArray[np.uint8]
@@ -54,7 +54,7 @@ class Prediction(NamedTuple):
     Attributes:
         maps: (N, H, W) float32 in [0, 1] on the network's canvas, 0 on padding;
             :meth:`Detector.predict_each` gives them at the images' own sizes.
-        scores: (N,) float32, the largest value of each map.
+        scores: (N,) float32, the largest value of each map, or, with a ``score_weight`` of its own, of the map of that weight.
         verdicts: (N,) bool, True for a defect: a score above the threshold.
     """
 
@@ -70,13 +70,15 @@ class Provenance:
     Attributes:
         category: the product's name.
         architecture: timm's name of the backbone.
-        backbone_fingerprint: sha256 of the pretrained weights that training started from.
-        data_fingerprint: hash of the contents of the images it was fitted on.
+        backbone_fingerprint: sha256 of the pretrained weights that training started from; of an imported detector, of its backbone.
+        data_fingerprint: hash of the contents of the images it was fitted on; of an imported detector, its level constants.
         validation_fingerprint: hash of the contents of the held-out normal images.
-        object_mask: where training defects could lie (``off``, ``dark``, ``bright``).
+        object_mask: where training defects could lie (``off``, ``dark``, ``bright``; ``unknown`` for an imported detector).
         fit_images: number of images it was fitted on.
         validation_scores: sorted image scores of the held-out normal images; what the threshold rests on.
         versions: of the packages that made it.
+        imported: the sha256, by name, of the checkpoint files that the network comes from; empty where it was trained by clsnf.
+        validation_peaks: sorted largest map values of the held-out normal images; what pictures for people are drawn by.
     """
 
     category: str
@@ -88,6 +90,8 @@ class Provenance:
     fit_images: int
     validation_scores: tuple[float, ...]
     versions: dict[str, str]
+    imported: dict[str, str] = field(default_factory=dict)
+    validation_peaks: tuple[float, ...] = ()
 
 
 class Detector:
@@ -115,7 +119,13 @@ class Detector:
     @property
     def shown_from(self) -> float:
         """Map values up to here are what normal images show everywhere: pictures for people leave them uncoloured."""
-        return 0.8 * float(np.median(self.provenance.validation_scores))
+        return 0.8 * float(np.median(self.provenance.validation_peaks or self.provenance.validation_scores))
+
+    @property
+    def map_threshold(self) -> float:
+        """The value that normal images' maps stay below at the threshold's false-reject rate: where pictures for people draw the line."""
+        peaks = self.provenance.validation_peaks
+        return threshold_from_normals(np.array(peaks), self.threshold.false_reject_rate).value if peaks else self.threshold.value
 
     # ---- fit ----
 
@@ -156,12 +166,7 @@ class Detector:
     ) -> Detector:
         """The detector of one setting of a pipeline, its threshold taken from the table's validation normals."""
         pipeline = prepared.pipeline
-        normals = rows_of(table, "validation")
-        normals = normals.filter(pa.compute.equal(normals["label"], 0))
-        if len(normals) == 0:
-            raise DataError(
-                "There are no validation normals to take a threshold from: raise validation.fraction or add normal images."
-            )
+        normals = validation_normals(table)
         fit_rows = rows_of(table, "fit")
         network = pipeline.network(settings.finetune.joint_epochs, settings.flow.depth)
         provenance = Provenance(
@@ -173,13 +178,30 @@ class Detector:
             object_mask=prepared.polarity,
             fit_images=len(fit_rows),
             validation_scores=(),
-            versions=_versions(),
+            versions=package_versions(),
         )
+        return cls.calibrated(network, settings, provenance, normals, pipeline.device, progress)
+
+    @classmethod
+    def calibrated(
+        cls,
+        network: ScoreNetwork,
+        settings: DetectorSettings,
+        provenance: Provenance,
+        normals: pa.Table,
+        device: torch.device,
+        progress: Progress = silent,
+    ) -> Detector:
+        """The detector of a finished network, its threshold and validation scores taken from the rows `normals`."""
         unset = Threshold(0.0, settings.validation.false_reject_rate, 1.0, 0)
-        detector = cls(network, settings, unset, provenance, pipeline.device)
-        scores = np.sort(detector.predict(normals["path"].to_pylist(), progress=progress, task="threshold").scores)
+        detector = cls(network, settings, unset, provenance, device)
+        maps, scores, _ = detector.predict(normals["path"].to_pylist(), progress=progress, task="threshold")
         detector.threshold = threshold_from_normals(scores, settings.validation.false_reject_rate)
-        detector.provenance = dataclasses.replace(provenance, validation_scores=tuple(float(s) for s in scores))
+        detector.provenance = dataclasses.replace(
+            provenance,
+            validation_scores=tuple(float(s) for s in np.sort(scores)),
+            validation_peaks=tuple(float(m) for m in np.sort(maps.max(axis=(1, 2)))),
+        )
         return detector
 
     # ---- predict ----
@@ -243,10 +265,13 @@ class Detector:
         batch = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
         valid = None if valid is None else valid.to(self.device)
         density, classifier = self.network(batch, valid)
-        maps = fuse(density, classifier, self.fusion_weight)
+        maps = fuse(density, classifier, self.fusion_weight, self.settings.smoothing)
+        scored = maps
+        if self.settings.image_weight != self.fusion_weight:
+            scored = fuse(density, classifier, self.settings.image_weight, self.settings.smoothing)
         if valid is not None:
             maps = maps * valid
-        return maps.cpu().numpy(), image_scores(maps).cpu().numpy()
+        return maps.cpu().numpy(), image_scores(scored, valid).cpu().numpy()
 
     # ---- save and load ----
 
@@ -285,11 +310,11 @@ class Detector:
                     **to_dict(self.settings.image),
                 },
                 "channels": list(self.network.backbone.info.channels),
-                "level_constants": self.network.constants,
+                "level_scales": [list(scale) for scale in self.network.scales],
                 "fusion_weight": self.fusion_weight,
                 "threshold": dataclasses.asdict(self.threshold),
                 "provenance": dataclasses.asdict(self.provenance),
-                "tensors_sha256": _sha256(draft / _TENSORS),
+                "tensors_sha256": sha256_file(draft / _TENSORS),
             }
             write_json(draft / _FACTS, facts)
 
@@ -309,11 +334,11 @@ class Detector:
             backbone = empty_backbone(provenance.architecture, settings.backbone.levels, settings.image.size)
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
             flows = empty_flows(backbone.info, settings.flow)
-            constants = facts["level_constants"]
-            if len(constants) != len(flows) or not all(isinstance(c, float) for c in constants):
-                raise ModelError(f"{path / _FACTS}: level_constants are {constants!r}: they must be {len(flows)} numbers.")
-            network = ScoreNetwork(backbone, decoder, flows, constants)
-            if _sha256(path / _TENSORS) != facts["tensors_sha256"]:
+            scales = facts["level_scales"]
+            if len(scales) != len(flows) or not all(_is_pair(scale) for scale in scales):
+                raise ModelError(f"{path / _FACTS}: level_scales are {scales!r}: they must be {len(flows)} pairs of numbers.")
+            network = ScoreNetwork(backbone, decoder, flows, [LevelScale(*scale) for scale in scales])
+            if sha256_file(path / _TENSORS) != facts["tensors_sha256"]:
                 raise ModelError(f"{path / _TENSORS} is damaged: its checksum is not the one in {_FACTS}. Save the detector again.")
             network.load_state_dict(load_file(path / _TENSORS))
         except KeyError as error:
@@ -321,6 +346,19 @@ class Detector:
         except (TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
             raise ModelError(f"{path} can't be loaded: {' '.join(str(error).split())[:300]}") from error
         return cls(network, settings, threshold, provenance, choose_device(device))
+
+
+def validation_normals(table: pa.Table) -> pa.Table:
+    """The rows that a threshold rests on.
+
+    Raises:
+        DataError: there are none.
+    """
+    rows = rows_of(table, "validation")
+    normals = rows.filter(pa.compute.equal(rows["label"], 0))
+    if len(normals) == 0:
+        raise DataError("There are no validation normals to take a threshold from: raise validation.fraction or add normal images.")
+    return normals
 
 
 def _check_request(images: object, batch_size: int) -> None:
@@ -338,6 +376,10 @@ def _as_array(image: ImageLike) -> NDArray[np.uint8]:
     return image
 
 
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value)
+
+
 def _read_facts(path: Path) -> dict[str, Any]:
     if not (path / _FACTS).is_file() or not (path / _TENSORS).is_file():
         raise ModelError(f"{path} is no saved detector: it needs {_TENSORS} and {_FACTS}.")
@@ -351,10 +393,6 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of what a detector's figures rest on."""
     return {name: importlib.metadata.version(name) for name in ("clsnf", "torch", "timm", "FrEIA", "numpy")}

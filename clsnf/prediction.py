@@ -73,8 +73,8 @@ def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = 
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             pictures = [out / f"{names[index]}_map.png", out / f"{names[index]}_overlay.png"]
-            write_image(pictures[0], heat_map(score_map, detector.shown_from, 1.2 * detector.threshold.value))
-            write_image(pictures[1], overlay(read_image(files[index]), score_map, detector.shown_from, detector.threshold.value))
+            write_image(pictures[0], heat_map(score_map, detector.shown_from, 1.2 * detector.map_threshold))
+            write_image(pictures[1], overlay(read_image(files[index]), score_map, detector.shown_from, detector.map_threshold))
             record["pictures"] = [str(p) for p in pictures]
         yield record
 

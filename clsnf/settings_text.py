@@ -11,9 +11,9 @@ import yaml
 from clsnf.config import DetectorSettings, to_dict
 
 
-def settings_text() -> str:
-    """All settings of a detector with their defaults, a comment before each."""
-    return "".join(_lines(DetectorSettings(), 0))
+def settings_text(settings: DetectorSettings | None = None) -> str:
+    """All settings of a detector with their values (None: the defaults), a comment before each."""
+    return "".join(_lines(settings or DetectorSettings(), 0))
 
 
 def _lines(settings: Any, indent: int) -> list[str]:

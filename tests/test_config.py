@@ -46,6 +46,9 @@ FINETUNES = st.builds(
     frozen_epochs=st.integers(0, 500),
     joint_epochs=st.integers(0, 500),
     learning_rate=POSITIVE,
+    loss=st.sampled_from(["soft", "hard", "regression", "focal", "dice"]),
+    schedule=st.sampled_from(["trunk", "cosine"]),
+    skips=st.booleans(),
     target=st.sampled_from(["absolute", "signed"]),
 )
 FLOWS = st.builds(FlowSettings, depth=st.integers(1, 20), start=st.sampled_from(["data", "random"]), passes=POSITIVE)
@@ -155,6 +158,8 @@ OUT_OF_RANGE: list[tuple[type, str, Any]] = [
     (FinetuneSettings, "backbone_factor", 0.0),
     (FinetuneSettings, "weight_decay", -1e-4),
     (FinetuneSettings, "weight_decay", math.inf),
+    (FinetuneSettings, "loss", "sofft"),
+    (FinetuneSettings, "schedule", "cosin"),
     (FinetuneSettings, "target", "sined"),
     (FinetuneSettings, "decoder_width", 8),
     (FlowSettings, "depth", -1),

@@ -73,6 +73,23 @@ def paths(table: pa.Table) -> list[str]:
 # ---- fit ----
 
 
+def test_image_scores_may_come_from_a_map_of_their_own_weight(
+    table: pa.Table, settings: DetectorSettings, detector: Detector, paths: list[str], tmp_path: Path
+) -> None:
+    own = Detector.fit(table, dataclasses.replace(settings, score_weight=1.0), device="cpu")
+    alone = Detector.fit(table, dataclasses.replace(settings, fusion_weight=1.0), device="cpu")
+    found, plain, classifier = (d.predict(paths) for d in (own, detector, alone))
+    np.testing.assert_array_equal(found.maps, plain.maps)
+    np.testing.assert_array_equal(found.scores, classifier.scores)
+    assert own.threshold == alone.threshold  # in the scores' own units
+    assert own.map_threshold == pytest.approx(detector.threshold.value)  # pictures are in the map's
+    assert own.shown_from == pytest.approx(detector.shown_from)
+    own.save(tmp_path / "own")
+    again = Detector.load(tmp_path / "own", device="cpu")
+    np.testing.assert_array_equal(again.predict(paths).scores, found.scores)
+    assert again.map_threshold == own.map_threshold
+
+
 def test_the_threshold_rests_on_the_validation_normals_alone(detector: Detector, table: pa.Table) -> None:
     validation = rows_of(table, "validation")
     scores = detector.predict(validation["path"].to_pylist()).scores
@@ -119,7 +136,7 @@ def assert_same_detector(one: Detector, other: Detector) -> None:
     assert mine.keys() == theirs.keys()
     for name in mine:
         assert torch.equal(mine[name], theirs[name]), name
-    assert one.network.constants == other.network.constants
+    assert one.network.scales == other.network.scales
     assert (one.threshold, one.provenance, one.settings) == (other.threshold, other.provenance, other.settings)
 
 
@@ -336,13 +353,24 @@ def test_a_loaded_detector_gives_equal_answers_and_knows_the_same(detector: Dete
     assert (found.verdicts == expected.verdicts).all()
 
 
+def test_a_detector_of_other_training_settings_comes_back_equal(
+    table: pa.Table, settings: DetectorSettings, paths: list[str], tmp_path: Path
+) -> None:
+    finetune = dataclasses.replace(settings.finetune, skips=False, loss="dice", schedule="cosine")
+    detector = Detector.fit(table, dataclasses.replace(settings, finetune=finetune), device="cpu")
+    detector.save(tmp_path / "model")
+    loaded = Detector.load(tmp_path / "model", device="cpu")
+    assert loaded.settings.finetune == finetune
+    assert (loaded.predict(paths).maps == detector.predict(paths).maps).all()
+
+
 def test_the_facts_are_readable_without_clsnf(detector: Detector, saved: Path) -> None:
     facts = json.loads((saved / "detector.json").read_text())
     assert facts["format"] == FORMAT
     assert facts["settings"] == to_dict(detector.settings)
     assert facts["threshold"] == dataclasses.asdict(detector.threshold)
     assert facts["fusion_weight"] == detector.settings.fusion_weight
-    assert facts["level_constants"] == detector.network.constants
+    assert facts["level_scales"] == [list(scale) for scale in detector.network.scales]
     assert facts["preprocessing"]["height"] == 64
 
 
@@ -418,9 +446,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an unknown setting": (edit_settings("flow", glow=3), "unknown setting 'glow'"),
     "a setting out of range": (edit_settings("flow", depth=-3), "depth is -3"),
     "another depth": (edit_settings("flow", depth=2), "blocks"),
-    "no constants": (edit(level_constants=None), "level_constants"),
-    "a constant too few": (edit(level_constants=[1.0]), "level_constants"),
-    "constants that are words": (edit(level_constants=["a", "b"]), "level_constants"),
+    "no scales": (edit(level_scales=None), "level_scales"),
+    "a scale too few": (edit(level_scales=[[1.0, 1.0]]), "level_scales"),
+    "scales that are words": (edit(level_scales=[["a", "b"], ["a", "b"]]), "level_scales"),
     "no threshold": (edit(threshold=None), "threshold"),
     "half a threshold": (edit(threshold={"value": 0.5}), "threshold"),
 }

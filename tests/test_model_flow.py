@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from authors_reference import encoding as cflow_encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
@@ -44,8 +45,17 @@ def disturbed(flow: LevelFlow, seed: int = 2) -> LevelFlow:
     return flow.double()
 
 
+def one_tile(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return found[0], found[1][None]
+
+
+def log_prob(flow: LevelFlow, x: Tensor, positions: Tensor) -> Tensor:
+    """Log-likelihood per dimension of vectors (N, C) at positions (N,)."""
+    return flow.log_prob_of_white(flow.whitening.of_vectors(x, positions), positions)
+
+
 def latent(flow: LevelFlow, x: Tensor, positions: Tensor) -> Tensor:
-    z = flow.whitening(x, positions)
+    z = flow.whitening.of_vectors(x, positions)
     return z if flow.blocks is None else flow.blocks(z, [flow.encoding[positions]])[0]
 
 
@@ -57,11 +67,11 @@ def latent(flow: LevelFlow, x: Tensor, positions: Tensor) -> Tensor:
 @pytest.mark.parametrize("channels", [2, 5, 6])
 def test_the_log_determinant_is_that_of_autograd_s_jacobian_sample_by_sample(channels: int, start: str, permutation: str) -> None:
     flow = LevelFlow(channels, GRID, dataclasses.replace(SMALL, start=start, permutation=permutation))
-    flow.whitening.fit(*statistics(channels))
+    flow.whitening.fit(*one_tile(statistics(channels)))
     disturbed(flow)
     x, positions = vectors(channels=channels)
     x = x.double()
-    log_probs = flow.log_prob(x, positions)
+    log_probs = log_prob(flow, x, positions)
     for i in range(len(x)):
         jacobian = torch.autograd.functional.jacobian(lambda v, i=i: latent(flow, v[None], positions[i : i + 1])[0], x[i])
         log_det = torch.linalg.slogdet(jacobian).logabsdet
@@ -86,26 +96,26 @@ def test_freia_s_inverse_brings_the_vectors_back(permutation: str) -> None:
 @by_start
 def test_the_density_of_a_position_integrates_to_one(start: str) -> None:
     flow = LevelFlow(2, GRID, dataclasses.replace(SMALL, start=start))
-    flow.whitening.fit(torch.zeros(12, 2), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
+    flow.whitening.fit(torch.zeros(12, 2), torch.tensor([[[1.0, 0.3], [0.3, 0.5]]]))
     disturbed(flow, seed=5)
     side = torch.linspace(-40, 40, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
     with torch.inference_mode():
-        density = flow.log_prob(grid, torch.full((len(grid),), 7)).double().mul(2).exp()
+        density = log_prob(flow, grid, torch.full((len(grid),), 7)).double().mul(2).exp()
     assert float(density.sum()) * float(side[1] - side[0]) ** 2 == pytest.approx(1, abs=0.01)
 
 
 def test_a_vector_s_density_does_not_depend_on_the_others() -> None:
     flow = disturbed(LevelFlow(C, GRID, SMALL))
     x, positions = vectors()
-    alone = torch.cat([flow.log_prob(x[i : i + 1].double(), positions[i : i + 1]) for i in range(len(x))])
-    torch.testing.assert_close(flow.log_prob(x.double(), positions), alone)
+    alone = torch.cat([log_prob(flow, x[i : i + 1].double(), positions[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(log_prob(flow, x.double(), positions), alone)
 
 
 def test_the_density_depends_on_the_position() -> None:
     flow = disturbed(LevelFlow(C, GRID, SMALL))
     x = torch.ones(12, C, dtype=torch.float64)
-    assert len(flow.log_prob(x, torch.arange(12)).unique()) == 12
+    assert len(log_prob(flow, x, torch.arange(12)).unique()) == 12
 
 
 # ---- the start ----
@@ -116,32 +126,32 @@ def test_the_density_depends_on_the_position() -> None:
 def test_a_flow_that_starts_from_the_data_is_their_gaussian_before_training(depth: int, permutation: str) -> None:
     flow = LevelFlow(C, GRID, dataclasses.replace(SMALL, depth=depth, permutation=permutation))
     mean, covariance = statistics()
-    flow.whitening.fit(mean, covariance)
+    flow.whitening.fit(mean, covariance[None])
     x, positions = vectors(40)
     floored = covariance + 0.01 * covariance.diagonal().mean() * torch.eye(C)
     expected = [multivariate_normal.logpdf(v, mean[p], floored) / C for v, p in zip(x.numpy(), positions, strict=True)]
-    torch.testing.assert_close(flow.log_prob(x, positions), torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_prob(flow, x, positions), torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4)
 
 
 def test_a_random_start_is_no_gaussian_and_leaves_the_vectors_unwhitened() -> None:
     flow = LevelFlow(C, GRID, dataclasses.replace(SMALL, start="random"))
     x, positions = vectors(40)
-    assert torch.equal(flow.whitening(x, positions), x)
+    assert torch.equal(flow.whitening.of_vectors(x, positions), x)
     expected = -0.5 * (np.log(2 * np.pi) + x.square().mean(dim=1))
-    assert (flow.log_prob(x, positions) - expected).abs().max() > 1e-3
+    assert (log_prob(flow, x, positions) - expected).abs().max() > 1e-3
 
 
 @given(st.integers(1, 8), st.integers(0, 50))
 @settings(deadline=None, max_examples=25)
 def test_whitened_vectors_are_white(channels: int, seed: int) -> None:
     mean, covariance = statistics(channels, seed)
-    layer = Whitening(channels, len(mean))
-    layer.fit(mean, covariance)
-    matrix = layer.matrix.double()
+    layer = Whitening(channels, GRID)
+    layer.fit(mean, covariance[None])
+    matrix = layer.matrix[0].double()
     floored = covariance.double() + 0.01 * covariance.diagonal().mean() * torch.eye(channels)
     torch.testing.assert_close(matrix.t() @ floored @ matrix, torch.eye(channels, dtype=torch.float64), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(layer.log_det.double(), torch.linalg.slogdet(matrix).logabsdet, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(layer(mean, torch.arange(len(mean))), torch.zeros_like(mean))
+    torch.testing.assert_close(layer.log_det[0].double(), torch.linalg.slogdet(matrix).logabsdet, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.of_vectors(mean, torch.arange(len(mean))), torch.zeros_like(mean))
 
 
 @pytest.mark.parametrize("dead", [1, C])
@@ -150,9 +160,9 @@ def test_channels_that_never_vary_do_no_harm(dead: int) -> None:
     covariance[:dead] = 0
     covariance[:, :dead] = 0
     flow = LevelFlow(C, GRID, dataclasses.replace(SMALL, depth=0))
-    flow.whitening.fit(mean, covariance)
+    flow.whitening.fit(mean, covariance[None])
     x, positions = vectors()
-    assert flow.log_prob(x, positions).isfinite().all()
+    assert log_prob(flow, x, positions).isfinite().all()
 
 
 # ---- seeds ----
@@ -182,7 +192,7 @@ def test_blocks_of_either_permutation_take_each_other_s_parameters() -> None:
     soft, hard = (LevelFlow(C, GRID, dataclasses.replace(SMALL, permutation=kind), generator_seed=1) for kind in ("soft", "hard"))
     x, positions = vectors()
     hard.load_state_dict(disturbed(soft).state_dict())
-    torch.testing.assert_close(hard.double().log_prob(x.double(), positions), soft.log_prob(x.double(), positions))
+    torch.testing.assert_close(log_prob(hard.double(), x.double(), positions), log_prob(soft, x.double(), positions))
 
 
 # ---- positions ----
@@ -208,3 +218,13 @@ def test_encodings_of_neighbours_are_alike_and_all_positions_differ() -> None:
     assert likeness[8, 8, 8, 9] > likeness[8, 8, 8, 12]
     # It depends on the offset alone: a sum of cosines of the differences.
     torch.testing.assert_close(likeness[2, 3, 5, 7], likeness[10, 4, 13, 8])
+
+
+@pytest.mark.parametrize(("grid", "dims"), [((3, 4), 8), ((5, 2), 128)])
+def test_the_position_encoding_is_cflow_ad_s(grid: tuple[int, int], dims: int) -> None:
+    """Entry by entry: imported flows were trained with it."""
+    expected = cflow_encoding(dims, *grid)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            found = position_encoding(grid, dims)[row * grid[1] + column]
+            torch.testing.assert_close(found, expected[:, row, column], rtol=0, atol=1e-5)

@@ -11,48 +11,79 @@ from torch import Tensor
 
 from clsnf.config import FinetuneSettings, FlowSettings, ImageSettings
 from clsnf.model.backbone import Backbone, empty_backbone
-from clsnf.model.decoder import Decoder
-from clsnf.model.flow import LevelFlow
-from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, log_probs_of
-from clsnf.model.score_maps import density_map, fuse, image_scores, valid_cells
+from clsnf.model.decoder import Decoder, PixelDecoder
+from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
+from clsnf.model.network import ScoreNetwork, build_decoder, build_flows
+from clsnf.model.score_maps import density_map, fuse, gaussian_smooth, image_scores, valid_cells
 
 SIZE = (64, 96)
 GRIDS = ((16, 24), (8, 12))
 
 
-def log_probs(n: int = 3, seed: int = 0, spread: float = 2.0) -> list[Tensor]:
+def likelihoods(n: int = 3, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [spread * torch.randn(n, h, w, generator=generator) - 1 for h, w in GRIDS]
+    return [torch.rand(n, h, w, generator=generator) for h, w in GRIDS]
 
 
-@given(st.integers(0, 99), st.floats(0.01, 100), st.floats(-5, 5))
+@given(st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
-def test_density_maps_are_in_the_unit_interval_whatever_the_constants(seed: int, spread: float, constant: float) -> None:
-    maps = density_map(log_probs(seed=seed, spread=spread), [constant, constant + 1], SIZE)
+def test_density_maps_are_in_the_unit_interval(seed: int) -> None:
+    maps = density_map(likelihoods(seed=seed), SIZE)
     assert maps.shape == (3, *SIZE)
     assert maps.dtype == torch.float32
     assert ((maps >= 0) & (maps <= 1)).all()
 
 
 def test_the_density_map_is_the_mean_over_levels_of_one_minus_p() -> None:
-    levels = log_probs()
-    constants = [float(level.max()) for level in levels]
+    levels = likelihoods()
     expected = torch.zeros(3, *SIZE)
-    for level, constant in zip(levels, constants, strict=True):
-        p = torch.exp(level - constant)
-        assert p.max() == 1
+    for p in levels:
         expected += 1 - F.interpolate(p[:, None], size=SIZE, mode="bilinear", align_corners=True)[:, 0]
-    torch.testing.assert_close(density_map(levels, constants, SIZE), expected / 2, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(density_map(levels, SIZE), expected / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_a_likelihood_above_the_constant_counts_as_normal_and_hides_no_other_level() -> None:
-    ordinary, unlikely = torch.full((1, *GRIDS[0]), 5.0), torch.full((1, *GRIDS[1]), -100.0)
-    torch.testing.assert_close(density_map([ordinary, unlikely], [1.0, 1.0], SIZE), torch.full((1, *SIZE), 0.5))
+@pytest.mark.parametrize("steepness", [0.5, 1.0, 7.0])
+def test_a_vector_as_likely_as_the_constant_is_normal_and_one_far_below_is_not(steepness: float) -> None:
+    flow = LevelFlow(2, (1, 3), FlowSettings(depth=0, memory=0))
+    at = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [1e3, 0.0]]])  # log p per dimension: c, c - 0.5, next to nothing
+    constant = float(flow.log_prob(at)[0, 0, 0])
+    p = flow.relative_likelihood(at, LevelScale(constant, steepness))
+    assert p[0, 0].tolist() == pytest.approx([1.0, math.exp(-0.5 * steepness), 0.0])
+    assert torch.equal(flow.relative_likelihood(at, LevelScale(constant - 1e6, steepness)), torch.ones(1, 1, 3))
 
 
-def test_a_likelihood_of_nothing_scores_one() -> None:
-    level = torch.full((1, *GRIDS[0]), -math.inf)
-    assert torch.equal(density_map([level], [0.0], SIZE), torch.ones(1, *SIZE))
+def test_a_memory_is_half_of_the_likelihood() -> None:
+    flow = LevelFlow(2, (1, 2), FlowSettings(depth=0, memory=1))
+    assert flow.memory is not None
+    flow.memory.vectors[:] = torch.tensor([[3.0, 4.0]])
+    flow.memory.width.fill_(5.0)
+    p = flow.relative_likelihood(torch.tensor([[[0.0, 0.0], [3.0, 4.0]]]), LevelScale(1e3))  # the flow's own part is nothing
+    assert p[0, 0].tolist() == pytest.approx([0.25, 0.5])  # one half at the kernel's width, one at a perfect match
+
+
+@pytest.mark.parametrize("neighbourhood", [1, 3, 5])
+def test_a_vector_is_the_mean_over_its_neighbourhood(neighbourhood: int) -> None:
+    level = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    r = neighbourhood // 2
+    around = F.pad(level, (r, r, r, r), mode="reflect").unfold(2, neighbourhood, 1).unfold(3, neighbourhood, 1).mean(dim=(4, 5))
+    torch.testing.assert_close(level_vectors(level, neighbourhood), around.flatten(2).transpose(1, 2))
+
+
+def test_a_neighbourhood_larger_than_the_map_is_the_map() -> None:
+    assert level_vectors(torch.rand(1, 3, 1, 2), 5).shape == (1, 2, 3)
+
+
+@given(st.floats(0.3, 6))
+@settings(deadline=None, max_examples=20)
+def test_smoothing_leaves_an_even_map_alone_and_keeps_the_unit_interval(sigma: float) -> None:
+    torch.testing.assert_close(gaussian_smooth(torch.full((1, 20, 30), 0.7), sigma), torch.full((1, 20, 30), 0.7))
+    point = torch.zeros(1, 41, 41)
+    point[0, 20, 20] = 1
+    smoothed = gaussian_smooth(point, sigma)
+    assert smoothed.sum() == pytest.approx(1, abs=1e-4)
+    assert smoothed[0, 20, 20] == smoothed.max() < 1
+    density, classifier = torch.rand(2, 2, 20, 20)
+    assert torch.equal(fuse(density, classifier, 0.3, sigma), gaussian_smooth(fuse(density, classifier, 0.3), sigma))
 
 
 @given(st.floats(0, 1))
@@ -104,23 +135,24 @@ def test_an_image_thinner_than_half_a_cell_keeps_the_cells_that_show_most_of_it(
 
 
 def test_what_lies_in_the_padding_moves_no_score_inside_the_image() -> None:
-    levels = log_probs(4)
+    levels = likelihoods(4)
     cells = [valid_cells(BOXES, grid) for grid in GRIDS]
-    changed = [level.where(inside, torch.tensor(-1e6)) for level, inside in zip(levels, cells, strict=True)]
-    expected, found = (density_map(given, [2.0, 1.0], SIZE, BOXES) for given in (levels, changed))
+    changed = [level.where(inside, torch.tensor(1.0)) for level, inside in zip(levels, cells, strict=True)]
+    expected, found = (density_map(given, SIZE, BOXES) for given in (levels, changed))
     assert torch.equal(found[BOXES], expected[BOXES])
     assert expected[BOXES].max() < 1
+    assert not torch.equal(found, density_map(changed, SIZE))
 
 
 def test_an_even_likelihood_scores_evenly_up_to_the_border_of_the_image() -> None:
-    levels = [torch.zeros(4, *grid).masked_fill(~valid_cells(BOXES, grid), -50) for grid in GRIDS]
-    maps = density_map(levels, [1.0, 1.0], SIZE, BOXES)
-    torch.testing.assert_close(maps[BOXES], torch.full_like(maps[BOXES], 1 - math.exp(-1)))
+    levels = [torch.full((4, *grid), 0.3).masked_fill(~valid_cells(BOXES, grid), 0) for grid in GRIDS]
+    maps = density_map(levels, SIZE, BOXES)
+    torch.testing.assert_close(maps[BOXES], torch.full_like(maps[BOXES], 0.7))
 
 
 def test_an_image_without_padding_scores_as_if_none_had_any() -> None:
-    levels = log_probs(4)
-    assert torch.equal(density_map(levels, [2.0, 1.0], SIZE, BOXES)[0], density_map(levels, [2.0, 1.0], SIZE)[0])
+    levels = likelihoods(4)
+    assert torch.equal(density_map(levels, SIZE, BOXES)[0], density_map(levels, SIZE)[0])
 
 
 # ---- the whole network ----
@@ -131,13 +163,17 @@ def network() -> ScoreNetwork:
     torch.manual_seed(0)
     backbone = empty_backbone("resnet18", (1, 2), SIZE)
     decoder = build_decoder(backbone.info, ImageSettings(*SIZE), FinetuneSettings(decoder_width=16), seed=1)
-    flows = build_flows(backbone.info, FlowSettings(depth=2, condition_dims=16), seed=2)
+    flows = build_flows(backbone.info, FlowSettings(depth=2, condition_dims=16, memory=10), seed=2)
     images = torch.rand(4, 3, *SIZE)
     with torch.inference_mode():
-        levels = [level.flatten(2).transpose(1, 2) for level in backbone(images)]
-        pairs = [(flow, level) for flow, level in zip(flows, levels, strict=True) if isinstance(flow, LevelFlow)]
-        constants = [float(log_probs_of(flow, level).max()) for flow, level in pairs]
-    return ScoreNetwork(backbone, decoder, flows, constants).eval()
+        scales = []
+        for flow, level in zip(flows, backbone(images), strict=True):
+            assert isinstance(flow, LevelFlow)
+            vectors = level_vectors(level, flow.neighbourhood)
+            assert flow.memory is not None
+            flow.memory.fit(vectors.flatten(0, 1), torch.arange(vectors.shape[0] * vectors.shape[1]), seed=0)
+            scales.append(LevelScale(float(flow.log_prob(vectors).max())))
+    return ScoreNetwork(backbone, decoder, flows, scales).eval()
 
 
 def test_the_network_gives_both_maps_at_the_image_s_size(network: ScoreNetwork) -> None:
@@ -159,7 +195,7 @@ def test_an_image_s_maps_do_not_depend_on_the_images_that_come_with_it(network: 
                 torch.testing.assert_close(maps[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def decoders_of(seeds: tuple[int, ...], backbone: Backbone) -> list[Decoder]:
+def decoders_of(seeds: tuple[int, ...], backbone: Backbone) -> list[PixelDecoder]:
     return [build_decoder(backbone.info, ImageSettings(*SIZE), FinetuneSettings(decoder_width=16), seed) for seed in seeds]
 
 

@@ -19,15 +19,15 @@ from clsnf.training.density import (
     feature_statistics,
     fit_flow,
     fit_flows,
-    level_constant,
     level_log_probs,
+    level_scale,
     valid_vectors,
 )
 
 CPU = torch.device("cpu")
 GRID = (4, 5)
 P = 20
-SMALL = FlowSettings(depth=2, condition_dims=8, vectors_per_step=64, passes=6)
+SMALL = FlowSettings(depth=2, condition_dims=8, vectors_per_step=64, passes=6, covariance="shared", memory=8)
 
 
 class Scaled(nn.Module):
@@ -54,7 +54,7 @@ def images(n: int, seed: int = 0) -> Tensor:
 
 def test_features_are_the_backbone_s_row_by_row_for_any_number_of_images() -> None:
     shown, told = images(19), []
-    levels = extract_features(backbone(), shown, CPU, lambda task, done, total: told.append((task, done, total)), "looking")
+    levels = extract_features(backbone(), shown, CPU, 1, lambda task, done, total: told.append((task, done, total)), "looking")
     assert [tuple(level.shape) for level in levels] == [(19, 8 * 16, 3), (19, 4 * 8, 2)]
     assert [level.dtype for level in levels] == [torch.float16] * 2
     with torch.inference_mode():
@@ -99,7 +99,7 @@ def test_with_many_images_the_statistics_are_plain_means_and_covariances() -> No
     mean, covariance = feature_statistics(features, None, GRID)
     torch.testing.assert_close(mean, features.mean(dim=0), rtol=0, atol=0.02)
     rows = (features - features.mean(dim=0)).flatten(0, 1)
-    torch.testing.assert_close(covariance, rows.t() @ rows / len(rows), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(covariance[0], rows.t() @ rows / len(rows), rtol=1e-3, atol=1e-3)
 
 
 def by_hand(features: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def test_the_mean_of_a_position_is_drawn_to_its_neighbours_by_the_share_of_noise
     mean, covariance = feature_statistics(features, None, (1, 2))
     torch.testing.assert_close(mean[:, 0], by_hand(features), rtol=1e-3, atol=1e-3)
     expected = (features[..., 0] - by_hand(features)).square().mean()
-    torch.testing.assert_close(covariance[0, 0], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(covariance[0, 0, 0], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_vectors_of_padding_count_for_nothing() -> None:
@@ -159,6 +159,31 @@ def test_pixels_become_vectors_where_their_cell_shows_the_image() -> None:
     found = valid_vectors(valid, GRID)
     assert found is not None
     assert found.view(2, *GRID)[:, :, 0].tolist() == [[True] * 4, [False, True, True, True]]
+
+
+@pytest.mark.parametrize("tiles", [(1, 1), (2, 5), (4, 1), (4, 5)])
+def test_a_tile_has_the_covariance_of_its_own_vectors_drawn_to_the_shared_one(tiles: tuple[int, int]) -> None:
+    features = normal_features(500)
+    features[:, : P // 2] *= 3  # the upper half varies more
+    mean, covariances = feature_statistics(features, None, GRID, tiles)
+    assert covariances.shape == (tiles[0] * tiles[1], 3, 3)
+    maps = (features - mean).view(500, *GRID, 3)
+    height, width = GRID[0] // tiles[0], GRID[1] // tiles[1]
+    rows = maps.reshape(-1, 3)
+    shared = rows.t() @ rows / len(rows)
+    for index, found in enumerate(covariances):
+        top, left = index // tiles[1] * height, index % tiles[1] * width
+        inside = maps[:, top : top + height, left : left + width].reshape(-1, 3)
+        expected = shared if len(covariances) == 1 else (inside.t() @ inside + 3 * shared) / (len(inside) + 3)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_tile_that_no_image_shows_has_the_shared_covariance() -> None:
+    features = normal_features(50)
+    valid = torch.ones(50, P, dtype=torch.bool)
+    valid[:, :5] = False
+    _, covariances = feature_statistics(features, valid, GRID, (4, 1))
+    torch.testing.assert_close(covariances[0], feature_statistics(features, valid, GRID)[1][0])
 
 
 # ---- training ----
@@ -243,7 +268,8 @@ def test_a_learning_rate_that_is_too_high_stops_training_with_the_mend() -> None
 @settings(deadline=None)
 def test_a_level_s_constant_is_a_quantile_that_occurs(values: list[float], quantile: float) -> None:
     log_probs = torch.tensor(values).view(-1, 1, 1)
-    constant = level_constant(log_probs, None, quantile)
+    constant, steepness = level_scale(log_probs, None, dataclasses.replace(SMALL, level_quantile=quantile))
+    assert steepness == 1
     assert constant in values
     below = sum(value <= constant for value in values)
     assert below >= quantile * len(values) - 1e-6
@@ -252,8 +278,24 @@ def test_a_level_s_constant_is_a_quantile_that_occurs(values: list[float], quant
 
 def test_a_quantile_of_one_is_the_largest_outside_padding() -> None:
     log_probs = torch.tensor([[[1.0, 5.0], [3.0, 2.0]]])
-    assert level_constant(log_probs, None, 1.0) == 5.0
-    assert level_constant(log_probs, torch.tensor([[True, False, True, True]]), 1.0) == 3.0
+    assert level_scale(log_probs, None, SMALL).constant == 5.0
+    assert level_scale(log_probs, torch.tensor([[True, False, True, True]]), SMALL).constant == 3.0
+
+
+@given(st.floats(0.1, 50), st.floats(-20, 20))
+@settings(deadline=None, max_examples=30)
+def test_tails_make_levels_of_any_spread_say_the_same(spread: float, place: float) -> None:
+    """The relative likelihood is one at the median and one half where the rarest thousandth begins."""
+    values = torch.randn(1, 100, 100, generator=torch.Generator().manual_seed(0)).double()
+    constant, steepness = level_scale(spread * values + place, None, dataclasses.replace(SMALL, levels="tails"))
+    ranked = (spread * values + place).flatten().sort().values
+    p = torch.exp(steepness * (ranked - constant).clamp_max(0))
+    assert float(p[5000]) == pytest.approx(1)
+    assert float(p[9]) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_levels_that_never_vary_have_a_scale() -> None:
+    assert math.isfinite(level_scale(torch.zeros(1, 4, 4), None, dataclasses.replace(SMALL, levels="tails")).steepness)
 
 
 def test_all_levels_are_trained_and_no_training_vector_exceeds_its_constant() -> None:
@@ -261,10 +303,10 @@ def test_all_levels_are_trained_and_no_training_vector_exceeds_its_constant() ->
     flows = nn.ModuleList([LevelFlow(3, GRID, SMALL), LevelFlow(3, (2, 3), SMALL)])
     valid = torch.ones(20, 16, 20, dtype=torch.bool)
     valid[:10, :, 15:] = False
-    constants, curves = fit_flows(flows, features, valid, SMALL, seed=3, device=CPU)
-    assert len(constants) == len(curves) == 2
-    for flow, vectors, constant in zip(flows, features, constants, strict=True):
+    scales, curves = fit_flows(flows, features, valid, SMALL, seed=3, device=CPU)
+    assert len(scales) == len(curves) == 2
+    for flow, vectors, scale in zip(flows, features, scales, strict=True):
         assert isinstance(flow, LevelFlow)
         inside = valid_vectors(valid, flow.grid)
         assert inside is not None
-        assert level_log_probs(flow, vectors, CPU).flatten()[inside.flatten()].max() == pytest.approx(constant)
+        assert level_log_probs(flow, vectors, CPU).flatten()[inside.flatten()].max() == pytest.approx(scale.constant)

@@ -1,4 +1,4 @@
-"""Stage one: targets by hand, a trunk that runs of every length share bit for bit, and nothing lost or done twice."""
+"""Stage one: a trunk that runs of every length share bit for bit, and nothing lost or done twice."""
 
 import copy
 import dataclasses
@@ -18,7 +18,8 @@ from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
 from clsnf.model.network import build_decoder
-from clsnf.training.finetune import Finetuner, leaving_point, soft_targets, train_trunk, trunk_content
+from clsnf.training.finetune import RESUME_EVERY, Finetuner, cosine_scale, leaving_point, train_trunk, trunk_content
+from clsnf.training.losses import soft_targets
 from clsnf.training.pipeline import CategoryPipeline, PlacedImages
 from clsnf.training.stages import StageStore
 
@@ -63,44 +64,6 @@ def pipeline(pretrained: Backbone, root: Path, valid: Tensor | None = None, **ch
     settings = dataclasses.replace(SETTINGS, finetune=dataclasses.replace(SETTINGS.finetune, **changes))
     fit = PlacedImages(IMAGES, valid, "six blobs")
     return CategoryPipeline(settings, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU)
-
-
-# ---- targets ----
-
-
-def two_defects() -> DefectBatch:
-    """A region of two pixels, one darker and one brighter, and an image without a region."""
-    clean = torch.full((2, 3, 2, 2), 0.5)
-    images = clean.clone()
-    images[0, :, 0, 0] = torch.tensor([0.2, 0.5, 0.2])  # d = -0.2
-    images[0, :, 0, 1] = torch.tensor([0.6, 0.7, 0.8])  # d = +0.2
-    images[0, :, 1, 0] = 0.8  # outside the region: counts for nothing
-    regions = torch.zeros(2, 2, 2, dtype=torch.bool)
-    regions[0, 0] = True
-    return DefectBatch(images, regions, clean)
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-@pytest.mark.parametrize(("kind", "level"), [("absolute", sigmoid(1.0)), ("signed", (sigmoid(-1.0) + sigmoid(1.0)) / 2)])
-def test_a_region_s_target_is_the_mean_over_its_pixels(kind: str, level: float) -> None:
-    targets = soft_targets(two_defects(), kind)
-    expected = torch.zeros(2, 2, 2)
-    expected[0, 0] = level
-    torch.testing.assert_close(targets, expected)
-
-
-def test_a_dark_defect_counts_as_much_as_a_bright_one_unless_the_difference_is_signed() -> None:
-    clean = torch.full((2, 3, 4, 4), 0.5)
-    images = torch.stack([clean[0] - 0.3, clean[1] + 0.3])
-    batch = DefectBatch(images, torch.ones(2, 4, 4, dtype=torch.bool), clean)
-    dark, bright = soft_targets(batch, "absolute").amax(dim=(1, 2))
-    assert dark == pytest.approx(float(bright))
-    assert dark > 0.5
-    dark, bright = soft_targets(batch, "signed").amax(dim=(1, 2))
-    assert dark < 0.5 < bright
 
 
 # ---- what an epoch shows ----
@@ -206,6 +169,7 @@ def test_the_trunk_depends_on_all_settings_but_those_that_say_where_it_is_left()
     for name, value in others.items():
         assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) == content
     others = {"frozen_epochs": 9, "learning_rate": 1e-4, "repeats": 2, "batch_size": 5, "target": "signed"}
+    others |= {"loss": "hard", "schedule": "cosine", "skips": False}
     for name, value in others.items():
         assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) != content
 
@@ -302,6 +266,82 @@ def test_a_restored_finetuner_is_where_the_stored_one_was(pretrained: Backbone, 
         run.run(4)
     assert first.losses == second.losses
     assert states_equal(first.stage().tensors, second.stage().tensors)
+
+
+# ---- the authors' cosine ----
+
+
+def test_a_cosine_falls_from_the_first_step_to_a_thousandth_over_all_epochs(pretrained: Backbone) -> None:
+    settings = dataclasses.replace(SETTINGS.finetune, schedule="cosine", frozen_epochs=2, joint_epochs=2, batch_size=3)
+    trained, rates = finetuner(pretrained, settings), []
+    step = trained.optimizer.step
+
+    def noting() -> None:
+        rates.append(trained.optimizer.param_groups[0]["lr"] / settings.learning_rate)
+        step()
+
+    trained.optimizer.step = noting  # type: ignore[method-assign, assignment]
+    trained.run(1)  # as a run that is stored on its way
+    trained.run(4, decay_from=1)
+    assert rates == pytest.approx([1e-3 + 0.999 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
+    assert cosine_scale(1.0) == pytest.approx(1e-3)
+
+
+def test_a_cosine_s_content_says_where_it_ends() -> None:
+    settings = dataclasses.replace(SETTINGS.finetune, schedule="cosine")
+    contents = [trunk_content(dataclasses.replace(settings, joint_epochs=e)) for e in (1, 2)]
+    assert contents[0] != contents[1]
+
+
+def test_cosines_of_different_length_share_nothing_and_leave_nothing_on_the_way(pretrained: Backbone, tmp_path: Path) -> None:
+    both = pipeline(pretrained, tmp_path / "both", schedule="cosine")
+    both.finetuned(4, stops=[1, 4])
+    both.finetuned(5, stops=[1, 4])
+    for epochs in (4, 5):
+        assert_same_networks(both, pipeline(pretrained, tmp_path / str(epochs), schedule="cosine"), epochs)
+    assert both.store.computed["trunk"] == 2
+    assert [path for path in (tmp_path / "both" / "trunk").iterdir() if not path.name.startswith(".")] == []
+
+
+def test_a_cosine_and_a_trunk_never_share_a_stage(pretrained: Backbone, tmp_path: Path) -> None:
+    cosine = pipeline(pretrained, tmp_path, schedule="cosine").finetuned(1)
+    trunk = pipeline(pretrained, tmp_path).finetuned(1)
+    assert not states_equal(cosine[1].state_dict(), trunk[1].state_dict())
+
+
+@pytest.mark.parametrize("at", [RESUME_EVERY + 1, 2 * RESUME_EVERY])
+def test_a_killed_cosine_goes_on_from_a_stored_point_and_ends_as_an_undisturbed_one(
+    pretrained: Backbone, tmp_path: Path, at: int
+) -> None:
+    def interrupt(task: str, done: int, total: int) -> None:
+        if done == at:
+            raise Interruption
+
+    joint = 2 * RESUME_EVERY  # and one frozen epoch
+    broken = pipeline(pretrained, tmp_path / "broken", schedule="cosine")
+    broken.progress = interrupt
+    with pytest.raises(Interruption):
+        broken.finetuned(joint)
+    resumed = pipeline(pretrained, tmp_path / "broken", schedule="cosine")
+    seen: list[int] = []
+    resumed.progress = lambda task, done, total: seen.append(done)
+    resumed.finetuned(joint)
+    assert 1 < seen[0] <= at
+    assert_same_networks(resumed, pipeline(pretrained, tmp_path / "alone", schedule="cosine"), joint)
+
+
+# ---- what the settings choose ----
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": "hard"}, {"loss": "regression"}, {"loss": "focal"}, {"loss": "dice"}, {"skips": False}, {"target": "signed"}],
+)
+def test_other_settings_give_other_weights_under_another_name(pretrained: Backbone, tmp_path: Path, change: dict[str, Any]) -> None:
+    usual = pipeline(pretrained, tmp_path).finetuned(1)[1].state_dict()
+    other = pipeline(pretrained, tmp_path, **change)
+    assert not states_equal(other.finetuned(1)[1].state_dict(), usual)
+    assert other.store.computed["finetuned"] == 1
 
 
 # ---- ends of the range, and what goes wrong ----

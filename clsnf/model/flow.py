@@ -2,12 +2,12 @@
 
 Source: Gudovskiy et al., CFLOW-AD, WACV 2022, for the conditional flow on positions; Ardizzone et al., FrEIA, for the blocks.
 
-Unusual: a flow can start *from the data*. An invertible first layer takes off the mean of the vector's position and whitens by the
-covariance of all vectors, and the last linear layer of every subnet starts at zero, so that before the first training step the flow is
-exactly the Gaussian of the features. A flow of depth 0 is that Gaussian. On small machines, where flows are always undertrained, this
-is the difference between a flow that is worse than a closed form and one that can only improve on it.
+Unusual: a flow can start *from the data*. An invertible first layer (:mod:`clsnf.model.whitening`) takes off the mean of the
+vector's position and whitens by the vectors' covariance, and the last linear layer of every subnet starts at zero, so that before the
+first training step the flow is exactly the Gaussian of the features. A flow of depth 0 is that Gaussian. On small machines, where flows
+are always undertrained, this is the difference between a flow that is worse than a closed form and one that can only improve on it.
 
-Legend: N vectors, C channels, P positions (h w), D condition.
+Legend: B images, N vectors, C channels, P positions (h w), D condition.
 """
 
 from __future__ import annotations
@@ -16,46 +16,17 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clsnf.config import FlowSettings
-
-_COVARIANCE_FLOOR = 1e-2  # share of the mean variance added to the covariance's diagonal: keeps dead channels from dividing by zero
-
-
-class Whitening(nn.Module):
-    """Invertible linear layer z = (x - mean[position]) W; the identity until :meth:`fit`."""
-
-    mean: Tensor
-    matrix: Tensor
-    log_det: Tensor
-
-    def __init__(self, channels: int, positions: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(positions, channels))
-        self.register_buffer("matrix", torch.eye(channels))
-        self.register_buffer("log_det", torch.zeros(()))
-
-    @torch.no_grad()
-    def fit(self, mean: Tensor, covariance: Tensor) -> None:
-        """Set the layer from the mean of each position (P, C) and the covariance (C, C) of the vectors about it."""
-        channels = covariance.shape[0]
-        covariance = covariance.double()
-        floor = _COVARIANCE_FLOOR * covariance.diagonal().mean().clamp_min(1e-12)
-        lower = torch.linalg.cholesky(covariance + floor * torch.eye(channels, dtype=torch.float64, device=covariance.device))
-        # covariance = L L^T, so z = L^-1 (x - mean) is white; row vectors: z = (x - mean) L^-T.
-        eye = torch.eye(channels, dtype=torch.float64, device=covariance.device)
-        inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-        self.mean.copy_(mean)
-        self.matrix.copy_(inverse.t())
-        self.log_det.copy_(-lower.diagonal().log().sum())
-
-    def forward(self, vectors: Tensor, positions: Tensor) -> Tensor:
-        """Vectors (N, C) at positions (N,) to white vectors (N, C)."""
-        return (vectors - self.mean[positions]) @ self.matrix
+from clsnf.model.memory import Memory
+from clsnf.model.padding import reflect_pad
+from clsnf.model.whitening import Whitening
 
 
 class Subnet(nn.Sequential):
@@ -94,8 +65,36 @@ def position_encoding(grid: tuple[int, int], dims: int) -> Tensor:
     return torch.cat([columns, rows], dim=2).reshape(h * w, dims)
 
 
+class LevelScale(NamedTuple):
+    """What log-likelihoods of a level are compared with; both numbers come from the training vectors.
+
+    Attributes:
+        constant: m, the log-likelihood per dimension of what is entirely normal.
+        steepness: how fast the relative likelihood falls below it: exp(steepness (log p - m)).
+    """
+
+    constant: float
+    steepness: float = 1.0
+
+
+def level_vectors(level: Tensor, neighbourhood: int) -> Tensor:
+    """The vectors of a level's map, each the mean over its neighbourhood.
+
+    Args:
+        level: (B, C, h, w).
+        neighbourhood: side of the square of cells, odd; 1 for the cell alone. The map is continued by reflection.
+
+    Returns:
+        (B, P, C).
+    """
+    if neighbourhood > 1:
+        p, q = (min(neighbourhood // 2, size - 1) for size in level.shape[2:])
+        level = F.avg_pool2d(reflect_pad(level, p, q), (2 * p + 1, 2 * q + 1), stride=1)
+    return level.flatten(2).transpose(1, 2)
+
+
 class LevelFlow(nn.Module):
-    """The conditional flow of one level.
+    """What is normal at one level: the conditional flow, and beside it, where the settings ask for one, a memory of vectors.
 
     Args:
         channels: C.
@@ -110,7 +109,9 @@ class LevelFlow(nn.Module):
         super().__init__()
         self.channels = channels
         self.grid = grid
-        self.whitening = Whitening(channels, grid[0] * grid[1])
+        self.neighbourhood = settings.neighbourhood
+        self.whitening = Whitening(channels, grid)
+        self.memory = Memory(settings.memory, channels) if settings.memory else None
         self.register_buffer("encoding", position_encoding(grid, settings.condition_dims), persistent=False)
         self.blocks: nn.Module | None = None
         if settings.depth > 0:
@@ -118,18 +119,37 @@ class LevelFlow(nn.Module):
                 warnings.filterwarnings("ignore", message="Soft permutation will take")
                 self.blocks = _coupling_blocks(channels, settings)
 
-    def log_prob(self, vectors: Tensor, positions: Tensor) -> Tensor:
-        """Log-likelihood per dimension.
+    def log_prob(self, features: Tensor) -> Tensor:
+        """Log-likelihood per dimension of whole maps: features (B, P, C) to (B, h, w) float32."""
+        b, p, c = features.shape
+        positions = torch.arange(p, device=features.device).repeat(b)
+        return self.log_prob_of_white(self.whitening(features).reshape(b * p, c), positions).view(b, *self.grid)
+
+    def relative_likelihood(self, features: Tensor, scale: LevelScale) -> Tensor:
+        """How normal each vector is: exp(steepness (log p - m)), averaged with the memory's likelihood where there is one.
 
         Args:
-            vectors: (N, C).
-            positions: (N,) int64, row * w + column.
+            features: (B, P, C).
+            scale: m and the steepness, from the training vectors.
 
         Returns:
-            (N,) float32: (C * -0.5 ln 2 pi - 0.5 |z|^2 + log|det J|) / C.
+            (B, h, w) float32 in [0, 1].
         """
-        z = self.whitening(vectors, positions)
-        log_det: Tensor = self.whitening.log_det
+        likelihood = torch.exp(scale.steepness * (self.log_prob(features) - scale.constant).clamp_max(0.0))
+        return likelihood if self.memory is None else (likelihood + self.memory(features).view_as(likelihood)) / 2
+
+    def log_prob_of_white(self, white: Tensor, positions: Tensor) -> Tensor:
+        """Log-likelihood per dimension of vectors that the whitening layer has been through.
+
+        Args:
+            white: (N, C).
+            positions: (N,) int64, row * w + column, where each comes from.
+
+        Returns:
+            (N,) float32: (C * -0.5 ln 2 pi - 0.5 |z|^2 + log|det J|) / C, the whitening's part of the determinant included.
+        """
+        z = white
+        log_det = self.whitening.log_det[self.whitening.tile_of(positions)]
         if self.blocks is not None:
             z, added = self.blocks(z, [self.encoding[positions]])
             log_det = log_det + added.float()

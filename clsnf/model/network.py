@@ -9,17 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from clsnf.config import FinetuneSettings, FlowSettings, ImageSettings
+from clsnf.model.authors_decoder import AuthorsDecoder
 from clsnf.model.backbone import Backbone, BackboneInfo
-from clsnf.model.decoder import Decoder
-from clsnf.model.flow import LevelFlow
+from clsnf.model.decoder import Decoder, PixelDecoder
+from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
 from clsnf.model.score_maps import density_map
 
 
-def build_decoder(info: BackboneInfo, image: ImageSettings, settings: FinetuneSettings, seed: int) -> Decoder:
+def build_decoder(info: BackboneInfo, image: ImageSettings, settings: FinetuneSettings, seed: int) -> PixelDecoder:
     """A decoder with initial parameters drawn from `seed`, whatever else has drawn random numbers before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoder = Decoder(info.channels, info.grids, image.size, settings.decoder_width)
+        decoder: PixelDecoder
+        if settings.decoder == "authors":
+            decoder = AuthorsDecoder(info.channels, info.grids, image.size, skips=settings.skips)
+        else:
+            decoder = Decoder(info.channels, info.grids, image.size, settings.decoder_width, settings.skips)
     return decoder.to(memory_format=torch.channels_last)
 
 
@@ -39,14 +44,6 @@ def empty_flows(info: BackboneInfo, settings: FlowSettings) -> nn.ModuleList:
     return build_flows(info, dataclasses.replace(settings, permutation="hard"), seed=0)
 
 
-def log_probs_of(flow: LevelFlow, features: Tensor) -> Tensor:
-    """Log-likelihood per dimension of a level's map: features (B, P, C) to (B, h, w) float32."""
-    b, p, c = features.shape
-    positions = torch.arange(p, device=features.device).repeat(b)
-    log_probs = flow.log_prob(features.reshape(b * p, c).float(), positions)
-    return log_probs.view(b, *flow.grid)
-
-
 class ScoreNetwork(nn.Module):
     """Backbone, decoder and flows; L levels.
 
@@ -54,15 +51,15 @@ class ScoreNetwork(nn.Module):
         backbone: the shared extractor, as stage one left it.
         decoder: the pixelwise classifier's decoder.
         flows: L flows, shallow to deep.
-        constants: m_l of each level (see :func:`clsnf.model.score_maps.density_map`).
+        scales: of each level (see :meth:`clsnf.model.flow.LevelFlow.relative_likelihood`).
     """
 
-    def __init__(self, backbone: Backbone, decoder: Decoder, flows: nn.ModuleList, constants: Sequence[float]) -> None:
+    def __init__(self, backbone: Backbone, decoder: PixelDecoder, flows: nn.ModuleList, scales: Sequence[LevelScale]) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
         self.flows = flows
-        self.constants = [float(c) for c in constants]
+        self.scales = list(scales)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both score maps.
@@ -76,8 +73,8 @@ class ScoreNetwork(nn.Module):
         """
         features = self.backbone(images)
         classifier = torch.sigmoid(self.decoder(features).float())
-        log_probs = []
-        for flow, level in zip(self.flows, features, strict=True):
+        likelihoods = []
+        for flow, scale, level in zip(self.flows, self.scales, features, strict=True):
             assert isinstance(flow, LevelFlow)
-            log_probs.append(log_probs_of(flow, level.flatten(2).transpose(1, 2)))  # (B, C, h, w) -> (B, P, C)
-        return density_map(log_probs, self.constants, self.decoder.image_size, valid), classifier
+            likelihoods.append(flow.relative_likelihood(level_vectors(level.float(), flow.neighbourhood), scale))
+        return density_map(likelihoods, self.decoder.image_size, valid), classifier

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clsnf.model.padding import reflect_pad
 from clsnf.model.resample import resample
 
 
@@ -29,28 +30,25 @@ def valid_cells(valid: Tensor, grid: tuple[int, int]) -> Tensor:
     return share >= share.amax(dim=(1, 2), keepdim=True).clamp_max(0.5)
 
 
-def density_map(
-    log_probs: Sequence[Tensor], constants: Sequence[float], image_size: tuple[int, int], valid: Tensor | None = None
-) -> Tensor:
-    """The flows' anomaly map.
+def density_map(likelihoods: Sequence[Tensor], image_size: tuple[int, int], valid: Tensor | None = None) -> Tensor:
+    """The density's anomaly map.
 
     Args:
-        log_probs: for each of L levels (B, h_l, w_l), log-likelihood per dimension.
-        constants: m_l, the largest log-likelihood per dimension of the level's training vectors.
+        likelihoods: for each of L levels (B, h_l, w_l) in [0, 1], relative to the most normal (see
+            :meth:`clsnf.model.flow.LevelFlow.relative_likelihood`).
         image_size: (H, W).
         valid: (B, H, W) bool, False where a pixel is padding, a rectangle of True in each image; None where none is. Cells of padding
             were never trained on: they take the value of the nearest cell of the image, so that they move no score inside it.
 
     Returns:
-        (B, H, W) float32 in [0, 1]: the mean over the levels of 1 - exp(log p_l - m_l), each upsampled bilinearly with aligned corners.
+        (B, H, W) float32 in [0, 1]: the mean over the levels of one minus the likelihood, each upsampled bilinearly with aligned corners.
     """
-    total = torch.zeros((), device=log_probs[0].device)
-    for log_prob, constant in zip(log_probs, constants, strict=True):
-        likelihood = torch.exp((log_prob.float() - constant).clamp_max(0.0))
+    total = torch.zeros((), device=likelihoods[0].device)
+    for likelihood in likelihoods:
         if valid is not None:
-            likelihood = _spread(likelihood, valid_cells(valid, (log_prob.shape[1], log_prob.shape[2])))
+            likelihood = _spread(likelihood, valid_cells(valid, (likelihood.shape[1], likelihood.shape[2])))
         total = total + 1.0 - resample(likelihood[:, None], image_size, "bilinear")[:, 0]
-    return (total / len(log_probs)).clamp(0.0, 1.0)
+    return (total / len(likelihoods)).clamp(0.0, 1.0)
 
 
 def _spread(maps: Tensor, inside: Tensor) -> Tensor:
@@ -67,9 +65,29 @@ def _nearest_inside(inside: Tensor) -> Tensor:
     return places[None].clamp(first, first + inside.sum(dim=1, keepdim=True) - 1)
 
 
-def fuse(density: Tensor, classifier: Tensor, weight: float) -> Tensor:
-    """Fused map (1 - w) a_nf + w a_cls; all maps (B, H, W) in [0, 1], w in [0, 1]."""
-    return (1.0 - weight) * density + weight * classifier
+def fuse(density: Tensor, classifier: Tensor, weight: float, smoothing: float = 0.0) -> Tensor:
+    """Fused map (1 - w) a_nf + w a_cls.
+
+    Args:
+        density, classifier: (B, H, W) in [0, 1].
+        weight: w in [0, 1].
+        smoothing: sigma in pixels of a Gaussian that goes over the fused map; 0 for none.
+
+    Returns:
+        (B, H, W) in [0, 1].
+    """
+    fused = (1.0 - weight) * density + weight * classifier
+    return gaussian_smooth(fused, smoothing) if smoothing > 0 else fused
+
+
+def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Maps (B, H, W) under a Gaussian of `sigma` pixels, cut at three sigma, continued by reflection."""
+    radius = min(max(1, round(3 * sigma)), min(maps.shape[1:]) - 1)
+    places = torch.arange(-radius, radius + 1, device=maps.device)
+    kernel = torch.exp(-0.5 * (places / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).to(maps.dtype)
+    padded = reflect_pad(maps[:, None], radius, radius)
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))[:, 0]
 
 
 def image_scores(maps: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ Legend: N images, P positions of a level, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,9 @@ from clsnf.config import FlowSettings
 from clsnf.device import autocast
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone
-from clsnf.model.flow import LevelFlow
-from clsnf.model.network import log_probs_of
+from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
 from clsnf.model.score_maps import valid_cells
+from clsnf.model.whitening import choose_tiles, tiled
 from clsnf.progress import Progress, silent
 
 _BATCH = 16
@@ -29,13 +29,19 @@ _BATCH = 16
 
 @torch.inference_mode()
 def extract_features(
-    backbone: Backbone, images: Tensor, device: torch.device, progress: Progress = silent, task: str = "features"
+    backbone: Backbone,
+    images: Tensor,
+    device: torch.device,
+    neighbourhood: int = 1,
+    progress: Progress = silent,
+    task: str = "features",
 ) -> list[Tensor]:
     """Features of all images.
 
     Args:
         backbone: the extractor; moved to `device`.
         images: (N, 3, H, W) uint8.
+        neighbourhood: as in :func:`clsnf.model.flow.level_vectors`.
 
     Returns:
         For each level (N, P, C), on the CPU: float16, or float32 where float16 can't hold the values.
@@ -45,7 +51,7 @@ def extract_features(
     for start in range(0, len(images), _BATCH):
         batch = images[start : start + _BATCH].to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
         for level, features in enumerate(backbone(batch)):
-            rows = features.flatten(2).transpose(1, 2).float().cpu()  # (B, C, h, w) -> (B, P, C)
+            rows = level_vectors(features.float(), neighbourhood).cpu()
             if start == 0:
                 levels.append(torch.empty((len(images), *rows.shape[1:]), dtype=torch.float16))
             if levels[level].dtype == torch.float16 and float(rows.abs().max()) > torch.finfo(torch.float16).max:
@@ -61,19 +67,23 @@ def valid_vectors(valid: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
 
 
 @torch.no_grad()
-def feature_statistics(features: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Mean of each position and covariance about it.
+def feature_statistics(
+    features: Tensor, valid: Tensor | None, grid: tuple[int, int], tiles: tuple[int, int] = (1, 1)
+) -> tuple[Tensor, Tensor]:
+    """Mean of each position, and covariance about it in each tile of the map.
 
     With few images the mean of a position is noisy. It is therefore drawn towards the mean over its neighbourhood's positions by how
     much of the spread between positions is noise (an empirical Bayes estimate, channel by channel; James and Stein, 1961). A position
-    that no image shows takes the mean over its neighbourhood.
+    that no image shows takes the mean over its neighbourhood. A tile's covariance is drawn towards that of the whole map, as if C
+    vectors of the whole map had been seen in the tile too (the mean under an inverse Wishart prior; Chen, 1979).
 
     Args:
         features: (N, P, C).
         valid: (N, P) bool or None.
+        tiles: rows and columns of tiles, T in all; they divide the grid evenly.
 
     Returns:
-        mean (P, C) and covariance (C, C), float32.
+        mean (P, C) and covariances (T, C, C), float32.
     """
     n, p, c = features.shape
     weights = torch.ones(n, p) if valid is None else valid.float()
@@ -93,12 +103,14 @@ def feature_statistics(features: Tensor, valid: Tensor | None, grid: tuple[int, 
     smooth = _neighbourhood_mean(total, count, overall, grid)
     mean = torch.where(count > 0, (1 - share) * mean + share * smooth, smooth)
 
-    covariance = torch.zeros(c, c, dtype=torch.float64)
+    products = torch.zeros(tiles[0] * tiles[1], c, c, dtype=torch.float64)
     for start in range(0, n, 8):
-        rows = (features[start : start + 8].float() - mean) * weights[start : start + 8, :, None]
-        rows = rows.reshape(-1, c)
-        covariance += (rows.t() @ rows).double()
-    return mean, (covariance / weights.sum().clamp_min(1)).float()
+        rows = tiled((features[start : start + 8].float() - mean) * weights[start : start + 8, :, None], grid, tiles)
+        products += torch.bmm(rows.transpose(1, 2), rows).double()
+    counts = tiled(weights[:, :, None], grid, tiles).sum(dim=1, dtype=torch.float64)[:, :, None]  # (T, 1, 1)
+    shared = products.sum(dim=0) / counts.sum().clamp_min(1)
+    prior = 0 if len(products) == 1 else c
+    return mean, ((products + prior * shared) / (counts + prior).clamp_min(1)).float()
 
 
 def _neighbourhood_mean(total: Tensor, count: Tensor, overall: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -112,6 +124,36 @@ def _neighbourhood_mean(total: Tensor, count: Tensor, overall: Tensor, grid: tup
     return torch.where(vectors > 0, around(total) / vectors.clamp_min(1e-6), overall)
 
 
+def start_flow(
+    flow: LevelFlow, features: Tensor, valid: Tensor | None, settings: FlowSettings, seed: int, device: torch.device
+) -> None:
+    """Set in place what one level takes from the data in closed form, whatever its depth: the whitening layer and the memory.
+
+    Args:
+        flow: as built; moved to `device`.
+        features: (N, P, C) on the CPU.
+        valid: (N, P) bool, False for vectors of padding; None where none is.
+        seed: decides what is remembered among equals.
+
+    Raises:
+        TrainingError: the features are not finite.
+    """
+    flow.to(device)
+    if settings.start == "data":
+        tiles = (1, 1) if settings.covariance == "shared" else choose_tiles(flow.grid, len(features), flow.channels)
+        mean, covariances = feature_statistics(features, valid, flow.grid, tiles)
+        if not bool(covariances.isfinite().all()):
+            raise TrainingError("The backbone's features are not finite: give other weights, or lower finetune.learning_rate.")
+        flow.whitening.fit(mean.to(device), covariances.to(device), tiles)
+    if flow.memory is not None:
+        flow.memory.fit(features.flatten(0, 1), _rows(features, valid), seed)
+
+
+def _rows(features: Tensor, valid: Tensor | None) -> Tensor:
+    """Indices of the vectors that are no padding, among all N P."""
+    return torch.arange(features.shape[0] * features.shape[1]) if valid is None else valid.flatten().nonzero()[:, 0]
+
+
 def fit_flow(
     flow: LevelFlow,
     features: Tensor,
@@ -121,6 +163,7 @@ def fit_flow(
     device: torch.device,
     progress: Progress = silent,
     task: str = "flow",
+    started: bool = False,
 ) -> list[float]:
     """Train one level's flow in place on the features of normal images.
 
@@ -129,6 +172,7 @@ def fit_flow(
         features: (N, P, C) on the CPU.
         valid: (N, P) bool, False for vectors of padding; None where none is.
         seed: decides the order of the vectors.
+        started: :func:`start_flow` has been there already.
 
     Returns:
         The loss after each fiftieth of the steps: mean of -logsigmoid(log p), log p per dimension.
@@ -136,18 +180,15 @@ def fit_flow(
     Raises:
         TrainingError: the loss is not finite.
     """
-    if settings.start == "data":
-        mean, covariance = feature_statistics(features, valid, flow.grid)
-        if not bool(covariance.isfinite().all()):
-            raise TrainingError("The backbone's features are not finite: give other weights, or lower finetune.learning_rate.")
-        flow.whitening.fit(mean, covariance)
+    if not started:
+        start_flow(flow, features, valid, settings, seed, device)
     flow.to(device)
+    rows = _rows(features, valid)
     parameters = [p for p in flow.parameters() if p.requires_grad]
-    rows = torch.arange(features.shape[0] * features.shape[1]) if valid is None else valid.flatten().nonzero()[:, 0]
     steps = math.ceil(settings.passes * len(rows) / settings.vectors_per_step)
     if not parameters or steps == 0:
         return []
-    vectors = features.flatten(0, 1)  # (N P, C), a view
+    vectors = _whitened(flow, features, device).flatten(0, 1)  # (N P, C)
     optimizer = torch.optim.Adam(parameters, lr=settings.learning_rate)
     generator = torch.Generator().manual_seed(seed)
     order = rows[torch.randperm(len(rows), generator=generator)]
@@ -163,7 +204,7 @@ def fit_flow(
         batch = vectors[chosen].to(device).float()
         positions = (chosen % features.shape[1]).to(device)
         with autocast(device):
-            log_prob = flow.log_prob(batch, positions)
+            log_prob = flow.log_prob_of_white(batch, positions)
         loss = -F.logsigmoid(log_prob).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -188,20 +229,71 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 
 
 @torch.inference_mode()
+def _whitened(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor:
+    """Features (N, P, C) after the whitening layer, in their own type, on the CPU: training need not do it again in every pass."""
+    white = torch.empty_like(features)
+    largest = torch.finfo(features.dtype).max
+    for start in range(0, len(features), _BATCH):
+        rows = flow.whitening(features[start : start + _BATCH].to(device).float())
+        white[start : start + _BATCH] = rows.clamp(-largest, largest).to(features.dtype)
+    return white
+
+
+def _over_batches(function: Callable[[Tensor], Tensor], features: Tensor, device: torch.device) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([function(features[i : i + _BATCH].to(device).float()).cpu() for i in range(0, len(features), _BATCH)])
+
+
 def level_log_probs(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor:
     """Log-likelihood per dimension of all positions: features (N, P, C) to (N, h, w) float32 on the CPU."""
+    return _over_batches(flow.to(device).eval().log_prob, features, device)
+
+
+def level_likelihoods(flow: LevelFlow, scale: LevelScale, features: Tensor, device: torch.device) -> Tensor:
+    """Likelihood relative to the most normal of all positions: features (N, P, C) to (N, h, w) float32 in [0, 1] on the CPU."""
     flow.to(device).eval()
-    chunks = [log_probs_of(flow, features[i : i + _BATCH].to(device)).cpu() for i in range(0, len(features), _BATCH)]
-    return torch.cat(chunks)
+    return _over_batches(lambda rows: flow.relative_likelihood(rows, scale), features, device)
 
 
-def level_constant(log_probs: Tensor, valid: Tensor | None, quantile: float) -> float:
-    """m_l: a high quantile (1: the largest) of the training vectors' log-likelihoods (N, h, w)."""
+_TAIL = 1e-3  # share of the training vectors that levels="tails" gives a relative likelihood of one half or less
+
+
+def level_scale(log_probs: Tensor, valid: Tensor | None, settings: FlowSettings) -> LevelScale:
+    """What a level's log-likelihoods are compared with.
+
+    Args:
+        log_probs: (N, h, w) of the training vectors, per dimension.
+        valid: (N, P) bool or None.
+        settings: with ``levels="mean"`` m is the `level_quantile` of the log-likelihoods (1: the largest) and the steepness 1. With
+            ``levels="tails"`` m is their median, and the relative likelihood falls to one half where the rarest thousandth begins: levels
+            then say equally much by being equally rare.
+    """
     values = log_probs.flatten() if valid is None else log_probs.flatten()[valid.flatten()]
-    if quantile >= 1:
-        return float(values.max())
-    rank = max(1, math.ceil(quantile * len(values)))
-    return float(values.kthvalue(rank).values)
+
+    def quantile(share: float) -> float:
+        return float(values.kthvalue(max(1, math.ceil(share * len(values)))).values)
+
+    if settings.levels == "mean":
+        return LevelScale(quantile(settings.level_quantile))
+    median = quantile(0.5)
+    return LevelScale(median, math.log(2) / max(median - quantile(_TAIL), 1e-6))
+
+
+def start_flows(
+    flows: nn.ModuleList,
+    features: Sequence[Tensor],
+    valid: Tensor | None,
+    settings: FlowSettings,
+    seed: int,
+    device: torch.device,
+    progress: Progress = silent,
+) -> None:
+    """:func:`start_flow` for every level, with `valid` (N, H, W) of pixels."""
+    for level, (flow, vectors) in enumerate(zip(flows, features, strict=True)):
+        assert isinstance(flow, LevelFlow)
+        progress("statistics and memory", level, len(features))
+        start_flow(flow, vectors, valid_vectors(valid, flow.grid), settings, seed * 31 + level, device)
+    progress("statistics and memory", len(features), len(features))
 
 
 def fit_flows(
@@ -212,21 +304,23 @@ def fit_flows(
     seed: int,
     device: torch.device,
     progress: Progress = silent,
-) -> tuple[list[float], list[list[float]]]:
+    started: bool = False,
+) -> tuple[list[LevelScale], list[list[float]]]:
     """Train every level's flow in place.
 
     Args:
         features: for each level (N, P, C).
         valid: (N, H, W) bool of pixels, or None.
+        started: :func:`start_flows` has been there already.
 
     Returns:
-        The level constants, and the loss curves.
+        The levels' scales, and the loss curves.
     """
-    constants, curves = [], []
+    scales, curves = [], []
     for level, (flow, vectors) in enumerate(zip(flows, features, strict=True)):
         assert isinstance(flow, LevelFlow)
         inside = valid_vectors(valid, flow.grid)
         task = f"flow of level {level + 1} of {len(features)}"
-        curves.append(fit_flow(flow, vectors, inside, settings, seed * 31 + level, device, progress, task))
-        constants.append(level_constant(level_log_probs(flow, vectors, device), inside, settings.level_quantile))
-    return constants, curves
+        curves.append(fit_flow(flow, vectors, inside, settings, seed * 31 + level, device, progress, task, started))
+        scales.append(level_scale(level_log_probs(flow, vectors, device), inside, settings))
+    return scales, curves

@@ -3,6 +3,9 @@
 Unusual: the *trunk*. The learning rate rises, then stays constant, so the state after epoch t does not depend on where training will end.
 Ending at epoch T means leaving the trunk ``decay_epochs`` earlier and letting the learning rate fall to nothing on a short branch. Runs of
 different length therefore share all of their trunk: stored at each leaving point, resumed by whoever trains longer.
+
+With ``schedule="cosine"``, the authors', the rate falls from the first step on, at a pace that depends on the end: every length is a run of
+its own, stored on the way only so that a killed one can go on.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clsnf.config import FinetuneSettings
@@ -22,30 +24,13 @@ from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
 from clsnf.device import autocast
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone
-from clsnf.model.decoder import Decoder
+from clsnf.model.decoder import PixelDecoder
 from clsnf.progress import Progress, silent
+from clsnf.training.losses import LOSSES
 from clsnf.training.stages import Stage, StageStore
 
 _WARMUP_STEPS = 20
 RESUME_EVERY = 4  # epochs between points at which a killed run can go on
-
-
-def soft_targets(batch: DefectBatch, kind: str) -> Tensor:
-    """One number for each image's defect region: the mean over its pixels of sigmoid(5 d).
-
-    d is the pixel's mean difference to the clean image over the colours, images in [0, 1]; |d| for ``absolute``, d itself for ``signed``
-    (as the authors: a defect darker than its ground then gets a target below one half).
-
-    Returns:
-        (B, H, W) float32 in [0, 1]: that number inside the region, 0 outside.
-    """
-    difference = (batch.images - batch.clean).mean(dim=1)  # (B, H, W)
-    if kind == "absolute":
-        difference = difference.abs()
-    weight = torch.sigmoid(5.0 * difference) * batch.regions
-    area = batch.regions.sum(dim=(1, 2)).clamp_min(1)
-    level = weight.sum(dim=(1, 2)) / area  # (B,)
-    return level[:, None, None] * batch.regions
 
 
 class Finetuner:
@@ -58,7 +43,7 @@ class Finetuner:
         valid: (N, H, W) bool, False where a pixel is padding; None where none is.
         object_masks: (N, H, W) bool, where defects may lie; None for everywhere.
         maker: makes the defects.
-        settings: learning rates and batches; the number of epochs is the caller's.
+        settings: learning rates and batches; the number of epochs is the caller's, except that a cosine ends at ``settings.epochs``.
         seed: decides order and defects.
         device: where to train.
     """
@@ -66,7 +51,7 @@ class Finetuner:
     def __init__(
         self,
         backbone: Backbone,
-        decoder: Decoder,
+        decoder: PixelDecoder,
         images: Tensor,
         valid: Tensor | None,
         object_masks: Tensor | None,
@@ -90,13 +75,24 @@ class Finetuner:
         self.epoch = 0
         self.losses: list[float] = []
 
-    def run(self, until: int, decay_from: int | None = None, progress: Progress = silent, task: str = "finetune") -> None:
-        """Train up to the end of epoch `until`; from epoch `decay_from` on the learning rate falls to nothing.
+    def run(
+        self,
+        until: int,
+        decay_from: int | None = None,
+        progress: Progress = silent,
+        task: str = "finetune",
+        before_epoch: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
+        """Train up to the end of epoch `until`; on the trunk, from epoch `decay_from` on the learning rate falls to nothing.
+
+        Args:
+            before_epoch: called before each epoch with the number of those that are done.
 
         Raises:
             TrainingError: the loss is not finite.
         """
         while self.epoch < until:
+            before_epoch(self.epoch)
             loss = self._train_epoch(decay_from, until)
             self.losses.append(loss)
             self.epoch += 1
@@ -122,26 +118,24 @@ class Finetuner:
         return total / len(order)
 
     def _set_learning_rate(self, position: float, step: int, decay_from: int | None, until: int) -> None:
-        scale = min(1.0, (step + 1) / _WARMUP_STEPS)
-        if decay_from is not None and position >= decay_from:
-            scale *= max(1e-3, 1.0 - (position - decay_from) / (until - decay_from))
+        if self.settings.schedule == "cosine":
+            scale = cosine_scale(position / self.settings.epochs)
+        else:
+            scale = min(1.0, (step + 1) / _WARMUP_STEPS)
+            if decay_from is not None and position >= decay_from:
+                scale *= max(1e-3, 1.0 - (position - decay_from) / (until - decay_from))
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
 
     def _step(self, chosen: Tensor, repeats: Tensor, joint: bool) -> float:
         batch = self._defects(chosen, repeats)
-        targets = soft_targets(batch, self.settings.target)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with autocast(self.device):
             with torch.set_grad_enabled(joint):
                 features = self.backbone(images)
             logits = self.decoder(features).float()
-        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        if self.valid is None:
-            loss = losses.mean()
-        else:
-            inside = self.valid[chosen].to(self.device)
-            loss = (losses * inside).sum() / inside.sum().clamp_min(1)
+        inside = None if self.valid is None else self.valid[chosen].to(self.device)
+        loss = LOSSES[self.settings.loss](logits, batch, inside, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -185,15 +179,28 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+def cosine_scale(done: float) -> float:
+    """The authors' learning rate as a share of its start: a cosine from 1 at the beginning, `done` 0, to 1e-3 at the end, `done` 1."""
+    return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 def leaving_point(settings: FinetuneSettings) -> int:
-    """The trunk epoch at which a run of ``settings.epochs`` epochs leaves the trunk."""
-    return max(0, settings.epochs - settings.decay_epochs)
+    """The epoch at which a run of ``settings.epochs`` epochs leaves what is stored of it on the way.
+
+    On the trunk that is where its rate begins to fall. A cosine shares nothing, so the point serves resumption alone: the last few epochs
+    need no copy of their own beside the finished run.
+    """
+    return max(0, settings.epochs - (RESUME_EVERY if settings.schedule == "cosine" else settings.decay_epochs))
 
 
 def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
-    """What decides the trunk: all settings but those that only say where it is left."""
+    """What decides the state after an epoch before :func:`leaving_point`.
+
+    All settings but those that only say where the trunk is left; of a cosine all, because its rate depends on the end from the start.
+    """
     content = dataclasses.asdict(settings)
-    del content["joint_epochs"], content["decay_epochs"]
+    if settings.schedule != "cosine":
+        del content["joint_epochs"], content["decay_epochs"]
     return content
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ from clsnf.config import DetectorSettings, FinetuneSettings, FlowSettings, to_di
 from clsnf.data.defects import DefectMaker
 from clsnf.data.foreground import object_masks
 from clsnf.device import training_dtype
+from clsnf.fingerprint import content_key
 from clsnf.model.backbone import Backbone, BackboneInfo, empty_backbone, fingerprint
-from clsnf.model.decoder import Decoder
+from clsnf.model.decoder import PixelDecoder
+from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, empty_flows
-from clsnf.model.score_maps import density_map
+from clsnf.model.score_maps import density_map, fuse
 from clsnf.progress import Progress, silent
-from clsnf.training.density import extract_features, fit_flows, level_log_probs
+from clsnf.training.density import extract_features, fit_flows, level_likelihoods, start_flows
 from clsnf.training.finetune import Finetuner, leaving_point, part, train_trunk, trunk_content
 from clsnf.training.stages import Stage, StageStore
 
@@ -50,10 +53,15 @@ class PlacedImages:
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """Both maps of the same images, (N, H, W) float32 in [0, 1]."""
+    """Both maps of the same images, (N, H, W) float32 in [0, 1], and how they are smoothed once fused."""
 
     density: Tensor
     classifier: Tensor
+    smoothing: float = 0.0
+
+    def fused(self, weight: float) -> Tensor:
+        """The fused map of fusion weight `weight`, (N, H, W)."""
+        return fuse(self.density, self.classifier, weight, self.smoothing)
 
 
 class CategoryPipeline:
@@ -69,6 +77,9 @@ class CategoryPipeline:
         store: where stages lie.
         device: where to compute.
         progress: told about long work.
+
+    Attributes:
+        most_features: of how many backbones the fit images' features stay in memory (N * P * C * 2 bytes a level each).
     """
 
     def __init__(
@@ -86,7 +97,16 @@ class CategoryPipeline:
         self.settings, self.pretrained, self.fit = settings, backbone, fit
         self.polarity, self.textures, self.textures_key = polarity, textures, textures_key
         self.store, self.device, self.progress = store, device, progress
-        self._features: tuple[tuple[int, str], list[Tensor]] | None = None
+        self._features: dict[str, list[Tensor]] = {}
+        self._other_features: tuple[tuple[str, str], list[Tensor]] | None = None
+        self.most_features = 1
+
+    def with_settings(self, settings: DetectorSettings) -> CategoryPipeline:
+        """The same category under other settings; those of images, backbone and where defects may lie must be the same."""
+        other = copy(self)  # the features that are in memory are for both
+        other.settings = settings
+        other.__dict__.pop("_root_content", None)
+        return other
 
     @property
     def info(self) -> BackboneInfo:
@@ -111,30 +131,29 @@ class CategoryPipeline:
     def _flow(self, depth: int) -> FlowSettings:
         return dataclasses.replace(self.settings.flow, depth=depth)
 
-    @property
-    def _trunk_content(self) -> dict[str, Any]:
+    def _trunk_content(self, epochs: int) -> dict[str, Any]:
         return self._root_content | {
-            "finetune": trunk_content(self.settings.finetune),
+            "finetune": trunk_content(self._finetune(epochs)),
             "defects": to_dict(self.settings.defects),
             "polarity": self.polarity,
             "textures": self.textures_key,
         }
 
     def _finetuned_content(self, epochs: int) -> dict[str, Any]:
-        return self._trunk_content | {"joint_epochs": epochs, "decay_epochs": self.settings.finetune.decay_epochs}
+        return self._trunk_content(epochs) | {"joint_epochs": epochs, "decay_epochs": self.settings.finetune.decay_epochs}
 
     def _flow_content(self, epochs: int, depth: int) -> dict[str, Any]:
         # A backbone that was never finetuned depends on no defect: its flows are the same whatever stage one does.
         backbone = self._finetuned_content(epochs) if epochs else self._root_content
         return backbone | {"flow": to_dict(self._flow(depth))}
 
-    def _new_finetuner(self) -> Finetuner:
+    def _new_finetuner(self, settings: FinetuneSettings) -> Finetuner:
         backbone = self._copy_of_backbone()
         masks = None if self.polarity == "off" else object_masks(self.fit.images, self.polarity)
         if self.fit.valid is not None:
             masks = self.fit.valid if masks is None else masks & self.fit.valid
         maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self.fit.images.to(self.device))
-        decoder = build_decoder(self.info, self.settings.image, self.settings.finetune, self.settings.seed)
+        decoder = build_decoder(self.info, self.settings.image, settings, self.settings.seed)
         return Finetuner(
             backbone,
             decoder,
@@ -142,7 +161,7 @@ class CategoryPipeline:
             self.fit.valid,
             masks,
             maker,
-            self.settings.finetune,
+            settings,
             self.settings.seed,
             self.device,
         )
@@ -152,34 +171,62 @@ class CategoryPipeline:
         copy.load_state_dict(self.pretrained.state_dict())
         return copy
 
-    def finetuned(self, epochs: int, stops: Collection[int] = ()) -> tuple[Backbone, Decoder]:
+    def finetuned(self, epochs: int, stops: Collection[int] = ()) -> tuple[Backbone, PixelDecoder]:
         """Backbone and decoder after `epochs` joint epochs, in evaluation mode on the device.
 
         Args:
             epochs: joint epochs; 0 leaves the backbone as it is and trains the decoder alone.
             stops: other numbers of joint epochs that somebody will ask for: the trunk is stored where they leave it.
+                A cosine has no trunk, and so no use for them.
         """
-        settings = self._finetune(epochs)
-
-        def compute() -> Stage:
-            leave = leaving_point(settings)
-            finetuner = train_trunk(
-                self._new_finetuner,
-                self.store,
-                lambda epoch: self._trunk_content | {"epoch": epoch},
-                leave,
-                [leaving_point(self._finetune(e)) for e in stops],
-                self.progress,
-            )
-            finetuner.run(settings.epochs, decay_from=leave, progress=self.progress)
-            whole = finetuner.stage()
-            weights = {name: value for name, value in whole.tensors.items() if not name.startswith("optimizer.")}
-            return Stage(weights, whole.facts)
-
+        compute = partial(self._finetune_to_the_end, epochs, stops)
         stage = self.store.get("finetuned", self._finetuned_content(epochs), compute)
+        if self.settings.finetune.schedule == "cosine":  # now that the run is whole, nobody else will go on from a point on its way
+            for epoch in range(1, leaving_point(self._finetune(epochs)) + 1):
+                self.store.drop("trunk", self._trunk_point(epochs, epoch))
+        return self._classifier_of(stage, epochs)
+
+    def _trunk_point(self, epochs: int, epoch: int) -> dict[str, Any]:
+        return self._trunk_content(epochs) | {"epoch": epoch}
+
+    def _snapshot_point(self, epochs: int, epoch: int) -> dict[str, Any]:
+        return self._finetuned_content(epochs) | {"epoch": epoch}
+
+    def _finetune_to_the_end(self, epochs: int, stops: Collection[int] = (), snapshots: bool = False) -> Stage:
+        settings = self._finetune(epochs)
+        leave = leaving_point(settings)
+        finetuner = train_trunk(
+            partial(self._new_finetuner, settings),
+            self.store,
+            partial(self._trunk_point, epochs),
+            leave,
+            [leaving_point(self._finetune(e)) for e in stops] if settings.schedule == "trunk" else [],
+            self.progress,
+        )
+
+        def keep(epoch: int) -> None:
+            if snapshots and epoch >= settings.frozen_epochs:
+                self.store.get("snapshots", self._snapshot_point(epochs, epoch), lambda: _weights_of(finetuner))
+
+        finetuner.run(settings.epochs, decay_from=leave, progress=self.progress, before_epoch=keep)
+        return _weights_of(finetuner)
+
+    def _snapshot_epochs(self, epochs: int) -> range:
+        """The epochs in which the learning rate falls to its end, as far as they are joint ones."""
+        settings = self._finetune(epochs)
+        return range(max(leaving_point(settings), settings.frozen_epochs), settings.epochs)
+
+    def finetune_with_snapshots(self, epochs: int) -> None:
+        """Train to the end as :meth:`finetuned` does, and keep what the classifier was after each of the last joint epochs."""
+        points = [self.store.key(self._snapshot_point(epochs, epoch)) for epoch in self._snapshot_epochs(epochs)]
+        if any(self.store.find("snapshots", point) is None for point in points):  # one pass of the run's end stores all of them
+            end = self._finetune_to_the_end(epochs, snapshots=True)
+            self.store.get("finetuned", self._finetuned_content(epochs), lambda: end)
+
+    def _classifier_of(self, stage: Stage, epochs: int) -> tuple[Backbone, PixelDecoder]:
         backbone = self._copy_of_backbone()
         backbone.load_state_dict(part(stage.tensors, "backbone."))
-        decoder = build_decoder(self.info, self.settings.image, settings, self.settings.seed)
+        decoder = build_decoder(self.info, self.settings.image, self._finetune(epochs), self.settings.seed)
         decoder.load_state_dict(part(stage.tensors, "decoder."))
         return backbone.to(self.device), decoder.to(self.device).eval()
 
@@ -189,58 +236,125 @@ class CategoryPipeline:
     def features(self, epochs: int, images: PlacedImages) -> list[Tensor]:
         """Features of images under the backbone after `epochs` joint epochs, for each level (N, P, C) on the CPU.
 
-        The last answer is kept, because the flows of every depth want the same features of the fit images.
+        The last answers are kept, because the flows of every depth want the same: for the fit images, and one for others.
         """
-        wanted = (epochs, images.key)
-        if images.key != self.fit.key:
-            return extract_features(self._backbone(epochs), images.images, self.device, self.progress)
-        if self._features is None or self._features[0] != wanted:
-            self._features = None  # free the old ones before the new ones fill the memory
-            self._features = (wanted, extract_features(self._backbone(epochs), images.images, self.device, self.progress))
-        return self._features[1]
+        neighbourhood = self.settings.flow.neighbourhood
 
-    def flows(self, epochs: int, depth: int) -> tuple[torch.nn.ModuleList, list[float]]:
-        """The flows of `depth` blocks on the backbone after `epochs` joint epochs, and their level constants."""
+        def extract() -> list[Tensor]:
+            return extract_features(self._backbone(epochs), images.images, self.device, neighbourhood, self.progress)
+
+        backbone = self._finetuned_content(epochs) if epochs else self._root_content
+        wanted = content_key([backbone, neighbourhood])
+        if images.key != self.fit.key:
+            if self._other_features is None or self._other_features[0] != (wanted, images.key):
+                self._other_features = None
+                self._other_features = ((wanted, images.key), extract())
+            return self._other_features[1]
+        if wanted not in self._features:
+            while len(self._features) >= self.most_features:
+                del self._features[next(iter(self._features))]  # free the old ones before the new ones fill the memory
+            self._features[wanted] = extract()
+        return self._features[wanted]
+
+    def flows(self, epochs: int, depth: int) -> tuple[torch.nn.ModuleList, list[LevelScale]]:
+        """The flows of `depth` blocks on the backbone after `epochs` joint epochs, and their levels' scales."""
         settings = self._flow(depth)
 
         def compute() -> Stage:
             flows = build_flows(self.info, settings, self.settings.seed)
+            flows.load_state_dict(self._flow_start(epochs).tensors, strict=False)
             features = self.features(epochs, self.fit)
-            constants, curves = fit_flows(flows, features, self.fit.valid, settings, self.settings.seed, self.device, self.progress)
-            return Stage(dict(flows.state_dict()), {"constants": constants, "losses": curves})
+            scales, curves = fit_flows(
+                flows, features, self.fit.valid, settings, self.settings.seed, self.device, self.progress, started=True
+            )
+            return Stage(dict(flows.state_dict()), {"scales": scales, "losses": curves})
 
         stage = self.store.get("flows", self._flow_content(epochs, depth), compute)
         flows = empty_flows(self.info, settings)
         flows.load_state_dict(stage.tensors)
-        return flows.to(self.device).eval(), list(stage.facts["constants"])
+        return flows.to(self.device).eval(), [LevelScale(*scale) for scale in stage.facts["scales"]]
+
+    def _flow_start(self, epochs: int) -> Stage:
+        """What flows of every depth on the backbone after `epochs` joint epochs begin with: whitening layers and memories."""
+        flow = self.settings.flow
+        given = {"start": flow.start, "covariance": flow.covariance, "neighbourhood": flow.neighbourhood, "memory": flow.memory}
+
+        def compute() -> Stage:
+            flows = empty_flows(self.info, dataclasses.replace(flow, depth=0 if flow.start == "data" else 1))
+            features = self.features(epochs, self.fit)
+            start_flows(flows, features, self.fit.valid, flow, self.settings.seed, self.device, self.progress)
+            state = flows.state_dict()
+            return Stage({name: value for name, value in state.items() if ".blocks." not in name}, {})
+
+        backbone = self._finetuned_content(epochs) if epochs else self._root_content
+        return self.store.get("flow_starts", backbone | {"flow_start": given}, compute)
 
     def network(self, epochs: int, depth: int) -> ScoreNetwork:
         """The whole network of a run, in evaluation mode on the device."""
         backbone, decoder = self.finetuned(epochs)
-        flows, constants = self.flows(epochs, depth)
-        return ScoreNetwork(backbone, decoder, flows, constants).eval()
+        flows, scales = self.flows(epochs, depth)
+        return ScoreNetwork(backbone, decoder, flows, scales).eval()
 
     def maps(self, epochs: int, depth: int, images: PlacedImages) -> ScoreMaps:
         """Both score maps of images: stored, so that any fusion weight costs no more than a weighted sum."""
+        density, classifier = self.density_maps(epochs, depth, images), self.classifier_maps(epochs, images)
+        return ScoreMaps(density, classifier, self.settings.smoothing)
 
-        def density() -> Stage:
-            flows, constants = self.flows(epochs, depth)
+    def density_maps(self, epochs: int, depth: int, images: PlacedImages) -> Tensor:
+        """The density's map of images (N, H, W): flows of `depth` blocks on the backbone after `epochs` joint epochs."""
+
+        def compute() -> Stage:
+            flows, scales = self.flows(epochs, depth)
             features = self.features(epochs, images)
-            log_probs = [level_log_probs(flow, level, self.device) for flow, level in zip(flows, features, strict=True)]  # type: ignore[arg-type]
-            return Stage({"map": density_map(log_probs, constants, self.settings.image.size, images.valid)}, {})
+            likelihoods = [
+                level_likelihoods(flow, scale, level, self.device)  # type: ignore[arg-type]
+                for flow, scale, level in zip(flows, scales, features, strict=True)
+            ]
+            return Stage({"map": density_map(likelihoods, self.settings.image.size, images.valid)}, {})
 
-        def classifier() -> Stage:
+        return self.store.get("density_maps", self._flow_content(epochs, depth) | {"images": images.key}, compute).tensors["map"]
+
+    def classifier_maps(self, epochs: int, images: PlacedImages) -> Tensor:
+        """The classifier's map of images (N, H, W), after `epochs` joint epochs."""
+
+        def compute() -> Stage:
             return Stage({"map": classifier_maps(*self.finetuned(epochs), images.images, self.device)}, {})
 
-        shown = {"images": images.key}
-        return ScoreMaps(
-            self.store.get("density_maps", self._flow_content(epochs, depth) | shown, density).tensors["map"],
-            self.store.get("classifier_maps", self._finetuned_content(epochs) | shown, classifier).tensors["map"],
-        )
+        content = self._finetuned_content(epochs) | {"images": images.key}
+        return self.store.get("classifier_maps", content, compute).tensors["map"]
+
+    def classifier_maps_on_the_way(self, epochs: int, images: PlacedImages) -> dict[int, Tensor]:
+        """The classifier's maps of images (N, H, W) after each of a run's last joint epochs, as it was then.
+
+        Returns:
+            Number of joint epochs -> maps, the last one (`epochs`) included: those epochs in which the learning rate falls to its end.
+        """
+        result = {}
+        for epoch in self._snapshot_epochs(epochs):
+            point = self._snapshot_point(epochs, epoch)
+
+            def compute(point: dict[str, Any] = point) -> Stage:
+                self.finetune_with_snapshots(epochs)
+                stage = self.store.find("snapshots", self.store.key(point))
+                assert stage is not None
+                return Stage({"map": classifier_maps(*self._classifier_of(stage, epochs), images.images, self.device)}, {})
+
+            content = point | {"images": images.key}
+            result[epoch - self.settings.finetune.frozen_epochs] = self.store.get("classifier_maps", content, compute).tensors[
+                "map"
+            ]
+        result[epochs] = self.classifier_maps(epochs, images)
+        return result
+
+
+def _weights_of(finetuner: Finetuner) -> Stage:
+    """What a trained classifier is, without what training would need to go on."""
+    whole = finetuner.stage()
+    return Stage({name: value for name, value in whole.tensors.items() if not name.startswith("optimizer.")}, whole.facts)
 
 
 @torch.inference_mode()
-def classifier_maps(backbone: Backbone, decoder: Decoder, images: Tensor, device: torch.device) -> Tensor:
+def classifier_maps(backbone: Backbone, decoder: PixelDecoder, images: Tensor, device: torch.device) -> Tensor:
     """The classifier's map of uint8 images (N, 3, H, W): (N, H, W) float32 in [0, 1] on the CPU."""
     maps = []
     for start in range(0, len(images), _BATCH):

@@ -12,9 +12,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 
 from clsnf.config import DetectorSettings, to_dict
-from clsnf.data.foreground import decide_polarity
+from clsnf.data.foreground import chosen_polarity
 from clsnf.data.images import load_images
 from clsnf.data.textures import draw_textures, load_textures
 from clsnf.device import choose_device
@@ -68,6 +69,13 @@ def check_ingredients(settings: DetectorSettings, textures: str | Path | None, d
         load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
 
 
+def texture_bank(settings: DetectorSettings, textures: str | Path | None) -> Tensor:
+    """The textures that defects are made from, uint8 (T, 3, H, W): of a folder, or drawn by code. Raises DataError, ImageError."""
+    if textures is None:
+        return draw_textures(64, settings.image.size, settings.seed)
+    return load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
+
+
 def prepare(
     table: pa.Table,
     settings: DetectorSettings,
@@ -92,22 +100,18 @@ def prepare(
     fit_rows = rows_of(table, "fit")
     if len(fit_rows) < 2:
         raise DataError(f"There are {len(fit_rows)} normal images to train on: at least 2 are needed, 50 or more are advised.")
-    # Sorted by content, so that neither names nor the order of folders decide what is trained.
-    fit_rows = fit_rows.sort_by("sha256")
     backbone, _ = load_backbone(settings.backbone, settings.image.size)
-    fit = place_rows(fit_rows, settings)
-    polarity, reason = settings.defects.object_mask, "set by hand"
-    if polarity == "auto":
-        decision = decide_polarity(fit.images)
-        polarity, reason = decision.kind, decision.reason
-    size = settings.image.size
-    if textures is None:
-        bank = draw_textures(64, size, settings.seed)
-    else:
-        bank = load_textures(Path(textures), size, MAX_TEXTURES)
+    fit = place_fit_rows(table, settings)
+    decision = chosen_polarity(fit.images, settings.defects.object_mask)
+    bank = texture_bank(settings, textures)
     textures_key = hashlib.sha256(bank.numpy().data).hexdigest()
-    pipeline = CategoryPipeline(settings, backbone, fit, polarity, bank, textures_key, store, device, progress)
-    return Prepared(pipeline, polarity, reason)
+    pipeline = CategoryPipeline(settings, backbone, fit, decision.kind, bank, textures_key, store, device, progress)
+    return Prepared(pipeline, decision.kind, decision.reason)
+
+
+def place_fit_rows(table: pa.Table, settings: DetectorSettings) -> PlacedImages:
+    """The images to train on, sorted by content: neither names nor the order of folders decide what is trained."""
+    return place_rows(rows_of(table, "fit").sort_by("sha256"), settings)
 
 
 def data_fingerprint(table: pa.Table) -> str:

@@ -24,7 +24,7 @@ from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key, write_json, written_whole
 
 # Part of every key: raise it when the same settings would give other results.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 @dataclass(frozen=True)
