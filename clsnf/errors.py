@@ -34,12 +34,20 @@ class ModelError(ClsnfError):
     """A saved detector can't be loaded: files missing, damaged, or written by an incompatible version."""
 
 
+class CheckpointError(ClsnfError):
+    """A checkpoint of the method's authors can't be imported: damaged, incomplete, of another architecture, or holding unknown objects."""
+
+
 class MetricError(ClsnfError, ValueError):
     """A figure is not defined for what it was given: one class only, NaN scores, no defect regions."""
 
 
 class TrainingError(ClsnfError):
     """Training can't go on: a loss that is not finite, too few images."""
+
+
+class DownloadError(ClsnfError):
+    """A data set can't be fetched: no server answers, or what it gives is not what was promised."""
 
 
 class OutputError(ClsnfError):

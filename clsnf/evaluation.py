@@ -5,11 +5,13 @@ Called by ``clsnf evaluate`` and, once, after selection, by a study.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from clsnf.config import ImageSettings
 from clsnf.data.images import Placement, image_size, read_mask, restore_map
 from clsnf.detector import Detector
 from clsnf.errors import DataError
@@ -39,7 +41,7 @@ def evaluate_detector(detector: Detector, table: pa.Table, progress: Progress = 
     rows = table.to_pylist()
     prediction = detector.predict([row["path"] for row in rows], progress=progress, task=task)
     labels = np.array([row["label"] for row in rows])
-    figures = _figures(detector, rows, labels, prediction.maps, prediction.scores)
+    figures = figures_of_maps(rows, prediction.maps, prediction.scores, detector.settings.image)
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["defect_type"]] = counts.get(row["defect_type"], 0) + 1
@@ -59,29 +61,44 @@ def evaluate_detector(detector: Detector, table: pa.Table, progress: Progress = 
     }
 
 
-def _figures(
-    detector: Detector, rows: list[dict[str, Any]], labels: np.ndarray, maps: np.ndarray, scores: np.ndarray
+def figures_of_maps(
+    rows: list[dict[str, Any]],
+    maps: np.ndarray,
+    scores: np.ndarray,
+    settings: ImageSettings,
+    names: Sequence[str] = tuple(METRICS),
 ) -> dict[str, float]:
-    """All figures that these rows allow: none without defects, no pixel figures where masks are missing."""
+    """Figures of score maps: none without defects, no pixel figures where masks are missing.
+
+    Args:
+        rows: of the images' table, with label, path and mask_path.
+        maps: (N, H, W) on the network's canvas.
+        scores: (N,) of the images.
+        settings: how images came onto the canvas.
+        names: the figures wanted; those that these images do not allow are left out.
+    """
+    labels = np.array([row["label"] for row in rows])
     if not labels.any():
         return {}
-    has_masks = all(row["mask_path"] is not None for row in rows if row["label"])
+    samples = samples_of_maps(rows, maps, settings)
     has_normals = bool((labels == 0).any())
-    names = [
+    allowed = [
         name
-        for name, metric in METRICS.items()
-        if (has_masks if metric.kind == "pixel" else has_normals) and (has_normals or name not in _NEEDS_NORMALS)
+        for name in names
+        if (samples is not None if METRICS[name].kind == "pixel" else has_normals) and (has_normals or name not in _NEEDS_NORMALS)
     ]
-    settings = detector.settings.image
+    return evaluate(scores, labels, samples, allowed)
+
+
+def samples_of_maps(rows: list[dict[str, Any]], maps: np.ndarray, settings: ImageSettings) -> LazySamples | None:
+    """Maps (N, H, W) of the canvas at the masks' own size, each with its mask; None where a defect has no mask."""
+    if any(row["mask_path"] is None for row in rows if row["label"]):
+        return None
 
     def sample(index: int) -> PixelSample:
         # Read again whenever a figure passes over the images: full-size maps and masks of a whole test set would not fit.
         row = rows[index]
-        if row["mask_path"] is None:
-            size = image_size(row["path"])
-            mask = np.zeros(size, bool)
-        else:
-            mask = read_mask(row["mask_path"])
+        mask = np.zeros(image_size(row["path"]), bool) if row["mask_path"] is None else read_mask(row["mask_path"])
         return PixelSample(restore_map(maps[index], Placement.of(mask.shape, settings)), mask, None)
 
-    return evaluate(scores, labels, LazySamples(sample, len(rows)) if has_masks else None, names)
+    return LazySamples(sample, len(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,16 +27,39 @@ def set_key(hashes: Iterable[str]) -> str:
     return content_key(sorted(hashes))
 
 
+def sha256_file(path: Path) -> str:
+    """64 hex digits: the sha256 of a file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _named_where_the_disk_is_full(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # libraries wrap it in errors of their own, which have its text alone
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+            raise OutputError(
+                f"{path} can't be written, because the disk is full: make room, and go on with the same command."
+            ) from error
+        raise
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a path beside `path` to write a file or folder to; it takes its place when the block ends without an error.
 
     A folder that stands there already is replaced.
+
+    Raises:
+        OutputError: the disk is full; nothing of the draft is left, and what stood there before still does.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _named_where_the_disk_is_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
     try:
-        yield draft
+        with _named_where_the_disk_is_full(path):
+            yield draft
         if draft.is_dir() and path.is_dir():
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
             path.rename(old)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from clsnf.benchmark.tables import Cell
     from clsnf.config import DetectorSettings
     from clsnf.detector import Detector
     from clsnf.study.study import Reporter
@@ -176,6 +177,32 @@ class Terminal:
             f"validation  {out / 'validation'}  (the defects that selection looked at)\n"
             f"figures     {out / 'summary.json'}, {out / 'trials.parquet'}",
             soft_wrap=True,
+        )
+
+    def benchmark(self, cells: list[Cell], out: Path) -> None:
+        """What a benchmark came to, and where everything lies."""
+        from clsnf.benchmark.systems import SYSTEMS
+        from clsnf.benchmark.tables import SHOWN, spread
+
+        shown = ("pixel_ap", "image_auroc", "au_pro")
+        judged = any(found["test"] for cell in cells for found in cell.systems.values())
+        title = "Test images: selected on validation defects (an oracle on test images)" if judged else "Validation defects"
+        table = Table(title=f"{title}, in percent; ± over seeds", title_justify="left")
+        for column in ("variant", "system", *(SHOWN if judged else shown)):
+            table.add_column(column)
+        for variant in dict.fromkeys(cell.variant for cell in cells):
+            of_variant = [cell for cell in cells if cell.variant == variant]
+            for system in SYSTEMS:
+                values = []
+                for figure in SHOWN if judged else shown:
+                    found = spread(of_variant, system, "selected" if judged else "validation", figure)
+                    best = spread(of_variant, system, "oracle", figure)
+                    values.append("-" if found is None else str(found) + ("" if best is None else f" ({100 * best.mean:.2f})"))
+                table.add_row(variant, system, *values)
+            table.add_section()
+        self._results.print(table)
+        self._results.print(
+            f"tables    {out / 'tables'}\nfigures   {out / 'results.csv'}\nprotocol  {out / 'protocol.json'}", soft_wrap=True
         )
 
     def trained(self, detector: Detector, out: Path) -> None:

@@ -18,6 +18,7 @@ TINY = {
     "flow.depth": 1,
     "flow.passes": 0.2,
     "flow.condition_dims": 8,
+    "flow.memory": 20,
     "flow.permutation": "hard",
     "validation.images_per_family": 2,
 }

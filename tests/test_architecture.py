@@ -16,9 +16,11 @@ FLOORS = {
     "clsnf.study": 4,
     "clsnf.serving": 4,
     "clsnf.reporting": 4,
+    "clsnf.benchmark": 4,
     "clsnf.detector": 3,
     "clsnf.evaluation": 3,
     "clsnf.prediction": 3,
+    "clsnf.selection": 3,
     "clsnf.training": 3,
     "clsnf.model": 2,
     "clsnf.data": 2,
@@ -27,8 +29,10 @@ FLOORS = {
     "clsnf.config": 1,
     "clsnf.errors": 1,
     "clsnf.fingerprint": 1,
+    "clsnf.ledger": 1,
     "clsnf.device": 1,
     "clsnf.progress": 1,
+    "clsnf.published": 1,
     "clsnf.settings_text": 1,
     "clsnf.threads": 1,
     "clsnf.yaml_reading": 1,
@@ -90,7 +94,7 @@ def test_the_face_of_the_package_is_imported_from_the_floors_above_the_detector(
 
 
 PARTS = ("clsnf.model", "clsnf.data", "clsnf.metrics")
-JOBS = ("clsnf.study", "clsnf.serving", "clsnf.reporting")
+JOBS = ("clsnf.study", "clsnf.serving", "clsnf.reporting", "clsnf.benchmark")
 
 
 @pytest.mark.parametrize("package", PARTS + JOBS)

@@ -18,8 +18,12 @@ from small_data import tiny_options, write_category
 
 from clsnf import __version__
 from clsnf.cli import main
+from clsnf.cli.options import paper_preset
 from clsnf.config import DetectorSettings, from_dict
 from clsnf.data.images import write_mask
+from clsnf.errors import DataError
+from clsnf.published import preset_for
+from clsnf.study.space import DEFAULT_SPACE
 from clsnf.yaml_reading import read_yaml_mapping
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +41,8 @@ def test_help_of_every_command_imports_no_heavy_library() -> None:
     code = (
         "import sys, io, contextlib\n"
         "from clsnf.cli import main\n"
-        "for command in ([], ['study'], ['train'], ['predict'], ['evaluate'], ['settings']):\n"
+        "for command in ([], ['study'], ['train'], ['predict'], ['evaluate'], ['settings'],\n"
+        "                ['data', 'download'], ['data', 'synthesize'], ['data', 'show']):\n"
         "    out = io.StringIO()\n"
         "    with contextlib.redirect_stdout(out):\n"
         "        code = main([*command, '--help'], standalone_mode=False)\n"
@@ -78,26 +83,26 @@ def test_the_version_is_told() -> None:
 # ---- settings ----
 
 
-def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> DetectorSettings:
-    """What a command would work with, without the work."""
-    import clsnf.cli
+def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str, said: str = "") -> DetectorSettings:
+    """What a command would work with, without the work; `said` is what it tells people first."""
+    from clsnf.cli import options
 
     seen: list[DetectorSettings] = []
 
     def stop(*_: object) -> None:
-        raise clsnf.cli.DataError("stop")
+        raise options.DataError("stop")
 
-    inner = clsnf.cli._settings
+    inner = options.settings_of
 
     def settings(*given: object) -> DetectorSettings:
         seen.append(inner(*given))  # type: ignore[arg-type]
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(clsnf.cli, "_settings", settings)
-        patch.setattr(clsnf.cli, "_tables", stop)
+        patch.setattr(options, "settings_of", settings)
+        patch.setattr(options, "read_tables", stop)
         result = CliRunner().invoke(main, ["train", "--out", "never", *arguments])
-    assert result.stderr == "error: stop\n", result.output
+    assert result.stderr == f"{said}error: stop\n", result.output
     return seen[0]
 
 
@@ -141,6 +146,112 @@ def test_set_reads_values_as_yaml(monkeypatch: pytest.MonkeyPatch) -> None:
     found = settings_of(monkeypatch, *(part for text in sets for part in ("--set", text)))
     assert found.finetune.learning_rate == 5e-4
     assert (found.backbone.levels, found.backbone.weights, found.defects.object_mask) == ((1, 2), None, "dark")
+
+
+MOST_SHARE = "it is what most of their categories share (carpet, grid, hazelnut, leather, tile, wood)\n"
+
+
+def test_the_fast_preset_is_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(monkeypatch, "--preset", "fast") == settings_of(monkeypatch) == DetectorSettings()
+
+
+def test_the_paper_preset_is_the_authors_for_the_category(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = "preset paper: the authors' settings for screw\n"
+    found = settings_of(monkeypatch, "--preset", "paper", "--category", "screw", said=said)
+    assert found == from_dict(DetectorSettings, preset_for("screw").overrides)
+    (tmp_path / "screw").mkdir()
+    assert settings_of(monkeypatch, "--preset", "paper", "--normals", str(tmp_path / "screw"), said=said) == found
+
+
+def test_the_paper_preset_finds_the_only_category_of_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "01" / "train" / "ok").mkdir(parents=True)
+    found = settings_of(
+        monkeypatch, "--preset", "paper", "--data", str(tmp_path), said="preset paper: the authors' settings for 01\n"
+    )
+    assert found.flow.passes == 48
+
+
+def test_a_category_that_the_authors_do_not_have_takes_what_most_of_theirs_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"preset paper: the authors have no settings for nut: {MOST_SHARE}"
+    found = settings_of(monkeypatch, "--preset", "paper", "--category", "nut", said=said)
+    assert found == from_dict(DetectorSettings, preset_for("carpet").overrides)
+    assert settings_of(monkeypatch, "--preset", "paper", said=f"preset paper: no category is named: {MOST_SHARE}") == found
+
+
+def test_a_preset_comes_before_the_file_and_all_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text("backbone: {name: resnet34}\nflow: {passes: 3, clamp: 1.5}\nfinetune: {loss: hard}\n")
+    arguments = [
+        "--preset",
+        "paper",
+        "--category",
+        "screw",
+        "--config",
+        str(file),
+        "--levels",
+        "2,3",
+        "--set",
+        "finetune.loss=dice",
+    ]
+    found = settings_of(monkeypatch, *arguments, said="preset paper: the authors' settings for screw\n")
+    assert (found.backbone.name, found.backbone.levels) == ("resnet34", (2, 3))
+    assert (found.flow.passes, found.flow.clamp, found.flow.depth, found.finetune.loss) == (3.0, 1.5, 6, "dice")
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
+    result = CliRunner().invoke(main, ["train", "--out", "never", "--preset", "quick"])
+    assert result.exit_code == 2
+    assert "'fast', 'paper'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("categories", "row", "said"),
+    [
+        (["screw"], "screw", "the authors' settings for screw"),
+        (["carpet", "grid"], "carpet", "the authors' settings for carpet, grid"),
+        (
+            ["carpet", "screw"],
+            "carpet",
+            "the authors' settings for carpet, screw differ, and one base serves them all: it is what most",
+        ),
+        (["screw", "nut"], "carpet", "the authors have no settings for nut: it is what most"),
+        ([], "carpet", "no category is named: it is what most"),
+    ],
+)
+def test_several_categories_share_the_paper_preset_where_the_authors_do(categories: list[str], row: str, said: str) -> None:
+    preset, line = paper_preset(categories)
+    assert preset.overrides == preset_for(row).overrides
+    assert line.startswith(said)
+    assert "\n" not in line
+
+
+def test_settings_show_a_preset_as_yaml_that_gives_it_back(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["settings", "--preset", "paper", "--category", "screw"])
+    assert (result.exit_code, result.stderr) == (0, "preset paper: the authors' settings for screw\n")
+    (tmp_path / "s.yaml").write_text(result.stdout)
+    shown = from_dict(DetectorSettings, read_yaml_mapping(tmp_path / "s.yaml", ""))
+    assert shown == from_dict(DetectorSettings, preset_for("screw").overrides)
+
+
+def test_a_study_of_the_paper_preset_searches_the_fusion_weight_alone_unless_told(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
+) -> None:
+    from clsnf.study import study
+
+    requests: list[study.StudyRequest] = []
+
+    def stop(request: study.StudyRequest, *_: object) -> None:
+        requests.append(request)
+        raise DataError("stop")
+
+    monkeypatch.setattr(study, "run_study", stop)
+    arguments = ["study", "--data", str(data), "--out", str(tmp_path / "out"), "--preset", "paper"]
+    for more in ([], ["--space", str(ROOT / "tune" / "spaces" / "default.yaml")]):
+        result = CliRunner().invoke(main, [*arguments, *more])
+        assert result.stderr == f"preset paper: the authors have no settings for nut: {MOST_SHARE}error: stop\n"
+    assert [list(request.space.ranges) for request in requests] == [["fusion_weight"], list(DEFAULT_SPACE)]
+    requests[0].space.check(requests[0].settings)
+    assert requests[0].settings == from_dict(DetectorSettings, preset_for("nut").overrides)
 
 
 def test_the_word_off_needs_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -431,13 +542,13 @@ def test_resuming_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path) -> None:
-    import clsnf.cli
+    from clsnf.cli import options, study
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clsnf.cli, "_tables", interrupt)
-    for command in (main, clsnf.cli.study):
+    monkeypatch.setattr(options, "read_tables", interrupt)
+    for command in (main, study):
         arguments = ["--data", str(data), "--out", str(tmp_path / "out")]
         result = CliRunner().invoke(command, [*(["study"] if command is main else []), *arguments])
         assert result.exit_code == 130

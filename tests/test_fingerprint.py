@@ -1,5 +1,6 @@
 """Content keys, and files and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key, set_key, write_json, written_whole
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
@@ -156,3 +158,27 @@ def test_json_comes_back_and_ends_with_a_line_break(tmp_path: Path) -> None:
     write_json(path, {"name": "Größe", "values": [1, 0.5]})
     assert json.loads(path.read_text()) == {"name": "Größe", "values": [1, 0.5]}
     assert path.read_bytes().endswith(os.linesep.encode())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "no"), RuntimeError(f"IoError: {os.strerror(errno.ENOSPC)} (os error 28)")]
+)
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path, error: Exception) -> None:
+    path = tmp_path / "kept"
+    path.write_text("before")
+
+    def write() -> None:
+        with written_whole(path) as draft:
+            draft.write_text("half")
+            raise error
+
+    with pytest.raises(OutputError, match="the disk is full"):
+        write()
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "x"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []

@@ -124,6 +124,13 @@ def test_a_study_on_a_folder_of_categories_and_the_evaluation_of_its_winner(shop
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_all_systems(shop: Path) -> None:
+    (benchmark,) = commands("clsnf benchmark")
+    assert "fused_unshared" in run(benchmark, shop, "--config", "small.yaml", "--seeds", "2").stdout
+    assert (shop / "runs" / "five" / "tables" / "fused.md").is_file()
+
+
+@pytest.mark.slow
 def test_the_demo_finds_its_defects(tmp_path: Path) -> None:
     import json
 

@@ -151,7 +151,9 @@ def test_the_winner_is_the_best_that_the_last_sweep_saw(study: Study) -> None:
         swept = [(value, sweep["config"], weight) for sweep in found["sweeps"] for weight, value in sweep["weights"]]
         best = max(value for value, _, _ in swept)
         assert found["validation"]["pixel_ap"] == pytest.approx(best)
-        assert (found["chosen"], best) in [({**config, "fusion_weight": w}, value) for value, config, w in swept]
+        chosen = dict(found["chosen"])
+        assert chosen.pop("score_weight") == found["settings"]["score_weight"]
+        assert (chosen, best) in [({**config, "fusion_weight": w}, value) for value, config, w in swept]
         own = {t["trial"]: t for t in study.trials() if t["category"] == category and t["status"] == "finished"}
         assert best >= max(t["objective"] for t in own.values())
         winner = own[found["trial"]]

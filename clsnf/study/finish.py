@@ -17,7 +17,7 @@ from clsnf.data.images import read_image, read_mask
 from clsnf.detector import Detector
 from clsnf.evaluation import evaluate_detector
 from clsnf.pictures import Image, outline, overlay, sheet
-from clsnf.study.objective import family_figures, mean_over_families, sweep_weights
+from clsnf.selection import choose_score_weight, family_figures_of, mean_over_families, sweep_weights
 from clsnf.study.plan import StudyPlan
 from clsnf.study.space import apply_config
 from clsnf.study.trial import FIGURES, use_threads, workbench
@@ -71,19 +71,23 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
     _, trial, weight = best
     settings = dataclasses.replace(apply_config(plan.detector_settings, trial["config"]), fusion_weight=weight)
     bench = workbench(plan, category, settings)
+    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
+    if settings.score_weight is None:
+        by_weight = {float(w): maps.fused(float(w)) for w in (*plan.fusion_weights, weight)}
+        chosen = choose_score_weight(by_weight, bench.labels)
+        settings = dataclasses.replace(settings, score_weight=chosen)
     train = plan.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
     folder = Path(plan.out) / "winners" / category
     detector.save(folder)
 
-    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
     names = tuple(dict.fromkeys((objective, *FIGURES)))
-    families = family_figures(maps, bench.labels, weight, names)
+    families = family_figures_of(maps.fused(weight), bench.labels, names, maps.fused(settings.image_weight))
     result: dict[str, Any] = {
         "winner": str(folder),
         "trial": trial["trial"],
         "settings": to_dict(settings),
-        "chosen": {**trial["config"], "fusion_weight": weight},
+        "chosen": {**trial["config"], "fusion_weight": weight, "score_weight": settings.image_weight},
         "validation": {name: mean_over_families(families, name) for name in names} | {"families": families},
         "threshold": dataclasses.asdict(detector.threshold),
         "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
@@ -115,7 +119,7 @@ def write_examples(detector: Detector, rows: list[dict[str, Any]], path: Path) -
             image = read_image(row["path"])
             mask = None if row["mask_path"] is None else read_mask(row["mask_path"])
             inputs.append(image if mask is None else outline(image, mask, (0, 220, 0)))
-            answers.append(overlay(image, score_map, detector.shown_from, detector.threshold.value))
+            answers.append(overlay(image, score_map, detector.shown_from, detector.map_threshold))
         lines += [(f"{kind}: input" + (", true defect in green" if kind != "good" else ""), inputs)]
         lines += [(f"{kind}: score map, above the threshold in cyan", answers)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 from clsnf.config import DetectorSettings, StudySettings, from_dict
 from clsnf.errors import OutputError
 from clsnf.fingerprint import check_place, written_whole
+from clsnf.ledger import note_unlocked
 from clsnf.training.prepare import rows_of
 
 
@@ -82,15 +81,8 @@ class StudyPlan:
     def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
         """The test images, for after selection: the ledger says when and what for."""
         if pq.read_metadata(self._table(category, "test")).num_rows:
-            entry = {"at": now(), "category": category, "opened": "test images", "for": purpose}
-            with (Path(self.out) / "ledger.jsonl").open("a") as ledger:
-                ledger.write(json.dumps(entry) + "\n")
+            note_unlocked(Path(self.out), category, purpose)
         return pq.read_table(self._table(category, "test"))
-
-
-def now() -> str:
-    """UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -125,6 +125,11 @@ def read_space(path: Path | None) -> Space:
         raise SettingsError(f"{path}: {error}") from error
 
 
+def paper_space() -> Space:
+    """What a study with the authors' settings searches by default: the fusion weight, all else stays theirs."""
+    return Space({"fusion_weight": DEFAULT_SPACE["fusion_weight"]})
+
+
 def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> DetectorSettings:
     """The settings with a trial's values put in.
 

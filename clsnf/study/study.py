@@ -19,20 +19,20 @@ from filelock import FileLock, Timeout
 import clsnf
 from clsnf.config import DetectorSettings, StudySettings, to_dict
 from clsnf.data.checks import check_category
-from clsnf.data.foreground import decide_polarity
-from clsnf.data.images import load_images
+from clsnf.data.foreground import chosen_polarity
 from clsnf.data.splits import assign_splits
 from clsnf.data.validation_set import write_validation_set
 from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import content_key, write_json
+from clsnf.ledger import now
 from clsnf.progress import Progress, silent
+from clsnf.selection import check_objective
 from clsnf.study.cluster import Shares, divide, ray_session
-from clsnf.study.objective import check_objective
-from clsnf.study.plan import StudyPlan, check_folder, claim_folder, now, write_table
+from clsnf.study.plan import StudyPlan, check_folder, claim_folder, write_table
 from clsnf.study.search import PerCategorySearch
 from clsnf.study.space import Space
 from clsnf.study.watch import Watcher
-from clsnf.training.prepare import check_ingredients, data_fingerprint, rows_of
+from clsnf.training.prepare import check_ingredients, data_fingerprint, place_fit_rows
 
 
 @dataclass(frozen=True)
@@ -206,10 +206,7 @@ def _check_same_study(request: StudyRequest, tables: list[pa.Table], out: Path) 
 
 def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter) -> pa.Table:
     settings = request.settings
-    kind = settings.defects.object_mask
-    if kind == "auto":
-        fit = rows_of(table, "fit").sort_by("sha256")
-        kind = decide_polarity(load_images(fit["path"].to_pylist(), settings.image).images).kind
+    kind = chosen_polarity(place_fit_rows(table, settings).images, settings.defects.object_mask).kind
     reporter.progress(f"validation defects for {category}", 0, 1)
     written = write_validation_set(
         table,

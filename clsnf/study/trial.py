@@ -11,15 +11,12 @@ import time
 from collections import OrderedDict
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from clsnf.config import DetectorSettings, to_dict
-from clsnf.data.images import Placement, image_size, place_mask, read_mask
 from clsnf.device import choose_device
 from clsnf.fingerprint import content_key
-from clsnf.study.objective import ValidationLabels, family_figures, mean_over_families
+from clsnf.selection import family_figures, mean_over_families, validation_labels
 from clsnf.study.plan import StudyPlan
 from clsnf.study.search import CATEGORY
 from clsnf.study.space import SHORT_NAMES, apply_config
@@ -43,25 +40,6 @@ class Workbench:
         self.prepared: Prepared = prepare(table, settings, plan.textures, self.store, choose_device(plan.device), progress)
         self.images: PlacedImages = place_rows(validation, settings)
         self.labels = validation_labels(validation.to_pylist(), settings, self.images)
-
-
-def validation_labels(rows: list[dict[str, Any]], settings: DetectorSettings, images: PlacedImages) -> ValidationLabels:
-    """Families and masks of a table's rows, the masks on the network's canvas."""
-    masks = np.zeros((len(rows), *settings.image.size), bool)
-    for canvas, row in zip(masks, rows, strict=True):
-        if row["mask_path"] is not None:
-            canvas[:] = _placed(read_mask(row["mask_path"]), Placement.of(image_size(row["path"]), settings.image))
-    return ValidationLabels(tuple(row["defect_type"] for row in rows), masks, images.valid)
-
-
-def _placed(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
-    """A mask (h, w) on the canvas (H, W); one that falls between the canvas's pixels marks those that it lies in."""
-    canvas: NDArray[np.bool_] = place_mask(mask, placement).numpy()
-    if mask.any() and not canvas.any():  # or the figures of its family would not be defined
-        rows, columns = mask.nonzero()
-        height, width = placement.source
-        canvas[placement.top + rows * placement.height // height, placement.left + columns * placement.width // width] = True
-    return canvas
 
 
 _benches: OrderedDict[str, Workbench] = OrderedDict()

@@ -11,8 +11,16 @@ from clsnf.config import DetectorSettings, ImageSettings
 from clsnf.data.images import write_image, write_mask
 from clsnf.errors import MetricError, SettingsError
 from clsnf.metrics import METRICS, PixelSample, image_auroc, pixel_ap, pixel_auroc
-from clsnf.study.objective import ValidationLabels, check_objective, family_figures, mean_over_families, sweep_weights
-from clsnf.study.trial import validation_labels
+from clsnf.selection import (
+    ValidationLabels,
+    check_objective,
+    choose_score_weight,
+    family_figures,
+    family_figures_of,
+    mean_over_families,
+    sweep_weights,
+    validation_labels,
+)
 from clsnf.training.pipeline import PlacedImages, ScoreMaps
 
 H, W = 12, 16
@@ -22,7 +30,8 @@ FAMILIES = ("good", "good", "good", "scar", "scar", "stain", "stain", "stain")
 @pytest.fixture
 def maps() -> ScoreMaps:
     generator = torch.Generator().manual_seed(0)
-    return ScoreMaps(*(torch.rand(len(FAMILIES), H, W, generator=generator) for _ in range(2)))
+    density, classifier = (torch.rand(len(FAMILIES), H, W, generator=generator) for _ in range(2))
+    return ScoreMaps(density, classifier)
 
 
 @pytest.fixture
@@ -45,6 +54,18 @@ def test_a_familys_figures_are_those_of_its_images_and_all_normals(maps: ScoreMa
         assert figures[family]["pixel_ap"] == pytest.approx(pixel_ap(samples), abs=1e-6)
         assert figures[family]["pixel_auroc"] == pytest.approx(pixel_auroc(samples), abs=1e-6)
         assert figures[family]["image_auroc"] == pytest.approx(image_auroc(fused[chosen].max(axis=(1, 2)), is_defect))
+
+
+def test_the_score_weight_is_the_one_whose_map_tells_normals_from_defects(labels: ValidationLabels) -> None:
+    is_defect = torch.tensor([family != "good" for family in FAMILIES])
+    useless, telling = torch.rand(2, len(FAMILIES), H, W, generator=torch.Generator().manual_seed(3))
+    telling[is_defect] += 1
+    assert choose_score_weight({0.0: useless, 0.3: telling, 0.7: telling, 1.0: -telling}, labels) == 0.3
+    figures = family_figures_of(useless, labels, ("image_auroc", "pixel_ap"), telling)
+    assert mean_over_families(figures, "image_auroc") == 1
+    assert mean_over_families(figures, "pixel_ap") == mean_over_families(
+        family_figures_of(useless, labels, ("pixel_ap",)), "pixel_ap"
+    )
 
 
 def test_the_objective_is_the_plain_mean_over_families(maps: ScoreMaps, labels: ValidationLabels) -> None:

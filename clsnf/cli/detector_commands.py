@@ -1,0 +1,126 @@
+"""``clsnf train | predict | evaluate | settings``: one detector, without Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clsnf.cli import options as shared
+from clsnf.cli.group import main
+from clsnf.cli.options import data_options, device_option, path, preset_option, setting_options
+from clsnf.config import from_dict
+from clsnf.errors import DataError
+
+
+@main.command(short_help="Train one detector, without Ray.")
+@data_options
+@click.option("--category", help="Which category of --data.  [default: the only one]")
+@click.option("--out", type=path, required=True, help="The folder to save the detector to.")
+@click.option("--work", type=path, help="A folder for finished stages: interrupted training goes on from there.")
+@setting_options
+def train(**options: Any) -> None:
+    """Train one detector on good pictures, take its threshold from held-out good pictures, and save it."""
+    from clsnf.data.splits import assign_splits
+    from clsnf.detector import Detector
+    from clsnf.fingerprint import check_place
+    from clsnf.terminal import Terminal
+    from clsnf.training.prepare import check_ingredients
+
+    settings = shared.settings_of(options, shared.preset_categories(options, options["category"]))
+    Detector.check_folder(options["out"])
+    check_place(options["out"], folder=True)
+    read = shared.read_one_table(options["data"], options["normals"], options["category"])
+    terminal = Terminal()
+    with terminal.live():
+        check_ingredients(settings, options["textures"], options["device"])
+        shared.check_pictures(read, options["allow_leak"], terminal)
+        table = assign_splits(read, settings.validation.fraction, settings.seed)
+        terminal.backbone(settings)
+        detector = Detector.fit(
+            table,
+            settings,
+            textures=options["textures"],
+            work=options["work"],
+            device=options["device"],
+            progress=terminal.progress,
+        )
+    detector.save(options["out"])
+    terminal.trained(detector, options["out"])
+
+
+@main.command(short_help="Score pictures.")
+@click.argument("model", type=path)
+@click.argument("images", type=path, nargs=-1, required=True)
+@click.option("--out", type=path, help="A folder for heat maps and overlays as PNG.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON a picture instead of a table.")
+@device_option
+def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool, device: str) -> None:
+    """Score pictures (files or folders) with a saved detector."""
+    from clsnf.detector import Detector
+    from clsnf.prediction import picture_files, predict_files
+    from clsnf.terminal import Terminal
+
+    files = picture_files(images)
+    detector = Detector.load(model, device)
+    terminal = Terminal()
+    if as_json:
+        for record in predict_files(detector, files, out):
+            click.echo(json.dumps(record))
+    else:
+        with terminal.live():
+            records = []
+            for record in predict_files(detector, files, out):
+                records.append(record)
+                terminal.progress("predict", len(records), len(files))
+        terminal.predictions(records, detector.threshold.value)
+
+
+@main.command(short_help="Figures of a detector on labelled pictures.")
+@click.argument("model", type=path)
+@click.option("--data", type=path, required=True, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout.")
+@click.option("--category", help="Which category.  [default: the one the detector was trained on]")
+@click.option("--json", "json_file", type=path, help="A file for all figures and scores.")
+@click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test.")
+@device_option
+def evaluate(model: Path, data: Path, category: str | None, json_file: Path | None, allow_leak: bool, device: str) -> None:
+    """Score the test pictures of a category and compare with their labels."""
+    from clsnf.detector import Detector
+    from clsnf.evaluation import evaluate_detector
+    from clsnf.fingerprint import check_place, write_json
+    from clsnf.terminal import Terminal
+    from clsnf.training.prepare import rows_of
+
+    detector = Detector.load(model, device)
+    if json_file is not None:
+        check_place(json_file, folder=False)
+    table = shared.read_one_table(data, None, category or detector.provenance.category)
+    test = rows_of(table, "test")
+    if len(test) == 0:
+        raise DataError(f"{data} has no test pictures for {table['category'][0].as_py()!r}: there is nothing to evaluate on.")
+    terminal = Terminal()
+    with terminal.live():
+        shared.check_pictures(table, allow_leak, terminal)
+        result = evaluate_detector(detector, test, terminal.progress)
+    if json_file is not None:
+        write_json(json_file, result)
+    terminal.figures(result)
+
+
+@main.command(short_help="All settings with their defaults.")
+@preset_option
+@click.option("--category", help="The category that --preset paper is for.")
+def settings(preset: str | None, category: str | None) -> None:
+    """List all settings with their defaults, or with a preset's values, as YAML for --config."""
+    from clsnf.config import DetectorSettings
+    from clsnf.settings_text import settings_text
+
+    shown = DetectorSettings()
+    if preset == "paper":
+        found, about = shared.paper_preset([] if category is None else [category])
+        click.echo(f"preset paper: {about}", err=True)
+        shown = from_dict(DetectorSettings, found.overrides)
+    click.echo(settings_text(shown), nl=False)

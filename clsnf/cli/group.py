@@ -1,0 +1,40 @@
+"""The command line's root, and what every command does: errors that a user can mend are one line on standard error with exit code 2;
+Ctrl-C ends with 130."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from clsnf import __version__
+from clsnf.errors import ClsnfError
+from clsnf.threads import wait_patiently
+
+
+class Command(click.Command):
+    """A command whose errors are one line: a :class:`ClsnfError` becomes exit code 2, Ctrl-C exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        wait_patiently()
+        try:
+            return super().invoke(ctx)
+        except ClsnfError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:  # here, because click would end with 1
+            click.echo("interrupted: what was finished is kept", err=True)
+            sys.exit(130)
+
+
+class Commands(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Find defects in pictures of products after seeing only good ones."""
