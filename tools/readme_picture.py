@@ -28,7 +28,7 @@ def main(run: Path, picture: Path) -> None:
         for row, (score_map, _, _) in zip(chosen, detector.predict_each([row["path"] for row in chosen]), strict=True):
             image = read_image(row["path"])
             inputs.append(image if row["mask_path"] is None else outline(image, read_mask(row["mask_path"]), (0, 220, 0)))
-            answers.append(overlay(image, score_map, detector.shown_from, detector.threshold.value))
+            answers.append(overlay(image, score_map, detector.shown_from, detector.map_threshold))
         rows += [(f"{category}: {', '.join(kinds)}", inputs), ("", answers)]
     write_image(picture, sheet(rows, cell=150))
 
