@@ -72,7 +72,7 @@ def test_a_second_training_finds_the_stages_of_the_first(product: Path, tmp_path
     options = ["--data", product / "data", "--work", tmp_path / "work", *tiny_options(resnet18_weights)]
     run("train", "--out", tmp_path / "one", *options)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*/facts.json")}
-    assert {path.parent.parent.name for path in made} == {"trunk", "finetuned", "flows"}
+    assert {path.parent.parent.name for path in made} == {"trunk", "finetuned", "flow_starts", "flows"}
     run("train", "--out", tmp_path / "two", "--set", "fusion_weight=0.9", *options)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*/facts.json")} == made
     assert Detector.load(tmp_path / "two").fusion_weight == 0.9

@@ -165,7 +165,7 @@ def test_names_that_do_not_exist_are_refused(name: str) -> None:
 
 def test_the_first_trial_is_the_settings_as_they_stand_where_the_space_holds_them() -> None:
     space = Space(DEFAULT_SPACE)
-    assert space.start(DetectorSettings()) == {"fusion_weight": 0.25, "finetune_epochs": 8, "flow_depth": 4}
+    assert space.start(DetectorSettings()) == {"fusion_weight": 0.25, "finetune_epochs": 8, "flow_depth": 2}
 
 
 def test_else_the_first_trial_is_the_nearest_point() -> None:
