@@ -38,7 +38,7 @@ from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.model.score_maps import fuse, image_scores
 from clsnf.progress import Progress, silent
-from clsnf.training.calibrate import Threshold, threshold_from_normals
+from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
 from clsnf.training.stages import StageStore
 
@@ -195,14 +195,37 @@ class Detector:
         """The detector of a finished network, its threshold and validation scores taken from the rows `normals`."""
         unset = Threshold(0.0, settings.validation.false_reject_rate, 1.0, 0)
         detector = cls(network, settings, unset, provenance, device)
-        maps, scores, _ = detector.predict(normals["path"].to_pylist(), progress=progress, task="threshold")
-        detector.threshold = threshold_from_normals(scores, settings.validation.false_reject_rate)
-        detector.provenance = dataclasses.replace(
-            provenance,
-            validation_scores=tuple(float(s) for s in np.sort(scores)),
-            validation_peaks=tuple(float(m) for m in np.sort(maps.max(axis=(1, 2)))),
-        )
+        detector.calibrate(normals, progress=progress)
         return detector
+
+    def calibrate(
+        self, normals: pa.Table | None = None, *, false_reject_rate: float | None = None, progress: Progress = silent
+    ) -> None:
+        """Take the threshold anew: for another false-reject rate, from other normal images, or both. Nothing is trained.
+
+        Args:
+            normals: rows of normal images that training did not see; their scores take the place of those that the threshold rested on.
+                None for the scores of the images that it rests on now.
+            false_reject_rate: in (0, 1); None for the threshold's own.
+            progress: told about every batch.
+
+        Raises:
+            MetricError: a rate outside (0, 1), or no images.
+            ImageError: an image can't be read.
+        """
+        rate = self.threshold.false_reject_rate if false_reject_rate is None else false_reject_rate
+        check_rate(rate)
+        provenance = self.provenance
+        if normals is not None:
+            maps, scores, _ = self.predict(normals["path"].to_pylist(), progress=progress, task="threshold")
+            provenance = dataclasses.replace(
+                provenance,
+                validation_fingerprint=data_fingerprint(normals),
+                validation_scores=tuple(float(s) for s in np.sort(scores)),
+                validation_peaks=tuple(float(m) for m in np.sort(maps.max(axis=(1, 2)))),
+            )
+        self.threshold = threshold_from_normals(np.array(provenance.validation_scores, np.float32), rate)
+        self.provenance = provenance
 
     # ---- predict ----
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clsnf.config import DetectorSettings
     from clsnf.detector import Detector
     from clsnf.study.study import Reporter
+    from clsnf.training.calibrate import Threshold
 
 # Names of files and categories are shown as they are: "part[a].png" is no markup, ":bug:" no picture of one.
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
@@ -213,6 +214,21 @@ class Terminal:
             f"({threshold.normals} validation normals, {detector.provenance.fit_images} images fitted)",
             soft_wrap=True,
         )
+
+    def calibrated(self, detector: Detector, before: Threshold, out: Path) -> None:
+        """A threshold that was taken anew."""
+        threshold = detector.threshold
+        low, high = threshold.interval
+        self._results.print(
+            f"saved {out}: threshold {threshold.value:.4f} (was {before.value:.4f}) for a false-reject rate of "
+            f"{threshold.supported_rate:.3g} ({threshold.normals} normals; with 95 % confidence between {low:.2g} and {high:.2g})",
+            soft_wrap=True,
+        )
+        if threshold.supported_rate > threshold.false_reject_rate:
+            self.line(
+                f"note: {threshold.normals} normals can promise no rate below {threshold.supported_rate:.3g}, not "
+                f"{threshold.false_reject_rate:.3g}: give more with --normals."
+            )
 
     def predictions(self, records: list[dict[str, Any]], threshold: float) -> None:
         """Scores of pictures."""

@@ -110,6 +110,53 @@ def test_a_leak_is_allowed_when_asked_for_and_still_said(product: Path, tmp_path
     assert "are the same picture, in train and in test." in result.stderr
 
 
+# ---- calibrate ----
+
+
+def test_another_false_reject_rate_changes_the_threshold_and_nothing_else(
+    product: Path, tmp_path: Path, pictures: list[Path]
+) -> None:
+    shutil.copytree(product / "model", tmp_path / "model")
+    before = Detector.load(tmp_path / "model")
+    said = run("calibrate", tmp_path / "model", "--false-reject-rate", "0.5")
+    after = Detector.load(tmp_path / "model")
+    # The third of four: ceil(5 * 0.5).
+    assert after.threshold.value == pytest.approx(sorted(before.provenance.validation_scores)[2])
+    assert f"threshold {after.threshold.value:.4f} (was {before.threshold.value:.4f}) for a false-reject rate of 0.5" in said.stdout
+    assert "note" not in said.stderr
+    assert after.provenance == before.provenance
+    assert np.array_equal(after.predict(pictures).maps, before.predict(pictures).maps)
+
+
+def test_a_threshold_from_other_good_pictures_rests_on_them_alone(product: Path, tmp_path: Path) -> None:
+    normals = product / "data" / "nut" / "test" / "good"
+    said = run("calibrate", product / "model", "--normals", normals, "--out", tmp_path / "new")
+    before, after = Detector.load(product / "model"), Detector.load(tmp_path / "new")
+    scores = after.predict(sorted(normals.iterdir())).scores
+    assert after.threshold.value == scores.max()
+    assert after.threshold.normals == len(scores)
+    assert after.provenance.validation_scores == tuple(sorted(scores.tolist()))
+    assert after.provenance.validation_fingerprint != before.provenance.validation_fingerprint
+    assert f"{len(scores)} normals can promise no rate below" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "Say what changes"),
+        (["--false-reject-rate", "1.5"], "must lie between 0 and 1"),
+        (["--normals", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_calibration_that_makes_no_sense_leaves_the_detector_as_it_is(product: Path, options: list[str], said: str) -> None:
+    facts = (product / "model" / "detector.json").read_bytes()
+    result = CliRunner().invoke(main, ["calibrate", str(product / "model"), *options])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert (product / "model" / "detector.json").read_bytes() == facts
+
+
 # ---- predict ----
 
 

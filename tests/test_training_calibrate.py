@@ -81,3 +81,21 @@ def test_no_scores_or_some_that_are_not_finite_are_refused(scores: list[float]) 
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(MetricError, match="false-reject rate"):
         threshold_from_normals(np.arange(10), rate)
+
+
+@pytest.mark.parametrize(("n", "rate"), [(20, 0.1), (45, 0.01), (200, 0.05)])
+def test_the_interval_holds_the_true_rate_as_often_as_it_says(n: int, rate: float) -> None:
+    """Of uniform scores the share above a threshold t is 1 - t."""
+    draws = np.random.default_rng(1).random((4000, n))
+    thresholds = [threshold_from_normals(draw, rate) for draw in draws]
+    low, high = thresholds[0].interval
+    true = 1 - np.array([threshold.value for threshold in thresholds])
+    assert ((true >= low) & (true <= high)).mean() == pytest.approx(0.95, abs=0.015)
+
+
+@given(st.integers(1, 2000), RATES)
+def test_an_interval_lies_in_zero_to_one_and_around_what_is_expected(n: int, rate: float) -> None:
+    threshold = threshold_from_normals(np.linspace(0, 1, n), rate)
+    low, high = threshold.interval
+    assert 0 <= low < high <= 1
+    assert low < threshold.supported_rate

@@ -1,4 +1,4 @@
-"""``clsnf train | predict | evaluate | settings``: one detector, without Ray."""
+"""``clsnf train | calibrate | predict | evaluate | settings``: one detector, without Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, device_option, path, preset_option, setting_options
 from clsnf.config import from_dict
-from clsnf.errors import DataError
+from clsnf.errors import DataError, SettingsError
 
 
 @main.command(short_help="Train one detector, without Ray.")
@@ -50,6 +50,39 @@ def train(**options: Any) -> None:
         )
     detector.save(options["out"])
     terminal.trained(detector, options["out"])
+
+
+@main.command(short_help="Take a detector's threshold anew.")
+@click.argument("model", type=path)
+@click.option("--normals", type=path, help="Good pictures that training did not see.  [default: those that the threshold rests on]")
+@click.option("--false-reject-rate", type=float, help="Share of good products that may be rejected.  [default: the detector's]")
+@click.option("--out", type=path, help="The folder to save the detector to.  [default: MODEL]")
+@device_option
+def calibrate(model: Path, normals: Path | None, false_reject_rate: float | None, out: Path | None, device: str) -> None:
+    """Take a saved detector's threshold anew, for another false-reject rate, from other good pictures, or both.
+
+    Nothing is trained, and scores stay what they are. Defects play no part: a threshold fitted to known defects promises nothing about
+    others.
+    """
+    from clsnf.detector import Detector
+    from clsnf.fingerprint import check_place
+    from clsnf.terminal import Terminal
+
+    if normals is None and false_reject_rate is None:
+        raise SettingsError("Say what changes: --false-reject-rate, --normals, or both.")
+    detector = Detector.load(model, device)
+    place = Detector.check_folder(out or model)
+    check_place(place, folder=True)
+    before = detector.threshold
+    terminal = Terminal()
+    with terminal.live():
+        table = None
+        if normals is not None:
+            table = shared.read_one_table(None, normals, None)
+            shared.check_pictures(table, allow_leak=False, terminal=terminal)
+        detector.calibrate(table, false_reject_rate=false_reject_rate, progress=terminal.progress)
+    detector.save(place)
+    terminal.calibrated(detector, before, place)
 
 
 @main.command(short_help="Score pictures.")

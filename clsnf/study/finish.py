@@ -89,7 +89,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         "settings": to_dict(settings),
         "chosen": {**trial["config"], "fusion_weight": weight, "score_weight": settings.image_weight},
         "validation": {name: mean_over_families(families, name) for name in names} | {"families": families},
-        "threshold": dataclasses.asdict(detector.threshold),
+        "threshold": dataclasses.asdict(detector.threshold) | {"interval": detector.threshold.interval},
         "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
         "sweeps": sweeps,
         "test": None,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import beta
 
 from clsnf.errors import MetricError
 
@@ -27,6 +28,32 @@ class Threshold:
     supported_rate: float
     normals: int
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """What the false-reject rate really is, with 95 % confidence: (low, high) in [0, 1].
+
+        The share of all normal images above the k-th smallest of n scores is distributed as Beta(n + 1 - k, k), whatever the scores'
+        distribution, as long as it is continuous (David and Nagaraja, Order Statistics, 2003). High only shrinks with more normals.
+        """
+        k = _rank(self.normals, self.false_reject_rate)
+        low, high = beta.ppf((0.025, 0.975), self.normals + 1 - k, k)
+        return float(low), float(high)
+
+
+def _rank(n: int, rate: float) -> int:
+    """k: the threshold is the k-th smallest of n scores."""
+    return min(n, math.ceil((n + 1) * (1 - rate)))
+
+
+def check_rate(rate: float) -> None:
+    """Refuse a rate outside (0, 1).
+
+    Raises:
+        MetricError: saying so.
+    """
+    if not 0 < rate < 1:
+        raise MetricError(f"The false-reject rate is {rate!r}: it must lie between 0 and 1, both excluded.")
+
 
 def threshold_from_normals(scores: np.ndarray, false_reject_rate: float) -> Threshold:
     """The split-conformal threshold.
@@ -42,10 +69,10 @@ def threshold_from_normals(scores: np.ndarray, false_reject_rate: float) -> Thre
     Raises:
         MetricError: no scores, some that are not finite, or a rate outside (0, 1).
     """
-    if not 0 < false_reject_rate < 1:
-        raise MetricError(f"The false-reject rate is {false_reject_rate!r}: it must lie between 0 and 1, both excluded.")
+    check_rate(false_reject_rate)
     n = len(scores)
     if n == 0 or not np.isfinite(scores).all():
         raise MetricError(f"A threshold needs finite scores of at least one normal image, not {n} scores with NaN or none at all.")
-    k = min(n, math.ceil((n + 1) * (1 - false_reject_rate)))
-    return Threshold(float(np.sort(scores)[k - 1]), false_reject_rate, max(false_reject_rate, 1 / (n + 1)), n)
+    return Threshold(
+        float(np.sort(scores)[_rank(n, false_reject_rate) - 1]), false_reject_rate, max(false_reject_rate, 1 / (n + 1)), n
+    )
