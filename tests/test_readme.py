@@ -98,7 +98,7 @@ def run(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess[s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1800,  # a net for what hangs; a busy machine is no failure
         check=False,
     )
     assert done.returncode == 0, done.stderr
