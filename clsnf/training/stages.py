@@ -1,27 +1,28 @@
 """The stage store: finished pieces of work on disk, found by their content.
 
 A stage is a folder ``<root>/<kind>/<key>/`` with ``tensors.safetensors`` and ``facts.json``; the key is the hash of everything that
-decided its content. Unusual: a stage appears whole or not at all, and while one process computes a stage, others on the machine that want
-the same one wait for it instead of doing it twice. A dead process's lock is released by the operating system.
+decided its content. Unusual: a stage appears whole or not at all, and while one process computes a stage, others that want the same one,
+on this machine or on another that shares the file system, wait for it instead of doing it twice (see :mod:`clsnf.training.leases`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key, write_json, written_whole
+from clsnf.training.leases import Leases
 
 # Part of every key: raise it when the same settings would give other results.
 RESULTS_VERSION = 2
@@ -43,12 +44,17 @@ class StageStore:
 
     Attributes:
         computed, reused: number of stages of each kind that this object had to compute, and that it found.
+        seconds: time that computing each kind took, without the stages that it asked for itself; ``waiting`` for those that
+            another process was computing, ``storing``, and what callers count with :meth:`clock`.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.computed: dict[str, int] = {}
         self.reused: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self._leases = Leases(root / ".leases")
+        self._inner = 0.0  # seconds of the block under way that were counted inside it
 
     def key(self, content: Mapping[str, Any]) -> str:
         """The name of the stage that this content decides."""
@@ -78,17 +84,31 @@ class StageStore:
         key = self.key(content)
         found = self.find(kind, key)
         if found is None:
-            locks = self.root / ".locks"
-            locks.mkdir(parents=True, exist_ok=True)
-            with FileLock(locks / f"{kind}-{key}.lock"):
-                found = self.find(kind, key)
+            with ExitStack() as held:
+                with self.clock("waiting"):
+                    held.enter_context(self._leases.hold(f"{kind}-{key}"))
+                    found = self.find(kind, key)
                 if found is None:
                     self.computed[kind] = self.computed.get(kind, 0) + 1
-                    stage = compute()
-                    self._put(kind, key, stage)
+                    with self.clock(kind):
+                        stage = compute()
+                        with self.clock("storing"):
+                            self._put(kind, key, stage)
                     return stage
         self.reused[kind] = self.reused.get(kind, 0) + 1
         return found
+
+    @contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
+        """Count the block's time in :attr:`seconds`, without that of blocks and stages inside it."""
+        started, outer = time.perf_counter(), self._inner
+        self._inner = 0.0
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - started
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + took - self._inner
+            self._inner = outer + took
 
     def drop(self, kind: str, content: Mapping[str, Any]) -> None:
         """Forget a stage that nobody will ask for again."""
