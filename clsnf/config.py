@@ -258,7 +258,18 @@ class StudySettings:
     """How a study searches; what it searches is its space (see :mod:`clsnf.study.space`)."""
 
     trials: int = setting(8, "trials of each category")
-    objective: str = setting("pixel_ap", "the figure to raise: its mean over the validation defect families (see clsnf metrics)")
+    objectives: tuple[str, ...] = setting(
+        ("pixel_ap",),
+        "the figure to raise: its mean over the validation defect families (see clsnf metrics); several give a Pareto front, "
+        "latency (ms a picture) may be one of the others",
+    )
+    selection: str = setting(
+        "mean", "how the winner is picked from the families' figures: mean, worst, leave_one_out, rank (see docs/study.md)"
+    )
+    stop_hopeless: bool = setting(
+        True, "stop a trial on its way that is worse than three quarters of its category's others (where trials share no trunk)"
+    )
+    reuse: bool = setting(True, "trials share stages; false: each starts from scratch, for comparison")
     refine: int = setting(3, "at the end the fusion weight is swept exactly for this many best (backbone, depth) of each category")
     concurrent_trials: int = setting(0, "trials at once; 0: as many as the cluster's CPUs or GPUs carry")
     cpus_per_trial: int = setting(
@@ -268,10 +279,16 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         _check(self, "trials", self.trials >= 1, "1 or more")
+        _check(self, "objectives", len(set(self.objectives)) == len(self.objectives) > 0, "different names, one or more")
         _check(self, "refine", self.refine >= 1, "1 or more")
         _check(self, "concurrent_trials", self.concurrent_trials >= 0, "0 or more")
         _check(self, "cpus_per_trial", self.cpus_per_trial >= 0, "0 or more")
         _check(self, "gpus_per_trial", self.gpus_per_trial >= 0, "0 or more")
+
+    @property
+    def objective(self) -> str:
+        """The first objective: what picks the winner."""
+        return self.objectives[0]
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

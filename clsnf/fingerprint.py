@@ -97,3 +97,18 @@ def write_json(path: Path, content: Any) -> None:
     """Write readable JSON, whole or not at all; figures that are not finite are refused (ValueError)."""
     with written_whole(path) as draft:
         draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Lines for people: where two pieces of plain JSON differ, such as ``finetune.loss was 'soft', is 'dice'``."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys((*before, *now)):
+            yield from differences(before.get(name), now.get(name), f"{where}.{name}".lstrip("."))
+    elif before != now:
+        name = where or "it"
+        if before is None or now is None:
+            yield f"{name} is new" if before is None else f"{name} is gone"
+        elif isinstance(before, str) and isinstance(now, str) and len(before) > 30:  # hashes say nothing to people
+            yield f"{name} has changed"
+        else:
+            yield f"{name} was {before!r}, is {now!r}"

@@ -136,7 +136,11 @@ def mean_over_families(figures: dict[str, dict[str, float]], name: str) -> float
 
 def sweep_weights(
     maps: ScoreMaps, labels: ValidationLabels, objective: str, weights: NDArray[np.float64]
-) -> list[tuple[float, float]]:
-    """The objective for every fusion weight, from stored maps: (weight, value) pairs."""
+) -> list[tuple[float, dict[str, float]]]:
+    """The figure for every fusion weight, from stored maps: (weight, family -> value) pairs."""
+    swept = []
     with torch.inference_mode():
-        return [(float(w), mean_over_families(family_figures(maps, labels, float(w), (objective,)), objective)) for w in weights]
+        for weight in weights:
+            figures = family_figures(maps, labels, float(weight), (objective,))
+            swept.append((float(weight), {family: values[objective] for family, values in figures.items()}))
+    return swept

@@ -7,6 +7,7 @@ validation normals, and only then are the test images unlocked, once.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,54 @@ from clsnf.detector import Detector
 from clsnf.evaluation import evaluate_detector
 from clsnf.pictures import Image, outline, overlay, sheet
 from clsnf.selection import choose_score_weight, family_figures_of, mean_over_families, sweep_weights
+from clsnf.selection_rules import RULES, order, pick
+from clsnf.study.front import save_front
 from clsnf.study.plan import StudyPlan
+from clsnf.study.regret import regret
 from clsnf.study.space import apply_config
-from clsnf.study.trial import FIGURES, use_threads, workbench
+from clsnf.study.trial import reported_figures, use_threads, workbench
 from clsnf.study.watch import FileProgress
 
 _EXAMPLES = 6
 
 
-def best_few(trials: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+def best_few(trials: list[dict[str, Any]], most: int, rule: str = "mean") -> list[dict[str, Any]]:
     """The best trial of each setting apart from the fusion weight, best first, at most `most`.
 
     Args:
-        trials: records with ``config`` and ``objective``; ties go to the earlier trial.
+        trials: records with ``config`` and ``figures``, among them ``family_*``; ties go to the earlier trial.
+        most: how many.
+        rule: what makes one better, a name in :data:`clsnf.selection_rules.RULES`.
     """
     best: dict[str, dict[str, Any]] = {}
-    for trial in sorted(trials, key=lambda t: -t["objective"]):  # stable: of equal ones the earlier comes first
-        best.setdefault(str(sorted((k, v) for k, v in trial["config"].items() if k != "fusion_weight")), trial)
+    for index in order(rule, [families_of(trial) for trial in trials]):
+        best.setdefault(str(sorted(without_weight(trials[index]["config"]).items())), trials[index])
     return list(best.values())[:most]
+
+
+def families_of(trial: dict[str, Any]) -> list[float]:
+    """The objective on each defect family, in the order of their names."""
+    return [value for name, value in sorted(trial["figures"].items()) if name.startswith("family_")]
+
+
+def without_weight(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides a trial's maps."""
+    return {name: value for name, value in config.items() if name != "fusion_weight"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial's maps, fused with some weight.
+
+    Attributes:
+        trial: its record.
+        weight: the fusion weight.
+        families: the objective on each defect family.
+    """
+
+    trial: dict[str, Any]
+    weight: float
+    families: tuple[float, ...]
 
 
 def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]) -> dict[str, Any]:
@@ -51,37 +82,39 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
     """
     use_threads(plan.threads)
     progress = FileProgress(plan.out, category)
-    objective = plan.study_settings.objective
-    best: tuple[float, dict[str, Any], float] | None = None
-    candidates = best_few(trials, plan.study_settings.refine)
+    study = plan.study_settings
+    few = best_few(trials, study.refine, study.selection)
+    candidates: list[Candidate] = []
     sweeps = []
-    for number, trial in enumerate(candidates):
-        progress("choosing the fusion weight", number, len(candidates))
+    for number, trial in enumerate(few):
+        progress("choosing the fusion weight", number, len(few))
         settings = apply_config(plan.detector_settings, trial["config"])
         bench = workbench(plan, category, settings)
         maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
         weights = np.unique(np.append(plan.fusion_weights, settings.fusion_weight))
-        values = sweep_weights(maps, bench.labels, objective, weights)
-        sweeps.append({"config": {k: v for k, v in trial["config"].items() if k != "fusion_weight"}, "weights": values})
-        for weight, value in values:
-            if best is None or value > best[0]:
-                best = (value, trial, weight)
-    assert best is not None, "a category without finished trials is not finished here"
-
-    _, trial, weight = best
+        values = sweep_weights(maps, bench.labels, study.objective, weights)
+        candidates += [Candidate(trial, weight, tuple(families.values())) for weight, families in values]
+        sweeps.append(
+            {
+                "config": without_weight(trial["config"]),
+                "weights": [(weight, float(np.mean(list(families.values())))) for weight, families in values],
+            }
+        )
+    picks = {rule: candidates[pick(rule, [c.families for c in candidates])] for rule in RULES}
+    chosen = picks[study.selection]
+    trial, weight = chosen.trial, chosen.weight
     settings = dataclasses.replace(apply_config(plan.detector_settings, trial["config"]), fusion_weight=weight)
     bench = workbench(plan, category, settings)
     maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
     if settings.score_weight is None:
         by_weight = {float(w): maps.fused(float(w)) for w in (*plan.fusion_weights, weight)}
-        chosen = choose_score_weight(by_weight, bench.labels)
-        settings = dataclasses.replace(settings, score_weight=chosen)
+        settings = dataclasses.replace(settings, score_weight=choose_score_weight(by_weight, bench.labels))
     train = plan.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
     folder = Path(plan.out) / "winners" / category
     detector.save(folder)
 
-    names = tuple(dict.fromkeys((objective, *FIGURES)))
+    names = reported_figures(study)
     families = family_figures_of(maps.fused(weight), bench.labels, names, maps.fused(settings.image_weight))
     result: dict[str, Any] = {
         "winner": str(folder),
@@ -92,15 +125,21 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         "threshold": dataclasses.asdict(detector.threshold) | {"interval": detector.threshold.interval},
         "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
         "sweeps": sweeps,
+        "rules": {rule: {"config": without_weight(c.trial["config"]), "fusion_weight": c.weight} for rule, c in picks.items()},
         "test": None,
+        "regret": None,
     }
+    if len(study.objectives) > 1:
+        result["front"] = save_front(plan, category, trials, progress)
     test = plan.unlock_test_table(category, f"evaluation of the winner, trial {trial['trial']}, fusion weight {weight:g}")
     if len(test):
         result["test"] = evaluate_detector(detector, test, progress)
+        result["regret"] = regret(plan, category, trials, settings, test, picks, progress)
     shown = test if len(test) else plan.validation_table(category)
     examples = Path(plan.out) / "examples" / f"{category}.png"
     write_examples(detector, shown.to_pylist(), examples)
     result["examples"] = str(examples)
+    plan.keep_finished(category, trials, result)
     return result
 
 

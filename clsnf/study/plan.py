@@ -2,15 +2,18 @@
 
 <out>/summary.json            what came out, category by category
 <out>/trials.parquet          every trial
+<out>/optuna.journal          the same while the study runs, as Optuna studies (unless another storage was named)
 <out>/winners/<category>/     the winning detector
 <out>/examples/<category>.png pictures of its answers
 <out>/validation/<category>/  the validation defects, in MVTec AD's layout
+<out>/finished/               each category's part of the summary, as soon as it is known
 <out>/ledger.jsonl            when the test images were looked at, and for what
 <out>/stages/                 finished work, found by content
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pyarrow.parquet as pq
 
 from clsnf.config import DetectorSettings, StudySettings, from_dict
 from clsnf.errors import OutputError
-from clsnf.fingerprint import check_place, written_whole
+from clsnf.fingerprint import check_place, content_key, write_json, written_whole
 from clsnf.ledger import note_unlocked
 from clsnf.training.prepare import rows_of
 
@@ -34,6 +37,7 @@ class StudyPlan:
         settings: :class:`DetectorSettings` as plain types.
         study: :class:`StudySettings` as plain types.
         leaving_epochs: numbers of joint epochs that some trial may ask for.
+        rungs: epochs of the trunk at which trials are compared with others on their way.
         fusion_weights: what is swept at the end.
         textures: folder of texture pictures, or None.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
@@ -44,6 +48,7 @@ class StudyPlan:
     settings: dict[str, Any]
     study: dict[str, Any]
     leaving_epochs: tuple[int, ...]
+    rungs: tuple[int, ...]
     fusion_weights: tuple[float, ...]
     textures: str | None
     device: str
@@ -77,6 +82,26 @@ class StudyPlan:
     def validation_table(self, category: str) -> pa.Table:
         """Validation normals and validation defects."""
         return pq.read_table(self._table(category, "validation"))
+
+    def _finished(self, category: str, trials: list[dict[str, Any]]) -> tuple[Path, str]:
+        """Where a category's result lies, and what it must rest on."""
+        study = self.study_settings
+        rests_on = [[trial["trial"] for trial in trials], study.selection, study.refine, list(study.objectives)]
+        return Path(self.out) / "finished" / f"{category}.json", content_key(rests_on)
+
+    def finished(self, category: str, trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """What the study said of a category with these finished trials before it was interrupted; None if it did not come so far."""
+        path, rests_on = self._finished(category, trials)
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+        return content["result"] if content["rests_on"] == rests_on else None
+
+    def keep_finished(self, category: str, trials: list[dict[str, Any]], result: dict[str, Any]) -> None:
+        """Write down a category's result, for :meth:`finished`."""
+        path, rests_on = self._finished(category, trials)
+        write_json(path, {"rests_on": rests_on, "result": result})
 
     def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
         """The test images, for after selection: the ledger says when and what for."""

@@ -8,101 +8,146 @@ else is going on, at the price of idle cores while the last categories end.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from optuna.samplers import TPESampler
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from clsnf.fingerprint import content_key
+from clsnf.study.history import History
 
-CATEGORY = "category"
+CATEGORY, NUMBER = "category", "trial"  # what a trial's config holds besides its values
+METRIC = "objective"  # in every report
 
-
-def category_seed(seed: int, category: str) -> int:
-    """A seed for one category's sampler that does not depend on which other categories are studied."""
-    return int(content_key([seed, category])[:8], 16)
+# What a trial reports, and its history keeps beside the objectives.
+_KEPT = ("validation_", "family_", "stages_", "seconds", "latency", "traceback")
 
 
 class PerCategorySearch(Searcher):
-    """Hands out `trials` trials of each category.
+    """Hands out `trials` trials of each category, and tells its history what came out.
 
     Args:
-        categories: their names.
-        distributions: name to Optuna distribution, the same for all.
-        start: the first trial's values.
-        trials: of each category.
-        metric: what to raise.
-        seed: of the samplers.
+        histories: of each category.
+        trials: of each category, those of an earlier run included.
         in_sequence: never two trials of a category at once.
+        tell: gets the record of every trial that ended.
     """
 
     def __init__(
         self,
-        categories: Sequence[str],
-        distributions: Mapping[str, Any],
-        start: Mapping[str, Any],
+        histories: Mapping[str, History],
         trials: int,
-        metric: str,
-        seed: int,
         in_sequence: bool,
+        tell: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
-        super().__init__(metric=metric, mode="max")
-        self._trials, self._in_sequence = trials, in_sequence
-        self._given = dict.fromkeys(categories, 0)
-        self._running = dict.fromkeys(categories, 0)
-        self._category_of: dict[str, str] = {}
-        self._searches = {
-            category: OptunaSearch(
-                space=dict(distributions),
-                metric=metric,
-                mode="max",
-                points_to_evaluate=[dict(start)],
-                study_name=category,
-                sampler=TPESampler(
-                    seed=category_seed(seed, category),
-                    multivariate=True,
-                    # Few trials must not all be spent on random points.
-                    n_startup_trials=min(10, max(3, trials // 3)),
-                ),
-            )
-            for category in categories
-        }
+        super().__init__(metric=METRIC, mode="max")
+        self._histories, self._trials, self._in_sequence, self._tell = dict(histories), trials, in_sequence, tell
+        self._running = dict.fromkeys(histories, 0)
+        self._handed: dict[str, tuple[str, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher to go on after a crash; here that is the histories' part."""
+        return {}
+
+    @property
+    def left(self) -> int:
+        """Number of trials to hand out yet."""
+        return sum(max(0, self._trials - history.given) for history in self._histories.values())
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's values with its category (a dict), FINISHED, or None where a running trial must end first."""
-        open_categories = [c for c, given in self._given.items() if given < self._trials]
+        """The next trial's values with its category and number (a dict), FINISHED, or None where a running trial must end first."""
+        given = {category: history.given for category, history in self._histories.items()}
+        open_categories = [c for c in given if given[c] < self._trials]
         if not open_categories:
             return Searcher.FINISHED
-        category = min(open_categories, key=lambda c: (self._running[c], self._given[c]))
+        category = min(open_categories, key=lambda c: (self._running[c], given[c]))
         if self._in_sequence and self._running[category]:
             return None
-        values = self._searches[category].suggest(trial_id)
-        if values is None:
-            return None
-        self._given[category] += 1
+        number, values = self._histories[category].begin()
         self._running[category] += 1
-        self._category_of[trial_id] = category
-        return {CATEGORY: category, **values}
+        self._handed[trial_id] = (category, number)
+        return {CATEGORY: category, NUMBER: number, **values}
+
+    def is_hopeless(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether to stop a trial after a report on its way."""
+        if "step" not in result:
+            return False
+        category, number = self._handed[trial_id]
+        return self._histories[category].is_hopeless(number, result["step"], result[METRIC])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass an intermediate result on to the category's study."""
-        self._searches[self._category_of[trial_id]].on_trial_result(trial_id, result)
+        """Reports on the way are the scheduler's part."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass a final result, or a failure, on to the category's study."""
-        category = self._category_of[trial_id]
+        """Pass on what a trial came to. What ended without a report is left to :class:`Telling`, which can see the cause."""
+        category, number = self._handed[trial_id]
         self._running[category] -= 1
-        self._searches[category].on_trial_complete(trial_id, result, error)
+        if error or result is None:
+            return
+        history = self._histories[category]
+        notes = {name: value for name, value in result.items() if name.startswith(_KEPT)}
+        if "failed" in result:
+            history.fail(number, result["failed"], notes)
+        else:
+            history.end(number, {} if "step" in result else result, notes)
+        self._tell(history.record(number))
+
+    def failed(self, trial_id: str, cause: str) -> None:
+        """A trial's process ended without a report, for good."""
+        category, number = self._handed[trial_id]
+        self._histories[category].fail(number, cause)
+        self._tell(self._histories[category].record(number))
 
     def save(self, checkpoint_path: str) -> None:
-        """Write the searcher's state."""
-        with open(checkpoint_path, "wb") as file:
-            pickle.dump(self.__dict__, file)
+        """Nothing: the histories lie in their storage."""
+        Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Read a state that :meth:`save` wrote."""
-        with open(checkpoint_path, "rb") as file:
-            self.__dict__.update(pickle.load(file))
+        """Nothing, as :meth:`save`."""
+
+
+class Telling(Callback):
+    """Tells the searcher why trials ended without a report: their process was killed, or ran out of memory."""
+
+    def __init__(self, search: PerCategorySearch) -> None:
+        self._search: PerCategorySearch | None = search
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; see :meth:`PerCategorySearch.__getstate__`."""
+        return {"_search": None}
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial failed for good."""
+        if self._search is not None:
+            self._search.failed(trial.trial_id, _cause(trial))
+
+
+class StopHopeless(FIFOScheduler):
+    """Tune's scheduler: first in, first out, and a trial that its category's others leave far behind is stopped on its way."""
+
+    def __init__(self, search: PerCategorySearch) -> None:
+        super().__init__()
+        self._search: PerCategorySearch | None = search
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See :meth:`PerCategorySearch.__getstate__`."""
+        return {"_search": None}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Stop or go on."""
+        hopeless = self._search is not None and self._search.is_hopeless(trial.trial_id, result)
+        return TrialScheduler.STOP if hopeless else TrialScheduler.CONTINUE
+
+
+def _cause(trial: Trial) -> str:
+    """The last line of a failed trial's traceback: what a person needs to read first."""
+    text = ""
+    if trial.error_file and Path(trial.error_file).is_file():
+        text = Path(trial.error_file).read_text(errors="replace")
+    if "ActorDiedError" in text or "ActorUnavailableError" in text or "OutOfMemoryError" in text:
+        return "Its process was killed, again and again: out of memory, perhaps (fewer trials at once, or smaller images, need less)."
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1].removeprefix("clsnf.errors.") if lines else "ended without a message"

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 
 from clsnf.config import DetectorSettings, from_dict, to_dict
 from clsnf.errors import SettingsError, nearest
+from clsnf.training.finetune import RESUME_EVERY
 from clsnf.yaml_reading import read_yaml_mapping
 
 SHORT_NAMES = {"fusion_weight": "fusion_weight", "finetune_epochs": "finetune.joint_epochs", "flow_depth": "flow.depth"}
@@ -32,6 +33,8 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
 
 # Swept at the end of a study where the space allows; finer where the authors' weights lie (0.016 to 0.25).
 FUSION_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+_DECIDE_THE_TRUNK = ("finetune", "defects", "backbone", "image", "seed")
 
 _KEYS = {"float": {"low", "high", "log", "step"}, "int": {"low", "high", "log", "step"}, "choice": {"values"}}
 
@@ -96,6 +99,14 @@ class Space:
         if given["type"] == "choice":
             return sorted(given["values"])
         return list(range(given["low"], given["high"] + 1, given.get("step", 1)))
+
+    def rungs(self, settings: DetectorSettings) -> list[int]:
+        """Epochs of the trunk at which trials are compared, so that hopeless ones can stop: none where all trials share one trunk."""
+        own = {SHORT_NAMES.get(name, name) for name in self.ranges} - {"finetune.joint_epochs", "finetune.decay_epochs"}
+        if not any(name.split(".")[0] in _DECIDE_THE_TRUNK for name in own) or settings.finetune.schedule != "trunk":
+            return []
+        longest = settings.finetune.frozen_epochs + self.leaving_epochs(settings)[-1]
+        return list(range(RESUME_EVERY, longest, RESUME_EVERY))
 
     def fusion_weights(self) -> tuple[float, ...]:
         """The fusion weights to sweep at the end: none that the space leaves out."""

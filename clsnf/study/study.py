@@ -7,9 +7,11 @@ everything that computes to Ray: one Tune run over all categories, then one task
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,20 @@ from clsnf.data.foreground import chosen_polarity
 from clsnf.data.splits import assign_splits
 from clsnf.data.validation_set import write_validation_set
 from clsnf.errors import ClsnfError, OutputError
-from clsnf.fingerprint import content_key, write_json
+from clsnf.fingerprint import differences, write_json
 from clsnf.ledger import now
 from clsnf.progress import Progress, silent
 from clsnf.selection import check_objective
 from clsnf.study.cluster import Shares, divide, ray_session
+from clsnf.selection_rules import check_rule
+from clsnf.study.front import objectives_of
+from clsnf.study.history import History, open_storage
+from clsnf.study.latency import LATENCY
+from clsnf.study.loggers import check_loggers, loggers
 from clsnf.study.plan import StudyPlan, check_folder, claim_folder, write_table
-from clsnf.study.search import PerCategorySearch
+from clsnf.study.search import CATEGORY, METRIC, NUMBER, PerCategorySearch, StopHopeless, Telling
 from clsnf.study.space import Space
+from clsnf.study.warm_start import warm_values
 from clsnf.study.watch import Watcher
 from clsnf.training.prepare import check_ingredients, data_fingerprint, place_fit_rows
 
@@ -50,6 +58,10 @@ class StudyRequest:
         address: of a Ray cluster, None for a private one.
         allow_leak: go on where training and test images are the same.
         resume: go on with the study in `out`.
+        optuna_storage: a file or URL for the Optuna studies; None for a journal in `out`.
+        warm_start: folder of an earlier study: what was best there is tried first.
+        mlflow: URI of an MLflow server to log trials to as well.
+        wandb: Weights & Biases project to log trials to as well.
         origin: where the data came from, for the summary.
     """
 
@@ -63,6 +75,10 @@ class StudyRequest:
     address: str | None = None
     allow_leak: bool = False
     resume: bool = False
+    optuna_storage: str | None = None
+    warm_start: Path | None = None
+    mlflow: str | None = None
+    wandb: str | None = None
     origin: str = ""
 
 
@@ -90,7 +106,7 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
 
     Raises:
         ClsnfError: bad input, before anything long starts.
-        KeyboardInterrupt: the user ended it; what was finished lies in ``trials.parquet`` and in the stages.
+        KeyboardInterrupt: the user ended it; what was finished lies in the Optuna storage and in the stages.
     """
     reporter = reporter or Reporter()
     started = time.perf_counter()
@@ -110,8 +126,10 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
 
 def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> list[pa.Table]:
     """The tables with their normals split, after everything that could stop a trial was looked at; nothing is written."""
-    check_objective(request.study.objective)
+    _check_choices(request.study)
     request.space.check(request.settings)
+    check_loggers(request.mlflow, request.wandb)
+    warm_values(request.warm_start, [])
     check_folder(out, request.resume)
     check_ingredients(request.settings, request.textures, request.device)
     tables = [_checked(table, request, reporter) for table in request.tables]
@@ -123,18 +141,23 @@ def _run(
     request: StudyRequest, tables: list[pa.Table], plan: StudyPlan, shares: Shares, reporter: Reporter, started: float
 ) -> dict[str, Any]:
     out = Path(plan.out)
-    write_json(out / "study.json", _identity(request, tables))
     categories = [str(table["category"][0].as_py()) for table in tables]
+    histories = _histories(request, tables, out, shares)
     for category, table in zip(categories, tables, strict=True):
         plan.write_tables(category, table, _validation_set(table, category, request, out, reporter))
 
     at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
     reporter.say(
-        f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, {request.study.trials} trials each, "
+        f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, {request.study.trials} "
+        f"{'trial' if request.study.trials == 1 else 'trials'} each, "
         f"{at_once}, {shares.cpus} CPUs" + (f" and {shares.gpus:g} GPUs" if shares.gpus else "") + " a trial"
     )
+    search = PerCategorySearch(histories, request.study.trials, shares.concurrent <= len(categories), reporter.trial)
+    if search.left < request.study.trials * len(categories):
+        reporter.say(f"{request.study.trials * len(categories) - search.left} trials ended before: {search.left} are left")
     with Watcher(out, reporter.notes):
-        records, interrupted = _search(request, plan, categories, shares, reporter)
+        interrupted = bool(search.left) and _search(request, plan, search, shares)
+        records = [record for history in histories.values() for record in history.records()]
         write_table(out / "trials.parquet", _trials_table(records))
         if interrupted:
             raise KeyboardInterrupt
@@ -160,6 +183,7 @@ def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
         settings=to_dict(request.settings),
         study=to_dict(request.study),
         leaving_epochs=tuple(request.space.leaving_epochs(request.settings)),
+        rungs=tuple(request.space.rungs(request.settings)) if request.study.stop_hopeless else (),
         fusion_weights=request.space.fusion_weights(),
         textures=None if request.textures is None else str(request.textures.absolute()),
         device=request.device,
@@ -186,22 +210,71 @@ def _identity(request: StudyRequest, tables: list[pa.Table]) -> dict[str, Any]:
         "settings": to_dict(request.settings),
         "space": {name: dict(given) for name, given in request.space.ranges.items()},
         "data": {table["category"][0].as_py(): data_fingerprint(table) for table in tables},
-        "objective": request.study.objective,
+        "objectives": list(request.study.objectives),
     }
 
 
 def _check_same_study(request: StudyRequest, tables: list[pa.Table], out: Path) -> None:
+    before = _begun(out)
+    if before is None:
+        return
+    identity = json.loads(json.dumps(_identity(request, tables)))
+    changed = {name: list(differences(before.get(name), identity[name])) for name in identity}
+    if any(changed.values()):
+        kinds = " and ".join(name for name, found in changed.items() if found)
+        found = [line for lines in changed.values() for line in lines]
+        more = f"; {len(found) - 3} more" if len(found) > 3 else ""
+        raise OutputError(f"The study in {out} was begun with other {kinds} ({'; '.join(found[:3])}{more}): choose another --out.")
+    if (request.optuna_storage is None) != (before.get("studies", "") == ""):
+        given = "its own journal" if before.get("studies", "") == "" else "another --optuna-storage"
+        raise OutputError(f"The study in {out} was begun with its trials in {given}: say the same again.")
+
+
+def _begun(out: Path) -> dict[str, Any] | None:
+    """What ``study.json`` says of the study that was begun in a folder, None where none was."""
     path = out / "study.json"
     if not path.is_file():
-        return
+        return None
     try:
-        before = dict(json.loads(path.read_text()))
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise OutputError(f"{path} is damaged ({error}): choose another --out.") from error
-    identity = _identity(request, tables)
-    changed = [name for name in identity if content_key(before.get(name)) != content_key(identity[name])]
-    if changed:
-        raise OutputError(f"The study in {out} was begun with other {' and '.join(changed)}: choose another --out.")
+
+
+def _check_choices(study: StudySettings) -> None:
+    first, *others = study.objectives
+    for name in (first, *(name for name in others if name != LATENCY)):
+        check_objective(name)
+    check_rule(study.selection)
+
+
+def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares: Shares) -> dict[str, History]:
+    """The trials of every category as far as there are any; a new study is written down first."""
+    before = _begun(out)
+    if before is None:
+        # Others' studies may lie in the same storage, and another study of this name may come.
+        prefix = "" if request.optuna_storage is None else f"{out.name}-{secrets.token_hex(3)}/"
+    else:
+        prefix = before.get("studies", "")
+    storage = open_storage(request.optuna_storage, out)
+    if before is not None and prefix and not any(s.study_name.startswith(prefix) for s in storage.get_all_studies()):
+        raise OutputError(f"This Optuna storage holds no trials of the study in {out} ({prefix}...): give the one that it began with.")
+    write_json(out / "study.json", _identity(request, tables) | {"studies": prefix})
+    distributions, start = request.space.distributions(), request.space.start(request.settings)
+    return {
+        category: History(
+            storage,
+            prefix + category,
+            category,
+            distributions,
+            [start, *warm_values(request.warm_start, [category])],
+            request.study.trials,
+            objectives_of(request.study),
+            request.settings.seed,
+            shares.concurrent <= len(tables),
+        )
+        for category in (str(table["category"][0].as_py()) for table in tables)
+    }
 
 
 def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter) -> pa.Table:
@@ -219,51 +292,44 @@ def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: 
     return written
 
 
-def _search(
-    request: StudyRequest, plan: StudyPlan, categories: list[str], shares: Shares, reporter: Reporter
-) -> tuple[list[dict[str, Any]], bool]:
-    """The Tune run: records of all ended trials, and whether the user ended it."""
-    import optuna
+def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, shares: Shares) -> bool:
+    """The Tune run; whether the user ended it. What came out is in the histories."""
     from ray import tune
 
-    from clsnf.study.telling import Telling
     from clsnf.study.trial import run_trial
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    search = PerCategorySearch(
-        categories,
-        request.space.distributions(),
-        request.space.start(request.settings),
-        request.study.trials,
-        "objective",
-        request.settings.seed,
-        in_sequence=shares.concurrent <= len(categories),
-    )
-    total = len(categories) * request.study.trials
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, plan=plan),
         {"cpu": shares.cpus, "gpu": shares.gpus} if shares.gpus else {"cpu": shares.cpus},
     )
-    telling = Telling(reporter.trial)
+    name = datetime.now().strftime("%Y%m%d-%H%M%S")
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=search,
-            num_samples=total,
+            scheduler=StopHopeless(search),
+            num_samples=search.left,
             max_concurrent_trials=shares.concurrent,
-            metric="objective",
+            metric=METRIC,
             mode="max",
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.trial_id,
-            trial_dirname_creator=lambda trial: trial.trial_id,
+            trial_name_creator=lambda trial: f"{trial.config[CATEGORY]}-{trial.config[NUMBER]}",
+            trial_dirname_creator=lambda trial: f"{trial.config[CATEGORY]}-{trial.config[NUMBER]}",
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=plan.out, verbose=0, callbacks=[telling]),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(Path(plan.out) / "tune"),
+            verbose=0,
+            # What a trial can mend by itself it reports; here come processes that were killed and nodes that went away.
+            failure_config=tune.FailureConfig(max_failures=2),
+            callbacks=[Telling(search), *loggers(Path(plan.out).name, request.mlflow, request.wandb)],
+        ),
     )
     try:
         tuner.fit()
     except KeyboardInterrupt:
-        return telling.records, True
-    return telling.records, False
+        return True
+    return False
 
 
 def _trials_table(records: list[dict[str, Any]]) -> pa.Table:
@@ -286,14 +352,20 @@ def _finish(
     from clsnf.study.finish import finish_category
 
     task = ray.remote(num_cpus=shares.cpus, num_gpus=shares.gpus, max_retries=1)(finish_category)
-    pending, finished = {}, {}
+    pending: dict[Any, str] = {}
+    finished: dict[str, dict[str, Any]] = {}
     for category in categories:
-        ended = [r for r in records if r["category"] == category and r["status"] == "finished"]
-        failed = [
-            {"trial": r["trial"], "cause": r["cause"]} for r in records if r["category"] == category and r["status"] == "failed"
-        ]
-        finished[category] = {"finished_trials": len(ended), "failed_trials": failed}
-        if ended:
+        own = [r for r in records if r["category"] == category]
+        ended = [r for r in own if r["status"] == "finished"]
+        finished[category] = {
+            "finished_trials": len(ended),
+            "stopped_trials": sum(r["status"] == "stopped" for r in own),
+            "failed_trials": [{"trial": r["trial"], "cause": r["cause"]} for r in own if r["status"] == "failed"],
+        }
+        before = plan.finished(category, ended)
+        if before is not None:  # its test images stay closed: what they had to say was written down
+            finished[category] |= before
+        elif ended:
             pending[task.remote(plan, category, ended)] = category
     while pending:
         done, _ = ray.wait(list(pending), num_returns=1)

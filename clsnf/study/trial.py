@@ -6,36 +6,51 @@ that no trial before it has left behind, and then weighs two stored maps.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import time
+import traceback
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from clsnf.config import DetectorSettings, to_dict
+from clsnf.config import DetectorSettings, StudySettings, to_dict
 from clsnf.device import choose_device
+from clsnf.errors import ClsnfError, TrainingError
 from clsnf.fingerprint import content_key
-from clsnf.selection import family_figures, mean_over_families, validation_labels
+from clsnf.selection import family_figures, family_figures_of, mean_over_families, validation_labels
+from clsnf.study.latency import LATENCY, latency
 from clsnf.study.plan import StudyPlan
-from clsnf.study.search import CATEGORY
+from clsnf.study.search import CATEGORY, METRIC, NUMBER
 from clsnf.study.space import SHORT_NAMES, apply_config
 from clsnf.study.watch import FileProgress
+from clsnf.training.finetune import leaving_point
 from clsnf.training.pipeline import PlacedImages
 from clsnf.training.prepare import Prepared, place_rows, prepare
-from clsnf.training.stages import StageStore
+from clsnf.training.stages import Stage, StageStore
 
 # Reported beside the objective; one pass over the pixels serves both pixel figures.
 FIGURES = ("pixel_ap", "pixel_auroc", "image_auroc")
 
 
+def reported_figures(study: StudySettings) -> tuple[str, ...]:
+    """Figures of a trial: its objectives and those that everybody asks for."""
+    return tuple(dict.fromkeys((*(name for name in study.objectives if name != LATENCY), *FIGURES)))
+
+
 class Workbench:
     """A category loaded into this process: pipeline, validation images, their labels."""
 
-    def __init__(self, plan: StudyPlan, category: str, settings: DetectorSettings) -> None:
+    def __init__(self, plan: StudyPlan, category: str, settings: DetectorSettings, stages: Path | None = None) -> None:
         table = plan.train_table(category)
         validation = plan.validation_table(category)
-        self.store = StageStore(plan.stages)
+        self.store = StageStore(stages or plan.stages)
         progress = FileProgress(plan.out, category)
         self.prepared: Prepared = prepare(table, settings, plan.textures, self.store, choose_device(plan.device), progress)
         self.images: PlacedImages = place_rows(validation, settings)
@@ -71,28 +86,90 @@ def use_threads(threads: int) -> None:
 
 
 def run_trial(config: dict[str, Any], plan: StudyPlan) -> None:
-    """Tune's trainable: report the objective and the figures beside it, once."""
+    """Tune's trainable: report where the trial stands on its way, and at its end the objective and the figures beside it."""
     from ray import tune
 
-    started = time.perf_counter()
     use_threads(plan.threads)
-    values = {name: value for name, value in config.items() if name != CATEGORY}
+    values = {name: value for name, value in config.items() if name not in (CATEGORY, NUMBER)}
+    try:
+        for report in trial_reports(plan, config[CATEGORY], values):
+            tune.report(report)
+    except Exception as error:  # this trial fails, and leaves the process to the next
+        if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+            raise  # nothing works any more on that GPU in this process: Tune starts another
+        _benches.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        report = {METRIC: 0.0, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        if not isinstance(error, ClsnfError):  # a user can't mend it: whoever can wants to know where it was
+            report["traceback"] = traceback.format_exc()
+        tune.report(report)
+
+
+def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A trial, step by step.
+
+    Args:
+        plan: the study.
+        category: whose images.
+        values: the point of the search space.
+
+    Yields:
+        On the way, where the space makes that worth its time: ``step`` (epochs of the trunk) and the classifier's ``objective`` there.
+        At the end ``objective``, ``validation_*``, ``family_*``, ``seconds``, ``seconds_*`` by kind of work, ``stages_computed`` and
+        ``stages_reused``; with ``latency`` among the objectives, that too.
+
+    Raises:
+        TrainingError: a figure is not finite, whatever training said.
+        ClsnfError: see the pipeline.
+    """
+    started = time.perf_counter()
     settings = apply_config(plan.detector_settings, values)
-    bench = workbench(plan, config[CATEGORY], settings)
-    computed, reused = dict(bench.store.computed), dict(bench.store.reused)
-    epochs, depth = settings.finetune.joint_epochs, settings.flow.depth
+    study = plan.study_settings
+    with ExitStack() as cleaned:
+        if study.reuse:
+            bench = workbench(plan, category, settings)
+        else:  # everything anew, and nothing left for others
+            scratch = cleaned.enter_context(TemporaryDirectory(prefix=".scratch-", dir=plan.out))
+            bench = Workbench(plan, category, settings, Path(scratch))
+        store, pipeline = bench.store, bench.prepared.pipeline
+        computed, reused, seconds = sum(store.computed.values()), sum(store.reused.values()), dict(store.seconds)
+        loading = time.perf_counter() - started
+        epochs, depth = settings.finetune.joint_epochs, settings.flow.depth
+        names = reported_figures(study)
+        stops = plan.leaving_epochs if study.reuse else ()
+        for step in plan.rungs:
+            if step <= leaving_point(dataclasses.replace(settings.finetune, joint_epochs=epochs)):
+                yield {METRIC: _on_the_way(bench, epochs, step, study.objective), "step": step}
+        pipeline.finetuned(epochs, stops)
+        maps = pipeline.maps(epochs, depth, bench.images)
+        with store.clock("scoring"):
+            figures = family_figures(maps, bench.labels, settings.fusion_weight, names)
+        report: dict[str, Any] = {f"validation_{name}": mean_over_families(figures, name) for name in names}
+        report |= {f"family_{family}": found[study.objective] for family, found in figures.items()}
+        if not all(math.isfinite(value) for value in report.values()):
+            raise TrainingError("The score maps hold values that are not finite: lower the learning rates.")
+        report[METRIC] = report[f"validation_{study.objective}"]
+        if LATENCY in study.objectives:
+            with store.clock("measuring the latency"):
+                report[LATENCY] = latency(pipeline.network(epochs, depth), bench.images.images, pipeline.device)
+        report |= {f"seconds_{kind}": took - seconds.get(kind, 0.0) for kind, took in store.seconds.items()}
+        report |= {
+            "seconds": time.perf_counter() - started,
+            "seconds_loading": loading,
+            "stages_computed": sum(store.computed.values()) - computed,
+            "stages_reused": sum(store.reused.values()) - reused,
+        }
+    yield report
+
+
+def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> float:
+    """The classifier's objective on the trunk after `step` epochs; runs that share the trunk share it."""
     pipeline = bench.prepared.pipeline
-    pipeline.finetuned(epochs, stops=plan.leaving_epochs)
-    maps = pipeline.maps(epochs, depth, bench.images)
-    objective = plan.study_settings.objective
-    names = tuple(dict.fromkeys((objective, *FIGURES)))
-    figures = family_figures(maps, bench.labels, settings.fusion_weight, names)
-    report: dict[str, Any] = {f"validation_{name}": mean_over_families(figures, name) for name in names}
-    report |= {f"family_{family}": values[objective] for family, values in figures.items()}
-    report |= {
-        "objective": report[f"validation_{objective}"],
-        "seconds": time.perf_counter() - started,
-        "stages_computed": sum(bench.store.computed.values()) - sum(computed.values()),
-        "stages_reused": sum(bench.store.reused.values()) - sum(reused.values()),
-    }
-    tune.report(report)
+
+    def compute() -> Stage:
+        maps = pipeline.trunk_maps(epochs, step, bench.images)
+        figures = family_figures_of(maps, bench.labels, (objective,))
+        return Stage({}, {"value": mean_over_families(figures, objective)})
+
+    return float(pipeline.on_trunk("rungs", epochs, step, {"images": bench.images.key, "objective": objective}, compute).facts["value"])

@@ -9,7 +9,7 @@ last (the flow's depth, then the fusion weight, which needs no training at all) 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -210,6 +210,16 @@ class CategoryPipeline:
 
         finetuner.run(settings.epochs, decay_from=leave, progress=self.progress, before_epoch=keep)
         return _weights_of(finetuner)
+
+    def on_trunk(self, kind: str, epochs: int, step: int, content: Mapping[str, Any], compute: Callable[[], Stage]) -> Stage:
+        """A stage that rests on the trunk at epoch `step` of a run of `epochs` joint epochs and on `content`."""
+        return self.store.get(kind, self._trunk_point(epochs, step) | content, compute)
+
+    def trunk_maps(self, epochs: int, step: int, images: PlacedImages) -> Tensor:
+        """The classifier's maps of images (N, H, W) as it is on the trunk after `step` epochs, before its learning rate falls."""
+        make = partial(self._new_finetuner, self._finetune(epochs))
+        finetuner = train_trunk(make, self.store, partial(self._trunk_point, epochs), step, progress=self.progress)
+        return classifier_maps(finetuner.backbone.eval(), finetuner.decoder.eval(), images.images, self.device)
 
     def _snapshot_epochs(self, epochs: int) -> range:
         """The epochs in which the learning rate falls to its end, as far as they are joint ones."""
