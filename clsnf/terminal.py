@@ -96,6 +96,8 @@ class Terminal:
             if record["status"] == "finished":
                 best[category] = max(best.get(category, 0.0), record["objective"])
                 outcome = f"{record['objective']:.4f} (best {best[category]:.4f}), {record['seconds']:.0f} s"
+            elif record["status"] == "stopped":
+                outcome = "stopped on its way: far behind the others"
             else:
                 outcome = f"failed: {record['cause']}"
             self.line(f"trial {ended}/{trials}  {category}: {values}: {outcome}")
@@ -147,7 +149,7 @@ class Terminal:
                 str(settings["finetune"]["joint_epochs"]),
                 str(settings["flow"]["depth"]),
                 f"{settings['fusion_weight']:.2f}",
-                f"{found['validation'][summary['study']['objective']]:.3f}",
+                f"{found['validation'][summary['study']['objectives'][0]]:.3f}",
                 f"{found['threshold']['value']:.3f}",
                 *(_figure(figures, name) for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")),
                 _share(test, "recall"),

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,11 +42,11 @@ def _wait_for(path: Path) -> None:
 
 def test_many_processes_and_threads_take_turns(tmp_path: Path) -> None:
     (tmp_path / "counter").write_text("0")
-    workers = [FORK.Process(target=_add_one, args=(tmp_path, 15)) for _ in range(4)]
-    threads = [threading.Thread(target=_add_one, args=(tmp_path, 15)) for _ in range(2)]
-    for worker in (*workers, *threads):
+    workers: list[Any] = [FORK.Process(target=_add_one, args=(tmp_path, 15)) for _ in range(4)]
+    workers += [threading.Thread(target=_add_one, args=(tmp_path, 15)) for _ in range(2)]
+    for worker in workers:
         worker.start()
-    for worker in (*workers, *threads):
+    for worker in workers:
         worker.join(120)
     assert (tmp_path / "counter").read_text() == "90"
     assert [p.name for p in (tmp_path / "leases").iterdir()] == []

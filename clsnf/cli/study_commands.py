@@ -19,7 +19,11 @@ from clsnf.errors import ClsnfError, SettingsError
 @click.option("--categories", help="Names with commas.  [default: all]")
 @click.option("--out", type=path, help="The study's folder.  [default: runs/DATE-TIME]")
 @click.option("--trials", type=int, help="Trials of each category.  [default: 8]")
-@click.option("--objective", help="The figure to raise on validation defects.  [default: pixel_ap]")
+@click.option(
+    "--objectives",
+    help="The figure to raise on validation defects; several, with commas, give a Pareto front: pixel_ap,latency.  [default: pixel_ap]",
+)
+@click.option("--selection", help="How the winner is picked: mean, worst, leave_one_out, rank.  [default: mean]")
 @click.option("--space", type=path, help="A YAML file of what to search (see tune/spaces/).")
 @setting_options
 @click.option("--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine.")
@@ -27,6 +31,14 @@ from clsnf.errors import ClsnfError, SettingsError
 @click.option("--cpus-per-trial", type=int, help="CPU cores of a trial.  [default: an even share, 4 at most]")
 @click.option("--gpus-per-trial", type=float, help="GPUs of a trial, such as 1 or 0.25.  [default: 0]")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out.")
+@click.option("--reuse/--no-reuse", default=None, help="Trials share stages, or each starts from scratch.  [default: reuse]")
+@click.option(
+    "--stop-hopeless/--no-stop-hopeless", default=None, help="Stop trials that are far behind on their way.  [default: stop]"
+)
+@click.option("--optuna-storage", help="A file or URL for the Optuna studies.  [default: optuna.journal in --out]")
+@click.option("--warm-start", type=path, help="Folder of an earlier study: what was best there is tried first.")
+@click.option("--mlflow", metavar="URI", help="Log trials to an MLflow server as well.")
+@click.option("--wandb", metavar="PROJECT", help="Log trials to Weights & Biases as well.")
 def study(**options: Any) -> None:
     """Tune, choose and save a detector for each product, on a Ray cluster or on this machine.
 
@@ -37,11 +49,10 @@ def study(**options: Any) -> None:
     """
     from clsnf.terminal import Terminal
 
-    given = {
-        name: options[name]
-        for name in ("trials", "objective", "concurrent_trials", "cpus_per_trial", "gpus_per_trial")
-        if options[name] is not None
-    }
+    names = ("trials", "selection", "reuse", "stop_hopeless", "concurrent_trials", "cpus_per_trial", "gpus_per_trial")
+    given = {name: options[name] for name in names if options[name] is not None}
+    if options["objectives"] is not None:
+        given["objectives"] = [name.strip() for name in options["objectives"].split(",")]
     if options["resume"] and options["out"] is None:
         raise SettingsError("--resume goes on with the study in a folder: name it with --out.")
     demo = options["data"] is None and options["normals"] is None
@@ -80,6 +91,10 @@ def study(**options: Any) -> None:
         address=options["address"],
         allow_leak=options["allow_leak"],
         resume=options["resume"],
+        optuna_storage=options["optuna_storage"],
+        warm_start=options["warm_start"],
+        mlflow=options["mlflow"],
+        wandb=options["wandb"],
         origin=origin,
     )
     with terminal.live():

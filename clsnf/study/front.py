@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clsnf.config import StudySettings
 from clsnf.detector import Detector
@@ -14,12 +15,15 @@ from clsnf.study.space import apply_config
 from clsnf.study.trial import workbench
 
 
-def objectives_of(study: StudySettings) -> dict[str, str]:
+def objectives_of(study: StudySettings) -> dict[str, Literal["maximize", "minimize"]]:
     """Names in a trial's report, each with the direction that Optuna wants."""
-    return {name if name == LATENCY else f"validation_{name}": "minimize" if name == LATENCY else "maximize" for name in study.objectives}
+    return {
+        name if name == LATENCY else f"validation_{name}": "minimize" if name == LATENCY else "maximize"
+        for name in study.objectives
+    }
 
 
-def front(trials: list[dict[str, Any]], objectives: dict[str, str]) -> list[dict[str, Any]]:
+def front(trials: list[dict[str, Any]], objectives: Mapping[str, str]) -> list[dict[str, Any]]:
     """The trials that no other one is at least as good as in every objective and better in one; the best in the first objective first.
 
     Args:

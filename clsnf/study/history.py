@@ -8,13 +8,14 @@ trial's number, that sees the trials in the storage; a study that goes on after 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from optuna import Study, create_study
+from optuna import Study, create_study, logging
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import PercentilePruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -40,6 +41,7 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
     Raises:
         OutputError: it can't be opened.
     """
+    logging.set_verbosity(logging.WARNING)
     try:
         if where is not None and "://" in where:
             return RDBStorage(where)
@@ -94,7 +96,7 @@ class History:
         distributions: Mapping[str, BaseDistribution],
         first: Sequence[Mapping[str, Any]],
         trials: int,
-        objectives: Mapping[str, str],
+        objectives: Mapping[str, Literal["maximize", "minimize"]],
         seed: int,
         in_sequence: bool,
     ) -> None:
@@ -108,7 +110,9 @@ class History:
             load_if_exists=True,
             pruner=PercentilePruner(_KEPT_PERCENT, n_startup_trials=_COMPARED_WITH),
         )
-        self._study.set_metric_names(list(objectives))
+        with warnings.catch_warnings():  # the names are for optuna-dashboard; should they go away one day, nothing is lost
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._study.set_metric_names(list(objectives))
         if not self._all():
             for values in first:
                 if _is_point(values, self._distributions):

@@ -148,6 +148,8 @@ def _cause(trial: Trial) -> str:
     if trial.error_file and Path(trial.error_file).is_file():
         text = Path(trial.error_file).read_text(errors="replace")
     if "ActorDiedError" in text or "ActorUnavailableError" in text or "OutOfMemoryError" in text:
-        return "Its process was killed, again and again: out of memory, perhaps (fewer trials at once, or smaller images, need less)."
+        return (
+            "Its process was killed, again and again: out of memory, perhaps (fewer trials at once, or smaller images, need less)."
+        )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("clsnf.errors.") if lines else "ended without a message"

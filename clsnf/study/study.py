@@ -29,8 +29,8 @@ from clsnf.fingerprint import differences, write_json
 from clsnf.ledger import now
 from clsnf.progress import Progress, silent
 from clsnf.selection import check_objective
-from clsnf.study.cluster import Shares, divide, ray_session
 from clsnf.selection_rules import check_rule
+from clsnf.study.cluster import Shares, divide, ray_session
 from clsnf.study.front import objectives_of
 from clsnf.study.history import History, open_storage
 from clsnf.study.latency import LATENCY
@@ -258,7 +258,9 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
         prefix = before.get("studies", "")
     storage = open_storage(request.optuna_storage, out)
     if before is not None and prefix and not any(s.study_name.startswith(prefix) for s in storage.get_all_studies()):
-        raise OutputError(f"This Optuna storage holds no trials of the study in {out} ({prefix}...): give the one that it began with.")
+        raise OutputError(
+            f"This Optuna storage holds no trials of the study in {out} ({prefix}...): give the one that it began with."
+        )
     write_json(out / "study.json", _identity(request, tables) | {"studies": prefix})
     distributions, start = request.space.distributions(), request.space.start(request.settings)
     return {

@@ -172,4 +172,6 @@ def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> flo
         figures = family_figures_of(maps, bench.labels, (objective,))
         return Stage({}, {"value": mean_over_families(figures, objective)})
 
-    return float(pipeline.on_trunk("rungs", epochs, step, {"images": bench.images.key, "objective": objective}, compute).facts["value"])
+    return float(
+        pipeline.on_trunk("rungs", epochs, step, {"images": bench.images.key, "objective": objective}, compute).facts["value"]
+    )

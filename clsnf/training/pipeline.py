@@ -9,7 +9,7 @@ last (the flow's depth, then the fusion weight, which needs no training at all) 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -211,7 +211,7 @@ class CategoryPipeline:
         finetuner.run(settings.epochs, decay_from=leave, progress=self.progress, before_epoch=keep)
         return _weights_of(finetuner)
 
-    def on_trunk(self, kind: str, epochs: int, step: int, content: Mapping[str, Any], compute: Callable[[], Stage]) -> Stage:
+    def on_trunk(self, kind: str, epochs: int, step: int, content: dict[str, Any], compute: Callable[[], Stage]) -> Stage:
         """A stage that rests on the trunk at epoch `step` of a run of `epochs` joint epochs and on `content`."""
         return self.store.get(kind, self._trunk_point(epochs, step) | content, compute)
 
