@@ -183,7 +183,8 @@ class History:
 
     def records(self) -> list[dict[str, Any]]:
         """All ended trials by number: category, trial, status (``finished``, ``stopped`` or ``failed``), cause, objective (the first of
-        the objectives, None where the trial did not finish), seconds, config, figures."""
+        the objectives, None where the trial did not finish), seconds (of its work), wall_seconds (from suggestion to result), config,
+        figures."""
         return [self._record(trial) for trial in self._all() if trial.state in STATUS]
 
     def _record(self, trial: FrozenTrial) -> dict[str, Any]:
@@ -195,6 +196,7 @@ class History:
             "cause": notes.pop("cause", None),
             "objective": trial.values[0] if trial.state == TrialState.COMPLETE else None,
             "seconds": notes.pop("seconds", None),
+            "wall_seconds": None if trial.duration is None else trial.duration.total_seconds(),
             "config": dict(trial.params),
             "figures": notes,
         }

@@ -336,7 +336,7 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
 
 def _trials_table(records: list[dict[str, Any]]) -> pa.Table:
     rows = [
-        {k: r[k] for k in ("category", "trial", "status", "cause", "objective", "seconds")}
+        {k: r[k] for k in ("category", "trial", "status", "cause", "objective", "seconds", "wall_seconds")}
         | {f"config/{name}": value for name, value in r["config"].items()}
         | r["figures"]
         for r in records
