@@ -21,6 +21,7 @@ FLOORS = {
     "clsnf.evaluation": 3,
     "clsnf.prediction": 3,
     "clsnf.selection": 3,
+    "clsnf.selection_rules": 3,
     "clsnf.training": 3,
     "clsnf.model": 2,
     "clsnf.data": 2,

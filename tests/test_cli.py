@@ -515,8 +515,8 @@ def test_a_device_that_is_not_there_is_refused(refused: Callable[..., str], data
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--objective", "pixel_app"], "The objective is 'pixel_app'. Did you mean 'pixel_ap'?"),
-        (["--objective", "pixel_f1_max"], "The objective is 'pixel_f1_max'."),
+        (["--objectives", "pixel_app"], "The objective is 'pixel_app'. Did you mean 'pixel_ap'?"),
+        (["--objectives", "pixel_f1_max"], "The objective is 'pixel_f1_max'."),
         (["--trials", "0"], "StudySettings.trials is 0: it must be 1 or more."),
         (["--space", "none.yaml"], "none.yaml can't be read"),
         (["--set", "flow.start=random"], "The search space's flow_depth: FlowSettings.depth is 0"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clsnf.errors import OutputError
-from clsnf.fingerprint import content_key, set_key, write_json, written_whole
+from clsnf.fingerprint import content_key, differences, set_key, write_json, written_whole
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 CONTENT = st.recursive(
@@ -182,3 +182,16 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "x"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_differences_name_what_changed_and_how() -> None:
+    before = {"seed": 0, "flow": {"depth": 2, "start": "data"}, "data": {"nut": "a" * 64, "bolt": "b" * 64}, "levels": [1, 2]}
+    now = {"seed": 1, "flow": {"depth": 2, "start": "random"}, "data": {"nut": "c" * 64}, "levels": [1, 2], "new": 3}
+    assert list(differences(before, now)) == [
+        "seed was 0, is 1",
+        "flow.start was 'data', is 'random'",
+        "data.nut has changed",
+        "data.bolt is gone",
+        "new is new",
+    ]
+    assert list(differences(now, now)) == []

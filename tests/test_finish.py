@@ -9,7 +9,7 @@ from clsnf.study.finish import best_few
 
 
 def trial(name: str, objective: float, **config: Any) -> dict[str, Any]:
-    return {"trial": name, "objective": objective, "config": config}
+    return {"trial": name, "objective": objective, "config": config, "figures": {"family_scar": objective}}
 
 
 def names(trials: list[dict[str, Any]]) -> list[str]:

@@ -22,6 +22,7 @@ def plan_in(out: Path) -> StudyPlan:
         settings=to_dict(DetectorSettings(fusion_weight=0.5)),
         study=to_dict(StudySettings(trials=3)),
         leaving_epochs=(0, 4),
+        rungs=(),
         fusion_weights=(0.0, 0.5, 1.0),
         textures=None,
         device="cpu",
@@ -114,6 +115,18 @@ def test_a_plan_gives_back_its_settings(tmp_path: Path) -> None:
     plan = plan_in(tmp_path)
     assert plan.detector_settings == DetectorSettings(fusion_weight=0.5)
     assert plan.study_settings == StudySettings(trials=3)
+
+
+def test_a_categorys_result_is_kept_for_the_same_trials_alone(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    trials = [{"trial": 0}, {"trial": 2}]
+    assert plan.finished("nut", trials) is None
+    plan.keep_finished("nut", trials, {"winner": "w"})
+    assert plan.finished("nut", trials) == {"winner": "w"}
+    assert plan.finished("nut", [*trials, {"trial": 3}]) is None
+    assert plan.finished("bolt", trials) is None
+    (tmp_path / "finished" / "nut.json").write_text("{")
+    assert plan.finished("nut", trials) is None
 
 
 # ---- the cluster ----

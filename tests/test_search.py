@@ -7,25 +7,28 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.storages import BaseStorage, InMemoryStorage
 from ray.tune.search import Searcher
 
 from clsnf.config import DetectorSettings
-from clsnf.study.search import CATEGORY, PerCategorySearch, category_seed
+from clsnf.errors import OutputError
+from clsnf.study.history import History, open_storage, trial_seed
+from clsnf.study.search import CATEGORY, METRIC, NUMBER, PerCategorySearch
 from clsnf.study.space import DEFAULT_SPACE, Space
 
 SPACE = Space(DEFAULT_SPACE)
 START = SPACE.start(DetectorSettings())
 
 
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def searcher(categories: list[str], trials: int = 6, seed: int = 0, in_sequence: bool = True) -> PerCategorySearch:
-    return PerCategorySearch(categories, SPACE.distributions(), START, trials, "objective", seed, in_sequence)
+def searcher(
+    categories: list[str], trials: int = 6, seed: int = 0, in_sequence: bool = True, storage: BaseStorage | None = None
+) -> PerCategorySearch:
+    storage = storage or InMemoryStorage()
+    histories = {
+        c: History(storage, c, c, SPACE.distributions(), [START], trials, {METRIC: "maximize"}, seed, in_sequence)
+        for c in categories
+    }
+    return PerCategorySearch(histories, trials, in_sequence)
 
 
 def objective(config: dict[str, Any]) -> float:
@@ -60,7 +63,7 @@ def test_every_category_gets_its_trials_in_turn(categories: list[str], trials: i
 
 def test_every_categorys_first_trial_is_the_start_point() -> None:
     seen = run(searcher(["screw", "tire"], 2))
-    assert seen[:2] == [{CATEGORY: "screw", **START}, {CATEGORY: "tire", **START}]
+    assert seen[:2] == [{CATEGORY: "screw", NUMBER: 0, **START}, {CATEGORY: "tire", NUMBER: 0, **START}]
 
 
 def test_turns_stay_fair_while_many_trials_run_at_once() -> None:
@@ -109,11 +112,11 @@ def test_seeds_and_names_decide_the_suggestions() -> None:
     assert other[1:] != first[1:]
 
 
-def test_the_seed_of_a_category_is_fixed() -> None:
+def test_the_seed_of_a_trial_is_fixed() -> None:
     """Another value here changes every study's trials."""
-    assert category_seed(0, "screw") == 2091048485
-    assert category_seed(1, "screw") != category_seed(0, "screw")
-    assert 0 <= category_seed(2**32 - 1, "ü" * 100) < 2**32
+    assert trial_seed(0, "screw", 3) == 1651795452
+    assert len({trial_seed(0, "screw", 3), trial_seed(1, "screw", 3), trial_seed(0, "tire", 3), trial_seed(0, "screw", 4)}) == 4
+    assert 0 <= trial_seed(2**32 - 1, "ü" * 100, 10**6) < 2**32
 
 
 def test_the_sampler_learns_from_its_category() -> None:
@@ -123,7 +126,8 @@ def test_the_sampler_learns_from_its_category() -> None:
     assert sum(late) / len(late) < sum(early) / len(early)
 
 
-def test_a_failed_trial_counts_and_the_search_goes_on() -> None:
+@pytest.mark.parametrize("way", ["reported", "killed"])
+def test_a_failed_trial_counts_and_the_search_goes_on(way: str) -> None:
     search = searcher(["a", "b"], 4)
     handed = []
     for number in range(9):
@@ -131,31 +135,90 @@ def test_a_failed_trial_counts_and_the_search_goes_on() -> None:
         if config == Searcher.FINISHED:
             break
         handed.append(config)
-        if config[CATEGORY] == "a":
-            search.on_trial_complete(f"t{number}", error=True)
+        if config[CATEGORY] == "b":
+            search.on_trial_complete(f"t{number}", {METRIC: objective(config)})
+        elif way == "reported":
+            search.on_trial_complete(f"t{number}", {METRIC: 0.0, "failed": "TrainingError: no"})
         else:
-            search.on_trial_complete(f"t{number}", {"objective": objective(config)})
+            search.on_trial_complete(f"t{number}", error=True)
+            search.failed(f"t{number}", "killed")
     assert Counter(h[CATEGORY] for h in handed) == {"a": 4, "b": 4}
     assert of("b", handed) == run(searcher(["b"], 4)), "another category's failures must not be felt"
 
 
-def test_a_saved_search_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+STORAGES = [None, "studies.journal", "sqlite:///{}/studies.db"]
+
+
+@pytest.mark.parametrize("where", STORAGES)
+@pytest.mark.parametrize("ended", [0, 1, 5, 11])
+def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(where: str | None, ended: int, tmp_path: Path) -> None:
     whole = run(searcher(["a", "b"], 6))
+    if where is not None:
+        where = where.format(tmp_path) if "://" in where else str(tmp_path / where)
+    before = searcher(["a", "b"], 6, storage=open_storage(where, tmp_path))
+    seen = run(before, most=ended)
+    lost = before.suggest("killed while it ran")
+    after = searcher(["a", "b"], 6, storage=open_storage(where, tmp_path))
+    assert after.left == 12 - ended
+    assert sorted(map(str, seen + run(after))) == sorted(map(str, whole))
+    assert str(lost) in map(str, whole), "a trial under way is begun again as it was"
 
-    search = searcher(["a", "b"], 6)
-    before = run(search, most=5)
-    search.save(str(tmp_path / "state.pkl"))
-    restored = searcher(["a", "b"], 6)
-    restored.restore(str(tmp_path / "state.pkl"))
-    assert before + run(restored, prefix="later") == whole
+
+def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Path) -> None:
+    search = searcher(["a", "b"], 3, in_sequence=False, storage=open_storage(None, tmp_path))
+    running = [search.suggest(f"t{i}") for i in range(3)]
+    search.on_trial_complete("t1", {METRIC: objective(running[1])})
+    again = searcher(["a", "b"], 3, in_sequence=False, storage=open_storage(None, tmp_path))
+    seen = run(again)
+    assert [trial for trial in seen if trial in running] == [running[0], running[2]]
+    assert sorted((t[CATEGORY], t[NUMBER]) for t in [running[1], *seen]) == [(c, n) for c in "ab" for n in range(3)]
 
 
-def test_a_search_saved_while_trials_run_takes_their_results(tmp_path: Path) -> None:
-    search = searcher(["a", "b"], 3, in_sequence=False)
-    running = {f"t{i}": search.suggest(f"t{i}") for i in range(3)}
-    search.save(str(tmp_path / "state.pkl"))
-    restored = searcher(["a", "b"], 3, in_sequence=False)
-    restored.restore(str(tmp_path / "state.pkl"))
-    for name, config in running.items():
-        restored.on_trial_complete(name, {"objective": objective(config)})
-    assert [trial[CATEGORY] for trial in run(restored, prefix="later")] == ["b", "a", "b"]
+def test_what_a_trial_came_to_is_told_and_kept(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    history = History(open_storage(None, tmp_path), "a", "a", SPACE.distributions(), [START], 4, {METRIC: "maximize"}, 0, True)
+    search = PerCategorySearch({"a": history}, 4, True, told.append)
+    reports: list[dict[str, Any]] = [
+        {METRIC: 0.5, "family_scar": 0.25, "seconds": 2.0, "nobody": 1},
+        {METRIC: 0.1, "step": 4},
+        {METRIC: 0.0, "failed": "no", "traceback": "..."},
+    ]
+    for number, report in enumerate(reports):
+        search.suggest(f"t{number}")
+        search.on_trial_complete(f"t{number}", report)
+    search.suggest("t3")
+    search.on_trial_complete("t3", error=True)
+    search.failed("t3", "killed")
+    assert told == history.records()
+    assert [r["status"] for r in told] == ["finished", "stopped", "failed", "failed"]
+    assert [r["objective"] for r in told] == [0.5, None, None, None]
+    assert [r["cause"] for r in told] == [None, None, "no", "killed"]
+    assert told[0]["figures"] == {"family_scar": 0.25}
+    assert told[0]["seconds"] == 2.0
+    assert told[0]["wall_seconds"] > 0
+    assert told[0]["config"] == START
+
+
+def test_a_trial_far_behind_others_that_came_as_far_is_stopped_and_no_earlier() -> None:
+    search = searcher(["a", "b"], 20, in_sequence=False)
+    for number in range(4):
+        search.suggest(f"t{number}")  # a, b, a, b
+    assert not search.is_hopeless("t0", {METRIC: 0.0, "step": 4}), "there is nobody to compare with"
+    assert not search.is_hopeless("t0", {METRIC: 0.0}), "a trial at its end has nothing to stop"
+    for number in range(4, 16):
+        config = search.suggest(f"t{number}")
+        search.is_hopeless(f"t{number}", {METRIC: number / 100 if config[CATEGORY] == "a" else 0.9, "step": 4})
+        search.on_trial_complete(f"t{number}", {METRIC: 0.5})
+    assert search.is_hopeless("t2", {METRIC: 0.03, "step": 4})
+    assert not search.is_hopeless("t2", {METRIC: 0.03, "step": 8}), "nobody came so far"
+    handed = search.suggest("t16")
+    assert handed[CATEGORY] in "ab"
+    value = {METRIC: 0.2, "step": 4}
+    assert search.is_hopeless("t16", value) == (handed[CATEGORY] == "b"), "only its own category's trials count"
+
+
+@pytest.mark.parametrize("where", ["sqlite:////no/such/folder/studies.db", "nothing://here", "no/such/folder/studies.journal"])
+def test_a_storage_that_cannot_be_opened_is_one_line(where: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="The Optuna storage") as raised:
+        open_storage(where, tmp_path)
+    assert "\n" not in str(raised.value)

@@ -96,8 +96,8 @@ def test_a_sweep_is_the_objective_of_each_weight(maps: ScoreMaps, labels: Valida
     weights = np.array([0.0, 0.25, 1.0])
     swept = sweep_weights(maps, labels, "pixel_ap", weights)
     assert [w for w, _ in swept] == [0.0, 0.25, 1.0]
-    for weight, value in swept:
-        assert value == mean_over_families(family_figures(maps, labels, weight, ("pixel_ap",)), "pixel_ap")
+    for weight, families in swept:
+        assert families == {f: v["pixel_ap"] for f, v in family_figures(maps, labels, weight, ("pixel_ap",)).items()}
     only = ScoreMaps(maps.density, torch.zeros_like(maps.classifier))
     assert sweep_weights(only, labels, "pixel_ap", np.array([0.0]))[0][1] == swept[0][1], "at w = 0 the classifier is not heard"
 

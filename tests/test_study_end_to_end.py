@@ -242,7 +242,7 @@ def test_trials_share_stages(study: Study) -> None:
         ([], "is in use: choose another --out, or say --resume to go on with the study in it."),
         (["--resume", "--seed", "1"], "was begun with other settings: choose another --out."),
         (["--resume", "--categories", "alpha"], "was begun with other data: choose another --out."),
-        (["--resume", "--objective", "au_pro"], "was begun with other objective: choose another --out."),
+        (["--resume", "--objectives", "au_pro"], "was begun with other objective: choose another --out."),
     ],
 )
 def test_a_folder_in_use_is_refused_for_another_study(study: Study, arguments: list[str], said: str) -> None:

@@ -29,7 +29,7 @@ def study_summary(category: str, **found: Any) -> dict[str, Any]:
         "test": None,
         "failed_trials": [],
     }
-    return {"seconds": 1.0, "study": {"objective": "pixel_ap"}, "categories": {category: winner | found}}
+    return {"seconds": 1.0, "study": {"objectives": ["pixel_ap"]}, "categories": {category: winner | found}}
 
 
 @pytest.mark.parametrize("name", NAMES)
