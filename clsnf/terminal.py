@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from clsnf.study_board import Board
 
 if TYPE_CHECKING:
     from clsnf.benchmark.tables import Cell
@@ -33,6 +36,7 @@ class Terminal:
         if not self._results.is_terminal:
             self._results = Console(width=150, **_PLAIN)
         self._bars: Progress | None = None
+        self._live: Live | None = None
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
 
@@ -47,13 +51,14 @@ class Terminal:
             yield
             return
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            self._bars = bars
-            try:
+        self._bars = Progress(*columns, console=self._console)
+        self._live = Live(self._bars, console=self._console, transient=True, refresh_per_second=4)
+        try:
+            with self._live:
                 yield
-            finally:
-                self._bars = None
-                self._tasks.clear()
+        finally:
+            self._bars = self._live = None
+            self._tasks.clear()
 
     def progress(self, task: str, done: int, total: int) -> None:
         """A step of long work (see :class:`clsnf.progress.Progress`)."""
@@ -80,27 +85,29 @@ class Terminal:
         else:
             self.line(f"backbone: {settings.backbone.name}, {settings.backbone.weights or 'pretrained weights from timm'}")
 
-    def reporter(self, settings: DetectorSettings, trials: int) -> Reporter:
-        """What a study tells its steps to."""
+    def reporter(self, settings: DetectorSettings, categories: list[str], trials: int) -> Reporter:
+        """What a study of these categories, with so many trials each, tells its steps to."""
         from clsnf.study.study import Reporter
 
-        ended = 0
-        best: dict[str, float] = {}
+        board = Board(categories, trials)
         shown: set[str] = set()
 
+        def earlier(records: list[dict[str, Any]]) -> None:
+            board.earlier(records)
+            if self._live is not None and self._bars is not None:
+                self._live.update(Group(board, self._bars))
+
         def trial(record: dict[str, Any]) -> None:
-            nonlocal ended
-            ended += 1
             category = record["category"]
+            board.trial(record)
             values = ", ".join(f"{k} {_number(v)}" for k, v in record["config"].items())
             if record["status"] == "finished":
-                best[category] = max(best.get(category, 0.0), record["objective"])
-                outcome = f"{record['objective']:.4f} (best {best[category]:.4f}), {record['seconds']:.0f} s"
+                outcome = f"{record['objective']:.4f} (best {board.rows[category].best:.4f}), {record['seconds']:.0f} s"
             elif record["status"] == "stopped":
                 outcome = "stopped on its way: far behind the others"
             else:
                 outcome = f"failed: {record['cause']}"
-            self.line(f"trial {ended}/{trials}  {category}: {values}: {outcome}")
+            self.line(f"trial {board.ended}/{board.total}  {category}: {values}: {outcome}")
 
         def notes(found: list[dict[str, object]]) -> None:
             now = {f"{note['category']}: {note['task']}": note for note in found}
@@ -111,7 +118,15 @@ class Terminal:
                 shown.add(task)
                 self.progress(task, int(str(note["done"])), int(str(note["total"])))
 
-        return Reporter(say=self.line, progress=self.progress, begin=lambda: self.backbone(settings), notes=notes, trial=trial)
+        return Reporter(
+            say=self.line,
+            progress=self.progress,
+            begin=lambda: self.backbone(settings),
+            notes=notes,
+            earlier=earlier,
+            begun=board.begun,
+            trial=trial,
+        )
 
     # ---- results ----
 
@@ -160,6 +175,10 @@ class Terminal:
             table.add_section()
             table.add_row("mean", "", "", "", "", "", *means, "", "")
         self._results.print(table)
+        self._regrets(summary)
+        for category, found in summary["categories"].items():
+            if found.get("front"):
+                self._front(category, found["front"])
         thresholds = [found["threshold"] for found in summary["categories"].values() if "winner" in found]
         for limit in sorted({(t["supported_rate"], t["false_reject_rate"]) for t in thresholds}):
             if limit[0] > limit[1]:
@@ -181,6 +200,32 @@ class Terminal:
             f"figures     {out / 'summary.json'}, {out / 'trials.parquet'}",
             soft_wrap=True,
         )
+
+    def _regrets(self, summary: dict[str, Any]) -> None:
+        """What the choices lose against an oracle that picks on the test images."""
+        found = {name: c["regret"] for name, c in summary["categories"].items() if c.get("regret")}
+        if not found:
+            return
+        title = "Regret: what an oracle that picks on the test images would have gained (test images at the network's size)"
+        table = Table(title=title, title_justify="left")
+        table.add_column("category")
+        shown = [(choice, figure) for choice in ("fusion_weight", "trial") for figure in ("pixel_ap", "image_auroc")]
+        for choice, figure in shown:
+            table.add_column(f"by {'its weight' if choice == 'fusion_weight' else 'any trial'}: {figure}", justify="right")
+        for category, regret in found.items():
+            table.add_row(category, *(f"{regret[c][f]['regret']:.4f}" if f in regret[c] else "-" for c, f in shown))
+        self._results.print(table)
+
+    def _front(self, category: str, front: list[dict[str, Any]]) -> None:
+        """The trials of a category that no other one beats in all objectives."""
+        table = Table(title=f"{category}: the Pareto front, each saved as a detector", title_justify="left")
+        for column in ("trial", *front[0]["objectives"], "settings", "detector"):
+            table.add_column(column, overflow="fold")
+        for found in front:
+            values = ", ".join(f"{k} {_number(v)}" for k, v in found["config"].items())
+            objectives = (f"{v:.2f} ms" if k == "latency" else f"{v:.4f}" for k, v in found["objectives"].items())
+            table.add_row(str(found["trial"]), *objectives, values, found["detector"])
+        self._results.print(table)
 
     def benchmark(self, cells: list[Cell], out: Path) -> None:
         """What a benchmark came to, and where everything lies."""

@@ -13,6 +13,7 @@ DOORS = ("tune", "serve", "datasets", "reports")
 FLOORS = {
     "clsnf.cli": 5,
     "clsnf.terminal": 5,
+    "clsnf.study_board": 5,
     "clsnf.study": 4,
     "clsnf.serving": 4,
     "clsnf.reporting": 4,

@@ -177,7 +177,7 @@ def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Pat
 def test_what_a_trial_came_to_is_told_and_kept(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     history = History(open_storage(None, tmp_path), "a", "a", SPACE.distributions(), [START], 4, {METRIC: "maximize"}, 0, True)
-    search = PerCategorySearch({"a": history}, 4, True, told.append)
+    search = PerCategorySearch({"a": history}, 4, True, tell=told.append)
     reports: list[dict[str, Any]] = [
         {METRIC: 0.5, "family_scar": 0.25, "seconds": 2.0, "nobody": 1},
         {METRIC: 0.1, "step": 4},

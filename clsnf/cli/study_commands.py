@@ -78,7 +78,7 @@ def study(**options: Any) -> None:
     else:
         tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
 
-    from clsnf.study.study import StudyRequest, run_study
+    from clsnf.study.study import StudyRequest, names_of, run_study
 
     request = StudyRequest(
         tables=tables,
@@ -98,7 +98,7 @@ def study(**options: Any) -> None:
         origin=origin,
     )
     with terminal.live():
-        summary = run_study(request, terminal.reporter(settings, study_settings.trials * len(tables)))
+        summary = run_study(request, terminal.reporter(settings, names_of(tables), study_settings.trials))
     terminal.summary(summary, out)
     if all("winner" not in found for found in summary["categories"].values()):
         raise ClsnfError(f"No category has a winner: the causes are in {out / 'summary.json'}.")

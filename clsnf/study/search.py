@@ -33,6 +33,7 @@ class PerCategorySearch(Searcher):
         histories: of each category.
         trials: of each category, those of an earlier run included.
         in_sequence: never two trials of a category at once.
+        begun: gets the category of every trial that is handed out.
         tell: gets the record of every trial that ended.
     """
 
@@ -41,10 +42,12 @@ class PerCategorySearch(Searcher):
         histories: Mapping[str, History],
         trials: int,
         in_sequence: bool,
+        begun: Callable[[str], None] = lambda category: None,
         tell: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._histories, self._trials, self._in_sequence, self._tell = dict(histories), trials, in_sequence, tell
+        self._histories, self._trials, self._in_sequence = dict(histories), trials, in_sequence
+        self._begun, self._tell = begun, tell
         self._running = dict.fromkeys(histories, 0)
         self._handed: dict[str, tuple[str, int]] = {}
 
@@ -69,6 +72,7 @@ class PerCategorySearch(Searcher):
         number, values = self._histories[category].begin()
         self._running[category] += 1
         self._handed[trial_id] = (category, number)
+        self._begun(category)
         return {CATEGORY: category, NUMBER: number, **values}
 
     def is_hopeless(self, trial_id: str, result: Mapping[str, Any]) -> bool:

@@ -91,6 +91,8 @@ class Reporter:
         progress: steps of the driver's own work.
         begin: the input is in order, the long work begins.
         notes: what the workers are at, about once a second.
+        earlier: records of the trials that ended before this run.
+        begun: a trial of a category begins.
         trial: a trial ended: its record.
     """
 
@@ -98,6 +100,8 @@ class Reporter:
     progress: Progress = silent
     begin: Callable[[], None] = lambda: None
     notes: Callable[[list[dict[str, object]]], None] = lambda notes: None
+    earlier: Callable[[list[dict[str, Any]]], None] = lambda records: None
+    begun: Callable[[str], None] = lambda category: None
     trial: Callable[[dict[str, Any]], None] = lambda record: None
 
 
@@ -124,6 +128,11 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
             raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
 
 
+def names_of(tables: Sequence[pa.Table]) -> list[str]:
+    """The categories of tables, in their order."""
+    return [str(table["category"][0].as_py()) for table in tables]
+
+
 def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> list[pa.Table]:
     """The tables with their normals split, after everything that could stop a trial was looked at; nothing is written."""
     _check_choices(request.study)
@@ -141,7 +150,7 @@ def _run(
     request: StudyRequest, tables: list[pa.Table], plan: StudyPlan, shares: Shares, reporter: Reporter, started: float
 ) -> dict[str, Any]:
     out = Path(plan.out)
-    categories = [str(table["category"][0].as_py()) for table in tables]
+    categories = names_of(tables)
     histories = _histories(request, tables, out, shares)
     for category, table in zip(categories, tables, strict=True):
         plan.write_tables(category, table, _validation_set(table, category, request, out, reporter))
@@ -152,7 +161,10 @@ def _run(
         f"{'trial' if request.study.trials == 1 else 'trials'} each, "
         f"{at_once}, {shares.cpus} CPUs" + (f" and {shares.gpus:g} GPUs" if shares.gpus else "") + " a trial"
     )
-    search = PerCategorySearch(histories, request.study.trials, shares.concurrent <= len(categories), reporter.trial)
+    reporter.earlier([record for history in histories.values() for record in history.records()])
+    search = PerCategorySearch(
+        histories, request.study.trials, shares.concurrent <= len(categories), reporter.begun, reporter.trial
+    )
     if search.left < request.study.trials * len(categories):
         reporter.say(f"{request.study.trials * len(categories) - search.left} trials ended before: {search.left} are left")
     with Watcher(out, reporter.notes):
@@ -275,7 +287,7 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
             request.settings.seed,
             shares.concurrent <= len(tables),
         )
-        for category in (str(table["category"][0].as_py()) for table in tables)
+        for category in names_of(tables)
     }
 
 
