@@ -9,10 +9,13 @@ import venv
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from small_data import tiny_options, write_category
 
 from clsnf.cli import main
@@ -22,6 +25,7 @@ from clsnf.data.layouts import read_category
 from clsnf.detector import Detector
 from clsnf.evaluation import evaluate_detector
 from clsnf.metrics import METRICS
+from clsnf.selection_rules import RULES
 from clsnf.training.prepare import rows_of
 
 pytestmark = pytest.mark.slow
@@ -118,7 +122,9 @@ def test_the_table_names_every_category_and_where_everything_lies(study: Study) 
 
 def test_every_ended_trial_is_in_the_table_of_trials(study: Study) -> None:
     trials, found = study.trials(), study.summary()["categories"]
-    assert len(trials) == len({t["trial"] for t in trials}) == 3 * TRIALS
+    assert sorted((t["category"], t["trial"]) for t in trials) == [
+        (c, n) for c in sorted([*TESTED, UNTESTED]) for n in range(TRIALS)
+    ]
     for category in [*TESTED, UNTESTED]:
         own = [t for t in trials if t["category"] == category]
         assert len(own) == TRIALS
@@ -188,7 +194,7 @@ def test_test_images_are_unlocked_once_a_category_and_after_all_trials(study: St
     assert sorted(entry["category"] for entry in ledger) == TESTED
     for entry in ledger:
         assert entry["opened"] == "test images"
-        assert study.summary()["categories"][entry["category"]]["trial"] in entry["for"]
+        assert f"trial {study.summary()['categories'][entry['category']]['trial']}," in entry["for"]
     told = (study.folder / "stderr").read_text().splitlines()
     last_trial = max(index for index, line in enumerate(told) if line.startswith("trial "))
     assert all(index > last_trial for index, line in enumerate(told) if line.endswith(": done"))
@@ -222,6 +228,35 @@ def test_examples_of_answers_are_pictures(study: Study) -> None:
         assert read_image(found["examples"]).std() > 10
 
 
+@pytest.mark.parametrize("category", TESTED)
+def test_the_regret_is_what_an_oracle_would_have_gained(study: Study, category: str) -> None:
+    found = study.summary()["categories"][category]
+    for choice in found["regret"]["fusion_weight"], found["regret"]["trial"]:
+        for figure in ("pixel_ap", "image_auroc"):
+            assert choice[figure]["regret"] == pytest.approx(choice[figure]["oracle"] - choice[figure]["selected"])
+            assert choice[figure]["regret"] >= 0
+            assert choice[figure]["selected"] == found["regret"]["fusion_weight"][figure]["selected"]
+    for figure in ("pixel_ap", "image_auroc"):
+        assert found["regret"]["trial"][figure]["oracle"] >= found["regret"]["fusion_weight"][figure]["oracle"]
+    assert set(found["rules"]) == set(found["regret"]["rules"]) == set(RULES)
+    chosen = {k: v for k, v in found["chosen"].items() if k not in ("fusion_weight", "score_weight")}
+    assert found["rules"]["mean"] == {"config": chosen, "fusion_weight": found["chosen"]["fusion_weight"]}
+    assert found["regret"]["rules"]["mean"]["pixel_ap"] == found["regret"]["fusion_weight"]["pixel_ap"]["selected"]
+
+
+def test_trials_can_be_watched_with_tensorboard(study: Study) -> None:
+    files = list((study.out / "tune").rglob("events.out.tfevents.*"))
+    assert len(files) == 3 * TRIALS
+
+
+def test_optunas_own_tools_open_the_trials(study: Study) -> None:
+    storage = JournalStorage(JournalFileBackend(str(study.out / "optuna.journal")))
+    for category in [*TESTED, UNTESTED]:
+        trials = optuna.load_study(study_name=category, storage=storage).trials
+        own = [t for t in study.trials() if t["category"] == category]
+        assert [t.value for t in trials] == [t["objective"] for t in own]
+
+
 def test_trials_share_stages(study: Study) -> None:
     """Three trials and the last choice on at most two backbones: no backbone is trained twice."""
     for kind, most in (("finetuned", 2), ("flows", 4)):
@@ -240,9 +275,16 @@ def test_trials_share_stages(study: Study) -> None:
     ("arguments", "said"),
     [
         ([], "is in use: choose another --out, or say --resume to go on with the study in it."),
-        (["--resume", "--seed", "1"], "was begun with other settings: choose another --out."),
-        (["--resume", "--categories", "alpha"], "was begun with other data: choose another --out."),
-        (["--resume", "--objectives", "au_pro"], "was begun with other objective: choose another --out."),
+        (["--resume", "--seed", "1"], "was begun with other settings (seed was 0, is 1): choose another --out."),
+        (
+            ["--resume", "--categories", "alpha"],
+            "was begun with other data (beta is gone; gamma is gone): choose another --out.",
+        ),
+        (
+            ["--resume", "--objectives", "au_pro"],
+            "was begun with other objectives (it was ['pixel_ap'], is ['au_pro']): choose another --out.",
+        ),
+        (["--resume", "--optuna-storage", "other.journal"], "was begun with its trials in its own journal: say the same again."),
     ],
 )
 def test_a_folder_in_use_is_refused_for_another_study(study: Study, arguments: list[str], said: str) -> None:
@@ -255,31 +297,89 @@ def test_a_folder_in_use_is_refused_for_another_study(study: Study, arguments: l
     assert {path: path.stat().st_mtime_ns for path in study.out.rglob("*")} == files
 
 
-def test_a_resumed_study_computes_nothing_again_and_finds_the_same_winners(study: Study) -> None:
-    before, made = study.summary(), sorted((study.out / "stages").glob("*/*/facts.json"))
-    stamps = [path.stat().st_mtime_ns for path in made]
-    code, _, stderr = study.run("--trials", str(TRIALS), "--resume")
+def test_a_resumed_study_runs_nothing_again_and_leaves_the_test_images_closed(study: Study) -> None:
+    before, files = study.summary(), sorted((study.out / "stages").rglob("*"))
+    trials, ledger = study.trials(), (study.out / "ledger.jsonl").read_text()
+    code, stdout, stderr = study.run("--trials", str(TRIALS), "--resume")
     assert code == 0, stderr
-    after = study.summary()
-    assert [path.stat().st_mtime_ns for path in made] == stamps
-    assert sum(t["stages_computed"] for t in study.trials() if t["status"] == "finished") == 0
-    for category, found in before["categories"].items():
-        again = after["categories"][category]
-        for name in ("chosen", "settings", "validation", "threshold", "sweeps", "test"):
-            assert again[name] == found[name], name
+    assert "9 trials ended before: 0 are left" in stderr
+    assert sorted((study.out / "stages").rglob("*")) == files
+    assert study.trials() == trials
+    assert (study.out / "ledger.jsonl").read_text() == ledger
+    assert study.summary()["categories"] == before["categories"]
+    assert "mean" in stdout
 
 
 # ---- ended early ----
 
 
+def _wait_for_trial(process: subprocess.Popen[str], number: int) -> None:
+    assert process.stderr is not None
+    told: list[str] = []
+    while not any(line.startswith(f"trial {number}/") for line in told):
+        told.append(process.stderr.readline())
+        assert told[-1], "".join(told)
+
+
+def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for ended, more in ((1, []), (5, ["--resume"])):
+        process = study.start("--trials", str(TRIALS), *more, out=out)
+        _wait_for_trial(process, ended)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.communicate()
+        assert psutil.wait_procs(started, timeout=30)[1] == [], "Ray's processes end with the driver"
+    process = study.start("--trials", str(TRIALS), "--resume", out=out)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    again = Study.__new__(Study)
+    again.out = out
+    compared = {"seconds", "wall_seconds"} | {name for name in study.trials()[0] if name.startswith(("seconds_", "stages_"))}
+
+    def plain(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in trial.items() if k not in compared and v is not None} for trial in trials]
+
+    assert plain(again.trials()) == plain(study.trials())
+    for category, found in study.summary()["categories"].items():
+        for name in ("chosen", "settings", "validation", "threshold", "sweeps", "test", "regret", "failed_trials"):
+            assert again.summary()["categories"][category][name] == found[name], name
+
+
+def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives_is_saved(study: Study, tmp_path: Path) -> None:
+    out, storage = tmp_path / "out", tmp_path / "studies.db"
+    options = ["--trials", "4", "--categories", "alpha", "--no-reuse", "--objectives", "pixel_ap,latency", "--selection", "worst"]
+    options += ["--optuna-storage", f"sqlite:///{storage}", "--warm-start", str(study.out)]
+    process = study.start(*options, out=out)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    again = Study.__new__(Study)
+    again.out = out
+    config = [name for name in study.trials()[0] if name.startswith("config/")]
+    figures = [name for name in study.trials()[0] if name.startswith(("family_", "validation_"))]
+    earlier = {tuple(t[c] for c in config): t for t in study.trials() if t["category"] == "alpha" and t["status"] == "finished"}
+    repeated = [t for t in again.trials() if tuple(t[c] for c in config) in earlier]
+    assert len(repeated) >= min(3, len(earlier)), "what was best before is tried first"
+    for trial in repeated:
+        same = earlier[tuple(trial[c] for c in config)]
+        assert {name: trial[name] for name in figures} == {name: same[name] for name in figures}, "to the last bit"
+        assert trial["stages_computed"] > 0
+    found = again.summary()["categories"]["alpha"]
+    assert found["front"][0]["objectives"]["pixel_ap"] == max(t["objective"] for t in again.trials() if t["objective"] is not None)
+    for member in found["front"]:
+        assert member["objectives"]["latency"] > 0
+        assert Detector.load(member["detector"]).settings.flow.depth == member["config"]["flow_depth"]
+        assert member["detector"] in stdout.replace("\n", "")
+    assert not list(out.glob(".scratch-*"))
+    names = optuna.get_all_study_names(f"sqlite:///{storage}")
+    assert len(names) == 1
+    assert names[0].endswith("/alpha")
+
+
 def test_ctrl_c_ends_every_process_and_leaves_what_was_finished(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = study.start("--trials", "100", "--categories", "alpha,beta", out=out)
-    assert process.stderr is not None
-    told: list[str] = []
-    while not any(line.startswith("trial 2/") for line in told):
-        told.append(process.stderr.readline())
-        assert told[-1], "".join(told)
+    _wait_for_trial(process, 2)
     started = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in p.name() for p in started)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
