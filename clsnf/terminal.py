@@ -218,14 +218,15 @@ class Terminal:
 
     def _front(self, category: str, front: list[dict[str, Any]]) -> None:
         """The trials of a category that no other one beats in all objectives."""
-        table = Table(title=f"{category}: the Pareto front, each saved as a detector", title_justify="left")
-        for column in ("trial", *front[0]["objectives"], "settings", "detector"):
-            table.add_column(column, overflow="fold")
+        table = Table(title=f"{category}: the Pareto front", title_justify="left")
+        for column in ("trial", *front[0]["objectives"], "settings"):
+            table.add_column(column)
         for found in front:
             values = ", ".join(f"{k} {_number(v)}" for k, v in found["config"].items())
             objectives = (f"{v:.2f} ms" if k == "latency" else f"{v:.4f}" for k, v in found["objectives"].items())
-            table.add_row(str(found["trial"]), *objectives, values, found["detector"])
+            table.add_row(str(found["trial"]), *objectives, values)
         self._results.print(table)
+        self._results.print(f"each a detector in {Path(front[0]['detector']).parent}", soft_wrap=True)
 
     def benchmark(self, cells: list[Cell], out: Path) -> None:
         """What a benchmark came to, and where everything lies."""
