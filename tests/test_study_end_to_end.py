@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from small_data import tiny_options, write_category
+from running_study import Study, wait_for_trial
+from small_data import write_category
 
 from clsnf.cli import main
 from clsnf.config import DetectorSettings, from_dict
@@ -30,69 +28,8 @@ from clsnf.training.prepare import rows_of
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
 TRIALS = 3
 TESTED, UNTESTED = ["alpha", "beta"], "gamma"
-# With one of the learning rates the loss is not finite: trials that draw it fail, the first trial never does.
-SPACE = """
-fusion_weight: {type: float, low: 0.0, high: 1.0}
-finetune_epochs: {type: choice, values: [0, 1]}
-flow_depth: {type: choice, values: [0, 1]}
-finetune.learning_rate: {type: choice, values: [5e-4, 1e30]}
-"""
-
-
-def without_clsnf(folder: Path) -> str:
-    """An interpreter with everything that this one has but clsnf: the script promises to do without its installation."""
-    venv.create(folder, with_pip=False)
-    packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    # The folder is searched, the .pth files in it, which an editable installation rests on, are not read.
-    (Path(packages) / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n" + sysconfig.get_path("platlib") + "\n")
-    return str(folder / "bin" / "python")
-
-
-def _heed_ctrl_c() -> None:
-    """A shell's background job ignores SIGINT, and so would all that it starts; a person's terminal does not."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-class Study:
-    """A folder with data, a home of its own for Ray's files, an interpreter, and the command on them."""
-
-    def __init__(self, folder: Path, weights: Path) -> None:
-        self.folder, self.data, self.out = folder, folder / "data", folder / "out"
-        self.options = [*tiny_options(weights), "--set", "finetune.batch_size=3", "--space", str(folder / "space.yaml")]
-        (folder / "space.yaml").write_text(SPACE)
-        (folder / "home").mkdir()
-        self.python = without_clsnf(folder / "python")
-
-    def start(self, *arguments: str, out: Path | None = None) -> subprocess.Popen[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(self.folder / "home")}
-        command = [self.python, str(ROOT / "tune" / "run_study.py"), "--data", str(self.data), "--out", str(out or self.out)]
-        return subprocess.Popen(
-            [*command, *self.options, *arguments],
-            env=environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=_heed_ctrl_c,
-        )
-
-    def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, standard output, standard error."""
-        process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=300)
-        return process.returncode, stdout, stderr
-
-    def summary(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
-        return content
-
-    def trials(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(self.out / "trials.parquet").to_pylist()
-        return rows
 
 
 @pytest.fixture(scope="module")
@@ -313,19 +250,11 @@ def test_a_resumed_study_runs_nothing_again_and_leaves_the_test_images_closed(st
 # ---- ended early ----
 
 
-def _wait_for_trial(process: subprocess.Popen[str], number: int) -> None:
-    assert process.stderr is not None
-    told: list[str] = []
-    while not any(line.startswith(f"trial {number}/") for line in told):
-        told.append(process.stderr.readline())
-        assert told[-1], "".join(told)
-
-
 def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for ended, more in ((1, []), (5, ["--resume"])):
         process = study.start("--trials", str(TRIALS), *more, out=out)
-        _wait_for_trial(process, ended)
+        wait_for_trial(process, ended)
         # Ray's agents look for their parent once in a while only.
         started = [p for p in psutil.Process(process.pid).children(recursive=True) if "Agent" not in p.name()]
         process.kill()
@@ -334,8 +263,7 @@ def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path:
     process = study.start("--trials", str(TRIALS), "--resume", out=out)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    again = Study.__new__(Study)
-    again.out = out
+    again = study.at(out)
     compared = {"seconds", "wall_seconds"} | {name for name in study.trials()[0] if name.startswith(("seconds_", "stages_"))}
 
     def plain(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -354,8 +282,7 @@ def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives
     process = study.start(*options, out=out)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    again = Study.__new__(Study)
-    again.out = out
+    again = study.at(out)
     config = [name for name in study.trials()[0] if name.startswith("config/")]
     figures = [name for name in study.trials()[0] if name.startswith(("family_", "validation_"))]
     earlier = {tuple(t[c] for c in config): t for t in study.trials() if t["category"] == "alpha" and t["status"] == "finished"}
@@ -381,7 +308,7 @@ def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives
 def test_ctrl_c_ends_every_process_and_leaves_what_was_finished(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = study.start("--trials", "100", "--categories", "alpha,beta", out=out)
-    _wait_for_trial(process, 2)
+    wait_for_trial(process, 2)
     started = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in p.name() for p in started)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does

@@ -1,0 +1,147 @@
+"""A real cluster on this machine: a head that computes nothing, two workers, token authentication, jobs through the job server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from running_study import ROOT, Study, wait_for_trial
+from small_data import write_category
+
+from clsnf.detector import Detector
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the ports of several nodes on one machine")]
+
+RAY = ["-c", "from ray.scripts.scripts import main; main()"]
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+class Cluster:
+    """Nodes as processes of their own; every port is chosen here, because nodes on one machine would take each other's."""
+
+    def __init__(self, study: Study) -> None:
+        self._study, self.port, self.dashboard = study, _free_port(), _free_port()
+        self.environment = study.environment | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        self.log = study.folder / "ray.log"
+        self.ray("get-auth-token", "--generate")
+        self._start(
+            *("--head", "--port", self.port, "--num-cpus", "0", "--temp-dir", str(study.folder / "ray")),
+            *("--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard),
+        )
+        self._wait("head", lambda: self._listens(self.dashboard))
+        for number in (1, 2):  # one after the other: two raylets that start at once on one machine may miss each other's ports
+            self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
+            self._wait(f"worker {number}", lambda number=number: f"/{number}.0 CPU" in self._status())
+
+    def _status(self) -> str:
+        return self.ray("status", "--address", f"127.0.0.1:{self.port}").stdout
+
+    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [self._study.python, *RAY, *arguments]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    def _start(self, *arguments: str) -> None:
+        own_ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
+        command = [self._study.python, *RAY, "start", *arguments, "--block", "--node-ip-address", "127.0.0.1"]
+        command += ["--object-store-memory", "100000000", "--min-worker-port", "0", "--max-worker-port", "0"]
+        command += [part for name in own_ports for part in (f"--{name}", _free_port())]
+        with self.log.open("ab") as log:
+            self.nodes.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True))
+
+    @staticmethod
+    def _listens(port: str) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", int(port))) == 0
+
+    def _wait(self, what: str, is_there: Any) -> None:
+        until = time.monotonic() + 120
+        while not is_there():
+            assert time.monotonic() < until, f"{what} never came:\n{self.log.read_text()}"
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        family = [p for node in self.nodes if node.poll() is None for p in psutil.Process(node.pid).children(recursive=True)]
+        for node in reversed(self.nodes):
+            node.send_signal(signal.SIGTERM)
+        for node in self.nodes:
+            try:
+                node.wait(30)
+            except subprocess.TimeoutExpired:
+                node.kill()
+        for process in psutil.wait_procs(family, timeout=20)[1]:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> Study:
+    made = Study(tmp_path_factory.mktemp("c"), resnet18_weights)  # short: paths of sockets have an end
+    for seed, category in enumerate(("alpha", "beta", "gamma")):
+        write_category(made.data / category, seed=seed)
+    return made
+
+
+@pytest.fixture(scope="module")
+def cluster(study: Study) -> Iterator[Cluster]:
+    made = Cluster(study)
+    yield made
+    made.stop()
+
+
+def test_a_job_runs_on_all_nodes_of_a_cluster_that_has_only_the_dependencies(study: Study, cluster: Cluster) -> None:
+    out = study.folder / "job"
+    command = ["python", "tune/run_study.py", "--data", str(study.data), "--out", str(out), *study.options, "--trials", "4"]
+    job = ["job", "submit", "--address", f"http://127.0.0.1:{cluster.dashboard}", "--working-dir", str(ROOT), "--", *command]
+    done = cluster.ray(*job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 categories, 4 trials each, 2 at once, 1 CPUs a trial" in done.stdout
+    found = study.at(out)
+    assert len(found.trials()) == 12
+    for category in found.summary()["categories"].values():
+        assert Detector.load(category["winner"]).threshold.normals == category["threshold"]["normals"]
+    stages = [path for path in (out / "stages").glob("*/*") if path.is_dir() and not path.parent.name.startswith(".")]
+    ended = sum(t["stages_computed"] for t in found.trials() if t["status"] == "finished")
+    assert 0 < ended <= len(stages), "two workers never compute the same stage"
+    assert not list((out / "stages" / ".leases").iterdir())
+
+
+def test_without_the_token_the_job_server_says_what_is_missing(study: Study, cluster: Cluster) -> None:
+    environment = cluster.environment | {"HOME": str(study.folder), "RAY_AUTH_MODE": "token"}
+    address = f"http://127.0.0.1:{cluster.dashboard}"
+    command = [study.python, *RAY, "job", "list", "--address", address]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "oken" in done.stderr + done.stdout
+
+
+def test_a_killed_worker_and_a_lost_node_cost_no_trial(study: Study, cluster: Cluster) -> None:
+    out = study.folder / "survivor"
+    arguments = ["--trials", "5", "--address", f"127.0.0.1:{cluster.port}"]
+    process = study.start(*arguments, out=out, RAY_AUTH_MODE="token")
+    wait_for_trial(process, 2)
+    busy = [p for node in cluster.nodes[1:] for p in psutil.Process(node.pid).children(recursive=True) if "run_trial" in p.name()]
+    assert busy
+    busy[0].kill()
+    wait_for_trial(process, 5)
+    for lost in psutil.Process(cluster.nodes[2].pid).children(recursive=True):
+        lost.kill()
+    os.killpg(cluster.nodes[2].pid, signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=400)
+    assert process.returncode == 0, stderr
+    trials = study.at(out).trials()
+    assert len(trials) == 15
+    assert all(t["status"] == "finished" or "learning_rate" in t["cause"] for t in trials), [t["cause"] for t in trials]
+    assert all("winner" in found for found in study.at(out).summary()["categories"].values())
+    assert "mean" in stdout
