@@ -1,12 +1,12 @@
 """A real cluster on this machine: a head that computes nothing, two workers, token authentication, jobs through the job server."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ class Cluster:
         self.environment = study.environment | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.log = study.folder / "ray.log"
+
+    def start(self) -> None:
         self.ray("get-auth-token", "--generate")
         self._start(
-            *("--head", "--port", self.port, "--num-cpus", "0", "--temp-dir", str(study.folder / "ray")),
+            *("--head", "--port", self.port, "--num-cpus", "0"),
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard),
         )
         self._wait("head", lambda: self._listens(self.dashboard))
@@ -56,6 +58,8 @@ class Cluster:
     def _start(self, *arguments: str) -> None:
         own_ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
         command = [self._study.python, *RAY, "start", *arguments, "--block", "--node-ip-address", "127.0.0.1"]
+        # Nodes that share a folder would delete each other's copies of a job's working directory.
+        command += ["--temp-dir", str(self._study.folder / f"ray{len(self.nodes)}")]
         command += ["--object-store-memory", "100000000", "--min-worker-port", "0", "--max-worker-port", "0"]
         command += [part for name in own_ports for part in (f"--{name}", _free_port())]
         with self.log.open("ab") as log:
@@ -72,8 +76,14 @@ class Cluster:
             assert time.monotonic() < until, f"{what} never came:\n{self.log.read_text()}"
             time.sleep(0.5)
 
+    def processes(self, number: int) -> list[psutil.Process]:
+        """All processes of a node."""
+        folder = str(self._study.folder / f"ray{number}")
+        own = [p for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or [])]
+        return list({p.pid: p for parent in own for p in (parent, *parent.children(recursive=True))}.values())
+
     def stop(self) -> None:
-        family = [p for node in self.nodes if node.poll() is None for p in psutil.Process(node.pid).children(recursive=True)]
+        family = [p for number in range(len(self.nodes)) for p in self.processes(number)]
         for node in reversed(self.nodes):
             node.send_signal(signal.SIGTERM)
         for node in self.nodes:
@@ -82,7 +92,8 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 node.kill()
         for process in psutil.wait_procs(family, timeout=20)[1]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +107,11 @@ def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> S
 @pytest.fixture(scope="module")
 def cluster(study: Study) -> Iterator[Cluster]:
     made = Cluster(study)
-    yield made
-    made.stop()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 def test_a_job_runs_on_all_nodes_of_a_cluster_that_has_only_the_dependencies(study: Study, cluster: Cluster) -> None:
@@ -131,13 +145,13 @@ def test_a_killed_worker_and_a_lost_node_cost_no_trial(study: Study, cluster: Cl
     arguments = ["--trials", "5", "--address", f"127.0.0.1:{cluster.port}"]
     process = study.start(*arguments, out=out, RAY_AUTH_MODE="token")
     wait_for_trial(process, 2)
-    busy = [p for node in cluster.nodes[1:] for p in psutil.Process(node.pid).children(recursive=True) if "run_trial" in p.name()]
-    assert busy
+    busy = [p for number in (1, 2) for p in cluster.processes(number) if "ImplicitFunc" in " ".join(p.cmdline())]
+    assert busy, "Ray names its workers by what they run: a trial is Tune's ImplicitFunc"
     busy[0].kill()
     wait_for_trial(process, 5)
-    for lost in psutil.Process(cluster.nodes[2].pid).children(recursive=True):
-        lost.kill()
-    os.killpg(cluster.nodes[2].pid, signal.SIGKILL)
+    for lost in cluster.processes(2):
+        with suppress(psutil.NoSuchProcess):
+            lost.kill()
     stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
     trials = study.at(out).trials()

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import clsnf
 from clsnf.config import StudySettings
 from clsnf.errors import SettingsError
 from clsnf.threads import PATIENT_THREADS, wait_patiently
@@ -66,7 +68,12 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
         arguments |= {"address": "local", "include_dashboard": False, "object_store_memory": memory or 200 * 1024**2}
     else:
         # A private Ray's workers inherit this process's environment; a cluster's must be told.
-        arguments |= {"address": address, "runtime_env": {"env_vars": PATIENT_THREADS}}
+        environment: dict[str, Any] = {"env_vars": PATIENT_THREADS}
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job brought its working folder along
+            # Workers compute with this very code, whatever version is installed on their nodes, or none.
+            environment["py_modules"] = [str(Path(clsnf.__file__).parent)]
+            environment["excludes"] = ["__pycache__"]
+        arguments |= {"address": address, "runtime_env": environment}
     try:
         _start(arguments)
         yield
