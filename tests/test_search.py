@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from clsnf.config import DetectorSettings
 from clsnf.errors import OutputError
 from clsnf.study.history import History, open_storage, trial_seed
-from clsnf.study.search import CATEGORY, METRIC, NUMBER, PerCategorySearch
+from clsnf.study.search import CATEGORY, METRIC, MOST_ATTEMPTS, NUMBER, PerCategorySearch
 from clsnf.study.space import DEFAULT_SPACE, Space
 
 SPACE = Space(DEFAULT_SPACE)
@@ -130,7 +130,7 @@ def test_the_sampler_learns_from_its_category() -> None:
 def test_a_failed_trial_counts_and_the_search_goes_on(way: str) -> None:
     search = searcher(["a", "b"], 4)
     handed = []
-    for number in range(9):
+    for number in range(50):
         config = search.suggest(f"t{number}")
         if config == Searcher.FINISHED:
             break
@@ -142,7 +142,10 @@ def test_a_failed_trial_counts_and_the_search_goes_on(way: str) -> None:
         else:
             search.on_trial_complete(f"t{number}", error=True)
             search.failed(f"t{number}", "killed")
-    assert Counter(h[CATEGORY] for h in handed) == {"a": 4, "b": 4}
+    expected = {"reported": 4, "killed": 4 * MOST_ATTEMPTS}[way]
+    assert Counter(h[CATEGORY] for h in handed) == {"a": expected, "b": 4}
+    if way == "killed":
+        assert [h[NUMBER] for h in of("a", handed)] == [n for n in range(4) for _ in range(MOST_ATTEMPTS)]
     assert of("b", handed) == run(searcher(["b"], 4)), "another category's failures must not be felt"
 
 
@@ -186,9 +189,10 @@ def test_what_a_trial_came_to_is_told_and_kept(tmp_path: Path) -> None:
     for number, report in enumerate(reports):
         search.suggest(f"t{number}")
         search.on_trial_complete(f"t{number}", report)
-    search.suggest("t3")
-    search.on_trial_complete("t3", error=True)
-    search.failed("t3", "killed")
+    for attempt in range(MOST_ATTEMPTS):
+        search.suggest(f"killed{attempt}")
+        search.on_trial_complete(f"killed{attempt}", error=True)
+        search.failed(f"killed{attempt}", "killed")
     assert told == history.records()
     assert [r["status"] for r in told] == ["finished", "stopped", "failed", "failed"]
     assert [r["objective"] for r in told] == [0.5, None, None, None]

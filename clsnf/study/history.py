@@ -139,6 +139,11 @@ class History:
         trial = self._study.ask(self._distributions)
         return trial.number, dict(trial.params)
 
+    def begin_again(self, number: int) -> None:
+        """Let a trial whose process was killed come next once more."""
+        self._left.insert(0, number)
+        self.given -= 1
+
     def _trial(self, number: int) -> Trial:
         return Trial(self._study, self._all()[number]._trial_id)
 

@@ -8,6 +8,7 @@ else is going on, at the price of idle cores while the last categories end.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from clsnf.study.history import History
 
 CATEGORY, NUMBER = "category", "trial"  # what a trial's config holds besides its values
 METRIC = "objective"  # in every report
+# How often a trial is begun whose process is killed. Tune's own retries can all fall on one actor before its death is known.
+MOST_ATTEMPTS = 3
 
 # What a trial reports, and its history keeps beside the objectives.
 _KEPT = ("validation_", "family_", "stages_", "seconds", "latency", "traceback")
@@ -33,7 +36,7 @@ class PerCategorySearch(Searcher):
         histories: of each category.
         trials: of each category, those of an earlier run included.
         in_sequence: never two trials of a category at once.
-        begun: gets the category of every trial that is handed out.
+        begun: gets the category of every trial that is handed out for the first time.
         tell: gets the record of every trial that ended.
     """
 
@@ -50,6 +53,7 @@ class PerCategorySearch(Searcher):
         self._begun, self._tell = begun, tell
         self._running = dict.fromkeys(histories, 0)
         self._handed: dict[str, tuple[str, int]] = {}
+        self._attempts: Counter[tuple[str, int]] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher to go on after a crash; here that is the histories' part."""
@@ -72,8 +76,16 @@ class PerCategorySearch(Searcher):
         number, values = self._histories[category].begin()
         self._running[category] += 1
         self._handed[trial_id] = (category, number)
-        self._begun(category)
+        self._attempts[category, number] += 1
+        if self._attempts[category, number] == 1:
+            self._begun(category)
         return {CATEGORY: category, NUMBER: number, **values}
+
+    def name(self, trial_id: str) -> str:
+        """A name for people, and for the trial's folder."""
+        category, number = self._handed[trial_id]
+        attempt = self._attempts[category, number]
+        return f"{category}-{number}" + (f"-again-{attempt - 1}" if attempt > 1 else "")
 
     def is_hopeless(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Whether to stop a trial after a report on its way."""
@@ -100,10 +112,14 @@ class PerCategorySearch(Searcher):
         self._tell(history.record(number))
 
     def failed(self, trial_id: str, cause: str) -> None:
-        """A trial's process ended without a report, for good."""
+        """A trial's process ended without a report: the trial is begun again, a few times at most."""
         category, number = self._handed[trial_id]
-        self._histories[category].fail(number, cause)
-        self._tell(self._histories[category].record(number))
+        history = self._histories[category]
+        if self._attempts[category, number] < MOST_ATTEMPTS:
+            history.begin_again(number)
+            return
+        history.fail(number, cause)
+        self._tell(history.record(number))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the histories lie in their storage."""
@@ -151,7 +167,7 @@ def _cause(trial: Trial) -> str:
     text = ""
     if trial.error_file and Path(trial.error_file).is_file():
         text = Path(trial.error_file).read_text(errors="replace")
-    if "ActorDiedError" in text or "ActorUnavailableError" in text or "OutOfMemoryError" in text:
+    if any(sign in text for sign in ("ActorDied", "ActorUnavailable", "is unavailable", "OutOfMemory", "died unexpectedly")):
         return (
             "Its process was killed, again and again: out of memory, perhaps (fewer trials at once, or smaller images, need less)."
         )

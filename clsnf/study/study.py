@@ -36,7 +36,7 @@ from clsnf.study.history import History, open_storage
 from clsnf.study.latency import LATENCY
 from clsnf.study.loggers import check_loggers, loggers
 from clsnf.study.plan import StudyPlan, check_folder, claim_folder, write_table
-from clsnf.study.search import CATEGORY, METRIC, NUMBER, PerCategorySearch, StopHopeless, Telling
+from clsnf.study.search import METRIC, PerCategorySearch, StopHopeless, Telling
 from clsnf.study.space import Space
 from clsnf.study.warm_start import warm_values
 from clsnf.study.watch import Watcher
@@ -322,20 +322,18 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
         tune_config=tune.TuneConfig(
             search_alg=search,
             scheduler=StopHopeless(search),
-            num_samples=search.left,
+            num_samples=-1,  # the searcher knows when to end
             max_concurrent_trials=shares.concurrent,
             metric=METRIC,
             mode="max",
             reuse_actors=True,
-            trial_name_creator=lambda trial: f"{trial.config[CATEGORY]}-{trial.config[NUMBER]}",
-            trial_dirname_creator=lambda trial: f"{trial.config[CATEGORY]}-{trial.config[NUMBER]}",
+            trial_name_creator=lambda trial: search.name(trial.trial_id),
+            trial_dirname_creator=lambda trial: search.name(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(Path(plan.out) / "tune"),
             verbose=0,
-            # What a trial can mend by itself it reports; here come processes that were killed and nodes that went away.
-            failure_config=tune.FailureConfig(max_failures=2),
             callbacks=[Telling(search), *loggers(Path(plan.out).name, request.mlflow, request.wandb)],
         ),
     )
