@@ -226,3 +226,23 @@ def test_a_storage_that_cannot_be_opened_is_one_line(where: str, tmp_path: Path)
     with pytest.raises(OutputError, match="The Optuna storage") as raised:
         open_storage(where, tmp_path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("where", [None, "sqlite:///{}/studies.db"])
+def test_choices_may_be_lists(where: str | None, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    space = Space({"backbone.levels": {"type": "choice", "values": [[1], [1, 2], [1, 2, 3]]}})
+    start = space.start(DetectorSettings())
+    where = where and where.format(tmp_path)
+
+    def history() -> History:
+        return History(open_storage(where, tmp_path), "a", "a", space.distributions(), [start], 8, {METRIC: "maximize"}, 0, True)
+
+    first = history()
+    for _ in range(6):
+        number, values = first.begin()
+        assert values["backbone.levels"] in ([1], [1, 2], [1, 2, 3])
+        first.end(number, {METRIC: 0.1 * len(values["backbone.levels"])}, {})
+    again = history()
+    assert again.records() == first.records()
+    assert again.records()[0]["config"] == {"backbone.levels": [1, 2, 3]}
+    assert not [w for w in recwarn if "Choices" in str(w.message)]

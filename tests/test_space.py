@@ -14,7 +14,8 @@ from clsnf.config import DetectorSettings, FinetuneSettings, FlowSettings, to_di
 from clsnf.errors import SettingsError
 from clsnf.study.space import DEFAULT_SPACE, FUSION_WEIGHTS, SHORT_NAMES, Space, apply_config, read_space
 
-SHIPPED = Path(__file__).parent.parent / "tune" / "spaces" / "default.yaml"
+SPACES = Path(__file__).parent.parent / "tune" / "spaces"
+SHIPPED = SPACES / "default.yaml"
 
 
 def written(folder: Path, text: str) -> Path:
@@ -28,6 +29,22 @@ def written(folder: Path, text: str) -> Path:
 
 def test_the_shipped_space_is_the_default() -> None:
     assert read_space(SHIPPED).ranges == DEFAULT_SPACE == read_space(None).ranges
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_space_fits_the_default_settings(path: Path) -> None:
+    space = read_space(path)
+    space.check(DetectorSettings())
+    assert set(space.start(DetectorSettings())) == set(space.ranges)
+
+
+def test_trials_are_compared_on_their_way_where_they_share_no_trunk() -> None:
+    assert Space(DEFAULT_SPACE).rungs(DetectorSettings()) == []
+    rate = {"finetune.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
+    assert Space(DEFAULT_SPACE | rate).rungs(DetectorSettings()) == [4, 8, 12]
+    cosine = dataclasses.replace(DetectorSettings(), finetune=FinetuneSettings(schedule="cosine"))
+    assert Space(rate).rungs(cosine) == [], "runs of different length are not comparable on their way"
+    assert Space({"flow.passes": {"type": "choice", "values": [1.0, 2.0]}}).rungs(DetectorSettings()) == []
 
 
 def test_a_file_may_search_any_setting_by_its_full_name(tmp_path: Path) -> None:

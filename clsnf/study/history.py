@@ -42,6 +42,8 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
         OutputError: it can't be opened.
     """
     logging.set_verbosity(logging.WARNING)
+    # Choices may be lists, such as a backbone's levels: every storage keeps JSON.
+    warnings.filterwarnings("ignore", "Choices for a categorical distribution should be", UserWarning)
     try:
         if where is not None and "://" in where:
             return RDBStorage(where)

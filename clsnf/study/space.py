@@ -174,7 +174,7 @@ def _lookup(settings: DetectorSettings, name: str) -> Any:
     value: Any = settings
     for section in SHORT_NAMES.get(name, name).split("."):
         value = getattr(value, section)
-    return value
+    return list(value) if isinstance(value, tuple) else value  # as YAML and JSON have it
 
 
 def _check_range(name: str, given: Mapping[str, Any]) -> None:
