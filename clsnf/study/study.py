@@ -33,6 +33,7 @@ from clsnf.selection_rules import check_rule
 from clsnf.study.cluster import Shares, divide, ray_session
 from clsnf.study.front import objectives_of
 from clsnf.study.history import History, open_storage
+from clsnf.study.interrupts import heeded_between_steps
 from clsnf.study.latency import LATENCY
 from clsnf.study.loggers import check_loggers, loggers
 from clsnf.study.plan import StudyPlan, check_folder, claim_folder, write_table
@@ -317,28 +318,28 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
         {"cpu": shares.cpus, "gpu": shares.gpus} if shares.gpus else {"cpu": shares.cpus},
     )
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            scheduler=StopHopeless(search),
-            num_samples=-1,  # the searcher knows when to end
-            max_concurrent_trials=shares.concurrent,
-            metric=METRIC,
-            mode="max",
-            reuse_actors=True,
-            trial_name_creator=lambda trial: search.name(trial.trial_id),
-            trial_dirname_creator=lambda trial: search.name(trial.trial_id),
-        ),
-        run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(Path(plan.out) / "tune"),
-            verbose=0,
-            callbacks=[Telling(search), *loggers(Path(plan.out).name, request.mlflow, request.wandb)],
-        ),
-    )
     try:
-        tuner.fit()
+        with heeded_between_steps() as interrupts:
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=search,
+                    scheduler=StopHopeless(search),
+                    num_samples=-1,  # the searcher knows when to end
+                    max_concurrent_trials=shares.concurrent,
+                    metric=METRIC,
+                    mode="max",
+                    reuse_actors=True,
+                    trial_name_creator=lambda trial: search.name(trial.trial_id),
+                    trial_dirname_creator=lambda trial: search.name(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(
+                    name=name,
+                    storage_path=str(Path(plan.out) / "tune"),
+                    verbose=0,
+                    callbacks=[Telling(search), *loggers(Path(plan.out).name, request.mlflow, request.wandb), interrupts],
+                ),
+            ).fit()
     except KeyboardInterrupt:
         return True
     return False
