@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from clsnf.study_board import Board
+from clsnf.uris import join_uri
 
 if TYPE_CHECKING:
     from clsnf.benchmark.tables import Cell
@@ -130,8 +131,12 @@ class Terminal:
 
     # ---- results ----
 
-    def summary(self, summary: dict[str, Any], out: Path) -> None:
-        """The table of a finished study, and where everything lies."""
+    def summary(self, summary: dict[str, Any], out: Path | str) -> None:
+        """The table of a finished study, and where everything lies: in a folder, or at a URI."""
+
+        def place_of(name: str) -> str:
+            return join_uri(out, name) if isinstance(out, str) else str(out / name)
+
         table = Table(title="Winners: chosen on validation defects, then evaluated once on the test images", title_justify="left")
         for column in (
             "category",
@@ -178,7 +183,7 @@ class Terminal:
         self._regrets(summary)
         for category, found in summary["categories"].items():
             if found.get("front"):
-                self._front(category, found["front"])
+                self._front(category, found["front"], place_of(f"front/{category}"))
         thresholds = [found["threshold"] for found in summary["categories"].values() if "winner" in found]
         for limit in sorted({(t["supported_rate"], t["false_reject_rate"]) for t in thresholds}):
             if limit[0] > limit[1]:
@@ -194,10 +199,10 @@ class Terminal:
                 self.line(f"note: {category}, trial {failed['trial']} failed: {failed['cause']}")
         self._results.print(
             f"{summary['seconds']:.0f} s\n"
-            f"winners     {out / 'winners'}\n"
-            f"pictures    {out / 'examples'}\n"
-            f"validation  {out / 'validation'}  (the defects that selection looked at)\n"
-            f"figures     {out / 'summary.json'}, {out / 'trials.parquet'}",
+            f"winners     {place_of('winners')}\n"
+            f"pictures    {place_of('examples')}\n"
+            f"validation  {place_of('validation')}  (the defects that selection looked at)\n"
+            f"figures     {place_of('summary.json')}, {place_of('trials.parquet')}",
             soft_wrap=True,
         )
 
@@ -216,7 +221,7 @@ class Terminal:
             table.add_row(category, *(f"{regret[c][f]['regret']:.4f}" if f in regret[c] else "-" for c, f in shown))
         self._results.print(table)
 
-    def _front(self, category: str, front: list[dict[str, Any]]) -> None:
+    def _front(self, category: str, front: list[dict[str, Any]], place: str) -> None:
         """The trials of a category that no other one beats in all objectives."""
         table = Table(title=f"{category}: the Pareto front", title_justify="left")
         for column in ("trial", *front[0]["objectives"], "settings"):
@@ -226,7 +231,7 @@ class Terminal:
             objectives = (f"{v:.2f} ms" if k == "latency" else f"{v:.4f}" for k, v in found["objectives"].items())
             table.add_row(str(found["trial"]), *objectives, values)
         self._results.print(table)
-        self._results.print(f"each a detector in {Path(front[0]['detector']).parent}", soft_wrap=True)
+        self._results.print(f"each a detector in {place}", soft_wrap=True)
 
     def benchmark(self, cells: list[Cell], out: Path) -> None:
         """What a benchmark came to, and where everything lies."""

@@ -64,7 +64,7 @@ class Study:
             "PATH": os.pathsep.join((str(Path(self.python).parent), os.environ["PATH"])),
         }
 
-    def start(self, *arguments: str, out: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, out: Path | str | None = None, **environment: str) -> subprocess.Popen[str]:
         command = [self.python, str(ROOT / "tune" / "run_study.py"), "--data", str(self.data), "--out", str(out or self.out)]
         return subprocess.Popen(
             [*command, *self.options, *arguments],

@@ -35,8 +35,10 @@ FLOORS = {
     "clsnf.device": 1,
     "clsnf.progress": 1,
     "clsnf.published": 1,
+    "clsnf.remote": 1,
     "clsnf.settings_text": 1,
     "clsnf.threads": 1,
+    "clsnf.uris": 1,
     "clsnf.yaml_reading": 1,
 }
 # What users import: `from clsnf import Detector`. It imports lazily, so that whoever imports a part does not import the detector.

@@ -12,10 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
+from object_store import bucket
 from running_study import ROOT, Study, wait_for_trial
 from small_data import write_category
 
 from clsnf.detector import Detector
+from clsnf.remote import RemoteFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the ports of several nodes on one machine")]
 
@@ -62,8 +64,11 @@ class Cluster:
         command += ["--temp-dir", str(self._study.folder / f"ray{len(self.nodes)}")]
         command += ["--object-store-memory", "100000000", "--min-worker-port", "0", "--max-worker-port", "0"]
         command += [part for name in own_ports for part in (f"--{name}", _free_port())]
+        own_files = self._study.folder / f"tmp{len(self.nodes)}"  # as on a machine of its own
+        own_files.mkdir()
+        environment = self.environment | {"TMPDIR": str(own_files)}
         with self.log.open("ab") as log:
-            self.nodes.append(subprocess.Popen(command, env=self.environment, stdout=log, stderr=log, start_new_session=True))
+            self.nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
 
     @staticmethod
     def _listens(port: str) -> bool:
@@ -97,7 +102,13 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> Study:
+def end() -> Iterator[str]:
+    with bucket() as end:
+        yield end
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path, end: str) -> Study:
     made = Study(tmp_path_factory.mktemp("c"), resnet18_weights)  # short: paths of sockets have an end
     for seed, category in enumerate(("alpha", "beta", "gamma")):
         write_category(made.data / category, seed=seed)
@@ -129,6 +140,26 @@ def test_a_job_runs_on_all_nodes_of_a_cluster_that_has_only_the_dependencies(stu
     ended = sum(t["stages_computed"] for t in found.trials() if t["status"] == "finished")
     assert 0 < ended <= len(stages), "two workers never compute the same stage"
     assert not list((out / "stages" / ".leases").iterdir())
+
+
+def test_nodes_that_share_no_file_system_share_a_study_in_an_object_store(study: Study, cluster: Cluster, end: str) -> None:
+    out = f"s3://bucket/shared{end}"
+    process = study.start("--trials", "3", "--address", f"127.0.0.1:{cluster.port}", out=out, RAY_AUTH_MODE="token")
+    stdout, stderr = process.communicate(timeout=500)
+    assert process.returncode == 0, stderr
+    assert f"s3://bucket/shared/winners{end}" in stdout
+    remote = RemoteFolder(out)
+    copies = [list((study.folder / f"tmp{number}").glob("clsnf-*/stages")) for number in (1, 2)]
+    assert all(copies), "both workers took part, each in a copy of its own"
+    assert not list((study.folder / "tmp0").glob("clsnf-*")), "the head computes nothing"
+    for name in ("trials.parquet", "summary.json", "ledger.jsonl"):
+        assert remote.pull(name, study.folder / "shared" / name)
+    trials = study.at(study.folder / "shared").trials()
+    assert len(trials) == 9
+    assert len((study.folder / "shared" / "ledger.jsonl").read_text().splitlines()) == 3
+    for category, found in study.at(study.folder / "shared").summary()["categories"].items():
+        assert remote.pull(f"winners/{category}", study.folder / "shared" / category)
+        assert Detector.load(study.folder / "shared" / category).threshold.value == found["threshold"]["value"]
 
 
 def test_without_the_token_the_job_server_says_what_is_missing(study: Study, cluster: Cluster) -> None:

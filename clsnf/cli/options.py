@@ -11,6 +11,7 @@ import click
 
 from clsnf.config import DetectorSettings, from_dict, to_dict
 from clsnf.errors import DataError, SettingsError
+from clsnf.uris import is_uri
 from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
 
 if TYPE_CHECKING:
@@ -62,7 +63,15 @@ class _Path(click.Path):
         return Path(os.fsdecode(super().convert(value, parameter, ctx))).expanduser()
 
 
+class _PathOrUri(_Path):
+    """A path, or a URI such as s3://bucket/folder, which stays a string."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if is_uri(value) else super().convert(value, parameter, ctx)
+
+
 path = _Path()
+path_or_uri = _PathOrUri()
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 picture_options = combined(
     click.option(

@@ -9,7 +9,7 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
-from clsnf.cli.options import data_options, path, setting_options
+from clsnf.cli.options import data_options, path, path_or_uri, setting_options
 from clsnf.config import StudySettings, from_dict
 from clsnf.errors import ClsnfError, SettingsError
 
@@ -17,7 +17,7 @@ from clsnf.errors import ClsnfError, SettingsError
 @main.command(short_help="Tune, choose and save a detector for each product.")
 @data_options
 @click.option("--categories", help="Names with commas.  [default: all]")
-@click.option("--out", type=path, help="The study's folder.  [default: runs/DATE-TIME]")
+@click.option("--out", type=path_or_uri, help="The study's folder, or a URI such as s3://BUCKET/FOLDER.  [default: runs/DATE-TIME]")
 @click.option("--trials", type=int, help="Trials of each category.  [default: 8]")
 @click.option(
     "--objectives",
@@ -66,12 +66,13 @@ def study(**options: Any) -> None:
 
     # The authors' settings are one recipe: the default space would leave it at once.
     space = paper_space() if options["preset"] == "paper" and options["space"] is None else read_space(options["space"])
-    out = (options["out"] or _new_run()).absolute()
+    out = options["out"] or _new_run()
+    out = out if isinstance(out, str) else out.absolute()
     terminal = Terminal()
     if demo:
         from clsnf.data.demo import write_demo
 
-        data = out.parent / "demo-data"
+        data = (Path("runs").absolute() if isinstance(out, str) else out.parent) / "demo-data"
         terminal.line(f"demo: three products drawn by code, in {data}")
         write_demo(data)
         tables, origin = shared.read_tables(data, None, options["categories"])
@@ -101,7 +102,7 @@ def study(**options: Any) -> None:
         summary = run_study(request, terminal.reporter(settings, names_of(tables), study_settings.trials))
     terminal.summary(summary, out)
     if all("winner" not in found for found in summary["categories"].values()):
-        raise ClsnfError(f"No category has a winner: the causes are in {out / 'summary.json'}.")
+        raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")
 
 
 _DEMO_SETTINGS: dict[str, Any] = {

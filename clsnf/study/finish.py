@@ -81,7 +81,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         What ``summary.json`` holds of the category.
     """
     use_threads(plan.threads)
-    progress = FileProgress(plan.out, category)
+    progress = FileProgress(plan.folder, category)
     study = plan.study_settings
     few = best_few(trials, study.refine, study.selection)
     candidates: list[Candidate] = []
@@ -111,13 +111,12 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         settings = dataclasses.replace(settings, score_weight=choose_score_weight(by_weight, bench.labels))
     train = plan.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
-    folder = Path(plan.out) / "winners" / category
-    detector.save(folder)
+    detector.save(plan.folder / "winners" / category)
 
     names = reported_figures(study)
     families = family_figures_of(maps.fused(weight), bench.labels, names, maps.fused(settings.image_weight))
     result: dict[str, Any] = {
-        "winner": str(folder),
+        "winner": plan.place_of(f"winners/{category}"),
         "trial": trial["trial"],
         "settings": to_dict(settings),
         "chosen": {**trial["config"], "fusion_weight": weight, "score_weight": settings.image_weight},
@@ -136,9 +135,8 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         result["test"] = evaluate_detector(detector, test, progress)
         result["regret"] = regret(plan, category, trials, settings, test, picks, progress)
     shown = test if len(test) else plan.validation_table(category)
-    examples = Path(plan.out) / "examples" / f"{category}.png"
-    write_examples(detector, shown.to_pylist(), examples)
-    result["examples"] = str(examples)
+    write_examples(detector, shown.to_pylist(), plan.folder / "examples" / f"{category}.png")
+    result["examples"] = plan.place_of(f"examples/{category}.png")
     plan.keep_finished(category, trials, result)
     return result
 

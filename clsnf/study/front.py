@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from clsnf.config import StudySettings
@@ -49,14 +48,14 @@ def save_front(plan: StudyPlan, category: str, trials: list[dict[str, Any]], pro
     for trial in front(trials, objectives):
         settings = apply_config(plan.detector_settings, trial["config"])
         detector = Detector.from_pipeline(workbench(plan, category, settings).prepared, train, settings, progress)
-        folder = Path(plan.out) / "front" / category / f"trial-{trial['trial']}"
-        detector.save(folder)
+        folder = f"front/{category}/trial-{trial['trial']}"
+        detector.save(plan.folder / folder)
         saved.append(
             {
                 "trial": trial["trial"],
                 "config": trial["config"],
                 "objectives": {name.removeprefix("validation_"): trial["figures"][name] for name in objectives},
-                "detector": str(folder),
+                "detector": plan.place_of(folder),
             }
         )
     return saved

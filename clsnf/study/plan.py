@@ -25,7 +25,12 @@ from clsnf.config import DetectorSettings, StudySettings, from_dict
 from clsnf.errors import OutputError
 from clsnf.fingerprint import check_place, content_key, write_json, written_whole
 from clsnf.ledger import note_unlocked
+from clsnf.remote import RemoteFolder
+from clsnf.study.lease_book import BookedLeases
+from clsnf.study.mirror import local_copy
 from clsnf.training.prepare import rows_of
+from clsnf.training.stages import StageStore
+from clsnf.uris import join_uri
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class StudyPlan:
     """What every process of a study knows; plain types only, it travels to the workers.
 
     Attributes:
-        out: the study's folder, absolute.
+        out: the study's folder, absolute; a worker's own is :attr:`folder`.
         settings: :class:`DetectorSettings` as plain types.
         study: :class:`StudySettings` as plain types.
         leaving_epochs: numbers of joint epochs that some trial may ask for.
@@ -42,6 +47,7 @@ class StudyPlan:
         textures: folder of texture pictures, or None.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: CPU threads of a trial.
+        remote: URI of the study's folder where machines share no file system; `out` is then the driver's copy of it.
     """
 
     out: str
@@ -53,6 +59,43 @@ class StudyPlan:
     textures: str | None
     device: str
     threads: int
+    remote: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder on this machine."""
+        return Path(self.out) if self.remote is None else local_copy(Path(self.out).name)
+
+    def place_of(self, name: str) -> str:
+        """Where a person finds what lies at `name` in the study's folder."""
+        return str(self.folder / name) if self.remote is None else join_uri(self.remote, name)
+
+    def _fetch(self, name: str) -> Path:
+        """A file or folder of the study on this machine, fetched where it is not there yet."""
+        path = self.folder / name
+        if self.remote is not None and not path.exists():
+            RemoteFolder(self.remote).pull(name, path)
+        return path
+
+    def publish(self, *names: str) -> None:
+        """Pass on files and folders of this machine's copy, as far as they are there."""
+        if self.remote is not None:
+            remote = RemoteFolder(self.remote)
+            for name in names:
+                if (self.folder / name).exists():
+                    remote.push(self.folder / name, name)
+
+    @property
+    def leases(self) -> BookedLeases | None:
+        """Leases for machines that share no file system; None where files do."""
+        return None if self.remote is None else BookedLeases(Path(self.out).name)
+
+    def store(self, scratch: Path | None = None) -> StageStore:
+        """The stages of the study, or those of one trial in a folder of its own."""
+        if scratch is not None:
+            return StageStore(scratch)
+        remote = None if self.remote is None else RemoteFolder(self.remote).below("stages")
+        return StageStore(self.folder / "stages", remote, self.leases)
 
     @property
     def detector_settings(self) -> DetectorSettings:
@@ -62,18 +105,17 @@ class StudyPlan:
     def study_settings(self) -> StudySettings:
         return from_dict(StudySettings, self.study)
 
-    @property
-    def stages(self) -> Path:
-        return Path(self.out) / "stages"
-
     def _table(self, category: str, name: str) -> Path:
-        return Path(self.out) / "tables" / f"{category}.{name}.parquet"
+        return self._fetch(f"tables/{category}.{name}.parquet")
 
     def write_tables(self, category: str, table: pa.Table, validation: pa.Table) -> None:
         """Write what a trial may see (normals to fit and validate on, validation defects) apart from the test images."""
-        for name, rows in (("train", table.filter(pa.compute.not_equal(table["split"], "test"))), ("test", rows_of(table, "test"))):
-            write_table(self._table(category, name), rows)
-        write_table(self._table(category, "validation"), validation)
+        train = table.filter(pa.compute.not_equal(table["split"], "test"))
+        for name, rows in (("train", train), ("test", rows_of(table, "test")), ("validation", validation)):
+            file = f"tables/{category}.{name}.parquet"
+            write_table(self.folder / file, rows)
+            self.publish(file)
+        self.publish(f"validation/{category}")
 
     def train_table(self, category: str) -> pa.Table:
         """Normals of the splits ``fit`` and ``validation``."""
@@ -81,13 +123,15 @@ class StudyPlan:
 
     def validation_table(self, category: str) -> pa.Table:
         """Validation normals and validation defects."""
-        return pq.read_table(self._table(category, "validation"))
+        table = pq.read_table(self._table(category, "validation"))
+        self._fetch(f"validation/{category}")
+        return _moved(table, Path(self.out), self.folder)
 
     def _finished(self, category: str, trials: list[dict[str, Any]]) -> tuple[Path, str]:
         """Where a category's result lies, and what it must rest on."""
         study = self.study_settings
         rests_on = [[trial["trial"] for trial in trials], study.selection, study.refine, list(study.objectives)]
-        return Path(self.out) / "finished" / f"{category}.json", content_key(rests_on)
+        return self.folder / "finished" / f"{category}.json", content_key(rests_on)
 
     def finished(self, category: str, trials: list[dict[str, Any]]) -> dict[str, Any] | None:
         """What the study said of a category with these finished trials before it was interrupted; None if it did not come so far."""
@@ -102,12 +146,35 @@ class StudyPlan:
         """Write down a category's result, for :meth:`finished`."""
         path, rests_on = self._finished(category, trials)
         write_json(path, {"rests_on": rests_on, "result": result})
+        self.publish(f"winners/{category}", f"examples/{category}.png", f"front/{category}", f"finished/{category}.json")
 
     def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
         """The test images, for after selection: the ledger says when and what for."""
         if pq.read_metadata(self._table(category, "test")).num_rows:
-            note_unlocked(Path(self.out), category, purpose)
+            self._note_unlocked(category, purpose)
         return pq.read_table(self._table(category, "test"))
+
+    def _note_unlocked(self, category: str, purpose: str) -> None:
+        if self.remote is None or self.leases is None:
+            note_unlocked(self.folder, category, purpose)
+            return
+        with self.leases.hold("ledger"):  # one file for all workers
+            (self.folder / "ledger.jsonl").unlink(missing_ok=True)
+            self._fetch("ledger.jsonl")
+            note_unlocked(self.folder, category, purpose)
+            self.publish("ledger.jsonl")
+
+
+def _moved(table: pa.Table, before: Path, now: Path) -> pa.Table:
+    """The table with the paths below one folder led to another."""
+    if before == now:
+        return table
+    for name in ("path", "mask_path"):
+        moved = [None if path is None else str(now / Path(path).relative_to(before)) for path in table[name].to_pylist()]
+        table = table.set_column(
+            table.column_names.index(name), table.schema.field(name), pa.array(moved, table.schema.field(name).type)
+        )
+    return table
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -116,8 +183,8 @@ def write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, draft)
 
 
-def check_folder(out: Path, resume: bool) -> None:
-    """Refuse a study's folder that holds other things, before the long work and without a trace.
+def check_folder(out: Path, resume: bool, name: str | None = None) -> None:
+    """Refuse a study's folder that holds other things, before the long work and without a trace. `name` is what a person calls it.
 
     Raises:
         OutputError: it holds something and `resume` was not said, it holds no study to resume, or it can't be made.
@@ -126,9 +193,9 @@ def check_folder(out: Path, resume: bool) -> None:
     if not out.exists() or all(entry.name == ".lock" for entry in out.iterdir()):
         return
     if not resume:
-        raise OutputError(f"{out} is in use: choose another --out, or say --resume to go on with the study in it.")
+        raise OutputError(f"{name or out} is in use: choose another --out, or say --resume to go on with the study in it.")
     if not (out / "study.json").is_file():
-        raise OutputError(f"{out} holds no study to go on with: choose another --out.")
+        raise OutputError(f"{name or out} holds no study to go on with: choose another --out.")
 
 
 def claim_folder(out: Path, resume: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import differences, write_json
 from clsnf.ledger import now
 from clsnf.progress import Progress, silent
+from clsnf.remote import RemoteFolder
 from clsnf.selection import check_objective
 from clsnf.selection_rules import check_rule
 from clsnf.study.cluster import Shares, divide, ray_session
@@ -35,13 +37,16 @@ from clsnf.study.front import objectives_of
 from clsnf.study.history import History, open_storage
 from clsnf.study.interrupts import heeded_between_steps
 from clsnf.study.latency import LATENCY
+from clsnf.study.lease_book import open_book
 from clsnf.study.loggers import check_loggers, loggers
+from clsnf.study.mirror import copy_of, fetch_state, kept_up
 from clsnf.study.plan import StudyPlan, check_folder, claim_folder, write_table
 from clsnf.study.search import METRIC, PerCategorySearch, StopHopeless, Telling
 from clsnf.study.space import Space
 from clsnf.study.warm_start import warm_values
 from clsnf.study.watch import Watcher
 from clsnf.training.prepare import check_ingredients, data_fingerprint, place_fit_rows
+from clsnf.uris import last_name
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class StudyRequest:
 
     Attributes:
         tables: one table a category, as the layout's reader gave it.
-        out: the study's folder.
+        out: the study's folder, or the URI of one on any file system that pyarrow knows.
         settings: what every trial starts from.
         study: how to search.
         space: what to search.
@@ -67,7 +72,7 @@ class StudyRequest:
     """
 
     tables: Sequence[pa.Table]
-    out: Path
+    out: Path | str
     settings: DetectorSettings
     study: StudySettings
     space: Space
@@ -81,6 +86,11 @@ class StudyRequest:
     mlflow: str | None = None
     wandb: str | None = None
     origin: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the study is called where it lies beside others."""
+        return last_name(self.out) if isinstance(self.out, str) else self.out.absolute().name
 
 
 @dataclass
@@ -115,18 +125,28 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
     """
     reporter = reporter or Reporter()
     started = time.perf_counter()
-    out = request.out.absolute()
-    tables = _checked_inputs(request, out, reporter)
-    reporter.begin()
-    with ray_session(request.address):
-        shares = divide(request.study, len(tables))
-        plan = _plan(request, out, shares)
-        claim_folder(out, request.resume)
-        try:
-            with FileLock(out / ".lock", timeout=0):
-                return _run(request, tables, plan, shares, reporter, started)
-        except Timeout as error:
-            raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
+    remote = RemoteFolder(request.out) if isinstance(request.out, str) else None
+    out = Path(request.out).absolute() if remote is None else copy_of(remote)
+    try:
+        if remote is not None:
+            fetch_state(remote, out)
+        tables = _checked_inputs(request, out, reporter)
+        reporter.begin()
+        with ray_session(request.address):
+            shares = divide(request.study, len(tables))
+            plan = _plan(request, out, shares)
+            claim_folder(out, request.resume)
+            book = None if remote is None else open_book(out.name)  # it ends with this handle
+            try:
+                with FileLock(out / ".lock", timeout=0), kept_up(remote, out):
+                    return _run(request, tables, plan, shares, reporter, started)
+            except Timeout as error:
+                raise OutputError(f"{request.out} is in use by another study right now: choose another --out.") from error
+            finally:
+                del book
+    finally:
+        if remote is not None:
+            shutil.rmtree(out, ignore_errors=True)
 
 
 def names_of(tables: Sequence[pa.Table]) -> list[str]:
@@ -140,7 +160,7 @@ def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> lis
     request.space.check(request.settings)
     check_loggers(request.mlflow, request.wandb)
     warm_values(request.warm_start, [])
-    check_folder(out, request.resume)
+    check_folder(out, request.resume, str(request.out))
     check_ingredients(request.settings, request.textures, request.device)
     tables = [_checked(table, request, reporter) for table in request.tables]
     _check_same_study(request, tables, out)
@@ -150,7 +170,7 @@ def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> lis
 def _run(
     request: StudyRequest, tables: list[pa.Table], plan: StudyPlan, shares: Shares, reporter: Reporter, started: float
 ) -> dict[str, Any]:
-    out = Path(plan.out)
+    out = plan.folder
     categories = names_of(tables)
     histories = _histories(request, tables, out, shares)
     for category, table in zip(categories, tables, strict=True):
@@ -201,6 +221,7 @@ def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
         textures=None if request.textures is None else str(request.textures.absolute()),
         device=request.device,
         threads=shares.cpus,
+        remote=request.out if isinstance(request.out, str) else None,
     )
 
 
@@ -266,7 +287,7 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
     before = _begun(out)
     if before is None:
         # Others' studies may lie in the same storage, and another study of this name may come.
-        prefix = "" if request.optuna_storage is None else f"{out.name}-{secrets.token_hex(3)}/"
+        prefix = "" if request.optuna_storage is None else f"{request.name}-{secrets.token_hex(3)}/"
     else:
         prefix = before.get("studies", "")
     storage = open_storage(request.optuna_storage, out)
@@ -274,7 +295,7 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
         raise OutputError(
             f"This Optuna storage holds no trials of the study in {out} ({prefix}...): give the one that it began with."
         )
-    write_json(out / "study.json", _identity(request, tables) | {"studies": prefix})
+    write_json(out / "study.json", _identity(request, tables) | {"studies": prefix, "copy": out.name})
     distributions, start = request.space.distributions(), request.space.start(request.settings)
     return {
         category: History(
@@ -335,9 +356,9 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
                 ),
                 run_config=tune.RunConfig(
                     name=name,
-                    storage_path=str(Path(plan.out) / "tune"),
+                    storage_path=plan.place_of("tune"),
                     verbose=0,
-                    callbacks=[Telling(search), *loggers(Path(plan.out).name, request.mlflow, request.wandb), interrupts],
+                    callbacks=[Telling(search), *loggers(request.name, request.mlflow, request.wandb), interrupts],
                 ),
             ).fit()
     except KeyboardInterrupt:

@@ -34,7 +34,7 @@ from clsnf.study.watch import FileProgress
 from clsnf.training.finetune import leaving_point
 from clsnf.training.pipeline import PlacedImages
 from clsnf.training.prepare import Prepared, place_rows, prepare
-from clsnf.training.stages import Stage, StageStore
+from clsnf.training.stages import Stage
 
 # Reported beside the objective; one pass over the pixels serves both pixel figures.
 FIGURES = ("pixel_ap", "pixel_auroc", "image_auroc")
@@ -51,8 +51,8 @@ class Workbench:
     def __init__(self, plan: StudyPlan, category: str, settings: DetectorSettings, stages: Path | None = None) -> None:
         table = plan.train_table(category)
         validation = plan.validation_table(category)
-        self.store = StageStore(stages or plan.stages)
-        progress = FileProgress(plan.out, category)
+        self.store = plan.store(stages)
+        progress = FileProgress(plan.folder, category)
         self.prepared: Prepared = prepare(table, settings, plan.textures, self.store, choose_device(plan.device), progress)
         self.images: PlacedImages = place_rows(validation, settings)
         self.labels = validation_labels(validation.to_pylist(), settings, self.images)
@@ -131,7 +131,8 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
         if study.reuse:
             bench = workbench(plan, category, settings)
         else:  # everything anew, and nothing left for others
-            scratch = cleaned.enter_context(TemporaryDirectory(prefix=".scratch-", dir=plan.out))
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            scratch = cleaned.enter_context(TemporaryDirectory(prefix=".scratch-", dir=plan.folder))
             bench = Workbench(plan, category, settings, Path(scratch))
         store, pipeline = bench.store, bench.prepared.pipeline
         computed, reused, seconds = sum(store.computed.values()), sum(store.reused.values()), dict(store.seconds)

@@ -22,8 +22,8 @@ _OLD = 120.0  # seconds after which a note says nothing any more
 class FileProgress:
     """A :class:`clsnf.progress.Progress` that notes where this process is, at most twice a second."""
 
-    def __init__(self, out: str, category: str) -> None:
-        self._file = Path(out) / _FOLDER / f"{category}.{os.getpid()}.json"
+    def __init__(self, out: Path, category: str) -> None:
+        self._file = out / _FOLDER / f"{category}.{os.getpid()}.json"
         self._category = category
         self._last = 0.0
 

@@ -16,10 +16,10 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -48,6 +48,13 @@ def _is_gone(owner: dict[str, Any]) -> bool:
         return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["born"]) > 1.0)
     except psutil.NoSuchProcess:
         return True
+
+
+class Holder(Protocol):
+    """Whoever hands out leases: by files in a folder, or by other means where workers share none."""
+
+    def hold(self, name: str) -> AbstractContextManager[None]:
+        """Hold the lease on `name` for the length of the block; wait for a living holder first."""
 
 
 class Leases:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key, write_json, written_whole
-from clsnf.training.leases import Leases
+from clsnf.remote import RemoteFolder
+from clsnf.training.leases import Holder, Leases
 
 # Part of every key: raise it when the same settings would give other results.
 RESULTS_VERSION = 2
@@ -41,6 +42,9 @@ class StageStore:
 
     Args:
         root: made where it is missing.
+        remote: a folder that more machines share than `root`: what is missing in `root` is looked for there, what is computed is
+            stored there too.
+        leases: hands out the leases on stages; files in `root` where None.
 
     Attributes:
         computed, reused: number of stages of each kind that this object had to compute, and that it found.
@@ -48,12 +52,12 @@ class StageStore:
             another process was computing, ``storing``, and what callers count with :meth:`clock`.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, remote: RemoteFolder | None = None, leases: Holder | None = None) -> None:
+        self.root, self._remote = root, remote
         self.computed: dict[str, int] = {}
         self.reused: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        self._leases = Leases(root / ".leases")
+        self._leases = leases or Leases(root / ".leases")
         self._inner = 0.0  # seconds of the block under way that were counted inside it
 
     def key(self, content: Mapping[str, Any]) -> str:
@@ -68,7 +72,7 @@ class StageStore:
         """
         folder = self.root / kind / key
         facts = folder / "facts.json"
-        if not facts.is_file():
+        if not facts.is_file() and not self._pull(f"{kind}/{key}", folder):
             return None
         try:
             return Stage(load_file(folder / "tensors.safetensors"), json.loads(facts.read_text()))
@@ -78,6 +82,10 @@ class StageStore:
             raise OutputError(
                 f"The stored stage {folder} is damaged ({error}): delete it, and it will be computed anew."
             ) from error
+
+    def _pull(self, name: str, folder: Path) -> bool:
+        """Fetch a stage that another machine stored; its facts come last, and so does a whole stage."""
+        return self._remote is not None and self._remote.read(f"{name}/facts.json") is not None and self._remote.pull(name, folder)
 
     def get(self, kind: str, content: Mapping[str, Any], compute: Callable[[], Stage]) -> Stage:
         """The stage that `content` decides, computed only if nobody has it."""
@@ -117,9 +125,16 @@ class StageStore:
         with suppress(OSError):
             folder.rename(gone)  # at once: nobody finds half of it
         shutil.rmtree(gone, ignore_errors=True)
+        if self._remote is not None:
+            name = f"{kind}/{folder.name}"
+            self._remote.delete(f"{name}/facts.json")  # first: without it there is no stage
+            self._remote.delete(name)
 
     def _put(self, kind: str, key: str, stage: Stage) -> None:
         with written_whole(self.root / kind / key) as draft:
             draft.mkdir()
             save_file({name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()}, draft / "tensors.safetensors")
             write_json(draft / "facts.json", stage.facts)
+        if self._remote is not None:
+            for file in ("tensors.safetensors", "facts.json"):  # in this order: see _pull
+                self._remote.push(self.root / kind / key / file, f"{kind}/{key}/{file}")
