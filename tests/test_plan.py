@@ -92,7 +92,10 @@ def test_what_a_trial_sees_holds_no_test_image_and_each_look_at_those_is_in_the_
     assert set(plan.train_table("nut")["split"].to_pylist()) == {"fit", "validation"}
     assert plan.validation_table("nut").equals(validation)
     ledger = tmp_path / "out" / "ledger.jsonl"
+    with pytest.raises(FileNotFoundError):  # while trials run, no file says where they are
+        plan.unlock_test_table("nut", "a look before selection")
     assert not ledger.exists()
+    plan.write_test_table("nut", table)
     test = plan.unlock_test_table("nut", "evaluation of the winner")
     assert set(test["split"].to_pylist()) == {"test"}
     assert len(test) + len(plan.train_table("nut")) == len(table)
@@ -101,12 +104,16 @@ def test_what_a_trial_sees_holds_no_test_image_and_each_look_at_those_is_in_the_
     plan.unlock_test_table("nut", "again")
     assert len(ledger.read_text().splitlines()) == 2
 
+    plan.write_tables("nut", table, validation)  # the study is gone on with: trials run again
+    assert not list((tmp_path / "out" / "tables").glob("*test*"))
+
 
 def test_the_ledger_names_no_look_at_test_images_that_are_not_there(tmp_path: Path) -> None:
     write_category(tmp_path / "data" / "nut", defective=0, good=0)
     table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
     plan = plan_in(tmp_path / "out")
     plan.write_tables("nut", table, table.slice(0, 1))
+    plan.write_test_table("nut", table)
     assert len(plan.unlock_test_table("nut", "evaluation")) == 0
     assert not (tmp_path / "out" / "ledger.jsonl").exists()
 

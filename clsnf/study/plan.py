@@ -109,13 +109,25 @@ class StudyPlan:
         return self._fetch(f"tables/{category}.{name}.parquet")
 
     def write_tables(self, category: str, table: pa.Table, validation: pa.Table) -> None:
-        """Write what a trial may see (normals to fit and validate on, validation defects) apart from the test images."""
-        train = table.filter(pa.compute.not_equal(table["split"], "test"))
-        for name, rows in (("train", train), ("test", rows_of(table, "test")), ("validation", validation)):
-            file = f"tables/{category}.{name}.parquet"
-            write_table(self.folder / file, rows)
-            self.publish(file)
+        """Write what a trial may see: normals to fit and validate on, validation defects. Where the test images are, no trial can know."""
+        self._discard(f"tables/{category}.test.parquet")  # of an earlier run
+        self._write(category, "train", table.filter(pa.compute.not_equal(table["split"], "test")))
+        self._write(category, "validation", validation)
         self.publish(f"validation/{category}")
+
+    def write_test_table(self, category: str, table: pa.Table) -> None:
+        """Write where the test images are, once no trial of the category will run any more."""
+        self._write(category, "test", rows_of(table, "test"))
+
+    def _write(self, category: str, name: str, rows: pa.Table) -> None:
+        file = f"tables/{category}.{name}.parquet"
+        write_table(self.folder / file, rows)
+        self.publish(file)
+
+    def _discard(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+        if self.remote is not None:
+            RemoteFolder(self.remote).delete(name)
 
     def train_table(self, category: str) -> pa.Table:
         """Normals of the splits ``fit`` and ``validation``."""

@@ -194,6 +194,8 @@ def _run(
         write_table(out / "trials.parquet", _trials_table(records))
         if interrupted:
             raise KeyboardInterrupt
+        for category, table in zip(categories, tables, strict=True):
+            plan.write_test_table(category, table)
         finished = _finish(plan, categories, records, shares, reporter)
     summary = {
         "clsnf": clsnf.__version__,
