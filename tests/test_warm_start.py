@@ -1,5 +1,6 @@
 """Beginning where an earlier study ended."""
 
+import socket
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,3 +55,15 @@ def test_a_logger_that_is_not_installed_is_said_before_the_long_work(monkeypatch
         check_loggers("http://localhost:5000", None)
     with pytest.raises(SettingsError, match=r"--wandb needs"):
         check_loggers(None, "project")
+
+
+def test_a_logging_server_that_does_not_answer_is_said_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with pytest.raises(SettingsError, match=f"No MLflow server answers at {address}"):
+            check_loggers(address, None)
+        listening.listen()
+        check_loggers(address, None)
+    check_loggers("sqlite:///runs.db", None)
