@@ -6,6 +6,7 @@
 <out>/winners/<category>/     the winning detector
 <out>/examples/<category>.png pictures of its answers
 <out>/validation/<category>/  the validation defects, in MVTec AD's layout
+<out>/evidence/<category>/    what a report needs: scores of every image, defects one by one, the baseline, cases to look at
 <out>/finished/               each category's part of the summary, as soon as it is known
 <out>/ledger.jsonl            when the test images were looked at, and for what
 <out>/stages/                 finished work, found by content
