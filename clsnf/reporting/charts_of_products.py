@@ -1,15 +1,15 @@
-"""Charts over the products of a study."""
+"""Charts over the products of one study, or of several."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clsnf.published import figures_for
 from clsnf.reporting.blocks import Chart
 from clsnf.reporting.chart_parts import axis, shown
 from clsnf.reporting.formats import figure, figure_name, is_finite
-from clsnf.reporting.study_files import StudyFiles
+from clsnf.reporting.study_files import Product, StudyFiles
+from clsnf.reporting.tables import published
 
 WINNER, BASELINE, AUTHORS = "@1", "@2", "@3"
 
@@ -19,50 +19,58 @@ def verdict_chart(study: StudyFiles, name: str) -> Chart | None:
     products = [p for p in study.products if is_finite(p.figures.get(name))]
     if not products:
         return None
-    places = [shown(p.name) for p in products]
-
-    def points(values: list[Any], intervals: list[Any], title: str, colour: str, symbol: str) -> dict[str, Any]:
-        pairs = [pair or (value, value) for pair, value in zip(intervals, values, strict=True)]
-        up = [None if v is None else p[1] - v for p, v in zip(pairs, values, strict=True)]
-        down = [None if v is None else v - p[0] for p, v in zip(pairs, values, strict=True)]
-        return {
-            "type": "scatter",
-            "mode": "markers",
-            "name": title,
-            "x": places,
-            "y": values,
-            "error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "color": colour, "thickness": 1.5},
-            "marker": {"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1.5, "color": colour}},
-            "hovertemplate": "%{x}: %{y:.3f}<extra>" + title + "</extra>",
-        }
-
-    own = points(
-        [p.figures[name] for p in products],
-        [(p.evidence.get("intervals") or {}).get(name) for p in products],
-        "winner",
-        WINNER,
-        "circle",
-    )
-    data = [own]
+    data = [figure_points(products, name, "winner", WINNER, "circle")]
     beside = [(p.baseline.get("figures") or {}).get(name) for p in products]
     if any(is_finite(value) for value in beside):
         intervals = [(p.baseline.get("intervals") or {}).get(name) for p in products]
-        data.append(points(beside, intervals, "baseline (cflow)", BASELINE, "square-open"))
-    key = {"au_pro": "au_pro_200_steps"}.get(name, name)
-    published = [(figures_for(p.name) or {}).get(key) for p in products]
-    if any(value is not None for value in published):
-        data.append(points(published, [None] * len(products), "published by the authors", AUTHORS, "x"))
-    known = [value for trace in data for value in trace["y"] if is_finite(value)]
-    lows = [v - d for t in data for v, d in zip(t["y"], t["error_y"]["arrayminus"], strict=True) if is_finite(v) and is_finite(d)]
-    room = 0.06 * max(0.05, 1 - min(known + lows))
-    upright = axis(figure_name(name), range=[min(known + lows) - room, min(1, max(known) + 0.3) + room])
-    layout = {"yaxis": upright, "xaxis": {"type": "category"}, "scattermode": "group"}
+        data.append(points(products, beside, intervals, "baseline (cflow)", BASELINE, "square-open"))
+    authors = [published(p, name) for p in products]
+    if any(value is not None for value in authors):
+        data.append(points(products, authors, [None] * len(products), "published by the authors", AUTHORS, "x"))
     worst = min(products, key=lambda p: p.figures[name])
     reading = (
         f"Test images; bars are 95 % intervals over images. Lowest: {worst.name}, {figure(worst.figures[name])}. "
         "Where bars of winner and baseline overlap, the paired comparison in the table decides, not the bars."
     )
-    return Chart(f"{figure_name(name)} of every product", {"data": data, "layout": layout}, reading, 360)
+    return figure_chart(f"{figure_name(name)} of every product", name, data, reading)
+
+
+def figure_points(products: Sequence[Product], name: str, title: str, colour: str, symbol: str) -> dict[str, Any]:
+    """Winners' test figures, each with its interval where the study kept one; all of them must be finite."""
+    intervals = [(p.evidence.get("intervals") or {}).get(name) for p in products]
+    return points(products, [p.figures[name] for p in products], intervals, title, colour, symbol)
+
+
+def points(
+    products: Sequence[Product], values: Sequence[Any], intervals: Sequence[Any], title: str, colour: str, symbol: str
+) -> dict[str, Any]:
+    """A value a product, None for none, each with its (low, high), None for none."""
+    known: list[Any] = [value if is_finite(value) else None for value in values]
+    pairs = [pair if pair and all(map(is_finite, pair)) else (value, value) for pair, value in zip(intervals, known, strict=True)]
+    bars = {
+        "array": [None if v is None else pair[1] - v for pair, v in zip(pairs, known, strict=True)],
+        "arrayminus": [None if v is None else v - pair[0] for pair, v in zip(pairs, known, strict=True)],
+    }
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": title,
+        "x": [shown(p.name) for p in products],
+        "y": known,
+        "error_y": {"type": "data", "symmetric": False, "color": colour, "thickness": 1.5, **bars},
+        "marker": {"color": colour, "symbol": symbol, "size": 10, "line": {"width": 1.5, "color": colour}},
+        "hovertemplate": "%{x}: %{y:.3f}<extra>" + title + "</extra>",
+    }
+
+
+def figure_chart(title: str, name: str, data: list[dict[str, Any]], reading: str) -> Chart:
+    """Points of :func:`points` beside each other, the axis as long as they need."""
+    highest = max(value for trace in data for value in trace["y"] if value is not None)
+    lowest = min(v - d for t in data for v, d in zip(t["y"], t["error_y"]["arrayminus"], strict=True) if v is not None)
+    room = 0.06 * max(0.05, 1 - lowest)
+    upright = axis(figure_name(name), range=[lowest - room, min(1, highest + 0.3) + room])
+    layout = {"yaxis": upright, "xaxis": {"type": "category"}, "scattermode": "group"}
+    return Chart(title, {"data": data, "layout": layout}, reading, 360)
 
 
 def bars(title: str, values: Mapping[str, float], unit: str, reading: str, pattern: str = ".2f") -> Chart:

@@ -16,9 +16,10 @@ from clsnf.errors import OutputError
 from clsnf.fingerprint import check_place, differences
 from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, replicate_figures
 from clsnf.reporting.advice import advise
-from clsnf.reporting.blocks import Block, Chart, Column, Facts, Note, Section, Table
+from clsnf.reporting.blocks import Block, Column, Facts, Note, Section, Table
 from clsnf.reporting.build import Built, write_page, write_tables
 from clsnf.reporting.chart_parts import shown, style
+from clsnf.reporting.charts_of_products import figure_chart, figure_points
 from clsnf.reporting.formats import duration, figure_name, is_finite
 from clsnf.reporting.page import render
 from clsnf.reporting.study_files import Product, Record, StudyFiles, read_study
@@ -48,7 +49,11 @@ def build_comparison(runs: Sequence[Path], out: Path | None = None) -> Built:
     names = _names(studies)
     changes, settings = _changes(studies, names), _settings(studies, names)
     sections = [
-        Section("changes", "Category by category", [changes, *_charts(studies, names)]),
+        Section(
+            "changes",
+            "Category by category",
+            [changes.without("au_pro_before", "au_pro_now", "au_pro_change"), *_charts(studies, names)],
+        ),
         Section("settings", "Settings, data, decisions", [settings, *_facts(studies, names)]),
     ]
     missing = [f"{name}: {line}" for name, study in zip(names, studies, strict=True) for line in study.missing]
@@ -97,21 +102,25 @@ def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
         row |= {"low": paired.get("low"), "high": paired.get("high"), "significance": paired["verdict"]}
         row |= {"decision_before": _decision(studies[0], before), "decision_now": _decision(studies[number], now)}
         rows.append(row)
-    figures = [
-        Column(f"{name}_{part}", f"{figure_name(name)}, {title}", kind)
+    figures = {
+        name: [
+            Column(f"{name}_{part}", f"{figure_name(name)}, {title}", kind)
+            for part, title, kind in (("before", "before", "figure"), ("now", "now", "figure"), ("change", "change", "gain"))
+        ]
         for name in _FIGURES
-        for part, title, kind in (("before", "before", "figure"), ("now", "now", "figure"), ("change", "change", "gain"))
-    ]
+    }
     columns = [
         Column("category", "product", pick=True),
         Column("study", "study", pick=True),
         Column("change", "in short", pick=True),
-        *figures,
-        Column("low", "image AUROC's change, low", "gain"),
-        Column("high", "high", "gain"),
-        Column("significance", "significance"),
         Column("decision_before", "decision before"),
         Column("decision_now", "decision now", pick=True),
+        *figures["image_auroc"],
+        Column("low", "its change, low", "gain"),
+        Column("high", "high", "gain"),
+        Column("significance", "significance"),
+        *figures["pixel_ap"],
+        *figures["au_pro"],
     ]
     note = (
         f"Before: {names[0]}. Test images. The interval is of image AUROC, paired on the test images whose scores both studies kept (95 %, "
@@ -168,33 +177,13 @@ def _charts(studies: Sequence[StudyFiles], names: list[str]) -> list[Block]:
     for figure in ("image_auroc", "pixel_ap"):
         data = []
         for index, (study, name) in enumerate(zip(studies, names, strict=True)):
-            look = style(index)
             products = [p for p in study.products if is_finite(p.figures.get(figure))]
-            values = [p.figures[figure] for p in products]
-            ends = [(p.evidence.get("intervals") or {}).get(figure, (v, v)) for p, v in zip(products, values, strict=True)]
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": shown(name),
-                    "x": [shown(p.name) for p in products],
-                    "y": values,
-                    "error_y": {
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [end[1] - v for end, v in zip(ends, values, strict=True)],
-                        "arrayminus": [v - end[0] for end, v in zip(ends, values, strict=True)],
-                        "color": look["colour"],
-                        "thickness": 1.5,
-                    },
-                    "marker": {"color": look["colour"], "symbol": look["marker"], "size": 10},
-                    "hovertemplate": "%{x}: %{y:.3f}<extra></extra>",
-                }
-            )
-        if any(trace["x"] for trace in data):
-            layout = {"yaxis": {"title": {"text": figure_name(figure)}}, "xaxis": {"type": "category"}, "scattermode": "group"}
+            if products:
+                look = style(index)
+                data.append(figure_points(products, figure, shown(name), look["colour"], look["marker"]))
+        if data:
             reading = "Winners on test images, with 95 % intervals over images where the study kept them."
-            blocks.append(Chart(f"{figure_name(figure)}, study by study", {"data": data, "layout": layout}, reading, 360))
+            blocks.append(figure_chart(f"{figure_name(figure)}, study by study", figure, data, reading))
     return blocks
 
 

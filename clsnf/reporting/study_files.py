@@ -152,6 +152,9 @@ def _trials(folder: Path, finished: bool, prefix: str, missing: list[str]) -> li
 
 def _product(folder: Path, name: str, result: Record | None, trials: list[Record], missing: list[str]) -> Product:
     own = [trial for trial in trials if trial["category"] == name]
+    if Path(name).name != name:  # a category is a folder's name: whoever wrote this wants files from elsewhere shown
+        missing.append(f"{name} is no name of a category: its files are left out.")
+        return Product(name, result or {}, own)
     if result is None:
         kept = folder / "finished" / f"{name}.json"
         result = _read(kept, _json, {}, missing).get("result", {}) if kept.is_file() else {}

@@ -8,11 +8,11 @@
 
   // Names of colours in charts, such as "@1", stand for the page's own, which follow a light or dark screen and paper.
   const NAMES = { "@1": "--c1", "@2": "--c2", "@3": "--c3", "@4": "--c4", "@5": "--c5", "@ink": "--ink", "@muted": "--muted", "@shade": "--shade" };
-  const painted = (value, style) => {
-    if (typeof value === "string") return value === "@clear" ? "rgba(0,0,0,0)" : NAMES[value] ? style.getPropertyValue(NAMES[value]).trim() : value;
-    if (Array.isArray(value)) return value.map((v) => painted(v, style));
-    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, painted(v, style)]));
-    return value;
+  const painted = (value, style, key) => {
+    if (Array.isArray(value)) return value.map((v) => painted(v, style, key));
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, painted(v, style, k)]));
+    if (key !== "color" && key !== "fillcolor") return value;
+    return value === "@clear" ? "rgba(0,0,0,0)" : NAMES[value] ? style.getPropertyValue(NAMES[value]).trim() : value;
   };
   const PAPER = 455; // pixels of half a page, to which a chart does not adapt by itself
   const axis = (given, style) => ({
@@ -20,6 +20,9 @@
     ...given,
   });
   const draw = (plot) => {
+    const printing = root.classList.contains("printing");
+    const height = Math.round(Number(plot.dataset.height) * (printing ? 0.75 : 1));
+    plot.style.height = height + "px";
     const style = getComputedStyle(root);
     const figure = painted(JSON.parse(plot.parentElement.querySelector("script.spec").textContent), style);
     const layout = {
@@ -27,7 +30,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 56, r: 16, t: 28, b: 44 },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 }, hovermode: "closest",
       ...figure.layout, xaxis: axis(figure.layout.xaxis, style), yaxis: axis(figure.layout.yaxis, style),
-      height: parseInt(plot.style.height, 10), autosize: !root.classList.contains("printing"), ...(root.classList.contains("printing") ? { width: PAPER } : {}),
+      height, autosize: !printing, ...(printing ? { width: PAPER } : {}),
     };
     Plotly.react(plot, figure.data, layout, { displayModeBar: false, responsive: true });
     plot.dataset.drawn = "yes";
