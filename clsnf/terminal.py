@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from clsnf.benchmark.tables import Cell
     from clsnf.config import DetectorSettings
     from clsnf.detector import Detector
+    from clsnf.reporting.build import Built
     from clsnf.study.study import Reporter
     from clsnf.training.calibrate import Threshold
 
@@ -202,7 +204,8 @@ class Terminal:
             f"winners     {place_of('winners')}\n"
             f"pictures    {place_of('examples')}\n"
             f"validation  {place_of('validation')}  (the defects that selection looked at)\n"
-            f"figures     {place_of('summary.json')}, {place_of('trials.parquet')}",
+            f"figures     {place_of('summary.json')}, {place_of('trials.parquet')}"
+            + ("" if isinstance(out, str) else f"\nreport      clsnf report {shlex.quote(str(out))}"),
             soft_wrap=True,
         )
 
@@ -282,6 +285,24 @@ class Terminal:
                 f"note: {threshold.normals} normals can promise no rate below {threshold.supported_rate:.3g}, not "
                 f"{threshold.false_reject_rate:.3g}: give more with --normals."
             )
+
+    def reported(self, built: Built) -> None:
+        """A study's report: its decisions, and where it lies."""
+        table = Table()
+        for column in ("category", "what to do next"):
+            table.add_column(column, overflow="fold")
+        for category, decision in built.decisions.items():
+            table.add_row(category, decision)
+        self._results.print(table)
+        for line in built.missing:
+            self.line(f"note: {line}")
+        self._results.print(f"report  {built.page}\ntables  {built.tables}", soft_wrap=True)
+
+    def compared(self, built: Built) -> None:
+        """A comparison of studies."""
+        for line in built.missing:
+            self.line(f"note: {line}")
+        self._results.print(f"comparison  {built.page}\ntables      {built.tables}", soft_wrap=True)
 
     def predictions(self, records: list[dict[str, Any]], threshold: float) -> None:
         """Scores of pictures."""

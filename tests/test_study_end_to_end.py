@@ -18,11 +18,12 @@ from small_data import write_category
 
 from clsnf.cli import main
 from clsnf.config import DetectorSettings, from_dict
-from clsnf.data.images import read_image
+from clsnf.data.images import read_image, read_mask
 from clsnf.data.layouts import read_category
 from clsnf.detector import Detector
 from clsnf.evaluation import evaluate_detector
-from clsnf.metrics import METRICS
+from clsnf.metrics import METRICS, image_auroc
+from clsnf.reporting.build import build_report
 from clsnf.selection_rules import RULES
 from clsnf.training.prepare import rows_of
 
@@ -199,10 +200,68 @@ def test_trials_share_stages(study: Study) -> None:
     for kind, most in (("finetuned", 2), ("flows", 4)):
         finite = [t for t in study.trials() if t["status"] == "finished"]
         kinds = {(t["category"], t["config/finetune_epochs"], kind == "flows" and t["config/flow_depth"]) for t in finite}
+        if kind == "flows":  # the baseline beside the winner: on the pretrained backbone, before training and after it
+            kinds |= {(category, 0, depth) for category in study.summary()["categories"] for depth in (0, 1)}
         made = len(list((study.out / "stages" / kind).iterdir()))
         diverged = len({(t["category"], t["config/finetune_epochs"]) for t in study.trials() if t["status"] == "failed"}) * most
         assert len(kinds) <= made <= len(kinds) + diverged
     assert sum(t["stages_reused"] for t in study.trials() if t["status"] == "finished") > 0
+
+
+# ---- what reports are made from ----
+
+
+@pytest.mark.parametrize("category", TESTED)
+def test_the_evidence_agrees_with_the_summary_and_the_masks(study: Study, category: str) -> None:
+    found = study.summary()["categories"][category]
+    folder = study.out / "evidence" / category
+    images = pq.read_table(folder / "images.parquet").to_pylist()
+    test = [row for row in images if row["split"] == "test"]
+    assert [(row["path"], row["score"]) for row in test] == [(row["path"], row["score"]) for row in found["test"]["scores"]]
+    assert [row["verdict"] for row in test] == [row["verdict"] for row in found["test"]["scores"]]
+    normals = [row for row in images if row["split"] == "validation" and not row["label"]]
+    assert len(normals) == found["threshold"]["normals"]
+    assert sum(row["verdict"] for row in normals) == 0, "with so few normals the threshold is the highest of their scores"
+    assert image_auroc([row["baseline_score"] for row in test], [row["label"] for row in test]) == pytest.approx(
+        found["evidence"]["baseline"]["figures"]["image_auroc"]
+    )
+    regions = pq.read_table(folder / "regions.parquet").to_pylist()
+    table = rows_of(read_category(study.data, category), "test").to_pylist()
+    assert sum(row["pixels"] for row in regions) == sum(int(read_mask(row["mask_path"]).sum()) for row in table if row["label"])
+    assert all(0 <= row["overlap"] <= 1 and row["found"] == (row["overlap"] > 0) for row in regions)
+    assert all(row["contrast"] > 0.1 for row in regions), "they are drawn white or black on grey"
+
+
+@pytest.mark.parametrize("category", TESTED)
+def test_the_baseline_is_judged_on_the_same_images_with_intervals_and_a_paired_gain(study: Study, category: str) -> None:
+    found = study.summary()["categories"][category]
+    baseline, intervals = found["evidence"]["baseline"], found["evidence"]["intervals"]
+    assert baseline["depth"] in (0, 1)
+    assert set(baseline["figures"]) == set(intervals) == set(baseline["intervals"]) == set(baseline["gain"]) == set(METRICS)
+    for figures, bounds in ((found["test"]["figures"], intervals), (baseline["figures"], baseline["intervals"])):
+        for name in ("image_auroc", "pixel_auroc"):
+            assert bounds[name][0] - 0.02 <= figures[name] <= bounds[name][1] + 0.02
+    for name, gain in baseline["gain"].items():
+        assert gain["low"] <= found["test"]["figures"][name] - baseline["figures"][name] + 0.02, name
+        assert gain["high"] >= found["test"]["figures"][name] - baseline["figures"][name] - 0.02, name
+
+
+def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(study: Study, tmp_path: Path) -> None:
+    built = build_report(study.out, tmp_path / "report")
+    found = study.summary()["categories"]
+    assert list(built.decisions) == sorted(found)
+    assert all("no test pictures" in line or "failed" in line for line in built.missing)
+    assert sum(line.startswith(UNTESTED) and "no test pictures" in line for line in built.missing) == 1
+    facts = {name: json.loads((study.out / "evidence" / name / "facts.json").read_text()) for name in found}
+    assert [facts[name]["shown"] for name in sorted(found)] == ["test", "test", "validation"]
+    for name, known in facts.items():
+        assert known["pictures"]
+        assert known["losses"]["finetuning"]
+        for case in known["pictures"]:
+            assert {"input", "density", "classifier", "fused"} <= set(case["files"])
+            assert ("truth" in case["files"]) == bool(case["label"])
+            for file in case["files"].values():
+                assert read_image(study.out / "evidence" / name / "pictures" / file).shape[:2] <= (224, 224)
 
 
 # ---- again ----

@@ -3,8 +3,19 @@
 Unusual: nothing but the settings is imported before a command runs, so that ``--help`` answers at once.
 """
 
-from clsnf.cli import benchmark_commands, data_commands, detector_commands, import_commands, study_commands
+from clsnf.cli import benchmark_commands, data_commands, detector_commands, import_commands, report_commands, study_commands
 from clsnf.cli.group import main
+from clsnf.cli.report_commands import report
 from clsnf.cli.study_commands import study
 
-__all__ = ["benchmark_commands", "data_commands", "detector_commands", "import_commands", "main", "study", "study_commands"]
+__all__ = [
+    "benchmark_commands",
+    "data_commands",
+    "detector_commands",
+    "import_commands",
+    "main",
+    "report",
+    "report_commands",
+    "study",
+    "study_commands",
+]

@@ -1,12 +1,13 @@
 """From a category's finished trials to its winner: the last thing a study does for a category, in a Ray worker.
 
 The order matters: the fusion weight is swept and the winner chosen on validation images, the detector is saved with its threshold from
-validation normals, and only then are the test images unlocked, once.
+validation normals, and only then are the test images unlocked, once, for its figures and for what a report will show.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from clsnf.evaluation import evaluate_detector
 from clsnf.pictures import Image, outline, overlay, sheet
 from clsnf.selection import choose_score_weight, family_figures_of, mean_over_families, sweep_weights
 from clsnf.selection_rules import RULES, order, pick
+from clsnf.study.evidence import keep_evidence
 from clsnf.study.front import save_front
 from clsnf.study.plan import StudyPlan
 from clsnf.study.regret import regret
@@ -81,6 +83,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         What ``summary.json`` holds of the category.
     """
     use_threads(plan.threads)
+    started = time.perf_counter()
     progress = FileProgress(plan.folder, category)
     study = plan.study_settings
     few = best_few(trials, study.refine, study.selection)
@@ -130,13 +133,18 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
     }
     if len(study.objectives) > 1:
         result["front"] = save_front(plan, category, trials, progress)
-    test = plan.unlock_test_table(category, f"evaluation of the winner, trial {trial['trial']}, fusion weight {weight:g}")
+    test = plan.unlock_test_table(
+        category, f"evaluation of the winner, trial {trial['trial']}, fusion weight {weight:g}, and of the baseline beside it"
+    )
     if len(test):
         result["test"] = evaluate_detector(detector, test, progress)
         result["regret"] = regret(plan, category, trials, settings, test, picks, progress)
     shown = test if len(test) else plan.validation_table(category)
     write_examples(detector, shown.to_pylist(), plan.folder / "examples" / f"{category}.png")
     result["examples"] = plan.place_of(f"examples/{category}.png")
+    verdicts = [] if result["test"] is None else result["test"]["scores"]
+    result["evidence"] = keep_evidence(plan, category, bench, detector, test, verdicts, progress)
+    result["seconds"] = time.perf_counter() - started
     plan.keep_finished(category, trials, result)
     return result
 

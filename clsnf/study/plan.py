@@ -6,6 +6,7 @@
 <out>/winners/<category>/     the winning detector
 <out>/examples/<category>.png pictures of its answers
 <out>/validation/<category>/  the validation defects, in MVTec AD's layout
+<out>/evidence/<category>/    what a report needs: scores of every image, defects one by one, the baseline, cases to look at
 <out>/finished/               each category's part of the summary, as soon as it is known
 <out>/ledger.jsonl            when the test images were looked at, and for what
 <out>/stages/                 finished work, found by content
@@ -158,7 +159,9 @@ class StudyPlan:
         """Write down a category's result, for :meth:`finished`."""
         path, rests_on = self._finished(category, trials)
         write_json(path, {"rests_on": rests_on, "result": result})
-        self.publish(f"winners/{category}", f"examples/{category}.png", f"front/{category}", f"finished/{category}.json")
+        for name in (f"winners/{category}", f"examples/{category}.png", f"front/{category}", f"evidence/{category}"):
+            self.publish(name)
+        self.publish(f"finished/{category}.json")  # last: with it, all is there
 
     def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
         """The test images, for after selection: the ledger says when and what for."""

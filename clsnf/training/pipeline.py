@@ -299,6 +299,15 @@ class CategoryPipeline:
         backbone = self._finetuned_content(epochs) if epochs else self._root_content
         return self.store.get("flow_starts", backbone | {"flow_start": given}, compute)
 
+    def losses(self, epochs: int, depth: int) -> dict[str, Any]:
+        """Learning curves of the finished run: ``finetuning``, the loss of every epoch, and ``flows``, for each level its curve."""
+        finetuned = self.store.find("finetuned", self.store.key(self._finetuned_content(epochs)))
+        flows = self.store.find("flows", self.store.key(self._flow_content(epochs, depth)))
+        return {
+            "finetuning": finetuned.facts["losses"] if finetuned else [],
+            "flows": flows.facts["losses"] if flows else [],
+        }
+
     def network(self, epochs: int, depth: int) -> ScoreNetwork:
         """The whole network of a run, in evaluation mode on the device."""
         backbone, decoder = self.finetuned(epochs)

@@ -1,0 +1,40 @@
+"""``clsnf report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from clsnf.cli.group import main
+from clsnf.cli.options import path
+from clsnf.errors import SettingsError
+
+
+@main.command(short_help="Write a study's report, or compare studies.")
+@click.argument("runs", type=path, nargs=-1, required=True)
+@click.option("--compare", is_flag=True, help="Write what changed from the first study to each of the others.")
+@click.option("--out", type=path, help="A folder for the report.  [default: RUN/report, or comparison in the last RUN]")
+def report(runs: tuple[Path, ...], compare: bool, out: Path | None) -> None:
+    """Write what a study came to: one page that opens from disk and prints, and its tables as CSV and Markdown.
+
+    RUN is the folder that a study wrote. A study that is under way, or failed in parts, is reported as far as it came.
+    """
+    from clsnf.terminal import Terminal
+
+    terminal = Terminal()
+    if compare:
+        if len(runs) < 2:
+            raise SettingsError("--compare needs two studies or more: clsnf report --compare RUN RUN.")
+        from clsnf.reporting.compare import build_comparison
+
+        with terminal.live():
+            terminal.compared(build_comparison(list(runs), out))
+        return
+    if len(runs) > 1:
+        raise SettingsError("Several studies are compared: say --compare, or give one.")
+    from clsnf.reporting.build import build_report
+
+    with terminal.live():
+        built = build_report(runs[0], out, terminal.progress)
+    terminal.reported(built)
