@@ -50,17 +50,18 @@ class InspectionService:
     Args:
         settings: resolved (see :meth:`ServingSettings.resolved`).
         meters: told about everything.
+        open_models: roll in the models that the settings name; else there are none before :meth:`roll`.
 
     Raises:
         ClsnfError: models or thresholds that can't be used, a device that does not exist.
     """
 
-    def __init__(self, settings: ServingSettings, meters: Meters | None = None) -> None:
+    def __init__(self, settings: ServingSettings, meters: Meters | None = None, *, open_models: bool = True) -> None:
         self.settings, self.meters = settings, meters or Meters()
         self._device = str(choose_device(settings.device))
         mixed = settings.precision == "mixed" or (settings.precision == "auto" and self._device.startswith("cuda"))
         self._autocast = partial(torch.autocast, torch.device(self._device).type, dtype=torch.bfloat16, enabled=mixed)
-        self.store = ModelStore(Path(settings.models), settings.memory_mb * MiB, self._load, self._tell_loaded)
+        self.store = ModelStore(settings.memory_mb * MiB, self._load, self._tell_loaded)
         self.thresholds = Thresholds(Path(settings.state or "."))
         threads = settings.threads or max(1, (_cores() // settings.max_replicas))
         self._readers = ThreadPoolExecutor(settings.readers, "read", initializer=_claim_threads, initargs=(1,))
@@ -73,8 +74,9 @@ class InspectionService:
         self._drift: dict[tuple[str, str], np.ndarray] = {}
         self._watch: asyncio.Task[None] | None = None
         self._closed = False
-        if settings.preload:
-            self.store.preload()
+        self._lost: str | None = None  # what a device said that will not compute again
+        if open_models:
+            self._roll(Path(settings.models))
 
     # ---- life ----
 
@@ -85,7 +87,12 @@ class InspectionService:
     @property
     def ready(self) -> bool:
         """Whether pictures can be inspected."""
-        return not self._closed
+        return not self._closed and bool(self.store.catalogue.entries)
+
+    def check_alive(self) -> None:
+        """Raise RuntimeError where the process must be replaced: its network's thread is gone, or the GPU is lost."""
+        if self._lost is not None:
+            raise RuntimeError(f"the network can't compute any more: {self._lost}")
 
     async def close(self) -> None:
         self._closed = True
@@ -98,8 +105,13 @@ class InspectionService:
 
     async def roll(self, folder: Path) -> None:
         """Let the models of a folder take the place of those served now; see :meth:`ModelStore.roll`. Raises ClsnfError."""
+        await asyncio.to_thread(self._roll, folder)
+
+    def _roll(self, folder: Path) -> None:
         try:
-            await asyncio.to_thread(self.store.roll, folder)
+            self.store.roll(folder)
+            if self.settings.preload:
+                self.store.preload()
         finally:
             self.meters.record("clsnf_models_refused", float(self.store.refused is not None))
 
@@ -228,6 +240,9 @@ class InspectionService:
             raise Unavailable(
                 f"The device has no memory for {len(pictures)} images at once: lower batch_size, or the share of other replicas."
             ) from error
+        except torch.AcceleratorError as error:
+            self._lost = str(error).splitlines()[0]
+            raise Unavailable(f"The device is lost ({self._lost}): this replica is about to be replaced.") from error
         seconds = time.perf_counter() - started
         if not np.isfinite(scores).all():
             raise Unavailable(f"The model {model.entry.category!r} gives a score that is no number: it must be trained again.")

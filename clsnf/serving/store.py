@@ -36,29 +36,22 @@ class Model:
 
 
 class ModelStore:
-    """Models of one folder; all methods but :meth:`roll` and :meth:`preload` belong to one event loop.
+    """Models of one folder, none before the first :meth:`roll`; :meth:`get` belongs to one event loop.
 
     Args:
-        folder: what :func:`read_catalogue` takes.
         memory: bytes of parameters that may stay loaded.
         load: makes a detector of an entry.
         on_change: told the loaded models, whenever they change.
-
-    Raises:
-        SettingsError: no models there, or one alone is larger than the bound.
-        ModelError: one of them is damaged.
     """
 
-    def __init__(
-        self, folder: Path, memory: int, load: Loader, on_change: Callable[[list[Model]], None] = lambda models: None
-    ) -> None:
+    def __init__(self, memory: int, load: Loader, on_change: Callable[[list[Model]], None] = lambda models: None) -> None:
         self._memory, self._load, self._on_change = memory, load, on_change
         self._loaded: OrderedDict[tuple[str, str], Model] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()  # over _loaded
         self._loading: dict[tuple[str, str], asyncio.Future[Model]] = {}
         # One at a time: two networks that are built at once would need the memory of both.
         self._pool = ThreadPoolExecutor(1, "load")
-        self._catalogue = self._read(folder)
+        self._catalogue = Catalogue(Path(), {})
         self.refused: str | None = None  # why the last winners that should have rolled in were not
 
     @property
@@ -111,7 +104,7 @@ class ModelStore:
             self._pool.submit(self._bring, entry).result()
 
     def roll(self, folder: Path) -> None:
-        """Let the models of another folder take the place of this one's; blocks until they have.
+        """Let the models of a folder (see :func:`read_catalogue`) take the place of this one's; blocks until they have.
 
         Raises:
             ClsnfError: those models can't be used; everything stays as it is, and :attr:`refused` says why.
