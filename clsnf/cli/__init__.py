@@ -3,8 +3,17 @@
 Unusual: nothing but the settings is imported before a command runs, so that ``--help`` answers at once.
 """
 
-from clsnf.cli import benchmark_commands, data_commands, detector_commands, import_commands, study_commands
+from clsnf.cli import benchmark_commands, data_commands, detector_commands, import_commands, serve_commands, study_commands
 from clsnf.cli.group import main
 from clsnf.cli.study_commands import study
 
-__all__ = ["benchmark_commands", "data_commands", "detector_commands", "import_commands", "main", "study", "study_commands"]
+__all__ = [
+    "benchmark_commands",
+    "data_commands",
+    "detector_commands",
+    "import_commands",
+    "main",
+    "serve_commands",
+    "study",
+    "study_commands",
+]

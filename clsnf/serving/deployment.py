@@ -91,6 +91,7 @@ def bound(settings: ServingSettings) -> Application:
         max_ongoing_requests=2 * settings.queue,
         max_queued_requests=settings.queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        max_surge_percent=100,  # replicas of a new version serve before those of the old one end
         graceful_shutdown_timeout_s=settings.deadline_s + 5,
         ray_actor_options={
             "num_cpus": settings.cpus_per_replica,
