@@ -123,7 +123,7 @@ class _Tensor:
         for side in self.shape:
             count *= side
         if self.binary is not None:
-            values = np.frombuffer(self.data, np.uint8)
+            values = np.frombuffer(bytearray(self.data), np.uint8)  # writable, as torch wants it
         else:
             try:
                 values = np.asarray(self.data)
