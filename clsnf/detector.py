@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 from clsnf.config import DetectorSettings, from_dict, to_dict
 from clsnf.data.images import Placement, place, read_image, restore_map
+from clsnf.data.looks import looks_of_normals
 from clsnf.device import choose_device
 from clsnf.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.fingerprint import sha256_file, write_json, written_whole
@@ -43,7 +44,7 @@ from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
 from clsnf.training.stages import StageStore
 
 FORMAT = 2
-_TENSORS, _FACTS = "detector.safetensors", "detector.json"
+TENSORS, FACTS = "detector.safetensors", "detector.json"
 
 ImageLike = str | os.PathLike[str] | NDArray[np.uint8]
 
@@ -79,6 +80,8 @@ class Provenance:
         versions: of the packages that made it.
         imported: the sha256, by name, of the checkpoint files that the network comes from; empty where it was trained by clsnf.
         validation_peaks: sorted largest map values of the held-out normal images; what pictures for people are drawn by.
+        looks: mean and standard deviation of each of :data:`clsnf.data.looks.LOOKS` over the held-out normal images: what a server
+            compares the pictures of the day with. Empty in detectors saved before there were looks.
     """
 
     category: str
@@ -92,6 +95,7 @@ class Provenance:
     versions: dict[str, str]
     imported: dict[str, str] = field(default_factory=dict)
     validation_peaks: tuple[float, ...] = ()
+    looks: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Detector:
@@ -223,6 +227,7 @@ class Detector:
                 validation_fingerprint=data_fingerprint(normals),
                 validation_scores=tuple(float(s) for s in np.sort(scores)),
                 validation_peaks=tuple(float(m) for m in np.sort(maps.max(axis=(1, 2)))),
+                looks=looks_of_normals(normals["path"].to_pylist(), self.settings.image),
             )
         self.threshold = threshold_from_normals(np.array(provenance.validation_scores, np.float32), rate)
         self.provenance = provenance
@@ -279,12 +284,22 @@ class Detector:
             placed = [place(_as_array(image), self.settings.image) for image in images[start : start + batch_size]]
             placements = [placement for _, placement in placed]
             valid = torch.stack([p.valid for p in placements]) if any(p.padded for p in placements) else None
-            maps, scores = self._score(torch.stack([tensor for tensor, _ in placed]), valid)
+            maps, scores = self.score_placed(torch.stack([tensor for tensor, _ in placed]), valid)
             yield start, (maps, scores, placements)
 
     @torch.inference_mode()
-    def _score(self, images: torch.Tensor, valid: torch.Tensor | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """uint8 (B, 3, H, W) and validity to fused maps (B, H, W) and scores (B,)."""
+    def score_placed(
+        self, images: torch.Tensor, valid: torch.Tensor | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score images that lie on the canvas already (:func:`clsnf.data.images.place`).
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            valid: (B, H, W) bool, False on padding; None where none of them is padded.
+
+        Returns:
+            Fused maps (B, H, W) and scores (B,), both float32.
+        """
         batch = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
         valid = None if valid is None else valid.to(self.device)
         density, classifier = self.network(batch, valid)
@@ -306,7 +321,7 @@ class Detector:
             ModelError: it holds something else than a detector.
         """
         path = Path(folder)
-        if path.exists() and not (path.is_dir() and all(p.name in (_TENSORS, _FACTS) for p in path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(p.name in (TENSORS, FACTS) for p in path.iterdir())):
             raise ModelError(f"{path} holds other files: choose a folder that is empty or holds a detector.")
         return path
 
@@ -320,7 +335,7 @@ class Detector:
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         with written_whole(path) as draft:
             draft.mkdir()
-            save_file(tensors, draft / _TENSORS)
+            save_file(tensors, draft / TENSORS)
             facts = {
                 "format": FORMAT,
                 "settings": to_dict(self.settings),
@@ -337,9 +352,9 @@ class Detector:
                 "fusion_weight": self.fusion_weight,
                 "threshold": dataclasses.asdict(self.threshold),
                 "provenance": dataclasses.asdict(self.provenance),
-                "tensors_sha256": sha256_file(draft / _TENSORS),
+                "tensors_sha256": sha256_file(draft / TENSORS),
             }
-            write_json(draft / _FACTS, facts)
+            write_json(draft / FACTS, facts)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Detector:
@@ -349,23 +364,23 @@ class Detector:
             ModelError: the folder is no detector, is damaged, or was written by a newer version.
         """
         path = Path(folder)
-        facts = _read_facts(path)
+        facts = read_facts(path)
         try:
-            settings = from_dict(DetectorSettings, facts["settings"], f"{path / _FACTS}: settings")
-            provenance = from_dict(Provenance, facts["provenance"], f"{path / _FACTS}: provenance")
-            threshold = from_dict(Threshold, facts["threshold"], f"{path / _FACTS}: threshold")
+            settings = from_dict(DetectorSettings, facts["settings"], f"{path / FACTS}: settings")
+            provenance = from_dict(Provenance, facts["provenance"], f"{path / FACTS}: provenance")
+            threshold = from_dict(Threshold, facts["threshold"], f"{path / FACTS}: threshold")
             backbone = empty_backbone(provenance.architecture, settings.backbone.levels, settings.image.size)
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
             flows = empty_flows(backbone.info, settings.flow)
             scales = facts["level_scales"]
             if len(scales) != len(flows) or not all(_is_pair(scale) for scale in scales):
-                raise ModelError(f"{path / _FACTS}: level_scales are {scales!r}: they must be {len(flows)} pairs of numbers.")
+                raise ModelError(f"{path / FACTS}: level_scales are {scales!r}: they must be {len(flows)} pairs of numbers.")
             network = ScoreNetwork(backbone, decoder, flows, [LevelScale(*scale) for scale in scales])
-            if sha256_file(path / _TENSORS) != facts["tensors_sha256"]:
-                raise ModelError(f"{path / _TENSORS} is damaged: its checksum is not the one in {_FACTS}. Save the detector again.")
-            network.load_state_dict(load_file(path / _TENSORS))
+            if sha256_file(path / TENSORS) != facts["tensors_sha256"]:
+                raise ModelError(f"{path / TENSORS} is damaged: its checksum is not the one in {FACTS}. Save the detector again.")
+            network.load_state_dict(load_file(path / TENSORS))
         except KeyError as error:
-            raise ModelError(f"{path / _FACTS} is damaged (no entry {error}): save the detector again.") from error
+            raise ModelError(f"{path / FACTS} is damaged (no entry {error}): save the detector again.") from error
         except (TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
             raise ModelError(f"{path} can't be loaded: {' '.join(str(error).split())[:300]}") from error
         return cls(network, settings, threshold, provenance, choose_device(device))
@@ -403,14 +418,15 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value)
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    if not (path / _FACTS).is_file() or not (path / _TENSORS).is_file():
-        raise ModelError(f"{path} is no saved detector: it needs {_TENSORS} and {_FACTS}.")
+def read_facts(path: Path) -> dict[str, Any]:
+    """What ``detector.json`` of a saved detector says, its format checked. Raises ModelError."""
+    if not (path / FACTS).is_file() or not (path / TENSORS).is_file():
+        raise ModelError(f"{path} is no saved detector: it needs {TENSORS} and {FACTS}.")
     try:
-        facts: dict[str, Any] = json.loads((path / _FACTS).read_text())
+        facts: dict[str, Any] = json.loads((path / FACTS).read_text())
         version = facts["format"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{path / _FACTS} is damaged ({error}): save the detector again.") from error
+        raise ModelError(f"{path / FACTS} is damaged ({error}): save the detector again.") from error
     if version != FORMAT:
         raise ModelError(f"{path} has format {version!r}, this version of clsnf reads format {FORMAT}: use a version that matches.")
     return facts

@@ -32,3 +32,11 @@ def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
     save_file(random_state("resnet18"), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def winners(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> Path:
+    """A folder of two saved detectors, plate and sheet, as a study leaves it; sheet keeps the shape of pictures. Not to be changed."""
+    from small_server import write_winners
+
+    return write_winners(tmp_path_factory.mktemp("study") / "winners", resnet18_weights)

@@ -3,7 +3,15 @@
 Unusual: nothing but the settings is imported before a command runs, so that ``--help`` answers at once.
 """
 
-from clsnf.cli import benchmark_commands, data_commands, detector_commands, import_commands, report_commands, study_commands
+from clsnf.cli import (
+    benchmark_commands,
+    data_commands,
+    detector_commands,
+    import_commands,
+    report_commands,
+    serve_commands,
+    study_commands,
+)
 from clsnf.cli.group import main
 from clsnf.cli.report_commands import report
 from clsnf.cli.study_commands import study
@@ -16,6 +24,7 @@ __all__ = [
     "main",
     "report",
     "report_commands",
+    "serve_commands",
     "study",
     "study_commands",
 ]

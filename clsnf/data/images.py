@@ -56,7 +56,18 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) from the file's header, as :func:`read_image` would return it; the pixels are not read nor checked."""
-    with _header(path, os.fspath(path)) as image:
+    return _size(path, os.fspath(path))
+
+
+def announced_size(data: bytes, name: str) -> tuple[int, int]:
+    """:func:`image_size` of a file's bytes, for limits that come before decoding; ``name`` stands in messages."""
+    if sniff(data) is None:
+        raise ImageError(_no_image(data, name))
+    return _size(io.BytesIO(data), name)
+
+
+def _size(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple[int, int]:
+    with _header(source, name) as image:
         turned = image.format in _EXIF_FORMATS and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -83,8 +94,7 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     """The decoded picture, upright, after all checks that do not depend on what it is used for."""
     image_format = sniff(data)
     if image_format is None:
-        what = "is empty (0 bytes)" if not data else f"starts like no image ({data[:8]!r})"
-        raise ImageError(f"{name} {what}: png, jpg, bmp, tif and webp are read; {_AGAIN}.")
+        raise ImageError(_no_image(data, name))
     problem = damage(data, image_format)
     if problem:
         raise ImageError(f"{name} {problem}: {_AGAIN}.")
@@ -120,6 +130,11 @@ def _header(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[
         raise ImageError(f"{name} is damaged or cut short ({reason}): {_AGAIN}.") from error
 
 
+def _no_image(data: bytes, name: str) -> str:
+    what = "is empty (0 bytes)" if not data else f"starts like no image ({data[:8]!r})"
+    return f"{name} {what}: png, jpg, bmp, tif and webp are read; {_AGAIN}."
+
+
 def _too_large(name: str, size: str) -> str:
     return f"{name} announces {size}, more than the {MAX_PIXELS // 10**6} megapixels that are read: crop or scale it, or remove it."
 
@@ -152,6 +167,13 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
     """Write (H, W) bool as a grey PNG of 0 and 255, beside its place and renamed. Raises OutputError."""
     _write_png(Path(path), Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
+
+
+def png_bytes(rgb: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 RGB as a PNG's bytes, packed for speed: what a server answers with."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(rgb)).save(file, format="PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _write_png(path: Path, image: Image.Image) -> None:

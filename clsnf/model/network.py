@@ -74,7 +74,9 @@ class ScoreNetwork(nn.Module):
         features = self.backbone(images)
         classifier = torch.sigmoid(self.decoder(features).float())
         likelihoods = []
-        for flow, scale, level in zip(self.flows, self.scales, features, strict=True):
-            assert isinstance(flow, LevelFlow)
-            likelihoods.append(flow.relative_likelihood(level_vectors(level.float(), flow.neighbourhood), scale))
-        return density_map(likelihoods, self.decoder.image_size, valid), classifier
+        # Distances and determinants are differences of large numbers: in mixed precision they stay float32.
+        with torch.autocast(images.device.type, enabled=False):
+            for flow, scale, level in zip(self.flows, self.scales, features, strict=True):
+                assert isinstance(flow, LevelFlow)
+                likelihoods.append(flow.relative_likelihood(level_vectors(level.float(), flow.neighbourhood), scale))
+            return density_map(likelihoods, self.decoder.image_size, valid), classifier

@@ -1,0 +1,57 @@
+"""``clsnf serve`` and ``clsnf export``: saved detectors behind HTTP, or in other formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clsnf.cli.group import main
+from clsnf.cli.options import device_option, path
+
+
+def _settings(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+    given = {}
+    for assignment in value:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{assignment!r}: give NAME=VALUE, such as batch_size=8")
+        given[name.strip()] = text
+    return given
+
+
+@main.command(short_help="Serve saved detectors over HTTP.")
+@click.argument("models", type=path)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine's.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for a free one.")
+@click.option("--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine.")
+@click.option(
+    "--set", "assignments", multiple=True, callback=_settings, metavar="NAME=VALUE", help="Any setting of docs/serving.md."
+)
+@device_option
+def serve(models: Path, host: str, port: int, address: str | None, assignments: dict[str, str], device: str) -> None:
+    """Serve a study's winners, or one detector, over HTTP: an interface for programs, and a page for people at /.
+
+    MODELS is a folder of saved detectors, such as runs/NAME/winners. The token that changes thresholds is read from CLSNF_TOKEN_FILE or
+    CLSNF_TOKEN, the paths for HTTPS from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
+    """
+    from clsnf.serving.catalogue import read_catalogue
+    from clsnf.serving.settings import ServingSettings
+    from clsnf.serving.tokens import read_token
+
+    arguments: dict[str, Any] = {"device": device} | assignments | {"models": str(models)}
+    settings = ServingSettings.from_args(arguments)
+    catalogue = read_catalogue(Path(settings.models))
+    token = read_token(settings.token_file)
+
+    from clsnf.device import choose_device
+    from clsnf.serving.local import Door, serve_until_told
+
+    if address is None:
+        choose_device(settings.device)
+    door = Door.of(host, port)
+    click.echo(f"{len(catalogue.entries)} models: {', '.join(catalogue.categories)}", err=True)
+    if token is None:
+        click.echo("no token: thresholds can't be set over HTTP", err=True)
+    serve_until_told(settings, door, address, lambda line: click.echo(line, err=True))

@@ -1,0 +1,120 @@
+"""What a folder of models holds, read from the models' facts without loading a network.
+
+Unusual: a name from a request is looked up in the catalogue and never made into a path, so that no name leads out of the folder. A
+model's version is the hash of its facts, in which the hash of its tensors stands: equal versions answer equally.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clsnf.config import from_dict
+from clsnf.detector import FACTS, TENSORS, Provenance, read_facts
+from clsnf.errors import ClsnfError, ModelError, SettingsError
+from clsnf.fingerprint import content_key
+from clsnf.training.calibrate import Threshold
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model as it lies in the folder.
+
+    Attributes:
+        category: the product's name, which requests ask for.
+        version: 12 hex digits.
+        folder: of the saved detector.
+        size: bytes of its tensors.
+        image_size: (height, width) of the network's canvas.
+        fusion_weight, threshold, provenance: as saved.
+        architecture: of the backbone.
+        figures: of the test images, as the study that made it noted them; empty where it did not.
+    """
+
+    category: str
+    version: str
+    folder: Path
+    size: int
+    image_size: tuple[int, int]
+    fusion_weight: float
+    threshold: Threshold
+    provenance: Provenance
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """All models of a folder; immutable, so that a request that holds one sees one state of affairs."""
+
+    folder: Path
+    entries: dict[str, Entry]
+
+    @property
+    def categories(self) -> list[str]:
+        return sorted(self.entries)
+
+
+def read_catalogue(folder: Path) -> Catalogue:
+    """The models right in a folder, or the one model that the folder is.
+
+    Raises:
+        SettingsError: no models, or no such folder.
+        ModelError: one of them is damaged.
+    """
+    try:
+        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise SettingsError(f"{folder} can't be read as a folder of models ({error.strerror}): check the path.") from error
+    if (folder / FACTS).is_file():
+        facts = read_facts(folder)
+        places = {_category_of(folder, facts): folder}
+    else:
+        root = folder.resolve()
+        # A link out of the folder would let whoever may write links in it serve any model of the machine.
+        places = {p.name: p for p in inside if (p / FACTS).is_file() and p.resolve().is_relative_to(root)}
+    if not places:
+        raise SettingsError(f"{folder} holds no saved detectors: give a study's winners folder, or a detector's.")
+    figures = _figures(folder.parent / "summary.json")
+    return Catalogue(folder, {name: _entry(name, place, figures.get(name, {})) for name, place in places.items()})
+
+
+def _category_of(folder: Path, facts: dict[str, Any]) -> str:
+    name = facts.get("provenance", {}).get("category") if isinstance(facts.get("provenance"), dict) else None
+    return name if isinstance(name, str) and name else folder.name
+
+
+def _entry(category: str, folder: Path, figures: dict[str, float]) -> Entry:
+    facts = read_facts(folder)
+    where = folder / FACTS
+    try:
+        image = facts["settings"]["image"]
+        return Entry(
+            category=category,
+            version=content_key(facts)[:12],
+            folder=folder,
+            size=(folder / TENSORS).stat().st_size,
+            image_size=(int(image["height"]), int(image["width"])),
+            fusion_weight=float(facts["fusion_weight"]),
+            threshold=from_dict(Threshold, facts["threshold"], f"{where}: threshold"),
+            provenance=from_dict(Provenance, facts["provenance"], f"{where}: provenance"),
+            figures=figures,
+        )
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ModelError(f"{where} is damaged ({error}): save the detector again.") from error
+    except ClsnfError as error:
+        raise ModelError(str(error)) from error
+
+
+def _figures(summary: Path) -> dict[str, dict[str, float]]:
+    """The test figures of each category, as a study's summary beside its winners holds them; none where there is no such file."""
+    try:
+        categories = json.loads(summary.read_text())["categories"]
+        tests = {name: found.get("test") or {} for name, found in categories.items()}
+        return {
+            name: {figure: float(value) for figure, value in (test.get("figures") or {}).items() if isinstance(value, (int, float))}
+            for name, test in tests.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

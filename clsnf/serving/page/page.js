@@ -1,0 +1,310 @@
+// The page for people: asks the server about pictures, one request each, and compares scores with a threshold that can be moved here.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const AT_ONCE = 4; // requests under way
+const state = { model: null, threshold: 0, items: [], queue: [], running: 0, large: -1 };
+
+// ---- models ----
+
+async function json(path, options) {
+  const answer = await fetch(path, options);
+  const content = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (!answer.ok) throw Object.assign(new Error(content.error), { status: answer.status, retry: answer.headers.get("Retry-After") });
+  return content;
+}
+
+async function start() {
+  try {
+    const { models } = await json("v1/models");
+    $("category").replaceChildren(...models.map((m) => new Option(m.category, m.category)));
+    const wanted = decodeURIComponent(location.hash.slice(1));
+    if (models.some((m) => m.category === wanted)) $("category").value = wanted;
+    await choose($("category").value);
+  } catch (error) {
+    $("summary").textContent = `The server can't be asked: ${error.message}`;
+  }
+}
+
+async function choose(category) {
+  clear();
+  state.model = await json(`v1/models/${encodeURIComponent(category)}`);
+  history.replaceState(null, "", `#${encodeURIComponent(category)}`);
+  const model = state.model, figures = Object.entries(model.figures);
+  const facts = [
+    ["trained on", `${model.trained_on.images} good pictures`],
+    ["backbone", model.trained_on.backbone],
+    ["version", model.version],
+    ["input", `${model.image_size[1]} × ${model.image_size[0]} pixels`],
+    ...figures.filter(([name]) => ["image_auroc", "pixel_ap", "au_pro"].includes(name)).map(([n, v]) => [n.replace("_", " "), v.toFixed(3)]),
+  ];
+  $("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  move(model.threshold.value);
+}
+
+// ---- threshold ----
+
+const normals = () => state.model?.validation_scores ?? [];
+const answered = () => state.items.filter((item) => item.answer);
+const verdict = (item) => (item.answer.score > state.threshold ? "defect" : "good");
+
+function move(value) {
+  state.threshold = value;
+  draw();
+}
+
+function domain() {
+  const all = [...normals(), ...answered().map((i) => i.answer.score), state.model.threshold.value];
+  const low = Math.min(...all), high = Math.max(...all), room = Math.max(0.15 * (high - low), 0.01);
+  return [Math.max(0, low - room), Math.min(1, high + room)];
+}
+
+function draw() {
+  if (!state.model) return;
+  const [low, high] = domain(), slider = $("threshold");
+  slider.min = low; slider.max = high; slider.value = state.threshold;
+  $("threshold-value").textContent = state.threshold.toFixed(4);
+  const n = normals().length, above = normals().filter((s) => s > state.threshold).length;
+  const own = Math.abs(state.threshold - state.model.threshold.value) < 1e-9;
+  const source = { model: "the model's own", rate: "set for a false-reject rate", value: "set by hand" }[state.model.threshold.source];
+  $("threshold-text").textContent =
+    `${above} of ${n} normal pictures lie above. ` + (own ? `This is the server's threshold (${source}).` : `The server's is ${state.model.threshold.value.toFixed(4)}.`);
+  $("reset").disabled = own;
+  chart(low, high);
+  cards();
+}
+
+function chart(low, high) {
+  const width = 320, floor = 122, x = (s) => 8 + ((s - low) / (high - low)) * (width - 16), parts = [], bins = 32;
+  const counts = new Array(bins).fill(0);
+  for (const s of normals()) counts[Math.min(bins - 1, Math.floor(((s - low) / (high - low)) * bins))]++;
+  const tallest = Math.max(1, ...counts), step = (width - 16) / bins;
+  parts.push(shape("rect", { class: "above", x: x(state.threshold), y: 0, width: Math.max(0, width - 8 - x(state.threshold)), height: floor }));
+  counts.forEach((c, i) => c && parts.push(shape("rect", { class: "normal", x: 8 + i * step + 0.5, width: step - 1, y: floor - (c / tallest) * 84, height: (c / tallest) * 84 })));
+  const rows = new Map();
+  for (const item of answered()) { // pictures as dots above the bars, stacked where they would cover each other
+    const at = x(item.answer.score), slot = Math.round(at / 6), row = rows.get(slot) ?? 0;
+    rows.set(slot, row + 1);
+    parts.push(shape("circle", { class: verdict(item), cx: at, cy: 30 - Math.min(row, 4) * 6, r: 3.2 }));
+  }
+  parts.push(shape("line", { class: "axis", x1: 8, x2: width - 8, y1: floor, y2: floor }));
+  for (const value of [low, (low + high) / 2, high]) {
+    const anchor = value === low ? "start" : value === high ? "end" : "middle";
+    parts.push(shape("text", { x: x(value), y: floor + 14, "text-anchor": anchor }, value.toFixed(2)));
+  }
+  parts.push(shape("line", { class: "line", x1: x(state.threshold), x2: x(state.threshold), y1: 0, y2: floor + 4 }));
+  $("chart").replaceChildren(...parts);
+  $("chart-text").textContent =
+    `Scores of ${normals().length} normal pictures from ${Math.min(...normals()).toFixed(3)} to ${Math.max(...normals()).toFixed(3)}; threshold ${state.threshold.toFixed(3)}.`;
+}
+
+// ---- pictures ----
+
+function add(files) {
+  const category = state.model?.category;
+  const pictures = [...files].filter((f) => f.type.startsWith("image/") || /\.(png|jpe?g|bmp|tiff?|webp)$/i.test(f.name));
+  if (!category || !pictures.length) {
+    $("summary").textContent = category ? "There are no pictures among those files." : "Choose a category first.";
+    return;
+  }
+  for (const file of pictures) {
+    const item = { file, category, name: file.webkitRelativePath || file.name, picture: URL.createObjectURL(file), overlay: null, answer: null, problem: null };
+    state.items.push(item);
+    state.queue.push(item);
+  }
+  draw();
+  pump();
+}
+
+function pump() {
+  while (state.running < AT_ONCE && state.queue.length) {
+    state.running++;
+    inspect(state.queue.shift()).finally(() => { state.running--; draw(); pump(); });
+  }
+}
+
+async function inspect(item) {
+  for (;;) {
+    try {
+      const answer = await json(`v1/models/${encodeURIComponent(item.category)}/inspect?map=overlay`, {
+        method: "POST", body: item.file, headers: { "Content-Type": "application/octet-stream" },
+      });
+      item.overlay = `data:image/png;base64,${answer.map.base64}`;
+      delete answer.map;
+      item.answer = answer;
+    } catch (error) {
+      if (error.status === 429 && state.items.includes(item)) { // the queue is full: come again when the server says so
+        await new Promise((done) => setTimeout(done, 1000 * (Number(error.retry) || 1)));
+        continue;
+      }
+      item.problem = error.message.replace("the image", item.file.name);
+    }
+    return;
+  }
+}
+
+function clear() {
+  for (const item of state.items) URL.revokeObjectURL(item.picture);
+  state.items = []; state.queue = [];
+  $("cards").replaceChildren();
+  draw();
+}
+
+// ---- results ----
+
+function shown() {
+  const show = $("show").value;
+  const items = state.items.filter((item) => show === "all" || (item.answer && verdict(item) === show));
+  return $("order").value === "score" ? [...items].sort((a, b) => (b.answer?.score ?? -1) - (a.answer?.score ?? -1)) : items;
+}
+
+function cards() {
+  const items = shown(), list = $("cards");
+  for (const item of items) item.card ??= card(item);
+  const wanted = items.map((item) => item.card.node);
+  if (wanted.length !== list.children.length || wanted.some((node, i) => node !== list.children[i])) list.replaceChildren(...wanted);
+  for (const item of items) update(item);
+  const done = answered(), defects = done.filter((i) => verdict(i) === "defect").length, problems = state.items.filter((i) => i.problem).length;
+  const waiting = state.items.length - done.length - problems, words = [];
+  if (done.length) words.push(`${defects} with a defect`, `${done.length - defects} good`);
+  if (problems) words.push(`${problems} can't be read`);
+  if (waiting) words.push(`${waiting} to go`);
+  $("summary").textContent = words.join(", ") || "No pictures yet.";
+  $("progress").hidden = !waiting;
+  $("progress").max = state.items.length; $("progress").value = state.items.length - waiting;
+  $("table").disabled = !done.length; $("clear").disabled = !state.items.length;
+  if ($("large").open) enlarge(state.large);
+}
+
+function card(item) {
+  const image = element("img", { src: item.picture, alt: "", loading: "lazy" });
+  const button = element("button", { type: "button", "aria-label": `Enlarge ${item.name}` }, image);
+  const text = element("div", {});
+  button.addEventListener("click", () => { $("large").showModal(); enlarge(shown().indexOf(item)); });
+  return { node: element("li", { class: "card" }, button, text), image, button, text, now: null };
+}
+
+function update(item) {
+  const { node, image, button, text } = item.card;
+  const now = item.problem ? `!${item.problem}` : item.answer ? verdict(item) : "waiting";
+  if (item.card.now === now) return;
+  item.card.now = now;
+  node.className = `card ${item.answer ? verdict(item) : ""}`;
+  if (item.problem) {
+    button.hidden = true;
+    text.replaceChildren(element("span", { class: "name" }, item.name), element("p", { class: "problem" }, item.problem));
+  } else if (item.answer) {
+    if (image.src !== item.overlay) image.src = item.overlay;
+    image.alt = `${item.name} with its heat map`;
+    const a = item.answer;
+    text.replaceChildren(
+      element("span", { class: "name", title: item.name }, item.name), element("br", {}),
+      element("span", { class: `verdict ${verdict(item)}` }, verdict(item)), " ",
+      element("span", { class: "score" }, `score ${a.score.toFixed(4)}`), element("br", {}),
+      element("span", { class: "reading" }, a.reading),
+    );
+  } else {
+    text.replaceChildren(element("span", { class: "name" }, item.name), element("br", {}), element("span", { class: "reading" }, "waits …"));
+  }
+}
+
+function enlarge(index) {
+  const items = shown();
+  if (!items.length) { $("large").close(); return; }
+  state.large = (index + items.length) % items.length;
+  const item = items[state.large], a = item.answer;
+  $("large-title").textContent = item.name;
+  $("large-text").textContent = a
+    ? `${verdict(item)}: score ${a.score.toFixed(4)}, threshold ${state.threshold.toFixed(4)}; ${a.reading} (p = ${a.p_value.toFixed(3)}); ${a.width} × ${a.height} pixels; ${a.milliseconds.total.toFixed(0)} ms`
+    : item.problem ?? "waits …";
+  $("large-picture").src = item.picture; $("large-picture").alt = item.name;
+  $("large-overlay").src = item.overlay ?? item.picture; $("large-overlay").alt = `${item.name} with its heat map`;
+}
+
+function table() {
+  const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
+  const rows = answered().map((i) => [quoted(i.name), i.category, i.answer.version, i.answer.score, state.threshold, verdict(i), i.answer.p_value].join(","));
+  const text = ["name,category,version,score,threshold,verdict,p_value", ...rows].join("\r\n") + "\r\n";
+  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: `${state.model.category}.csv` });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// ---- keeping a threshold ----
+
+async function keep(method) {
+  const body = method === "PUT" ? JSON.stringify({ value: state.threshold }) : undefined;
+  try {
+    state.model = await json(`v1/models/${encodeURIComponent(state.model.category)}/threshold`, {
+      method, body, headers: { "Content-Type": "application/json", Authorization: `Bearer ${$("token").value}` },
+    });
+    $("keeping").close();
+    move(state.model.threshold.value);
+  } catch (error) {
+    $("keeping-problem").textContent = error.message;
+  }
+}
+
+// ---- small helpers ----
+
+function element(name, attributes, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+function shape(name, attributes, text = "") {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.textContent = text;
+  return node;
+}
+
+async function dropped(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  return entries.length ? (await Promise.all(entries.map(filesIn))).flat() : [...transfer.files];
+}
+
+async function filesIn(entry) {
+  if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
+  const reader = entry.createReader(), found = [];
+  for (;;) { // a reader gives at most a hundred entries at a time
+    const some = await new Promise((done, failed) => reader.readEntries(done, failed));
+    if (!some.length) break;
+    found.push(...some);
+  }
+  found.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
+  return (await Promise.all(found.map(filesIn))).flat();
+}
+
+// ---- what people do ----
+
+$("category").addEventListener("change", (e) => choose(e.target.value).catch((error) => { $("summary").textContent = error.message; }));
+$("threshold").addEventListener("input", (e) => move(Number(e.target.value)));
+$("reset").addEventListener("click", () => move(state.model.threshold.value));
+for (const id of ["files", "folder"]) $(id).addEventListener("change", (e) => { add(e.target.files); e.target.value = ""; });
+for (const id of ["show", "order"]) $(id).addEventListener("change", draw);
+$("clear").addEventListener("click", clear);
+$("table").addEventListener("click", table);
+$("close").addEventListener("click", () => $("large").close());
+$("previous").addEventListener("click", () => enlarge(state.large - 1));
+$("next").addEventListener("click", () => enlarge(state.large + 1));
+$("large").addEventListener("keydown", (e) => {
+  if (e.key === "ArrowLeft") enlarge(state.large - 1);
+  if (e.key === "ArrowRight") enlarge(state.large + 1);
+});
+$("keep").addEventListener("click", () => {
+  $("keeping-category").textContent = state.model.category;
+  $("keeping-value").textContent = state.threshold.toFixed(4);
+  $("keeping-problem").textContent = "";
+  $("keeping").showModal();
+});
+$("keeping-form").addEventListener("submit", (e) => { e.preventDefault(); keep("PUT"); });
+$("keeping-own").addEventListener("click", () => keep("DELETE"));
+$("keeping-cancel").addEventListener("click", () => $("keeping").close());
+for (const kind of ["dragenter", "dragover"]) document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.add("over"); });
+for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => $("drop").classList.remove("over"));
+document.addEventListener("drop", async (e) => { e.preventDefault(); add(await dropped(e.dataTransfer)); });
+
+start();

@@ -1,0 +1,91 @@
+"""How a server serves: one settings type, from which the app's arguments, the command's options and the documentation come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clsnf.config import from_dict, setting
+from clsnf.errors import SettingsError
+from clsnf.yaml_reading import parse_yaml
+
+MiB = 2**20
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """What decides how a server answers, apart from its models. Sizes are per replica."""
+
+    models: str = setting("", "folder of saved detectors, such as a study's winners; or one detector")
+    state: str | None = setting(None, "folder for thresholds that were set by hand (null: serving beside models)")
+    token_file: str | None = setting(None, "file with the token that changes thresholds (null: the environment's CLSNF_TOKEN)")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = setting(
+        "auto", "auto: mixed on CUDA, float32 elsewhere; mixed: bfloat16 in backbone and decoder", ("auto", "float32", "mixed")
+    )
+    memory_mb: int = setting(2048, "parameters of the models that are kept loaded, in MiB; least recently used out first")
+    preload: bool = setting(False, "load as many models as fit at the start; false: each on its first use")
+    batch_size: int = setting(16, "images that the network looks at together, and images that one request may hold")
+    batch_wait_ms: float = setting(0.0, "how long a batch that is not full waits for more; 0: never, what waits goes together")
+    queue: int = setting(64, "images that may wait in a replica; beyond, requests get 429")
+    deadline_s: float = setting(30.0, "seconds from a request's start after which it gets 504")
+    max_megabytes: int = setting(64, "size of a request's body in MiB; beyond, requests get 413")
+    max_megapixels: int = setting(50, "size of an image by its header; beyond, requests get 400")
+    threads: int = setting(0, "threads of the network; 0: the machine's cores divided by max_replicas")
+    readers: int = setting(2, "threads that decode and resize images")
+    min_replicas: int = setting(1, "replicas that always run")
+    max_replicas: int = setting(1, "replicas when queues grow")
+    target_requests: float = setting(8.0, "requests per replica that scaling aims at")
+    cpus_per_replica: float = setting(1.0, "CPU cores that Ray sets aside for a replica")
+    gpus_per_replica: float = setting(0.0, "GPUs that Ray sets aside for a replica, such as 1 or 0.25")
+
+    def __post_init__(self) -> None:
+        def check(name: str, ok: bool, rule: str) -> None:
+            if not ok:
+                raise SettingsError(f"serving.{name} is {getattr(self, name)!r}: it must be {rule}.")
+
+        check("precision", self.precision in ("auto", "float32", "mixed"), "auto, float32 or mixed")
+        for name in ("memory_mb", "batch_size", "queue", "max_megabytes", "readers", "min_replicas"):
+            check(name, getattr(self, name) >= 1, "1 or more")
+        check(
+            "queue", self.queue >= self.batch_size, f"batch_size ({self.batch_size}) or more, or a full request could never enter"
+        )
+        check("max_replicas", self.max_replicas >= self.min_replicas, f"min_replicas ({self.min_replicas}) or more")
+        check("max_megapixels", 1 <= self.max_megapixels <= 100, "from 1 to 100")
+        for name in ("threads", "batch_wait_ms", "cpus_per_replica", "gpus_per_replica"):
+            check(name, getattr(self, name) >= 0, "0 or more")
+        for name in ("deadline_s", "target_requests"):
+            check(name, getattr(self, name) > 0, "above 0")
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any]) -> ServingSettings:
+        """Settings from an app's arguments: plain values from a config file, or texts from ``serve run ... NAME=VALUE``.
+
+        Raises:
+            SettingsError: an unknown name, or a value that makes no sense.
+        """
+        kinds = {f.name: f.type for f in dataclasses.fields(cls)}
+
+        def plain(name: str, value: Any) -> Any:
+            is_text = "str" in str(kinds.get(name, "str"))
+            return value if is_text or not isinstance(value, str) else parse_yaml(value, f"serving.{name}")
+
+        return from_dict(cls, {name: plain(name, value) for name, value in args.items()}, "serving").resolved()
+
+    def resolved(self) -> ServingSettings:
+        """The same with whole paths.
+
+        Raises:
+            SettingsError: there is no such folder of models.
+        """
+        if not self.models:
+            raise SettingsError("There are no models: give models=FOLDER, such as models=runs/NAME/winners.")
+        models = Path(self.models).expanduser().absolute()
+        if not models.is_dir():
+            raise SettingsError(f"There is no folder of models {models}: give a path that this machine reaches, best a whole one.")
+        state = Path(self.state).expanduser().absolute() if self.state else models.parent / "serving"
+        token = None if self.token_file is None else str(Path(self.token_file).expanduser().absolute())
+        return dataclasses.replace(self, models=str(models), state=str(state), token_file=token)

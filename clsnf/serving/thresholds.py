@@ -1,0 +1,156 @@
+"""Thresholds that people set at run time: kept in a file, shared by all replicas, tied to what they mean.
+
+Unusual: a threshold may be set as a *false-reject rate*, which keeps its meaning when new winners roll in (it is taken anew from their
+validation normals), or as a *value*, which means nothing on another model's scale: it holds for the version of the model that it was set
+for, rests while another serves, and holds again after a roll back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from clsnf.config import from_dict
+from clsnf.detector import Detector
+from clsnf.errors import ClsnfError, OutputError, SettingsError
+from clsnf.fingerprint import write_json
+from clsnf.serving.catalogue import Entry
+from clsnf.serving.refusals import Unavailable, WrongParameters
+from clsnf.training.calibrate import Threshold, threshold_from_normals
+
+_FILE = "thresholds.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What somebody set: a rate, or a value for one version of the model. ``at`` is seconds since 1970."""
+
+    false_reject_rate: float | None = None
+    value: float | None = None
+    version: str | None = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class InForce:
+    """The threshold that verdicts of a model are given by.
+
+    Attributes:
+        value: scores above it are rejected.
+        map_value: what overlays outline, on the map's scale.
+        threshold: what it rests on; of a value that was set, the share of the validation normals that it rejects stands in for the rate.
+        source: ``model``, ``rate`` or ``value``.
+    """
+
+    value: float
+    map_value: float
+    threshold: Threshold
+    source: str
+
+
+class Thresholds:
+    """Settings by category, in a file that all replicas read.
+
+    Args:
+        folder: of the file; made when something is set.
+
+    Raises:
+        SettingsError: the file that is there can't be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / _FILE
+        self._stamp: tuple[int, int] | None = None
+        self._settings: dict[str, Setting] = {}
+        self.refresh()
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """As last read; never changed in place."""
+        return self._settings
+
+    def refresh(self) -> None:
+        """Read the file again if it has changed. Raises SettingsError."""
+        try:
+            stat = self._file.stat()
+        except FileNotFoundError:
+            self._stamp, self._settings = None, {}
+            return
+        except OSError as error:
+            raise SettingsError(f"{self._file} can't be read ({error.strerror}): check its permissions.") from error
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        if stamp != self._stamp:
+            self._settings = self._read()
+            self._stamp = stamp
+
+    def set(self, entry: Entry, *, false_reject_rate: float | None = None, value: float | None = None) -> None:
+        """Set a category's threshold for all replicas; with neither, go back to the model's own.
+
+        Raises:
+            WrongParameters: both are given, or one makes no sense.
+            Unavailable: the file can't be written.
+        """
+        if false_reject_rate is not None and value is not None:
+            raise WrongParameters("Give false_reject_rate or value, not both.")
+        if false_reject_rate is not None and not 0 < false_reject_rate < 1:
+            raise WrongParameters(f"false_reject_rate is {false_reject_rate!r}: it must lie between 0 and 1, both excluded.")
+        if value is not None and not 0 <= value <= 1:
+            raise WrongParameters(f"value is {value!r}: scores lie in [0, 1], and so must the threshold.")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._file.with_suffix(".lock"), timeout=10):
+                settings = dict(self._read()) if self._file.exists() else {}
+                settings.pop(entry.category, None)
+                if false_reject_rate is not None:
+                    settings[entry.category] = Setting(false_reject_rate=false_reject_rate, at=time.time())
+                elif value is not None:
+                    settings[entry.category] = Setting(value=value, version=entry.version, at=time.time())
+                write_json(self._file, {category: asdict(s) for category, s in settings.items()})
+        except (OSError, Timeout, OutputError, SettingsError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise Unavailable(f"The threshold can't be kept in {self._file.parent} ({reason}): nothing was changed.") from error
+        self.refresh()
+
+    def in_force(self, entry: Entry, detector: Detector) -> InForce:
+        """The threshold of a loaded model."""
+        setting = self._settings.get(entry.category)
+        threshold, source = resolve(entry, setting)
+        peaks = detector.provenance.validation_peaks
+        if source == "model":
+            map_value = detector.map_threshold
+        elif source == "rate" and peaks:
+            map_value = threshold_from_normals(np.array(peaks), threshold.false_reject_rate).value
+        elif detector.settings.image_weight == detector.fusion_weight:
+            map_value = threshold.value
+        else:  # the score comes from another map: a value on its scale says nothing about this one
+            map_value = detector.map_threshold
+        return InForce(threshold.value, map_value, threshold, source)
+
+    def _read(self) -> dict[str, Setting]:
+        try:
+            content: Any = json.loads(self._file.read_text())
+            return {str(c): from_dict(Setting, values, f"{self._file}: {c}") for c, values in content.items()}
+        except ClsnfError:
+            raise
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            raise SettingsError(
+                f"{self._file} is damaged ({error}): remove it to go back to the models' own thresholds."
+            ) from error
+
+
+def resolve(entry: Entry, setting: Setting | None) -> tuple[Threshold, str]:
+    """The threshold in force for a model, and where it comes from: ``model``, ``rate`` or ``value``."""
+    scores = np.array(entry.provenance.validation_scores)
+    if setting is not None and setting.false_reject_rate is not None and len(scores):
+        return threshold_from_normals(scores, setting.false_reject_rate), "rate"
+    if setting is not None and setting.value is not None and setting.version == entry.version:
+        rejected = int((scores > setting.value).sum())
+        share = (rejected + 1) / (len(scores) + 1)
+        return Threshold(setting.value, share, share, len(scores)), "value"
+    return entry.threshold, "model"
