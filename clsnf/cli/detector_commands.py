@@ -11,7 +11,16 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
-from clsnf.cli.options import data_options, device_option, path, preset_option, setting_options
+from clsnf.cli.options import (
+    check_options,
+    data_options,
+    device_option,
+    location,
+    max_bad_option,
+    path,
+    preset_option,
+    setting_options,
+)
 from clsnf.config import from_dict
 from clsnf.errors import DataError, SettingsError
 
@@ -33,11 +42,11 @@ def train(**options: Any) -> None:
     settings = shared.settings_of(options, shared.preset_categories(options, options["category"]))
     Detector.check_folder(options["out"])
     check_place(options["out"], folder=True)
-    read = shared.read_one_table(options["data"], options["normals"], options["category"])
+    found = shared.read_one_table(options["data"], options["normals"], options["category"])
     terminal = Terminal()
     with terminal.live():
         check_ingredients(settings, options["textures"], options["device"])
-        shared.check_pictures(read, options["allow_leak"], terminal)
+        read = shared.check_pictures(found, options["allow_leak"], options["max_bad"], terminal)
         table = assign_splits(read, settings.validation.fraction, settings.seed)
         terminal.backbone(settings)
         detector = Detector.fit(
@@ -57,8 +66,11 @@ def train(**options: Any) -> None:
 @click.option("--normals", type=path, help="Good pictures that training did not see.  [default: those that the threshold rests on]")
 @click.option("--false-reject-rate", type=float, help="Share of good products that may be rejected.  [default: the detector's]")
 @click.option("--out", type=path, help="The folder to save the detector to.  [default: MODEL]")
+@max_bad_option
 @device_option
-def calibrate(model: Path, normals: Path | None, false_reject_rate: float | None, out: Path | None, device: str) -> None:
+def calibrate(
+    model: Path, normals: Path | None, false_reject_rate: float | None, out: Path | None, max_bad: float, device: str
+) -> None:
     """Take a saved detector's threshold anew, for another false-reject rate, from other good pictures, or both.
 
     Nothing is trained, and scores stay what they are. Defects play no part: a threshold fitted to known defects promises nothing about
@@ -79,7 +91,7 @@ def calibrate(model: Path, normals: Path | None, false_reject_rate: float | None
         table = None
         if normals is not None:
             table = shared.read_one_table(None, normals, None)
-            shared.check_pictures(table, allow_leak=False, terminal=terminal)
+            table = shared.check_pictures(table, False, max_bad, terminal)
         detector.calibrate(table, false_reject_rate=false_reject_rate, progress=terminal.progress)
     detector.save(place)
     terminal.calibrated(detector, before, place)
@@ -114,12 +126,16 @@ def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool
 
 @main.command(short_help="Figures of a detector on labelled pictures.")
 @click.argument("model", type=path)
-@click.option("--data", type=path, required=True, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout.")
+@click.option(
+    "--data", type=location, required=True, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack."
+)
 @click.option("--category", help="Which category.  [default: the one the detector was trained on]")
 @click.option("--json", "json_file", type=path, help="A file for all figures and scores.")
-@click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test.")
+@check_options
 @device_option
-def evaluate(model: Path, data: Path, category: str | None, json_file: Path | None, allow_leak: bool, device: str) -> None:
+def evaluate(
+    model: Path, data: Path | str, category: str | None, json_file: Path | None, allow_leak: bool, max_bad: float, device: str
+) -> None:
     """Score the test pictures of a category and compare with their labels."""
     from clsnf.detector import Detector
     from clsnf.evaluation import evaluate_detector
@@ -131,12 +147,11 @@ def evaluate(model: Path, data: Path, category: str | None, json_file: Path | No
     if json_file is not None:
         check_place(json_file, folder=False)
     table = shared.read_one_table(data, None, category or detector.provenance.category)
-    test = rows_of(table, "test")
-    if len(test) == 0:
+    if len(rows_of(table, "test")) == 0:
         raise DataError(f"{data} has no test pictures for {table['category'][0].as_py()!r}: there is nothing to evaluate on.")
     terminal = Terminal()
     with terminal.live():
-        shared.check_pictures(table, allow_leak, terminal)
+        test = rows_of(shared.check_pictures(table, allow_leak, max_bad, terminal), "test")
         result = evaluate_detector(detector, test, terminal.progress)
     if json_file is not None:
         write_json(json_file, result)

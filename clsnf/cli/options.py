@@ -62,16 +62,36 @@ class _Path(click.Path):
         return Path(os.fsdecode(super().convert(value, parameter, ctx))).expanduser()
 
 
+class _Location(click.ParamType):
+    """A folder, or the URI of a pack; the folder as a path, the URI as text."""
+
+    name = "path or URI"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        return str(value) if "://" in str(value) else path.convert(value, parameter, ctx)
+
+
 path = _Path()
+location = _Location()
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+max_bad_option = click.option(
+    "--max-bad",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Share of the pictures that may be unreadable: they are left out and named; more end the command.",
+)
+check_options = combined(
+    click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test."), max_bad_option
+)
 picture_options = combined(
     click.option(
         "--data",
-        type=path,
-        help="A folder of categories in MVTec AD's, BTAD's or VisA's layout: CATEGORY/train/good, CATEGORY/test/...",
+        type=location,
+        help="A folder of categories in MVTec AD's, BTAD's or VisA's layout (CATEGORY/train/good, CATEGORY/test/...), or a pack.",
     ),
     click.option("--normals", type=path, help="A folder of good pictures alone: one category, named after the folder."),
-    click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test."),
+    check_options,
 )
 textures_option = click.option(
     "--textures", type=path, help="A folder of pictures to make training defects from (such as DTD). Default: drawn by code."
@@ -188,7 +208,7 @@ def preset_categories(options: dict[str, Any], asked: str | None) -> list[str]:
         return list(dict.fromkeys(c.strip() for c in asked.split(",") if c.strip()))
     if options["data"] is None:
         return []
-    from clsnf.data.layouts import list_categories
+    from clsnf.data.sets import list_categories
 
     return list_categories(options["data"])
 
@@ -211,9 +231,10 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
     _merge(content, new)
 
 
-def read_tables(data: Path | None, normals: Path | None, categories: str | None) -> tuple[list[pa.Table], str]:
+def read_tables(data: Path | str | None, normals: Path | None, categories: str | None) -> tuple[list[pa.Table], str]:
     """The categories' tables and where they came from."""
-    from clsnf.data.layouts import list_categories, read_category, read_normals
+    from clsnf.data.layouts import read_normals
+    from clsnf.data.sets import list_categories, read_category
 
     if data is not None and normals is not None:
         raise SettingsError("Give --data or --normals, not both.")
@@ -223,18 +244,23 @@ def read_tables(data: Path | None, normals: Path | None, categories: str | None)
         return [read_normals(normals)], str(normals.absolute())
     if data is None:
         raise SettingsError("There is no data: give --data FOLDER or --normals FOLDER.")
-    known = list_categories(data)
+    wanted = chosen(list_categories(data), categories, data)
+    return [read_category(data, category) for category in wanted], data if isinstance(data, str) else str(data.absolute())
+
+
+def chosen(known: list[str], categories: str | None, data: Path | str) -> list[str]:
+    """The categories that are asked for, names with commas, of those that are known in `data`; all where nothing is said."""
     asked = [c.strip() for c in (categories or "all").split(",") if c.strip()]
-    chosen = known if asked == ["all"] and "all" not in known else list(dict.fromkeys(asked))
-    if not chosen:
+    found = known if asked == ["all"] and "all" not in known else list(dict.fromkeys(asked))
+    if not found:
         raise SettingsError(f"{categories!r} names no category: {data} holds {', '.join(known)}.")
-    missing = [c for c in chosen if c not in known]
+    missing = [c for c in found if c not in known]
     if missing:
         raise DataError(f"{data} holds no category {missing[0]!r}: it holds {', '.join(known)}.")
-    return [read_category(data, category) for category in chosen], str(data.absolute())
+    return found
 
 
-def read_one_table(data: Path | None, normals: Path | None, category: str | None) -> pa.Table:
+def read_one_table(data: Path | str | None, normals: Path | None, category: str | None) -> pa.Table:
     tables, origin = read_tables(data, normals, category)
     if len(tables) != 1:
         names = ", ".join(str(table["category"][0].as_py()) for table in tables)
@@ -242,10 +268,14 @@ def read_one_table(data: Path | None, normals: Path | None, category: str | None
     return tables[0]
 
 
-def check_pictures(table: pa.Table, allow_leak: bool, terminal: Terminal) -> None:
-    """Read every file of a category once; what is doubtful is shown."""
+def check_pictures(table: pa.Table, allow_leak: bool, max_bad: float, terminal: Terminal) -> pa.Table:
+    """Read every file of a category once; what is doubtful is shown. The rows whose pictures can be read."""
     from clsnf.data.checks import check_category
 
-    report = check_category(table, allow_leak=allow_leak, progress=lambda done, total: terminal.progress("checking", done, total))
+    def progress(done: int, total: int) -> None:
+        terminal.progress("checking", done, total)
+
+    report = check_category(table, allow_leak=allow_leak, max_bad=max_bad, progress=progress)
     for warning in report.warnings:
         terminal.line(f"warning: {warning}")
+    return report.table

@@ -90,6 +90,7 @@ def study(**options: Any) -> None:
         device=options["device"],
         address=options["address"],
         allow_leak=options["allow_leak"],
+        max_bad=options["max_bad"],
         resume=options["resume"],
         optuna_storage=options["optuna_storage"],
         warm_start=options["warm_start"],

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 import clsnf
 from clsnf.config import DetectorSettings, StudySettings, to_dict
-from clsnf.data.checks import check_category
+from clsnf.data.checks import MAX_BAD, CheckReport, check_category
 from clsnf.data.foreground import chosen_polarity
 from clsnf.data.splits import assign_splits
 from clsnf.data.validation_set import write_validation_set
@@ -57,6 +57,7 @@ class StudyRequest:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         address: of a Ray cluster, None for a private one.
         allow_leak: go on where training and test images are the same.
+        max_bad: share of a category's images that may be unreadable.
         resume: go on with the study in `out`.
         optuna_storage: a file or URL for the Optuna studies; None for a journal in `out`.
         warm_start: folder of an earlier study: what was best there is tried first.
@@ -74,6 +75,7 @@ class StudyRequest:
     device: str = "auto"
     address: str | None = None
     allow_leak: bool = False
+    max_bad: float = MAX_BAD
     resume: bool = False
     optuna_storage: str | None = None
     warm_start: Path | None = None
@@ -115,7 +117,7 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
     reporter = reporter or Reporter()
     started = time.perf_counter()
     out = request.out.absolute()
-    tables = _checked_inputs(request, out, reporter)
+    tables, skipped = _checked_inputs(request, out, reporter)
     reporter.begin()
     with ray_session(request.address):
         shares = divide(request.study, len(tables))
@@ -123,7 +125,7 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
         claim_folder(out, request.resume)
         try:
             with FileLock(out / ".lock", timeout=0):
-                return _run(request, tables, plan, shares, reporter, started)
+                return _run(request, tables, skipped, plan, shares, reporter, started)
         except Timeout as error:
             raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
 
@@ -133,21 +135,32 @@ def names_of(tables: Sequence[pa.Table]) -> list[str]:
     return [str(table["category"][0].as_py()) for table in tables]
 
 
-def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> list[pa.Table]:
-    """The tables with their normals split, after everything that could stop a trial was looked at; nothing is written."""
+def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> tuple[list[pa.Table], list[dict[str, str]]]:
+    """The tables with their normals split, and what each left out, after everything that could stop a trial was looked at.
+
+    Nothing is written.
+    """
     _check_choices(request.study)
     request.space.check(request.settings)
     check_loggers(request.mlflow, request.wandb)
     warm_values(request.warm_start, [])
     check_folder(out, request.resume)
     check_ingredients(request.settings, request.textures, request.device)
-    tables = [_checked(table, request, reporter) for table in request.tables]
+    reports = [_checked(table, request, reporter) for table in request.tables]
+    fraction, seed = request.settings.validation.fraction, request.settings.seed
+    tables = [assign_splits(report.table, fraction, seed) for report in reports]
     _check_same_study(request, tables, out)
-    return tables
+    return tables, [report.skipped for report in reports]
 
 
 def _run(
-    request: StudyRequest, tables: list[pa.Table], plan: StudyPlan, shares: Shares, reporter: Reporter, started: float
+    request: StudyRequest,
+    tables: list[pa.Table],
+    skipped: list[dict[str, str]],
+    plan: StudyPlan,
+    shares: Shares,
+    reporter: Reporter,
+    started: float,
 ) -> dict[str, Any]:
     out = Path(plan.out)
     categories = names_of(tables)
@@ -174,6 +187,8 @@ def _run(
         if interrupted:
             raise KeyboardInterrupt
         finished = _finish(plan, categories, records, shares, reporter)
+    for category, left_out in zip(categories, skipped, strict=True):
+        finished[category]["skipped"] = [{"path": path, "cause": cause} for path, cause in left_out.items()]
     summary = {
         "clsnf": clsnf.__version__,
         "at": now(),
@@ -203,17 +218,17 @@ def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
     )
 
 
-def _checked(table: pa.Table, request: StudyRequest, reporter: Reporter) -> pa.Table:
-    """The table with its normals split, every file read once."""
+def _checked(table: pa.Table, request: StudyRequest, reporter: Reporter) -> CheckReport:
+    """What a table holds, every file read once."""
     category = table["category"][0].as_py()
 
     def progress(done: int, total: int) -> None:
         reporter.progress(f"checking {category}", done, total)
 
-    report = check_category(table, allow_leak=request.allow_leak, progress=progress)
+    report = check_category(table, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=progress)
     for warning in report.warnings:
         reporter.say(f"warning: {warning}")
-    return assign_splits(table, request.settings.validation.fraction, request.settings.seed)
+    return report
 
 
 def _identity(request: StudyRequest, tables: list[pa.Table]) -> dict[str, Any]:
