@@ -35,13 +35,14 @@ FLOORS = {
     "clsnf.device": 1,
     "clsnf.progress": 1,
     "clsnf.published": 1,
+    "clsnf.room": 1,
     "clsnf.settings_text": 1,
     "clsnf.threads": 1,
     "clsnf.yaml_reading": 1,
 }
 # What users import: `from clsnf import Detector`. It imports lazily, so that whoever imports a part does not import the detector.
 FACE = "clsnf"
-RAY = ("clsnf.study", "clsnf.serving", *DOORS)
+RAY = ("clsnf.study", "clsnf.serving", "clsnf.data.ray_stream", *DOORS)
 
 
 def name_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from clsnf.config import DetectorSettings, from_dict, to_dict
+from clsnf.config import STREAMS, DetectorSettings, from_dict, to_dict
 from clsnf.errors import DataError, SettingsError
 from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
 
@@ -73,6 +73,12 @@ class _Location(click.ParamType):
 
 path = _Path()
 location = _Location()
+stream_option = click.option(
+    "--stream",
+    type=click.Choice(STREAMS),
+    help="What brings the pictures: local (this process), ray (workers of a Ray cluster), auto (what fits). It changes no figure.  "
+    "[default: auto]",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 max_bad_option = click.option(
     "--max-bad",

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clsnf.config import DetectorSettings, StudySettings, from_dict
+from clsnf.data.stream_choice import StreamChoice
 from clsnf.errors import OutputError
 from clsnf.fingerprint import check_place, content_key, write_json, written_whole
 from clsnf.ledger import note_unlocked
@@ -42,6 +43,7 @@ class StudyPlan:
         textures: folder of texture pictures, or None.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: CPU threads of a trial.
+        stream: what brings the images to training.
     """
 
     out: str
@@ -53,6 +55,7 @@ class StudyPlan:
     textures: str | None
     device: str
     threads: int
+    stream: StreamChoice = field(default_factory=lambda: StreamChoice("memory", ""))
 
     @property
     def detector_settings(self) -> DetectorSettings:

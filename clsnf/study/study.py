@@ -6,7 +6,9 @@ everything that computes to Ray: one Tune run over all categories, then one task
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -21,16 +23,17 @@ from filelock import FileLock, Timeout
 import clsnf
 from clsnf.config import DetectorSettings, StudySettings, to_dict
 from clsnf.data.checks import MAX_BAD, CheckReport, check_category
-from clsnf.data.foreground import chosen_polarity
 from clsnf.data.splits import assign_splits
+from clsnf.data.stream_choice import StreamChoice, choose_stream
 from clsnf.data.validation_set import write_validation_set
 from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import differences, write_json
 from clsnf.ledger import now
 from clsnf.progress import Progress, silent
+from clsnf.room import free_memory, memory_budget
 from clsnf.selection import check_objective
 from clsnf.selection_rules import check_rule
-from clsnf.study.cluster import Shares, divide, ray_session
+from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.front import objectives_of
 from clsnf.study.history import History, open_storage
 from clsnf.study.latency import LATENCY
@@ -38,9 +41,10 @@ from clsnf.study.loggers import check_loggers, loggers
 from clsnf.study.plan import StudyPlan, check_folder, claim_folder, write_table
 from clsnf.study.search import METRIC, PerCategorySearch, StopHopeless, Telling
 from clsnf.study.space import Space
+from clsnf.study.streaming import streamed
 from clsnf.study.warm_start import warm_values
 from clsnf.study.watch import Watcher
-from clsnf.training.prepare import check_ingredients, data_fingerprint, place_fit_rows
+from clsnf.training.prepare import check_ingredients, data_fingerprint, fit_polarity, open_fit_rows, rows_of
 
 
 @dataclass(frozen=True)
@@ -119,15 +123,35 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
     out = request.out.absolute()
     tables, skipped = _checked_inputs(request, out, reporter)
     reporter.begin()
-    with ray_session(request.address):
-        shares = divide(request.study, len(tables))
-        plan = _plan(request, out, shares)
+    # The images of a ray stream travel through the object store.
+    with ray_session(request.address, _STREAM_STORE if request.study.stream == "ray" else None):
+        stream, shares = _shares(request, tables)
+        reporter.say(f"stream: {stream.reason}")
+        plan = _plan(request, out, shares, stream)
         claim_folder(out, request.resume)
         try:
             with FileLock(out / ".lock", timeout=0):
                 return _run(request, tables, skipped, plan, shares, reporter, started)
         except Timeout as error:
             raise OutputError(f"{out} is in use by another study right now: choose another --out.") from error
+
+
+_STREAM_STORE = 1 << 30
+
+
+def _shares(request: StudyRequest, tables: list[pa.Table]) -> tuple[StreamChoice, Shares]:
+    """What brings the images to training, and what every trial gets."""
+    study, nodes = request.study, node_resources()
+    alone = share_out(study, len(tables), nodes)
+    on_a_node = math.ceil(alone.concurrent / len(nodes))
+    memory = min(node["memory"] for node in nodes) if len(nodes) > 1 else free_memory()
+    fit = [len(rows_of(table, "fit")) for table in tables]
+    workers = study.stream_cpus or 1
+    budget = memory_budget(on_a_node, int(memory))
+    stream = choose_stream(study.stream, fit, request.settings.image, budget=budget, nodes=len(nodes), workers=workers)
+    if stream.kind == "ray":
+        return stream, share_out(study, len(tables), nodes, stream.workers)
+    return dataclasses.replace(stream, workers=alone.cpus), alone
 
 
 def names_of(tables: Sequence[pa.Table]) -> list[str]:
@@ -186,9 +210,12 @@ def _run(
         write_table(out / "trials.parquet", _trials_table(records))
         if interrupted:
             raise KeyboardInterrupt
-        finished = _finish(plan, categories, records, shares, reporter)
+        # A winner's task has no stream's CPUs beside its own.
+        plain = plan if plan.stream.kind != "ray" else dataclasses.replace(plan, stream=StreamChoice("local", "", shares.cpus))
+        finished = _finish(plain, categories, records, shares, reporter)
     for category, left_out in zip(categories, skipped, strict=True):
         finished[category]["skipped"] = [{"path": path, "cause": cause} for path, cause in left_out.items()]
+        finished[category]["stream"] = streamed([r for r in records if r["category"] == category])
     summary = {
         "clsnf": clsnf.__version__,
         "at": now(),
@@ -196,6 +223,7 @@ def _run(
         "origin": request.origin,
         "backbone": request.settings.backbone.name,
         "study": to_dict(request.study),
+        "stream": plan.stream.reason,
         "space": {name: dict(given) for name, given in request.space.ranges.items()},
         "settings": to_dict(request.settings),
         "categories": finished,
@@ -204,7 +232,7 @@ def _run(
     return summary
 
 
-def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
+def _plan(request: StudyRequest, out: Path, shares: Shares, stream: StreamChoice) -> StudyPlan:
     return StudyPlan(
         out=str(out),
         settings=to_dict(request.settings),
@@ -215,6 +243,7 @@ def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
         textures=None if request.textures is None else str(request.textures.absolute()),
         device=request.device,
         threads=shares.cpus,
+        stream=stream,
     )
 
 
@@ -308,7 +337,7 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
 
 def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter) -> pa.Table:
     settings = request.settings
-    kind = chosen_polarity(place_fit_rows(table, settings).images, settings.defects.object_mask).kind
+    kind = fit_polarity(open_fit_rows(table, settings, StreamChoice("local", "")), settings).kind
     reporter.progress(f"validation defects for {category}", 0, 1)
     written = write_validation_set(
         table,
@@ -328,8 +357,7 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
     from clsnf.study.trial import run_trial
 
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, plan=plan),
-        {"cpu": shares.cpus, "gpu": shares.gpus} if shares.gpus else {"cpu": shares.cpus},
+        tune.with_parameters(run_trial, plan=plan), tune.PlacementGroupFactory(shares.bundles, strategy="PACK")
     )
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     tuner = tune.Tuner(
