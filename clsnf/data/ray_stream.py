@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 from ray.exceptions import RayTaskError
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -130,18 +130,21 @@ class RayStream(LocalStream):
             tables.append(pa.table(columns if keys is None else columns | {_KEY: keys[number].numpy()}))
         if not tables:
             return
-        place = _place()
         own: dict[str, Any] = {} if "compute" in function else {"num_cpus": 1, "compute": TaskPoolStrategy(self.workers)}
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        data: Dataset = ray.data.from_arrow(tables)
+        strategy = _strategy()
+        if strategy is not None:  # Ray Data's own small tasks too would wait for CPUs that trials hold
+            DataContext.get_current().scheduling_strategy = strategy
+        data: Dataset = ray.data.from_blocks(tables)
         context = data.context
         context.enable_progress_bars = context.print_on_execution_start = context.execution_options.verbose_progress = False
         context.execution_options.preserve_order = True
         context.target_max_block_size = None  # a batch is a block, however large its images
         context.raise_original_map_exception = True  # what a user can mend is said in its own words
-        data = data.map_batches(batch_size=None, batch_format="numpy", **own, **place, **function)
+        own |= {} if strategy is None else {"scheduling_strategy": strategy}
+        data = data.map_batches(batch_size=None, batch_format="numpy", **own, **function)
         if then is not None:
-            data = data.map_batches(batch_size=None, batch_format="numpy", **place, **then)
+            data = data.map_batches(batch_size=None, batch_format="numpy", **then)
         found = data.iter_torch_batches(batch_size=None, prefetch_batches=1, device="cpu")
         yield from self._in_order(_errors_named(iter(found)), chosen)
 
@@ -179,12 +182,12 @@ def _errors_named(found: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tens
         raise
 
 
-def _place() -> dict[str, Any]:
-    """Where the work of a stream is scheduled: in the bundle that its trial reserved for it, or anywhere."""
+def _strategy() -> PlacementGroupSchedulingStrategy | None:
+    """Where the work of a stream is scheduled: in the bundle that its trial reserved for it; None for anywhere."""
     group = get_current_placement_group()
     if group is None or group.bundle_count < 2:
-        return {}
-    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1)}
+        return None
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1)
 
 
 # ---- in the workers ----
