@@ -20,6 +20,7 @@ from clsnf.cli.options import (
     path,
     preset_option,
     setting_options,
+    stream_option,
 )
 from clsnf.config import from_dict
 from clsnf.errors import DataError, SettingsError
@@ -30,6 +31,7 @@ from clsnf.errors import DataError, SettingsError
 @click.option("--category", help="Which category of --data.  [default: the only one]")
 @click.option("--out", type=path, required=True, help="The folder to save the detector to.")
 @click.option("--work", type=path, help="A folder for finished stages: interrupted training goes on from there.")
+@stream_option
 @setting_options
 def train(**options: Any) -> None:
     """Train one detector on good pictures, take its threshold from held-out good pictures, and save it."""
@@ -37,7 +39,7 @@ def train(**options: Any) -> None:
     from clsnf.detector import Detector
     from clsnf.fingerprint import check_place
     from clsnf.terminal import Terminal
-    from clsnf.training.prepare import check_ingredients
+    from clsnf.training.prepare import check_ingredients, rows_of
 
     settings = shared.settings_of(options, shared.preset_categories(options, options["category"]))
     Detector.check_folder(options["out"])
@@ -49,14 +51,16 @@ def train(**options: Any) -> None:
         read = shared.check_pictures(found, options["allow_leak"], options["max_bad"], terminal)
         table = assign_splits(read, settings.validation.fraction, settings.seed)
         terminal.backbone(settings)
-        detector = Detector.fit(
-            table,
-            settings,
-            textures=options["textures"],
-            work=options["work"],
-            device=options["device"],
-            progress=terminal.progress,
-        )
+        with shared.opened_stream(options["stream"], len(rows_of(table, "fit")), settings, terminal) as stream:
+            detector = Detector.fit(
+                table,
+                settings,
+                textures=options["textures"],
+                work=options["work"],
+                device=options["device"],
+                progress=terminal.progress,
+                stream=stream,
+            )
     detector.save(options["out"])
     terminal.trained(detector, options["out"])
 
@@ -102,8 +106,12 @@ def calibrate(
 @click.argument("images", type=path, nargs=-1, required=True)
 @click.option("--out", type=path, help="A folder for heat maps and overlays as PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a picture instead of a table.")
+@max_bad_option
+@stream_option
 @device_option
-def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool, device: str) -> None:
+def predict(
+    model: Path, images: Sequence[Path], out: Path | None, as_json: bool, max_bad: float, stream: str | None, device: str
+) -> None:
     """Score pictures (files or folders) with a saved detector."""
     from clsnf.detector import Detector
     from clsnf.prediction import picture_files, predict_files
@@ -112,16 +120,18 @@ def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool
     files = picture_files(images)
     detector = Detector.load(model, device)
     terminal = Terminal()
-    if as_json:
-        for record in predict_files(detector, files, out):
-            click.echo(json.dumps(record))
-    else:
+    with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
+        found = predict_files(detector, files, out, max_bad=max_bad, stream=choice)
+        if as_json:
+            for record in found:
+                click.echo(json.dumps(record))
+            return
         with terminal.live():
             records = []
-            for record in predict_files(detector, files, out):
+            for record in found:
                 records.append(record)
                 terminal.progress("predict", len(records), len(files))
-        terminal.predictions(records, detector.threshold.value)
+    terminal.predictions(records, detector.threshold.value)
 
 
 @main.command(short_help="Figures of a detector on labelled pictures.")
@@ -132,9 +142,17 @@ def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool
 @click.option("--category", help="Which category.  [default: the one the detector was trained on]")
 @click.option("--json", "json_file", type=path, help="A file for all figures and scores.")
 @check_options
+@stream_option
 @device_option
 def evaluate(
-    model: Path, data: Path | str, category: str | None, json_file: Path | None, allow_leak: bool, max_bad: float, device: str
+    model: Path,
+    data: Path | str,
+    category: str | None,
+    json_file: Path | None,
+    allow_leak: bool,
+    max_bad: float,
+    stream: str | None,
+    device: str,
 ) -> None:
     """Score the test pictures of a category and compare with their labels."""
     from clsnf.detector import Detector
@@ -152,7 +170,8 @@ def evaluate(
     terminal = Terminal()
     with terminal.live():
         test = rows_of(shared.check_pictures(table, allow_leak, max_bad, terminal), "test")
-        result = evaluate_detector(detector, test, terminal.progress)
+        with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
+            result = evaluate_detector(detector, test, terminal.progress, stream=choice)
     if json_file is not None:
         write_json(json_file, result)
     terminal.figures(result)

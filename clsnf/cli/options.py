@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clsnf.data.stream_choice import StreamChoice
     from clsnf.published import Preset
     from clsnf.terminal import Terminal
 
@@ -272,6 +274,37 @@ def read_one_table(data: Path | str | None, normals: Path | None, category: str 
         names = ", ".join(str(table["category"][0].as_py()) for table in tables)
         raise SettingsError(f"{origin} holds several categories ({names}): choose one with --category.")
     return tables[0]
+
+
+@contextmanager
+def opened_stream(
+    wanted: str | None, trained: int | None, settings: DetectorSettings, terminal: Terminal
+) -> Iterator[StreamChoice]:
+    """What brings pictures to a command, while the block runs; a Ray of its own, or RAY_ADDRESS's, where that is asked for.
+
+    Args:
+        wanted: what --stream says.
+        trained: number of pictures that are gone over and over; None where each is needed once.
+    """
+    from clsnf.data.stream_choice import StreamChoice, choose_stream
+
+    if wanted != "ray":
+        if trained is None:  # there is nothing to choose
+            yield StreamChoice("local", "")
+            return
+        choice = choose_stream(wanted or "auto", [trained], settings.image)
+        terminal.line(f"stream: {choice.reason}")
+        yield choice
+        return
+    from clsnf.study.cluster import node_resources, ray_session
+
+    with ray_session(None, 1 << 30):
+        nodes = node_resources()
+        cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+        # Whoever trains computes too; whoever asks a detector only waits for the workers.
+        workers = max(1, cpus - 1 if trained is not None else cpus)
+        terminal.line(f"stream: ray: as asked; {workers} CPUs" + (f" and {gpus} GPUs" if gpus and trained is None else ""))
+        yield StreamChoice("ray", "", workers, gpus if trained is None else 0)
 
 
 def check_pictures(table: pa.Table, allow_leak: bool, max_bad: float, terminal: Terminal) -> pa.Table:

@@ -91,7 +91,7 @@ class RayStream(LocalStream):
             yield from super().mapped(make, chosen, device)
             return
         padded = self._placements is not None
-        given = {"settings": self.settings, "padded": padded, "make": ray.put(make), "threads": torch.get_num_threads()}
+        given = {"settings": self.settings, "padded": padded, "make": make, "threads": torch.get_num_threads()}
         function: dict[str, Any] = {"fn": _Actor, "fn_constructor_kwargs": given}
         if self.gpus:
             # CPUs read, GPUs compute: they are other workers, and hold no CPU that a reader may be waiting for.
@@ -245,9 +245,9 @@ def _one_thread() -> None:
 class _Actor:
     """Holds a worker, and gives it batches that it reads itself or that other workers read."""
 
-    def __init__(self, settings: ImageSettings, padded: bool, make: Any, threads: int, reads: bool = True) -> None:
+    def __init__(self, settings: ImageSettings, padded: bool, make: MakeWorker, threads: int, reads: bool = True) -> None:
         self._settings, self._padded, self._threads, self._reads = settings, padded, threads, reads
-        self._worker: Worker = ray.get(make)(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+        self._worker: Worker = make(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
 
     def __call__(self, rows: Arrays) -> Arrays:
         found = _loaded(rows, self._settings, self._padded) if self._reads else rows

@@ -17,11 +17,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from clsnf.data.images import Placement, decode_image, image_size, place
 from clsnf.data.references import Reference, read_bytes
 
 _AHEAD = 3  # batches that are under way or lie ready before they are asked for
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 Arrays = dict[str, np.ndarray]
 Worker = Callable[["ImageBatch"], Arrays]
@@ -269,27 +272,15 @@ class LocalStream(Stream):
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         padded = self._placements is not None
-        pool = ThreadPoolExecutor(self._threads)
-        under_way: deque[tuple[Tensor, Tensor, list[Future[Placement]]]] = deque()
-        try:
-            for indices in chosen:
-                images = torch.empty((len(indices), 3, *self.settings.size), dtype=torch.uint8)
-                futures = [pool.submit(self._load, int(index), into) for index, into in zip(indices, images, strict=True)]
-                under_way.append((indices, images, futures))
-                if len(under_way) > _AHEAD:
-                    yield _whole(*under_way.popleft(), padded)
-            while under_way:
-                yield _whole(*under_way.popleft(), padded)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for indices, loaded in zip(chosen, in_batches(self._load, (i.tolist() for i in chosen), self._threads), strict=True):
+            valid = torch.stack([placement.valid for _, placement in loaded]) if padded else None
+            yield ImageBatch(torch.stack([image for image, _ in loaded]), valid, indices)
 
-    def _load(self, index: int, into: Tensor) -> Placement:
-        """Read an image onto its place in a batch."""
+    def _load(self, index: int) -> tuple[Tensor, Placement]:
         image, placement, seconds = load_timed(self.paths[index], self.settings)
-        into.copy_(image)
         self.counters.add("read", 1, seconds[0])
         self.counters.add("decode", 1, seconds[1])
-        return placement
+        return image, placement
 
 
 def load_timed(path: Reference, settings: ImageSettings) -> tuple[Tensor, Placement, tuple[float, float]]:
@@ -301,8 +292,16 @@ def load_timed(path: Reference, settings: ImageSettings) -> tuple[Tensor, Placem
     return image, placement, (read - started, time.perf_counter() - read)
 
 
-def _whole(indices: Tensor, images: Tensor, futures: list[Future[Placement]], padded: bool) -> ImageBatch:
-    """A batch once all of its images are there."""
-    placements = [future.result() for future in futures]
-    valid = torch.stack([placement.valid for placement in placements]) if padded else None
-    return ImageBatch(images, valid, indices)
+def in_batches(work: Callable[[T], R], batches: Iterable[Sequence[T]], threads: int | None = None) -> Iterator[list[R]]:
+    """What threads make of the items of batches, batch by batch in order, a few batches ahead of whoever asks."""
+    pool = ThreadPoolExecutor(threads or os.cpu_count())
+    under_way: deque[list[Future[R]]] = deque()
+    try:
+        for batch in batches:
+            under_way.append([pool.submit(work, item) for item in batch])
+            if len(under_way) > _AHEAD:
+                yield [future.result() for future in under_way.popleft()]
+        while under_way:
+            yield [future.result() for future in under_way.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
