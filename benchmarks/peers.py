@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from clsnf.config import BackboneSettings, DetectorSettings, ImageSettings
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import TEST
+from clsnf.data.stream import MemoryStream
 from clsnf.evaluation import figures_of_maps
 from clsnf.model.backbone import load_backbone
 from clsnf.model.memory import cover
@@ -101,7 +102,8 @@ def main() -> None:
         backbone, _ = load_backbone(BackboneSettings(options.backbone, levels, options.weights), image.size)
         grids = list(backbone.info.grids)
         of_fit, of_test = (
-            stacked(extract_features(backbone, images, CPU, neighbourhood), grids) for images in (fit.images, shown.images)
+            stacked(extract_features(backbone, MemoryStream(images), CPU, neighbourhood), grids)
+            for images in (fit.images, shown.images)
         )
         scores = None
         if name == "patchcore":

@@ -19,6 +19,8 @@ from clsnf.errors import SettingsError, nearest
 
 T = TypeVar("T")
 
+STREAMS = ("auto", "local", "ray")  # what can bring images to training; it changes no result
+
 
 def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
     """A dataclass field with its one-line documentation and, for strings, the valid choices."""
@@ -276,6 +278,12 @@ class StudySettings:
         0, "CPU cores of a trial; 0: an even share for one trial of each category at a time, four at most"
     )
     gpus_per_trial: float = setting(0.0, "GPUs of a trial, such as 1 or 0.25")
+    stream: str = setting(
+        "auto",
+        "what brings images to training: the trial itself (local), workers of the cluster (ray), or what fits (auto)",
+        STREAMS,
+    )
+    stream_cpus: int = setting(0, "CPU cores of a trial's ray stream, reserved with the trial; 0: 1")
 
     def __post_init__(self) -> None:
         _check(self, "trials", self.trials >= 1, "1 or more")
@@ -284,6 +292,8 @@ class StudySettings:
         _check(self, "concurrent_trials", self.concurrent_trials >= 0, "0 or more")
         _check(self, "cpus_per_trial", self.cpus_per_trial >= 0, "0 or more")
         _check(self, "gpus_per_trial", self.gpus_per_trial >= 0, "0 or more")
+        _check(self, "stream_cpus", self.stream_cpus >= 0, "0 or more")
+        _check_choices(self)
 
     @property
     def objective(self) -> str:

@@ -10,6 +10,7 @@ comes from training and validation normals, so the answer for one image never de
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +31,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from clsnf.config import DetectorSettings, from_dict, to_dict
-from clsnf.data.images import Placement, place, read_image, restore_map
+from clsnf.data.images import Placement, image_size, place, read_image, restore_map
 from clsnf.data.looks import looks_of_normals
+from clsnf.data.stream import ImageBatch, consecutive, in_batches
+from clsnf.data.stream_choice import StreamChoice, open_stream
 from clsnf.device import choose_device
 from clsnf.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.fingerprint import sha256_file, write_json, written_whole
@@ -39,6 +43,7 @@ from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.model.score_maps import fuse, image_scores
 from clsnf.progress import Progress, silent
+from clsnf.room import roomy_empty
 from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
 from clsnf.training.stages import StageStore
@@ -143,6 +148,7 @@ class Detector:
         work: str | Path | None = None,
         device: str = "auto",
         progress: Progress = silent,
+        stream: StreamChoice | None = None,
     ) -> Detector:
         """Train a detector on a category's normal images.
 
@@ -155,13 +161,14 @@ class Detector:
             work: a folder for finished stages: training that was interrupted goes on from there. A temporary one where None.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
             progress: told about long work.
+            stream: how the images come to training; None for memory where they fit into it, else decoded by this process.
 
         Raises:
             ClsnfError: whatever a user can mend; see :mod:`clsnf.errors`.
         """
         settings = settings or DetectorSettings()
         with tempfile.TemporaryDirectory() if work is None else nullcontext(str(work)) as folder:
-            prepared = prepare(table, settings, textures, StageStore(Path(folder)), choose_device(device), progress)
+            prepared = prepare(table, settings, textures, StageStore(Path(folder)), choose_device(device), progress, stream)
             return cls.from_pipeline(prepared, table, settings, progress)
 
     @classmethod
@@ -221,16 +228,25 @@ class Detector:
         check_rate(rate)
         provenance = self.provenance
         if normals is not None:
-            maps, scores, _ = self.predict(normals["path"].to_pylist(), progress=progress, task="threshold")
+            found_scores, found_peaks = self._scores_and_peaks(normals["path"].to_pylist(), progress)
             provenance = dataclasses.replace(
                 provenance,
                 validation_fingerprint=data_fingerprint(normals),
-                validation_scores=tuple(float(s) for s in np.sort(scores)),
-                validation_peaks=tuple(float(m) for m in np.sort(maps.max(axis=(1, 2)))),
+                validation_scores=tuple(float(s) for s in np.sort(found_scores)),
+                validation_peaks=tuple(float(m) for m in np.sort(found_peaks)),
                 looks=looks_of_normals(normals["path"].to_pylist(), self.settings.image),
             )
         self.threshold = threshold_from_normals(np.array(provenance.validation_scores, np.float32), rate)
         self.provenance = provenance
+
+    def _scores_and_peaks(self, paths: list[str], progress: Progress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score and largest map value of each image, both (N,); no more maps in memory than a few batches'."""
+        scores, peaks = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
+        for start, (maps, batch_scores, _) in self._batches(paths, 16):
+            scores.append(batch_scores)
+            peaks.append(maps.max(axis=(1, 2)))
+            progress("threshold", start + len(maps), len(paths))
+        return np.concatenate(scores), np.concatenate(peaks)
 
     # ---- predict ----
 
@@ -241,6 +257,7 @@ class Detector:
         batch_size: int = 16,
         progress: Progress = silent,
         task: str = "predict",
+        stream: StreamChoice | None = None,
     ) -> Prediction:
         """Score images.
 
@@ -248,6 +265,7 @@ class Detector:
             images: paths, or RGB arrays (h, w, 3) uint8 of any size, or one array (N, h, w, 3).
             batch_size: images looked at together; it changes no figure beyond float rounding.
             progress: told about every batch.
+            stream: the workers of a Ray cluster score files where it says so, else this process does.
 
         Raises:
             ImageError: a file can't be read, or an array is not (h, w, 3) uint8.
@@ -255,9 +273,9 @@ class Detector:
         """
         _check_request(images, batch_size)
         n = len(images)
-        maps = np.empty((n, *self.settings.image.size), np.float32)
+        maps = roomy_empty((n, *self.settings.image.size), torch.float32).numpy()  # on disk where they would fill the memory
         scores = np.empty(n, np.float32)
-        for start, (batch_maps, batch_scores, _) in self._batches(images, batch_size):
+        for start, (batch_maps, batch_scores, _) in self._batches(images, batch_size, stream):
             maps[start : start + len(batch_maps)] = batch_maps
             scores[start : start + len(batch_maps)] = batch_scores
             progress(task, start + len(batch_maps), n)
@@ -269,23 +287,56 @@ class Detector:
         return verdicts
 
     def predict_each(
-        self, images: Sequence[ImageLike], *, batch_size: int = 16
+        self, images: Sequence[ImageLike], *, batch_size: int = 16, stream: StreamChoice | None = None
     ) -> Iterator[tuple[NDArray[np.float32], float, bool]]:
-        """Score images one by one, each with its map at its own size: (map (h, w), score, verdict). Memory: one batch."""
+        """Score images one by one, each with its map at its own size: (map (h, w), score, verdict). Memory: a few batches.
+
+        `stream` as for :meth:`predict`.
+        """
         _check_request(images, batch_size)
-        for _, (maps, scores, placements) in self._batches(images, batch_size):
+        for _, (maps, scores, placements) in self._batches(images, batch_size, stream):
             for canvas_map, score, verdict, placement in zip(maps, scores, self.verdicts(scores), placements, strict=True):
                 yield restore_map(canvas_map, placement), float(score), bool(verdict)
 
     def _batches(
-        self, images: Sequence[ImageLike] | NDArray[np.uint8], batch_size: int
+        self, images: Sequence[ImageLike] | NDArray[np.uint8], batch_size: int, stream: StreamChoice | None = None
     ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.float32], list[Placement]]]]:
-        for start in range(0, len(images), batch_size):
-            placed = [place(_as_array(image), self.settings.image) for image in images[start : start + batch_size]]
-            placements = [placement for _, placement in placed]
+        starts = range(0, len(images), batch_size)
+        if stream is not None and stream.kind == "ray" and not any(isinstance(image, np.ndarray) for image in images):
+            yield from self._batches_of_workers([os.fspath(image) for image in images], batch_size, stream)  # type: ignore[arg-type]
+            return
+
+        def placed(image: ImageLike) -> tuple[torch.Tensor, Placement]:
+            return place(_as_array(image), self.settings.image)
+
+        parts: Iterator[Any] = (images[start : start + batch_size] for start in starts)
+        for start, batch in zip(starts, in_batches(placed, parts), strict=True):
+            placements = [placement for _, placement in batch]
             valid = torch.stack([p.valid for p in placements]) if any(p.padded for p in placements) else None
-            maps, scores = self.score_placed(torch.stack([tensor for tensor, _ in placed]), valid)
+            maps, scores = self.score_placed(torch.stack([tensor for tensor, _ in batch]), valid)
             yield start, (maps, scores, placements)
+
+    def _batches_of_workers(
+        self, paths: list[str], batch_size: int, choice: StreamChoice
+    ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.float32], list[Placement]]]]:
+        """What the workers of a stream, each with a copy of this detector, say of files."""
+        stream = open_stream(choice, paths, self.settings.image)
+        start = 0
+        for found in stream.mapped(partial(_Scorer, self._on_cpu()), consecutive(len(paths), batch_size), self.device):
+            batch = paths[start : start + len(found["scores"])]
+            yield start, (found["maps"], found["scores"], [Placement.of(image_size(path), self.settings.image) for path in batch])
+            start += len(batch)
+
+    def _on_cpu(self) -> Detector:
+        """A copy that can travel to a machine without a GPU."""
+        if self.device.type == "cpu":
+            return self
+        return Detector(copy.deepcopy(self.network), self.settings, self.threshold, self.provenance, torch.device("cpu"))
+
+    def score_batch(self, batch: ImageBatch) -> dict[str, NDArray[np.float32]]:
+        """``maps`` (B, H, W) and ``scores`` (B,) of images on the canvas, as :meth:`predict` gives them."""
+        maps, scores = self.score_placed(batch.images, batch.valid)
+        return {"maps": maps, "scores": scores}
 
     @torch.inference_mode()
     def score_placed(
@@ -384,6 +435,16 @@ class Detector:
         except (TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
             raise ModelError(f"{path} can't be loaded: {' '.join(str(error).split())[:300]}") from error
         return cls(network, settings, threshold, provenance, choose_device(device))
+
+
+class _Scorer:
+    """Holds a detector where a stream's worker computes."""
+
+    def __init__(self, detector: Detector, device: torch.device) -> None:
+        self._detector = Detector(detector.network, detector.settings, detector.threshold, detector.provenance, device)
+
+    def __call__(self, batch: ImageBatch) -> dict[str, NDArray[np.float32]]:
+        return self._detector.score_batch(batch)
 
 
 def validation_normals(table: pa.Table) -> pa.Table:

@@ -26,6 +26,10 @@ class ImageError(DataError):
     """One image or mask file can't be read, is cut short, or has the wrong size."""
 
 
+class PackError(DataError):
+    """A pack is cut short, damaged, or has a shard of another schema."""
+
+
 class WeightsError(ClsnfError):
     """Backbone weights are missing, can't be fetched, or belong to another architecture."""
 

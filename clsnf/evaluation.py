@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from clsnf.config import ImageSettings
 from clsnf.data.images import Placement, image_size, read_mask, restore_map
+from clsnf.data.stream_choice import StreamChoice
 from clsnf.detector import Detector
 from clsnf.errors import DataError
 from clsnf.metrics import METRICS, LazySamples, PixelSample, evaluate
@@ -21,12 +22,19 @@ from clsnf.progress import Progress, silent
 _NEEDS_NORMALS = ("aupimo",)
 
 
-def evaluate_detector(detector: Detector, table: pa.Table, progress: Progress = silent, task: str = "evaluate") -> dict[str, Any]:
+def evaluate_detector(
+    detector: Detector,
+    table: pa.Table,
+    progress: Progress = silent,
+    task: str = "evaluate",
+    stream: StreamChoice | None = None,
+) -> dict[str, Any]:
     """Score every image of a table and compare with its labels.
 
     Args:
         detector: fitted on other images.
         table: rows with label, defect_type and mask_path; masks may be missing for all defects, then there are no pixel figures.
+        stream: who scores the images, see :meth:`clsnf.detector.Detector.predict`.
 
     Returns:
         ``figures`` (name to value in [0, 1], see :data:`clsnf.metrics.METRICS`), ``counts`` of images by defect type, ``scores`` (one
@@ -39,7 +47,7 @@ def evaluate_detector(detector: Detector, table: pa.Table, progress: Progress = 
     if len(table) == 0:
         raise DataError("There are no images to evaluate on.")
     rows = table.to_pylist()
-    prediction = detector.predict([row["path"] for row in rows], progress=progress, task=task)
+    prediction = detector.predict([row["path"] for row in rows], progress=progress, task=task, stream=stream)
     labels = np.array([row["label"] for row in rows])
     figures = figures_of_maps(rows, prediction.maps, prediction.scores, detector.settings.image)
     counts: dict[str, int] = {}

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from clsnf.data.checks import MAX_BAD
 from clsnf.data.images import IMAGE_SUFFIXES, read_image, write_image
 from clsnf.data.layouts import natural_key
+from clsnf.data.stream_choice import StreamChoice
 from clsnf.detector import Detector
 from clsnf.errors import DataError, ImageError, OutputError
 from clsnf.fingerprint import check_place
@@ -39,30 +41,47 @@ def picture_files(given: Sequence[Path]) -> list[Path]:
     return files
 
 
-def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = None) -> Iterator[dict[str, Any]]:
-    """Score files one after the other, after all were read once: a damaged one must not leave half of the answers.
+def predict_files(
+    detector: Detector,
+    files: Sequence[Path],
+    out: Path | None = None,
+    *,
+    max_bad: float = MAX_BAD,
+    stream: StreamChoice | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Score files one after the other, after all were read once: many damaged ones must not leave half of the answers.
+
+    Memory: a few batches, however many files there are.
 
     Args:
         detector: what to ask.
         files: pictures.
         out: a folder for ``<name>_map.png`` and ``<name>_overlay.png``; None for none.
+        max_bad: share of the files that may be unreadable.
+        stream: who scores them, see :meth:`clsnf.detector.Detector.predict`.
 
     Yields:
+        First for every unreadable file ``path`` and ``error``; then for every other one
         ``path``, ``score``, ``threshold``, ``verdict`` (``good`` or ``defect``) and ``p_value`` (the share of validation normals that
         score at least as high, counted with the picture itself: split-conformal), and ``pictures`` where `out` is given.
 
     Raises:
-        ImageError: a file can't be read.
+        ImageError: more files than `max_bad` allows can't be read.
         OutputError: two files would write the same pictures, or `out` can't be written.
     """
-    names = _names(files) if out is not None else []
     if out is not None:
         check_place(out, folder=True)
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(_read_once, files):
-            pass
+        errors = list(pool.map(_error_of, files))
+    bad = [error for error in errors if error is not None]
+    if len(bad) > max_bad * len(files):
+        share = f" ({len(bad)} of {len(files)} pictures can't be read, more than --max-bad {max_bad:g})"
+        raise ImageError(str(bad[0]) + (share if len(bad) > 1 else ""))
+    yield from ({"path": str(f), "error": str(error)} for f, error in zip(files, errors, strict=True) if error is not None)
+    files = [f for f, error in zip(files, errors, strict=True) if error is None]
+    names = _names(files) if out is not None else []
     normals = np.asarray(detector.provenance.validation_scores)
-    for index, (score_map, score, verdict) in enumerate(detector.predict_each(files)):
+    for index, (score_map, score, verdict) in enumerate(detector.predict_each(files, stream=stream)):
         record: dict[str, Any] = {
             "path": str(files[index]),
             "score": score,
@@ -79,8 +98,12 @@ def predict_files(detector: Detector, files: Sequence[Path], out: Path | None = 
         yield record
 
 
-def _read_once(file: Path) -> None:
-    read_image(file)
+def _error_of(file: Path) -> ImageError | None:
+    try:
+        read_image(file)
+    except ImageError as error:
+        return error
+    return None
 
 
 def _names(files: Sequence[Path]) -> list[str]:

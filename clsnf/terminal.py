@@ -310,6 +310,9 @@ class Terminal:
         for column in ("picture", "score", "p-value", "verdict"):
             table.add_column(column, justify="right" if column in ("score", "p-value") else "left", overflow="fold")
         for record in records:
+            if "error" in record:
+                self.line(f"warning: left out: {record['error']}")
+                continue
             table.add_row(record["path"], f"{record['score']:.4f}", f"{record['p_value']:.3f}", record["verdict"])
         self._results.print(table)
 

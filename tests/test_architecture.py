@@ -36,6 +36,7 @@ FLOORS = {
     "clsnf.progress": 1,
     "clsnf.published": 1,
     "clsnf.remote": 1,
+    "clsnf.room": 1,
     "clsnf.settings_text": 1,
     "clsnf.threads": 1,
     "clsnf.uris": 1,
@@ -43,7 +44,7 @@ FLOORS = {
 }
 # What users import: `from clsnf import Detector`. It imports lazily, so that whoever imports a part does not import the detector.
 FACE = "clsnf"
-RAY = ("clsnf.study", "clsnf.serving", *DOORS)
+RAY = ("clsnf.study", "clsnf.serving", "clsnf.data.ray_stream", *DOORS)
 
 
 def name_of(path: Path) -> str:

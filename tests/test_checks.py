@@ -13,7 +13,7 @@ from clsnf.data.checks import CheckReport, check_category
 from clsnf.data.images import write_image, write_mask
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
-from clsnf.errors import DataError, ImageError
+from clsnf.errors import DataError, ImageError, SettingsError
 
 SIZE = (24, 32)
 
@@ -167,3 +167,34 @@ def test_a_table_without_training_images_is_refused(nut: Path) -> None:
     for empty in (table.slice(0, 0), table.slice(8)):
         with pytest.raises(DataError, match="no training images"):
             check_category(empty)
+
+
+# ---- a few unreadable pictures among many ----
+
+
+def test_a_share_of_unreadable_pictures_is_left_out_and_named(nut: Path) -> None:
+    cut(nut / "train/good/0.png")
+    report = check(nut, max_bad=0.1)
+    assert list(report.skipped) == [str(nut / "train/good/0.png")]
+    assert report.images == len(report.table) == 12
+    assert str(nut / "train/good/0.png") not in report.table["path"].to_pylist()
+    assert any("1 of the 13 pictures are left out" in warning and "0.png" in warning for warning in report.warnings)
+
+
+def test_more_than_that_share_ends_it_and_the_message_says_the_share(nut: Path) -> None:
+    cut(nut / "train/good/0.png")
+    cut(nut / "train/good/1.png")
+    message = refusal(nut, ImageError, max_bad=0.1)
+    assert "2 of 13 pictures, more than --max-bad 0.1" in message
+    assert "0.png" in message
+    refusal(nut, ImageError)  # by default one in a hundred
+
+
+def test_what_can_be_read_but_is_wrong_is_never_left_out(nut: Path) -> None:
+    write_mask(nut / "ground_truth/cut/0_mask.png", np.zeros(SIZE, bool))
+    assert "marks no pixel" in refusal(nut, ImageError, max_bad=0.5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_makes_no_sense_is_refused(nut: Path, share: float) -> None:
+    assert "--max-bad" in refusal(nut, SettingsError, max_bad=share)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from clsnf.config import FlowSettings
+from clsnf.data.stream import MemoryStream
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone
 from clsnf.model.flow import LevelFlow
@@ -54,7 +55,9 @@ def images(n: int, seed: int = 0) -> Tensor:
 
 def test_features_are_the_backbone_s_row_by_row_for_any_number_of_images() -> None:
     shown, told = images(19), []
-    levels = extract_features(backbone(), shown, CPU, 1, lambda task, done, total: told.append((task, done, total)), "looking")
+    levels = extract_features(
+        backbone(), MemoryStream(shown), CPU, 1, lambda task, done, total: told.append((task, done, total)), "looking"
+    )
     assert [tuple(level.shape) for level in levels] == [(19, 8 * 16, 3), (19, 4 * 8, 2)]
     assert [level.dtype for level in levels] == [torch.float16] * 2
     with torch.inference_mode():
@@ -69,7 +72,7 @@ def test_a_level_that_half_precision_can_t_hold_is_kept_in_single() -> None:
     shown = images(20)
     shown[:17] = 120  # close to the mean: small features, until the second batch
     shown[18] = 255
-    levels = extract_features(backbone(factor=5e4), shown, CPU)
+    levels = extract_features(backbone(factor=5e4), MemoryStream(shown), CPU)
     assert [level.dtype for level in levels] == [torch.float16, torch.float32]
     with torch.inference_mode():
         expected = backbone(factor=5e4)(shown.float() / 255)[1].flatten(2).transpose(1, 2)
@@ -80,7 +83,7 @@ def test_a_level_that_half_precision_can_t_hold_is_kept_in_single() -> None:
 def test_features_can_be_trained_on() -> None:
     """They are made in inference mode, whose tensors autograd refuses."""
     flow = LevelFlow(3, (8, 16), dataclasses.replace(SMALL, passes=0.1))
-    assert fit_flow(flow, extract_features(backbone(), images(3), CPU)[0], None, SMALL, seed=0, device=CPU)
+    assert fit_flow(flow, extract_features(backbone(), MemoryStream(images(3)), CPU)[0], None, SMALL, seed=0, device=CPU)
 
 
 # ---- statistics ----

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clsnf.config import BackboneSettings, DefectSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings
 from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
+from clsnf.data.stream import DefectRecipe, MemoryStream
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
 from clsnf.model.network import build_decoder
@@ -57,7 +58,7 @@ def finetuner(
 ) -> Finetuner:
     decoder = build_decoder(pretrained.info, SETTINGS.image, settings, seed=1)
     maker = maker or DefectMaker(SETTINGS.defects, TEXTURES, IMAGES)
-    return Finetuner(copy.deepcopy(pretrained), decoder, IMAGES, valid, valid, maker, settings, 3, CPU)
+    return Finetuner(copy.deepcopy(pretrained), decoder, MemoryStream(IMAGES, valid), DefectRecipe(maker), settings, 3, CPU)
 
 
 def pipeline(pretrained: Backbone, root: Path, valid: Tensor | None = None, **changes: Any) -> CategoryPipeline:
@@ -95,7 +96,7 @@ def test_training_learns_to_find_defects_that_it_has_not_seen(pretrained: Backbo
     speckles = 255 * torch.randint(0, 2, (4, 3, *SIZE), dtype=torch.uint8, generator=generator)
     maker = DefectMaker(DefectSettings(max_transparency=0.0, texture_share=1.0), speckles, plain)
     trained = finetuner(pretrained, dataclasses.replace(SETTINGS.finetune, learning_rate=5e-3, repeats=8), maker=maker)
-    trained.images = plain
+    trained.stream = MemoryStream(plain)
     trained.run(3)
     fresh = maker.make(plain, None, torch.from_numpy(sample_key(99, 0, range(N))))
     with torch.inference_mode():
@@ -140,7 +141,7 @@ def test_padding_counts_for_nothing_in_the_loss(pretrained: Backbone, all_valid:
 def test_any_number_of_images_makes_batches(pretrained: Backbone, number: int, batch_size: int) -> None:
     settings = dataclasses.replace(SETTINGS.finetune, batch_size=batch_size)
     trained = finetuner(pretrained, settings)
-    trained.images = IMAGES[:number]
+    trained.stream = MemoryStream(IMAGES[:number])
     trained.run(1)
     assert math.isfinite(trained.losses[0])
 

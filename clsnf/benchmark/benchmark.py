@@ -31,7 +31,7 @@ from clsnf.benchmark.cell import OBJECTIVE, ORACLE_FIGURES, REPLICATES, CellRequ
 from clsnf.benchmark.systems import SYSTEMS, WEIGHTS
 from clsnf.benchmark.tables import BASE, Cell, write_tables
 from clsnf.config import DetectorSettings, to_dict
-from clsnf.data.checks import check_category
+from clsnf.data.checks import MAX_BAD, check_category
 from clsnf.data.textures import texture_files_key
 from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import check_place, content_key, write_json
@@ -67,6 +67,7 @@ class BenchmarkRequest:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         test: whether test images are looked at once everything is chosen.
         allow_leak: go on where training and test images are the same.
+        max_bad: share of a category's images that may be unreadable.
         origin: where the data came from.
         systems: names of those that are wanted.
     """
@@ -79,6 +80,7 @@ class BenchmarkRequest:
     device: str = "auto"
     test: bool = True
     allow_leak: bool = False
+    max_bad: float = MAX_BAD
     origin: str = ""
     systems: tuple[str, ...] = tuple(SYSTEMS)
 
@@ -100,7 +102,7 @@ def run_benchmark(
         ClsnfError: bad input, before anything long starts.
     """
     out = request.out.absolute()
-    _check_inputs(request, out, say, progress)
+    request = dataclasses.replace(request, tables=_checked_inputs(request, out, say, progress))
     out.mkdir(parents=True, exist_ok=True)
     _write_protocol(request, out)
     wanted = [
@@ -194,26 +196,29 @@ def _finished(path: Path, identity: str, request: BenchmarkRequest) -> dict[str,
     return content if judged or not request.test or not content["images"]["test"] else None
 
 
-def _check_inputs(request: BenchmarkRequest, out: Path, say: Callable[[str], None], progress: Progress) -> None:
-    """Everything that could stop a cell; nothing is written."""
+def _checked_inputs(request: BenchmarkRequest, out: Path, say: Callable[[str], None], progress: Progress) -> list[pa.Table]:
+    """The tables without unreadable images, after everything that could stop a cell was looked at; nothing is written."""
     check_place(out, folder=True)
     if out.is_dir() and any(out.iterdir()) and not (out / "protocol.json").is_file():
         raise OutputError(f"{out} holds other things: choose another --out.")
     for recipe in {content_key(to_dict(r.settings)): r for of in request.recipes.values() for r in of.values()}.values():
         check_ingredients(recipe.settings, request.textures, request.device)
-    for table in request.tables:
-        category = str(table["category"][0].as_py())
+    tables = []
+    for found in request.tables:
+        category = str(found["category"][0].as_py())
 
         def checked(done: int, total: int, name: str = category) -> None:
             progress(f"checking {name}", done, total)
 
-        report = check_category(table, allow_leak=request.allow_leak, progress=checked)
+        report = check_category(found, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=checked)
         for warning in report.warnings:
             say(f"warning: {warning}")
+        tables.append(report.table)
         for variant in request.recipes:
             for seed in request.seeds:
-                path, identity, _ = _place(request, out, variant, category, table, seed)
+                path, identity, _ = _place(request, out, variant, category, report.table, seed)
                 _finished(path, identity, request)
+    return tables
 
 
 def _write_protocol(request: BenchmarkRequest, out: Path) -> None:

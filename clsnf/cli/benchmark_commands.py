@@ -74,6 +74,7 @@ def benchmark(**options: Any) -> None:
             device=options["device"],
             test=not options["no_test"],
             allow_leak=options["allow_leak"],
+            max_bad=options["max_bad"],
             origin=origin,
             systems=systems,
         )

@@ -1,8 +1,9 @@
-"""``clsnf data download | synthesize | show``: public data sets, and a look at what training and selection see."""
+"""``clsnf data download | pack | verify | synthesize | show``: data sets, and a look at what training and selection see."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,8 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import Commands, main
-from clsnf.cli.options import path, picture_options, setting_options, textures_option
-from clsnf.errors import ClsnfError, SettingsError
+from clsnf.cli.options import location, max_bad_option, path, picture_options, setting_options, textures_option
+from clsnf.errors import ClsnfError, DataError, SettingsError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from clsnf.terminal import Terminal
 
 
-@main.group(cls=Commands, short_help="Get data sets; look at synthetic defects.")
+@main.group(cls=Commands, short_help="Get and pack data sets; look at synthetic defects.")
 def data() -> None:
-    """Get public data sets, and look at the defects that training and selection use."""
+    """Get public data sets, pack data sets, and look at the defects that training and selection use."""
 
 
 @data.command(short_help="Get a public data set.")
@@ -67,7 +68,7 @@ def _split_table(options: dict[str, Any], settings: DetectorSettings, terminal: 
     from clsnf.data.splits import assign_splits
 
     table = shared.read_one_table(options["data"], options["normals"], options["category"])
-    shared.check_pictures(table, options["allow_leak"], terminal)
+    table = shared.check_pictures(table, options["allow_leak"], options["max_bad"], terminal)
     return assign_splits(table, settings.validation.fraction, settings.seed)
 
 
@@ -159,3 +160,63 @@ def show(**options: Any) -> None:
     write_image(options["out"], whole)
     click.echo(f"object mask: {decision.kind} ({decision.reason})")
     click.echo(f"{options['out']}: each picture, its defect outlined, and the defect enlarged; training's rows first")
+
+
+def _count(number: int, one: str, more: str | None = None) -> str:
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
+@data.command(short_help="Make a data set few large files.")
+@click.argument("source", metavar="SRC", type=location)
+@click.argument("destination", metavar="DEST", type=location)
+@click.option("--categories", help="Names with commas.  [default: all]")
+@click.option("--normals", is_flag=True, help="SRC is a bare folder of good pictures: one category, named after it.")
+def pack(source: Path | str, destination: Path | str, categories: str | None, normals: bool) -> None:
+    """Write the data set SRC as Parquet shards to DEST, a new folder or a URI such as s3://bucket/folder.
+
+    A pack takes the place of the folder in every --data, with the same figures. Pictures are packed as they are; clsnf data verify
+    says which of them can't be read.
+    """
+    from clsnf.data.layouts import read_normals
+    from clsnf.data.packs import write_pack
+    from clsnf.data.sets import list_categories, read_category
+    from clsnf.terminal import Terminal
+
+    if normals:
+        if categories is not None or isinstance(source, str):
+            raise SettingsError("--normals is one category, a folder named after it: leave --categories out, and give a folder.")
+        chosen = [(source.absolute().name, partial(read_normals, source))]
+    else:
+        chosen = [
+            (name, partial(read_category, source, name)) for name in shared.chosen(list_categories(source), categories, source)
+        ]
+    terminal = Terminal()
+    with terminal.live():
+        shards = write_pack(chosen, destination, terminal.progress)
+    rows, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
+    what = f"{_count(len(chosen), 'category', 'categories')}, {rows} pictures, {_count(len(shards), 'shard')}"
+    click.echo(f"{destination}: {what}, {size / 1e6:.1f} MB")
+
+
+@data.command(short_help="Check a pack.")
+@click.argument("location", metavar="PACK", type=location)
+@max_bad_option
+def verify(location: Path | str, max_bad: float) -> None:
+    """Read all of a pack: sizes and checksums of the shards, and every picture. Pictures that are no images are named."""
+    from clsnf.data.packs import is_pack, verify_pack
+    from clsnf.terminal import Terminal
+
+    if not is_pack(location):
+        raise DataError(f"{location} is no pack: there is no pack.json; clsnf data pack makes one.")
+    terminal = Terminal()
+    with terminal.live():
+        found = verify_pack(location, terminal.progress)
+    for problem in found.unreadable:
+        terminal.line(f"warning: {problem}")
+    total = sum(found.rows.values())
+    if len(found.unreadable) > max_bad * total:
+        raise DataError(
+            f"{len(found.unreadable)} of {total} pictures in {location} can't be read, more than --max-bad {max_bad:g}."
+        )
+    rows = ", ".join(f"{category} {count}" for category, count in found.rows.items())
+    click.echo(f"{location}: whole, {_count(found.shards, 'shard')}, {found.bytes / 1e6:.1f} MB; pictures: {rows}")

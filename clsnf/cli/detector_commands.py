@@ -11,7 +11,17 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
-from clsnf.cli.options import data_options, device_option, path, preset_option, setting_options
+from clsnf.cli.options import (
+    check_options,
+    data_options,
+    device_option,
+    location,
+    max_bad_option,
+    path,
+    preset_option,
+    setting_options,
+    stream_option,
+)
 from clsnf.config import from_dict
 from clsnf.errors import DataError, SettingsError
 
@@ -21,6 +31,7 @@ from clsnf.errors import DataError, SettingsError
 @click.option("--category", help="Which category of --data.  [default: the only one]")
 @click.option("--out", type=path, required=True, help="The folder to save the detector to.")
 @click.option("--work", type=path, help="A folder for finished stages: interrupted training goes on from there.")
+@stream_option
 @setting_options
 def train(**options: Any) -> None:
     """Train one detector on good pictures, take its threshold from held-out good pictures, and save it."""
@@ -28,26 +39,28 @@ def train(**options: Any) -> None:
     from clsnf.detector import Detector
     from clsnf.fingerprint import check_place
     from clsnf.terminal import Terminal
-    from clsnf.training.prepare import check_ingredients
+    from clsnf.training.prepare import check_ingredients, rows_of
 
     settings = shared.settings_of(options, shared.preset_categories(options, options["category"]))
     Detector.check_folder(options["out"])
     check_place(options["out"], folder=True)
-    read = shared.read_one_table(options["data"], options["normals"], options["category"])
+    found = shared.read_one_table(options["data"], options["normals"], options["category"])
     terminal = Terminal()
     with terminal.live():
         check_ingredients(settings, options["textures"], options["device"])
-        shared.check_pictures(read, options["allow_leak"], terminal)
+        read = shared.check_pictures(found, options["allow_leak"], options["max_bad"], terminal)
         table = assign_splits(read, settings.validation.fraction, settings.seed)
         terminal.backbone(settings)
-        detector = Detector.fit(
-            table,
-            settings,
-            textures=options["textures"],
-            work=options["work"],
-            device=options["device"],
-            progress=terminal.progress,
-        )
+        with shared.opened_stream(options["stream"], len(rows_of(table, "fit")), settings, terminal) as stream:
+            detector = Detector.fit(
+                table,
+                settings,
+                textures=options["textures"],
+                work=options["work"],
+                device=options["device"],
+                progress=terminal.progress,
+                stream=stream,
+            )
     detector.save(options["out"])
     terminal.trained(detector, options["out"])
 
@@ -57,8 +70,11 @@ def train(**options: Any) -> None:
 @click.option("--normals", type=path, help="Good pictures that training did not see.  [default: those that the threshold rests on]")
 @click.option("--false-reject-rate", type=float, help="Share of good products that may be rejected.  [default: the detector's]")
 @click.option("--out", type=path, help="The folder to save the detector to.  [default: MODEL]")
+@max_bad_option
 @device_option
-def calibrate(model: Path, normals: Path | None, false_reject_rate: float | None, out: Path | None, device: str) -> None:
+def calibrate(
+    model: Path, normals: Path | None, false_reject_rate: float | None, out: Path | None, max_bad: float, device: str
+) -> None:
     """Take a saved detector's threshold anew, for another false-reject rate, from other good pictures, or both.
 
     Nothing is trained, and scores stay what they are. Defects play no part: a threshold fitted to known defects promises nothing about
@@ -79,7 +95,7 @@ def calibrate(model: Path, normals: Path | None, false_reject_rate: float | None
         table = None
         if normals is not None:
             table = shared.read_one_table(None, normals, None)
-            shared.check_pictures(table, allow_leak=False, terminal=terminal)
+            table = shared.check_pictures(table, False, max_bad, terminal)
         detector.calibrate(table, false_reject_rate=false_reject_rate, progress=terminal.progress)
     detector.save(place)
     terminal.calibrated(detector, before, place)
@@ -90,8 +106,12 @@ def calibrate(model: Path, normals: Path | None, false_reject_rate: float | None
 @click.argument("images", type=path, nargs=-1, required=True)
 @click.option("--out", type=path, help="A folder for heat maps and overlays as PNG.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a picture instead of a table.")
+@max_bad_option
+@stream_option
 @device_option
-def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool, device: str) -> None:
+def predict(
+    model: Path, images: Sequence[Path], out: Path | None, as_json: bool, max_bad: float, stream: str | None, device: str
+) -> None:
     """Score pictures (files or folders) with a saved detector."""
     from clsnf.detector import Detector
     from clsnf.prediction import picture_files, predict_files
@@ -100,26 +120,40 @@ def predict(model: Path, images: Sequence[Path], out: Path | None, as_json: bool
     files = picture_files(images)
     detector = Detector.load(model, device)
     terminal = Terminal()
-    if as_json:
-        for record in predict_files(detector, files, out):
-            click.echo(json.dumps(record))
-    else:
+    with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
+        found = predict_files(detector, files, out, max_bad=max_bad, stream=choice)
+        if as_json:
+            for record in found:
+                click.echo(json.dumps(record))
+            return
         with terminal.live():
             records = []
-            for record in predict_files(detector, files, out):
+            for record in found:
                 records.append(record)
                 terminal.progress("predict", len(records), len(files))
-        terminal.predictions(records, detector.threshold.value)
+    terminal.predictions(records, detector.threshold.value)
 
 
 @main.command(short_help="Figures of a detector on labelled pictures.")
 @click.argument("model", type=path)
-@click.option("--data", type=path, required=True, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout.")
+@click.option(
+    "--data", type=location, required=True, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack."
+)
 @click.option("--category", help="Which category.  [default: the one the detector was trained on]")
 @click.option("--json", "json_file", type=path, help="A file for all figures and scores.")
-@click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test.")
+@check_options
+@stream_option
 @device_option
-def evaluate(model: Path, data: Path, category: str | None, json_file: Path | None, allow_leak: bool, device: str) -> None:
+def evaluate(
+    model: Path,
+    data: Path | str,
+    category: str | None,
+    json_file: Path | None,
+    allow_leak: bool,
+    max_bad: float,
+    stream: str | None,
+    device: str,
+) -> None:
     """Score the test pictures of a category and compare with their labels."""
     from clsnf.detector import Detector
     from clsnf.evaluation import evaluate_detector
@@ -131,13 +165,13 @@ def evaluate(model: Path, data: Path, category: str | None, json_file: Path | No
     if json_file is not None:
         check_place(json_file, folder=False)
     table = shared.read_one_table(data, None, category or detector.provenance.category)
-    test = rows_of(table, "test")
-    if len(test) == 0:
+    if len(rows_of(table, "test")) == 0:
         raise DataError(f"{data} has no test pictures for {table['category'][0].as_py()!r}: there is nothing to evaluate on.")
     terminal = Terminal()
     with terminal.live():
-        shared.check_pictures(table, allow_leak, terminal)
-        result = evaluate_detector(detector, test, terminal.progress)
+        test = rows_of(shared.check_pictures(table, allow_leak, max_bad, terminal), "test")
+        with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
+            result = evaluate_detector(detector, test, terminal.progress, stream=choice)
     if json_file is not None:
         write_json(json_file, result)
     terminal.figures(result)

@@ -9,7 +9,7 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
-from clsnf.cli.options import device_option, image_size_option, path
+from clsnf.cli.options import check_options, device_option, image_size_option, location, path
 from clsnf.errors import SettingsError
 
 
@@ -17,7 +17,7 @@ from clsnf.errors import SettingsError
 @click.argument("files", type=path, nargs=-1, required=True, metavar="FILE...")
 @click.option("--backbone", help="The encoder's name in timm, such as wide_resnet50_2.  [default: what its tensors show]")
 @click.option("--out", type=path, required=True, help="The folder to save the detector to.")
-@click.option("--data", type=path, help="A folder of categories in MVTec AD's or BTAD's layout.")
+@click.option("--data", type=location, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack.")
 @click.option("--category", help="Which category of --data.  [default: the only one]")
 @click.option("--normals", type=path, help="A folder of good pictures alone, better ones that the checkpoint was not trained on.")
 @image_size_option("the one that the file names")
@@ -26,13 +26,13 @@ from clsnf.errors import SettingsError
 )
 @click.option("--false-reject-rate", type=float, help="Share of good products that may be rejected.  [default: 0.01]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split into fit and validation pictures.")
-@click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test.")
+@check_options
 @device_option
 def import_checkpoint(
     files: Sequence[Path],
     backbone: str | None,
     out: Path,
-    data: Path | None,
+    data: Path | str | None,
     category: str | None,
     normals: Path | None,
     image_size: tuple[int, int] | None,
@@ -40,6 +40,7 @@ def import_checkpoint(
     false_reject_rate: float | None,
     seed: int,
     allow_leak: bool,
+    max_bad: float,
     device: str,
 ) -> None:
     """Save a detector with the networks of the authors' checkpoint: both files of a product (fe_only_*.pt and nf_only_*.pt), or one
@@ -71,8 +72,8 @@ def import_checkpoint(
     )
     terminal = Terminal()
     with terminal.live():
-        shared.check_pictures(read, allow_leak, terminal)
-        table = assign_splits(read, imported.settings.validation.fraction, seed)
+        table = shared.check_pictures(read, allow_leak, max_bad, terminal)
+        table = assign_splits(table, imported.settings.validation.fraction, seed)
         for note in imported.notes:
             terminal.line(f"note: {note}")
         terminal.line(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from clsnf.config import DetectorSettings, from_dict, to_dict
+from clsnf.config import STREAMS, DetectorSettings, from_dict, to_dict
 from clsnf.errors import DataError, SettingsError
 from clsnf.uris import is_uri
 from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
@@ -17,6 +18,7 @@ from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from clsnf.data.stream_choice import StreamChoice
     from clsnf.published import Preset
     from clsnf.terminal import Terminal
 
@@ -63,24 +65,42 @@ class _Path(click.Path):
         return Path(os.fsdecode(super().convert(value, parameter, ctx))).expanduser()
 
 
-class _PathOrUri(_Path):
-    """A path, or a URI such as s3://bucket/folder, which stays a string."""
+class _Location(click.ParamType):
+    """A folder as a path, or the URI of one, such as s3://bucket/folder, as text."""
 
-    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if is_uri(value) else super().convert(value, parameter, ctx)
+    name = "path or URI"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        return str(value) if is_uri(str(value)) else path.convert(value, parameter, ctx)
 
 
 path = _Path()
-path_or_uri = _PathOrUri()
+location = _Location()
+stream_option = click.option(
+    "--stream",
+    type=click.Choice(STREAMS),
+    help="What brings the pictures: local (this process), ray (workers of a Ray cluster), auto (what fits). It changes no figure.  "
+    "[default: auto]",
+)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+max_bad_option = click.option(
+    "--max-bad",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Share of the pictures that may be unreadable: they are left out and named; more end the command.",
+)
+check_options = combined(
+    click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test."), max_bad_option
+)
 picture_options = combined(
     click.option(
         "--data",
-        type=path,
-        help="A folder of categories in MVTec AD's, BTAD's or VisA's layout: CATEGORY/train/good, CATEGORY/test/...",
+        type=location,
+        help="A folder of categories in MVTec AD's, BTAD's or VisA's layout (CATEGORY/train/good, CATEGORY/test/...), or a pack.",
     ),
     click.option("--normals", type=path, help="A folder of good pictures alone: one category, named after the folder."),
-    click.option("--allow-leak", is_flag=True, help="Go on although the same picture is in train and test."),
+    check_options,
 )
 textures_option = click.option(
     "--textures", type=path, help="A folder of pictures to make training defects from (such as DTD). Default: drawn by code."
@@ -197,7 +217,7 @@ def preset_categories(options: dict[str, Any], asked: str | None) -> list[str]:
         return list(dict.fromkeys(c.strip() for c in asked.split(",") if c.strip()))
     if options["data"] is None:
         return []
-    from clsnf.data.layouts import list_categories
+    from clsnf.data.sets import list_categories
 
     return list_categories(options["data"])
 
@@ -220,9 +240,10 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
     _merge(content, new)
 
 
-def read_tables(data: Path | None, normals: Path | None, categories: str | None) -> tuple[list[pa.Table], str]:
+def read_tables(data: Path | str | None, normals: Path | None, categories: str | None) -> tuple[list[pa.Table], str]:
     """The categories' tables and where they came from."""
-    from clsnf.data.layouts import list_categories, read_category, read_normals
+    from clsnf.data.layouts import read_normals
+    from clsnf.data.sets import list_categories, read_category
 
     if data is not None and normals is not None:
         raise SettingsError("Give --data or --normals, not both.")
@@ -232,18 +253,23 @@ def read_tables(data: Path | None, normals: Path | None, categories: str | None)
         return [read_normals(normals)], str(normals.absolute())
     if data is None:
         raise SettingsError("There is no data: give --data FOLDER or --normals FOLDER.")
-    known = list_categories(data)
+    wanted = chosen(list_categories(data), categories, data)
+    return [read_category(data, category) for category in wanted], data if isinstance(data, str) else str(data.absolute())
+
+
+def chosen(known: list[str], categories: str | None, data: Path | str) -> list[str]:
+    """The categories that are asked for, names with commas, of those that are known in `data`; all where nothing is said."""
     asked = [c.strip() for c in (categories or "all").split(",") if c.strip()]
-    chosen = known if asked == ["all"] and "all" not in known else list(dict.fromkeys(asked))
-    if not chosen:
+    found = known if asked == ["all"] and "all" not in known else list(dict.fromkeys(asked))
+    if not found:
         raise SettingsError(f"{categories!r} names no category: {data} holds {', '.join(known)}.")
-    missing = [c for c in chosen if c not in known]
+    missing = [c for c in found if c not in known]
     if missing:
         raise DataError(f"{data} holds no category {missing[0]!r}: it holds {', '.join(known)}.")
-    return [read_category(data, category) for category in chosen], str(data.absolute())
+    return found
 
 
-def read_one_table(data: Path | None, normals: Path | None, category: str | None) -> pa.Table:
+def read_one_table(data: Path | str | None, normals: Path | None, category: str | None) -> pa.Table:
     tables, origin = read_tables(data, normals, category)
     if len(tables) != 1:
         names = ", ".join(str(table["category"][0].as_py()) for table in tables)
@@ -251,10 +277,45 @@ def read_one_table(data: Path | None, normals: Path | None, category: str | None
     return tables[0]
 
 
-def check_pictures(table: pa.Table, allow_leak: bool, terminal: Terminal) -> None:
-    """Read every file of a category once; what is doubtful is shown."""
+@contextmanager
+def opened_stream(
+    wanted: str | None, trained: int | None, settings: DetectorSettings, terminal: Terminal
+) -> Iterator[StreamChoice]:
+    """What brings pictures to a command, while the block runs; a Ray of its own, or RAY_ADDRESS's, where that is asked for.
+
+    Args:
+        wanted: what --stream says.
+        trained: number of pictures that are gone over and over; None where each is needed once.
+    """
+    from clsnf.data.stream_choice import StreamChoice, choose_stream
+
+    if wanted != "ray":
+        if trained is None:  # there is nothing to choose
+            yield StreamChoice("local", "")
+            return
+        choice = choose_stream(wanted or "auto", [trained], settings.image)
+        terminal.line(f"stream: {choice.reason}")
+        yield choice
+        return
+    from clsnf.study.cluster import node_resources, ray_session
+
+    with ray_session(None, 1 << 30):
+        nodes = node_resources()
+        cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+        # Whoever trains computes too; whoever asks a detector only waits for the workers.
+        workers = max(1, cpus - 1 if trained is not None else cpus)
+        terminal.line(f"stream: ray: as asked; {workers} CPUs" + (f" and {gpus} GPUs" if gpus and trained is None else ""))
+        yield StreamChoice("ray", "", workers, gpus if trained is None else 0)
+
+
+def check_pictures(table: pa.Table, allow_leak: bool, max_bad: float, terminal: Terminal) -> pa.Table:
+    """Read every file of a category once; what is doubtful is shown. The rows whose pictures can be read."""
     from clsnf.data.checks import check_category
 
-    report = check_category(table, allow_leak=allow_leak, progress=lambda done, total: terminal.progress("checking", done, total))
+    def progress(done: int, total: int) -> None:
+        terminal.progress("checking", done, total)
+
+    report = check_category(table, allow_leak=allow_leak, max_bad=max_bad, progress=progress)
     for warning in report.warnings:
         terminal.line(f"warning: {warning}")
+    return report.table

@@ -9,7 +9,7 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
-from clsnf.cli.options import data_options, path, path_or_uri, setting_options
+from clsnf.cli.options import data_options, location, path, setting_options, stream_option
 from clsnf.config import StudySettings, from_dict
 from clsnf.errors import ClsnfError, SettingsError
 
@@ -17,7 +17,7 @@ from clsnf.errors import ClsnfError, SettingsError
 @main.command(short_help="Tune, choose and save a detector for each product.")
 @data_options
 @click.option("--categories", help="Names with commas.  [default: all]")
-@click.option("--out", type=path_or_uri, help="The study's folder, or a URI such as s3://BUCKET/FOLDER.  [default: runs/DATE-TIME]")
+@click.option("--out", type=location, help="The study's folder, or a URI such as s3://BUCKET/FOLDER.  [default: runs/DATE-TIME]")
 @click.option("--trials", type=int, help="Trials of each category.  [default: 8]")
 @click.option(
     "--objectives",
@@ -30,6 +30,8 @@ from clsnf.errors import ClsnfError, SettingsError
 @click.option("--concurrent-trials", type=int, help="Trials at once.  [default: as many as fit]")
 @click.option("--cpus-per-trial", type=int, help="CPU cores of a trial.  [default: an even share, 4 at most]")
 @click.option("--gpus-per-trial", type=float, help="GPUs of a trial, such as 1 or 0.25.  [default: 0]")
+@stream_option
+@click.option("--stream-cpus", type=int, help="CPU cores of a trial's ray stream, reserved with the trial.  [default: 1]")
 @click.option("--resume", is_flag=True, help="Go on with the study in --out.")
 @click.option("--reuse/--no-reuse", default=None, help="Trials share stages, or each starts from scratch.  [default: reuse]")
 @click.option(
@@ -49,7 +51,8 @@ def study(**options: Any) -> None:
     """
     from clsnf.terminal import Terminal
 
-    names = ("trials", "selection", "reuse", "stop_hopeless", "concurrent_trials", "cpus_per_trial", "gpus_per_trial")
+    names = ["trials", "selection", "reuse", "stop_hopeless", "concurrent_trials", "cpus_per_trial", "gpus_per_trial"]
+    names += ["stream", "stream_cpus"]
     given = {name: options[name] for name in names if options[name] is not None}
     if options["objectives"] is not None:
         given["objectives"] = [name.strip() for name in options["objectives"].split(",")]
@@ -91,6 +94,7 @@ def study(**options: Any) -> None:
         device=options["device"],
         address=options["address"],
         allow_leak=options["allow_leak"],
+        max_bad=options["max_bad"],
         resume=options["resume"],
         optuna_storage=options["optuna_storage"],
         warm_start=options["warm_start"],

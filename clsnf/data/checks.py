@@ -1,7 +1,8 @@
 """Reads every file of a category once, so that what is wrong with it is said before the long work starts.
 
 Unusual: problems are collected, not met one by one: a message names the first few and counts the rest. What makes figures wrong or
-stops the work is an error; what only makes them doubtful is a warning in the report.
+stops the work is an error; what only makes them doubtful is a warning in the report. A few unreadable pictures among very many are no
+reason to stop: up to a share of ``max_bad`` they are left out, and named in the report.
 """
 
 from __future__ import annotations
@@ -18,21 +19,31 @@ import pyarrow as pa
 
 from clsnf.data.images import read_image, read_mask
 from clsnf.data.splits import TEST
-from clsnf.errors import DataError, ImageError
+from clsnf.errors import DataError, ImageError, SettingsError
 
 Progress = Callable[[int, int], None]
 
+MAX_BAD = 0.01  # share of a category's pictures that may be unreadable
 _MOST_SHOWN = 5
 _DARK = 16  # 12-bit values in a 16-bit file reach 15 of 255
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a category that passed holds: the number of images and of masks that were read, and warnings, one line each."""
+    """What a category that passed holds.
+
+    Attributes:
+        images, masks: numbers of those that were read.
+        warnings: one line each.
+        table: the rows whose pictures can be read.
+        skipped: the others: their paths, and why.
+    """
 
     images: int
     masks: int
     warnings: tuple[str, ...]
+    table: pa.Table = field(compare=False)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,20 +51,27 @@ class _Finding:
     """What one row's files said: a problem, or the image's size, its brightest value and a digest of its pixels."""
 
     problem: str | None = None
+    unreadable: bool = False
     size: tuple[int, int] = (0, 0)
     brightest: int = 0
     digest: bytes = b""
 
 
-def check_category(table: pa.Table, *, allow_leak: bool = False, progress: Progress | None = None) -> CheckReport:
+def check_category(
+    table: pa.Table, *, allow_leak: bool = False, max_bad: float = MAX_BAD, progress: Progress | None = None
+) -> CheckReport:
     """Read all images and masks of one category's table and compare them.
 
     ``progress(done, total)`` is called from the calling thread after each image. ``allow_leak`` turns pictures that lie both in
-    train and in test from an error into a warning. Pictures are the same when their pixels are, however they were saved.
+    train and in test from an error into a warning. ``max_bad``, in [0, 1), is the share of the pictures that may be unreadable: they
+    are left out of the report's table. Pictures are the same when their pixels are, however they were saved.
 
     Raises a DataError with one line that names the files and the mend: an ImageError for unreadable or truncated images and masks,
     defect images without a mask, masks of another size or without a defect pixel; then leaks, and pictures both good and defect.
+    Raises SettingsError for another ``max_bad``.
     """
+    if not 0 <= max_bad < 1:
+        raise SettingsError(f"--max-bad is {max_bad!r}: it must be a share from 0 to below 1, such as 0.01.")
     rows = table.to_pylist()
     if not any(row["split"] != TEST for row in rows):
         raise DataError("The category has no training images: put good pictures into its train folder.")
@@ -66,17 +84,26 @@ def check_category(table: pa.Table, *, allow_leak: bool = False, progress: Progr
             if progress is not None:
                 progress(len(findings), len(rows))
 
-    problems = [finding.problem for finding in findings if finding.problem]
+    skipped = {row["path"]: str(f.problem) for row, f in zip(rows, findings, strict=True) if f.unreadable}
+    too_many = len(skipped) > max_bad * len(rows)
+    problems = [finding.problem for finding in findings if finding.problem and (too_many or not finding.unreadable)]
     if problems:
-        raise ImageError(_one_line(name, "problem", problems))
+        # Of a small folder one is too many: that needs no explanation.
+        share = f" That is {len(skipped)} of {len(rows)} pictures, more than --max-bad {max_bad:g}."
+        raise ImageError(_one_line(name, "problem", problems) + (share if too_many and len(rows) * max_bad >= 1 else ""))
+    readable = table.filter(pa.array([not finding.unreadable for finding in findings]))
+    rows, findings = readable.to_pylist(), [finding for finding in findings if not finding.unreadable]
     copies = _find_copies(rows, findings)
     if copies.contradictions:
         raise DataError(_one_line(name, "contradiction", copies.contradictions))
     leaks = [_one_line(name, "leak", copies.leaks)] if copies.leaks else []
     if leaks and not allow_leak:
         raise DataError(f"{leaks[0]} Remove one of each pair, or allow it with --allow-leak.")
+    named = _one_line(name, "unreadable picture", list(skipped.values()))
+    left_out = (f"{len(skipped)} of the {len(table)} pictures are left out. {named}",) if skipped else ()
     masks = sum(row["mask_path"] is not None for row in rows)
-    return CheckReport(len(rows), masks, (*leaks, *_doubts(name, rows, findings, copies.repeats)))
+    warnings = (*left_out, *leaks, *_doubts(name, rows, findings, copies.repeats))
+    return CheckReport(len(rows), masks, warnings, readable, skipped)
 
 
 # ---- one file ----
@@ -89,11 +116,11 @@ def _read_row(row: dict[str, Any]) -> _Finding:
         image = read_image(path)
         problem = _mask_problem(mask_path, image.shape[:2]) if mask_path is not None else None
     except ImageError as error:
-        return _Finding(str(error))
+        return _Finding(str(error), unreadable=True)
     if row["label"] and mask_path is None:
         place = f"ground_truth/{row['defect_type']}/{Path(path).stem}_mask.png"
         problem = f"{path} shows a defect but has no mask: add {place}, or remove the image."
-    return _Finding(problem, image.shape[:2], int(image.max()), hashlib.sha256(image.data).digest())
+    return _Finding(problem, False, image.shape[:2], int(image.max()), hashlib.sha256(image.data).digest())
 
 
 def _mask_problem(mask_path: str, size: tuple[int, int]) -> str | None:

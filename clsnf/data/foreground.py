@@ -83,12 +83,16 @@ def chosen_polarity(images: Tensor, wanted: str) -> ForegroundDecision:
     return decide_polarity(images) if wanted == "auto" else ForegroundDecision(wanted, "set by hand")
 
 
+def looked_at(n: int) -> Tensor:
+    """Indices of those of N images that :func:`decide_polarity` looks at: it decides the same from these alone."""
+    return torch.linspace(0, n - 1, min(n, _LOOKED_AT)).round().long().unique()
+
+
 def decide_polarity(images: Tensor) -> ForegroundDecision:
     """Whether the category's normal images, uint8 (N, 3, H, W), show a product on a plain background, and which is the darker."""
     if not len(images):
         return ForegroundDecision("off", "there are no normal images to decide from")
-    chosen = torch.linspace(0, len(images) - 1, min(len(images), _LOOKED_AT)).round().long().unique()
-    verdicts = [_judge(image) for image in _as_arrays(images[chosen])]
+    verdicts = [_judge(image) for image in _as_arrays(images[looked_at(len(images))])]
     of_all = f"of {len(verdicts)} normal images looked at"
     kinds = Counter(kind for kind, problem in verdicts if problem is None)
     for kind, agreeing in kinds.items():

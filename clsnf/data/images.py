@@ -29,6 +29,7 @@ from PIL import Image, ImageOps
 
 from clsnf.config import ImageSettings
 from clsnf.data.intact import damage, sniff
+from clsnf.data.references import Reference, is_packed, read_bytes
 from clsnf.errors import ImageError, OutputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -49,14 +50,14 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         return _rgb(image, name)
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """:func:`decode_image` of a file."""
-    return decode_image(_read(path), os.fspath(path))
+def read_image(path: Reference) -> np.ndarray:
+    """:func:`decode_image` of a file or of a picture in a pack."""
+    return decode_image(read_bytes(path), os.fspath(path))
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) from the file's header, as :func:`read_image` would return it; the pixels are not read nor checked."""
-    return _size(path, os.fspath(path))
+def image_size(path: Reference) -> tuple[int, int]:
+    """(height, width) from the picture's header, as :func:`read_image` would return it; the pixels are not read nor checked."""
+    return _size(io.BytesIO(read_bytes(path)) if is_packed(path) else path, os.fspath(path))
 
 
 def announced_size(data: bytes, name: str) -> tuple[int, int]:
@@ -72,21 +73,19 @@ def _size(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple[int, 
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """A mask file as (H, W) bool: True where a colour channel is not zero and the pixel, with an alpha channel, not transparent."""
-    with _opened(_read(path), os.fspath(path)) as image:
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """A mask's bytes as (H, W) bool: True where a colour channel is not zero and the pixel, with an alpha channel, not transparent."""
+    with _opened(data, name) as image:
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # label numbers below 256 must not vanish in the high byte
             return np.asarray(image) != 0
         mode = "RGBA" if image.has_transparency_data else "RGB"
-        pixels = np.asarray(_converted(image, mode, os.fspath(path)))
+        pixels = np.asarray(_converted(image, mode, name))
         return np.any(pixels[..., :3] > 0, axis=-1) & np.all(pixels[..., 3:] > 0, axis=-1)
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{os.fspath(path)} can't be read ({error.strerror}): check the path and its permissions.") from error
+def read_mask(path: Reference) -> np.ndarray:
+    """:func:`decode_mask` of a file or of a mask in a pack."""
+    return decode_mask(read_bytes(path), os.fspath(path))
 
 
 @contextlib.contextmanager
@@ -276,7 +275,7 @@ class LoadedImages:
     placements: list[Placement]
 
 
-def load_images(paths: Sequence[str | os.PathLike[str]], settings: ImageSettings, threads: int | None = None) -> LoadedImages:
+def load_images(paths: Sequence[Reference], settings: ImageSettings, threads: int | None = None) -> LoadedImages:
     """Read and place images, in the order of ``paths``; the first one that can't be read raises its ImageError."""
     images = torch.empty((len(paths), 3, *settings.size), dtype=torch.uint8)
 

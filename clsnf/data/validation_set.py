@@ -35,13 +35,14 @@ from clsnf.data.families import FAMILIES, GENERATOR_VERSION
 from clsnf.data.foreground import KINDS, object_mask
 from clsnf.data.images import read_image, write_image, write_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA, NORMAL_TYPE
+from clsnf.data.references import read_bytes
 from clsnf.errors import DataError, ImageError, OutputError, SettingsError, nearest
 from clsnf.fingerprint import content_key, sha256_file, write_json, written_whole
 from clsnf.progress import Progress, silent
 
 _SMALLEST_PRODUCT = 0.01  # share of the image; an object mask below it has not found the product
 
-Normals = dict[str, str]  # sha256 -> path, in the order of the hashes
+Normals = dict[str, str]  # sha256 -> reference, in the order of the hashes
 Entry = dict[str, Any]  # one image of the set, as validation.json lists it; paths relative to the set's folder
 
 
@@ -151,10 +152,10 @@ def _write_ground(
     draft: Path, normals: Normals, sha: str, wanted: Sequence[tuple[str, int]], seed: int, polarity: str
 ) -> list[Entry]:
     """Write one normal and its defects, (family, index) each."""
-    source = Path(normals[sha])
-    name = f"{source.stem}-{sha[:8]}"
-    copy = Path("test", NORMAL_TYPE, name + source.suffix)
-    shutil.copyfile(source, draft / copy)
+    source = normals[sha]
+    name = f"{Path(source).stem}-{sha[:8]}"
+    copy = Path("test", NORMAL_TYPE, name + Path(source).suffix)
+    (draft / copy).write_bytes(read_bytes(source))
     if sha256_file(draft / copy) != sha:
         raise DataError(f"{source} is not the file that the table was made from (its sha256 differs): read the data set again.")
     entries = [_entry(draft, copy, None, NORMAL_TYPE)]
@@ -177,7 +178,7 @@ def _write_ground(
     return entries
 
 
-def _where(image: UInt8, polarity: str, source: Path) -> Bool:
+def _where(image: UInt8, polarity: str, source: str) -> Bool:
     """Where defects may lie, (H, W): the product, or everywhere if the object mask is off or finds next to nothing."""
     everywhere = np.ones(image.shape[:2], bool)
     if polarity == "off":

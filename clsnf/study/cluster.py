@@ -32,11 +32,18 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Shares:
-    """What a trial gets, and how many run at once."""
+    """What a trial gets, and how many run at once; ``stream_cpus`` work for its stream, anywhere in the cluster."""
 
     cpus: int
     gpus: float
     concurrent: int
+    stream_cpus: int = 0
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """A trial's own resources and those of its stream: reserved together, so that neither waits for the other for ever."""
+        own: dict[str, float] = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return [own, {"CPU": self.stream_cpus}] if self.stream_cpus else [own]
 
 
 @contextmanager
@@ -108,15 +115,15 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def divide(settings: StudySettings, categories: int) -> Shares:
-    """A trial's share of the running cluster; see :func:`share_out`."""
+def node_resources() -> list[dict[str, float]]:
+    """The resources (``CPU``, ``GPU``, ``memory`` in bytes) of the running cluster's nodes."""
     import ray
 
-    return share_out(settings, categories, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def share_out(settings: StudySettings, categories: int, nodes: Sequence[Mapping[str, float]]) -> Shares:
-    """A trial's share of nodes with these resources (``CPU``, ``GPU``).
+def share_out(settings: StudySettings, categories: int, nodes: Sequence[Mapping[str, float]], stream_cpus: int = 0) -> Shares:
+    """A trial's share of nodes with these resources (``CPU``, ``GPU``); `stream_cpus` more work for each trial's stream.
 
     Where nothing else is said, trials get as many cores as leave room for one trial of each category at a time, four at most:
     single-threaded trials side by side get more out of a machine than one trial with many threads, and with no more trials at once than
@@ -135,8 +142,35 @@ def share_out(settings: StudySettings, categories: int, nodes: Sequence[Mapping[
     where = " with such GPUs" if gpus else ""
     if most_cpus < 1:
         raise SettingsError(f"No node of the Ray cluster{where} has a CPU to run trials on: start one with --num-cpus 1 or more.")
-    cpus = settings.cpus_per_trial or max(1, min(4, most_cpus // min(categories, most_cpus)))
+    room = most_cpus if len(nodes) > 1 else most_cpus - stream_cpus
+    cpus = settings.cpus_per_trial or max(1, min(4, room // max(1, min(categories, room))))
     if cpus > most_cpus:
         raise SettingsError(f"cpus_per_trial is {cpus}, but the largest node{where} has {most_cpus}: choose that or fewer.")
     fits = sum(min(int(node.get("CPU", 0)) // cpus, int(node["GPU"] / gpus + 1e-9) if gpus else sys.maxsize) for node in usable)
-    return Shares(cpus, gpus, min(settings.concurrent_trials or fits, fits))
+    if stream_cpus:
+        fits = min(fits, _with_streams(cpus, gpus, stream_cpus, nodes))
+        if fits < 1:
+            total = int(sum(node.get("CPU", 0) for node in nodes))
+            raise SettingsError(
+                f"A trial of {cpus} CPUs and its ray stream of {stream_cpus} do not fit on the Ray cluster ({total} CPUs): "
+                "say --stream local, or give the cluster more."
+            )
+    return Shares(cpus, gpus, min(settings.concurrent_trials or fits, fits), stream_cpus)
+
+
+def _with_streams(cpus: int, gpus: float, stream_cpus: int, nodes: Sequence[Mapping[str, float]]) -> int:
+    """How many trials fit at once, each with its stream's CPUs on one node: those without GPUs are for streams first."""
+    free = [[int(node.get("CPU", 0)), node.get("GPU", 0.0)] for node in nodes]
+    count = 0
+    while True:
+        places = [place for place in free if place[0] >= cpus and place[1] >= gpus - 1e-9]
+        if not places:
+            return count
+        place = max(places, key=lambda place: (place[1] if gpus else -place[1], place[0]))
+        place[0] -= cpus
+        place[1] -= gpus
+        streams = [place for place in free if place[0] >= stream_cpus]
+        if not streams:
+            return count
+        min(streams, key=lambda place: (place[1], -place[0]))[0] -= stream_cpus
+        count += 1

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clsnf.config import DetectorSettings, StudySettings, from_dict
+from clsnf.data.stream_choice import StreamChoice
 from clsnf.errors import OutputError
 from clsnf.fingerprint import check_place, content_key, write_json, written_whole
 from clsnf.ledger import note_unlocked
@@ -48,6 +49,7 @@ class StudyPlan:
         textures: folder of texture pictures, or None.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: CPU threads of a trial.
+        stream: what brings the images to training.
         remote: URI of the study's folder where machines share no file system; `out` is then the driver's copy of it.
     """
 
@@ -60,6 +62,7 @@ class StudyPlan:
     textures: str | None
     device: str
     threads: int
+    stream: StreamChoice = field(default_factory=lambda: StreamChoice("memory", ""))
     remote: str | None = None
 
     @property

@@ -26,7 +26,7 @@ METRIC = "objective"  # in every report
 MOST_ATTEMPTS = 3
 
 # What a trial reports, and its history keeps beside the objectives.
-_KEPT = ("validation_", "family_", "stages_", "seconds", "latency", "traceback")
+_KEPT = ("validation_", "family_", "stages_", "stream_", "seconds", "latency", "traceback")
 
 
 class PerCategorySearch(Searcher):

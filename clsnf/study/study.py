@@ -6,7 +6,9 @@ everything that computes to Ray: one Tune run over all categories, then one task
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import secrets
 import shutil
 import time
@@ -21,18 +23,19 @@ from filelock import FileLock, Timeout
 
 import clsnf
 from clsnf.config import DetectorSettings, StudySettings, to_dict
-from clsnf.data.checks import check_category
-from clsnf.data.foreground import chosen_polarity
+from clsnf.data.checks import MAX_BAD, CheckReport, check_category
 from clsnf.data.splits import assign_splits
+from clsnf.data.stream_choice import StreamChoice, choose_stream
 from clsnf.data.validation_set import write_validation_set
 from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import differences, write_json
 from clsnf.ledger import now
 from clsnf.progress import Progress, silent
 from clsnf.remote import RemoteFolder
+from clsnf.room import free_memory, memory_budget
 from clsnf.selection import check_objective
 from clsnf.selection_rules import check_rule
-from clsnf.study.cluster import Shares, divide, ray_session
+from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.front import objectives_of
 from clsnf.study.history import History, open_storage
 from clsnf.study.interrupts import heeded_between_steps
@@ -43,9 +46,10 @@ from clsnf.study.mirror import copy_of, fetch_state, kept_up
 from clsnf.study.plan import StudyPlan, check_folder, claim_folder, write_table
 from clsnf.study.search import METRIC, PerCategorySearch, StopHopeless, Telling
 from clsnf.study.space import Space
+from clsnf.study.streaming import streamed
 from clsnf.study.warm_start import warm_values
 from clsnf.study.watch import Watcher
-from clsnf.training.prepare import check_ingredients, data_fingerprint, place_fit_rows
+from clsnf.training.prepare import check_ingredients, data_fingerprint, fit_polarity, open_fit_rows, rows_of
 from clsnf.uris import last_name
 
 
@@ -63,6 +67,7 @@ class StudyRequest:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         address: of a Ray cluster, None for a private one.
         allow_leak: go on where training and test images are the same.
+        max_bad: share of a category's images that may be unreadable.
         resume: go on with the study in `out`.
         optuna_storage: a file or URL for the Optuna studies; None for a journal in `out`.
         warm_start: folder of an earlier study: what was best there is tried first.
@@ -80,6 +85,7 @@ class StudyRequest:
     device: str = "auto"
     address: str | None = None
     allow_leak: bool = False
+    max_bad: float = MAX_BAD
     resume: bool = False
     optuna_storage: str | None = None
     warm_start: Path | None = None
@@ -130,16 +136,18 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
     try:
         if remote is not None:
             fetch_state(remote, out)
-        tables = _checked_inputs(request, out, reporter)
+        tables, skipped = _checked_inputs(request, out, reporter)
         reporter.begin()
-        with ray_session(request.address):
-            shares = divide(request.study, len(tables))
-            plan = _plan(request, out, shares)
+        # The images of a ray stream travel through the object store.
+        with ray_session(request.address, _STREAM_STORE if request.study.stream == "ray" else None):
+            stream, shares = _shares(request, tables)
+            reporter.say(f"stream: {stream.reason}")
+            plan = _plan(request, out, shares, stream)
             claim_folder(out, request.resume)
             book = None if remote is None else open_book(out.name)  # it ends with this handle
             try:
                 with FileLock(out / ".lock", timeout=0), kept_up(remote, out):
-                    return _run(request, tables, plan, shares, reporter, started)
+                    return _run(request, tables, skipped, plan, shares, reporter, started)
             except Timeout as error:
                 raise OutputError(f"{request.out} is in use by another study right now: choose another --out.") from error
             finally:
@@ -149,26 +157,55 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
             shutil.rmtree(out, ignore_errors=True)
 
 
+_STREAM_STORE = 1 << 30
+
+
+def _shares(request: StudyRequest, tables: list[pa.Table]) -> tuple[StreamChoice, Shares]:
+    """What brings the images to training, and what every trial gets."""
+    study, nodes = request.study, node_resources()
+    alone = share_out(study, len(tables), nodes)
+    on_a_node = math.ceil(alone.concurrent / len(nodes))
+    memory = min(node["memory"] for node in nodes) if len(nodes) > 1 else free_memory()
+    fit = [len(rows_of(table, "fit")) for table in tables]
+    workers = study.stream_cpus or 1
+    budget = memory_budget(on_a_node, int(memory))
+    stream = choose_stream(study.stream, fit, request.settings.image, budget=budget, nodes=len(nodes), workers=workers)
+    if stream.kind == "ray":
+        return stream, share_out(study, len(tables), nodes, stream.workers)
+    return dataclasses.replace(stream, workers=alone.cpus), alone
+
+
 def names_of(tables: Sequence[pa.Table]) -> list[str]:
     """The categories of tables, in their order."""
     return [str(table["category"][0].as_py()) for table in tables]
 
 
-def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> list[pa.Table]:
-    """The tables with their normals split, after everything that could stop a trial was looked at; nothing is written."""
+def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> tuple[list[pa.Table], list[dict[str, str]]]:
+    """The tables with their normals split, and what each left out, after everything that could stop a trial was looked at.
+
+    Nothing is written.
+    """
     _check_choices(request.study)
     request.space.check(request.settings)
     check_loggers(request.mlflow, request.wandb)
     warm_values(request.warm_start, [])
     check_folder(out, request.resume, str(request.out))
     check_ingredients(request.settings, request.textures, request.device)
-    tables = [_checked(table, request, reporter) for table in request.tables]
+    reports = [_checked(table, request, reporter) for table in request.tables]
+    fraction, seed = request.settings.validation.fraction, request.settings.seed
+    tables = [assign_splits(report.table, fraction, seed) for report in reports]
     _check_same_study(request, tables, out)
-    return tables
+    return tables, [report.skipped for report in reports]
 
 
 def _run(
-    request: StudyRequest, tables: list[pa.Table], plan: StudyPlan, shares: Shares, reporter: Reporter, started: float
+    request: StudyRequest,
+    tables: list[pa.Table],
+    skipped: list[dict[str, str]],
+    plan: StudyPlan,
+    shares: Shares,
+    reporter: Reporter,
+    started: float,
 ) -> dict[str, Any]:
     out = plan.folder
     categories = names_of(tables)
@@ -196,7 +233,12 @@ def _run(
             raise KeyboardInterrupt
         for category, table in zip(categories, tables, strict=True):
             plan.write_test_table(category, table)
-        finished = _finish(plan, categories, records, shares, reporter)
+        # A winner's task has no stream's CPUs beside its own.
+        plain = plan if plan.stream.kind != "ray" else dataclasses.replace(plan, stream=StreamChoice("local", "", shares.cpus))
+        finished = _finish(plain, categories, records, shares, reporter)
+    for category, left_out in zip(categories, skipped, strict=True):
+        finished[category]["skipped"] = [{"path": path, "cause": cause} for path, cause in left_out.items()]
+        finished[category]["stream"] = streamed([r for r in records if r["category"] == category])
     summary = {
         "clsnf": clsnf.__version__,
         "at": now(),
@@ -204,6 +246,7 @@ def _run(
         "origin": request.origin,
         "backbone": request.settings.backbone.name,
         "study": to_dict(request.study),
+        "stream": plan.stream.reason,
         "space": {name: dict(given) for name, given in request.space.ranges.items()},
         "settings": to_dict(request.settings),
         "categories": finished,
@@ -212,7 +255,7 @@ def _run(
     return summary
 
 
-def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
+def _plan(request: StudyRequest, out: Path, shares: Shares, stream: StreamChoice) -> StudyPlan:
     return StudyPlan(
         out=str(out),
         settings=to_dict(request.settings),
@@ -224,20 +267,21 @@ def _plan(request: StudyRequest, out: Path, shares: Shares) -> StudyPlan:
         device=request.device,
         threads=shares.cpus,
         remote=request.out if isinstance(request.out, str) else None,
+        stream=stream,
     )
 
 
-def _checked(table: pa.Table, request: StudyRequest, reporter: Reporter) -> pa.Table:
-    """The table with its normals split, every file read once."""
+def _checked(table: pa.Table, request: StudyRequest, reporter: Reporter) -> CheckReport:
+    """What a table holds, every file read once."""
     category = table["category"][0].as_py()
 
     def progress(done: int, total: int) -> None:
         reporter.progress(f"checking {category}", done, total)
 
-    report = check_category(table, allow_leak=request.allow_leak, progress=progress)
+    report = check_category(table, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=progress)
     for warning in report.warnings:
         reporter.say(f"warning: {warning}")
-    return assign_splits(table, request.settings.validation.fraction, request.settings.seed)
+    return report
 
 
 def _identity(request: StudyRequest, tables: list[pa.Table]) -> dict[str, Any]:
@@ -317,7 +361,7 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
 
 def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter) -> pa.Table:
     settings = request.settings
-    kind = chosen_polarity(place_fit_rows(table, settings).images, settings.defects.object_mask).kind
+    kind = fit_polarity(open_fit_rows(table, settings, StreamChoice("local", "")), settings).kind
     reporter.progress(f"validation defects for {category}", 0, 1)
     written = write_validation_set(
         table,
@@ -337,8 +381,7 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
     from clsnf.study.trial import run_trial
 
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, plan=plan),
-        {"cpu": shares.cpus, "gpu": shares.gpus} if shares.gpus else {"cpu": shares.cpus},
+        tune.with_parameters(run_trial, plan=plan), tune.PlacementGroupFactory(shares.bundles, strategy="PACK")
     )
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     try:

@@ -53,7 +53,8 @@ class Workbench:
         validation = plan.validation_table(category)
         self.store = plan.store(stages)
         progress = FileProgress(plan.folder, category)
-        self.prepared: Prepared = prepare(table, settings, plan.textures, self.store, choose_device(plan.device), progress)
+        device = choose_device(plan.device)
+        self.prepared: Prepared = prepare(table, settings, plan.textures, self.store, device, progress, plan.stream)
         self.images: PlacedImages = place_rows(validation, settings)
         self.labels = validation_labels(validation.to_pylist(), settings, self.images)
 
@@ -117,8 +118,8 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
 
     Yields:
         On the way, where the space makes that worth its time: ``step`` (epochs of the trunk) and the classifier's ``objective`` there.
-        At the end ``objective``, ``validation_*``, ``family_*``, ``seconds``, ``seconds_*`` by kind of work, ``stages_computed`` and
-        ``stages_reused``; with ``latency`` among the objectives, that too.
+        At the end ``objective``, ``validation_*``, ``family_*``, ``seconds``, ``seconds_*`` by kind of work, ``stream_*`` (see
+        :class:`clsnf.data.stream.Counters`), ``stages_computed`` and ``stages_reused``; with ``latency`` among the objectives, that too.
 
     Raises:
         TrainingError: a figure is not finite, whatever training said.
@@ -137,6 +138,8 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
         store, pipeline = bench.store, bench.prepared.pipeline
         computed, reused, seconds = sum(store.computed.values()), sum(store.reused.values()), dict(store.seconds)
         loading = time.perf_counter() - started
+        counters = pipeline.fit.stream.counters
+        streamed = counters.state()
         epochs, depth = settings.finetune.joint_epochs, settings.flow.depth
         names = reported_figures(study)
         stops = plan.leaving_epochs if study.reuse else ()
@@ -154,6 +157,7 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
         report[METRIC] = report[f"validation_{study.objective}"]
         if LATENCY in study.objectives:
             report[LATENCY] = _latency(bench, plan, settings)
+        report |= {f"stream_{name}": value - streamed.get(name, 0) for name, value in counters.state().items()}
         report |= {f"seconds_{kind}": took - seconds.get(kind, 0.0) for kind, took in store.seconds.items()}
         report |= {
             "seconds": time.perf_counter() - started,

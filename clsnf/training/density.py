@@ -1,7 +1,8 @@
 """Stage two: flows learn the density of the finetuned features of normal images.
 
-Unusual: the backbone looks at each image once. Its features stay in memory as float16, one row a vector, and every epoch of every flow
-reads from there. A flow that starts from the data first takes the mean of each position and the covariance in closed form.
+Unusual: the backbone looks at each image once. Its features stay in memory as float16 (on disk where they would fill it), one row a
+vector, and every epoch of every flow reads from there. A flow that starts from the data first takes the mean of each position and the
+covariance in closed form.
 
 Legend: N images, P positions of a level, C channels.
 """
@@ -10,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clsnf.config import FlowSettings
+from clsnf.data.stream import ImageBatch, Stream, consecutive
 from clsnf.device import autocast
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone
@@ -23,14 +27,28 @@ from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
 from clsnf.model.score_maps import valid_cells
 from clsnf.model.whitening import choose_tiles, tiled
 from clsnf.progress import Progress, silent
+from clsnf.room import roomy_empty
 
 _BATCH = 16
 
 
-@torch.inference_mode()
+class FeatureWorker:
+    """Holds a backbone on a device and gives the features of batches: ``level0`` and so on, (B, P, C) float32."""
+
+    def __init__(self, backbone: Backbone, neighbourhood: int, device: torch.device) -> None:
+        self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
+        self._neighbourhood, self._device = neighbourhood, device
+
+    @torch.inference_mode()
+    def __call__(self, batch: ImageBatch) -> dict[str, np.ndarray]:
+        images = batch.images.to(self._device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        levels = (level_vectors(features.float(), self._neighbourhood) for features in self._backbone(images))
+        return {f"level{level}": rows.cpu().numpy() for level, rows in enumerate(levels)}
+
+
 def extract_features(
     backbone: Backbone,
-    images: Tensor,
+    stream: Stream,
     device: torch.device,
     neighbourhood: int = 1,
     progress: Progress = silent,
@@ -40,30 +58,36 @@ def extract_features(
 
     Args:
         backbone: the extractor; moved to `device`.
-        images: (N, 3, H, W) uint8.
+        stream: of N images; its workers extract where it has some that hold the backbone.
         neighbourhood: as in :func:`clsnf.model.flow.level_vectors`.
 
     Returns:
-        For each level (N, P, C), on the CPU: float16, or float32 where float16 can't hold the values.
+        For each level (N, P, C), on the CPU: float16, or float32 where float16 can't hold the values. What would fill the memory lies
+        in a temporary file.
     """
-    backbone.to(device).to(memory_format=torch.channels_last)
+    n, start = len(stream), 0
     levels: list[Tensor] = []
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH].to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
-        for level, features in enumerate(backbone(batch)):
-            rows = level_vectors(features.float(), neighbourhood).cpu()
+    work = partial(FeatureWorker, backbone, neighbourhood)
+    for found in stream.mapped(work, consecutive(n, _BATCH), device):
+        for level in range(len(found)):
+            rows = torch.from_numpy(found[f"level{level}"])
             if start == 0:
-                levels.append(torch.empty((len(images), *rows.shape[1:]), dtype=torch.float16))
+                levels.append(roomy_empty((n, *rows.shape[1:]), torch.float16))
             if levels[level].dtype == torch.float16 and float(rows.abs().max()) > torch.finfo(torch.float16).max:
-                levels[level] = levels[level].float()
+                levels[level] = roomy_empty(levels[level].shape, torch.float32).copy_(levels[level])
             levels[level][start : start + len(rows)] = rows.to(levels[level].dtype)
-        progress(task, min(start + _BATCH, len(images)), len(images))
+        start += len(rows)
+        progress(task, start, n)
     return levels
 
 
 def valid_vectors(valid: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
     """(N, H, W) bool of pixels to (N, P) bool of vectors: those of cells that show the image."""
-    return None if valid is None else valid_cells(valid, grid).flatten(1)
+    if valid is None:
+        return None
+    if valid.stride(0) == 0:  # one for all images
+        return valid_cells(valid[:1], grid).flatten(1).expand(len(valid), -1)
+    return torch.cat([valid_cells(some, grid).flatten(1) for some in valid.split(256)])
 
 
 @torch.no_grad()
@@ -231,7 +255,7 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 @torch.inference_mode()
 def _whitened(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor:
     """Features (N, P, C) after the whitening layer, in their own type, on the CPU: training need not do it again in every pass."""
-    white = torch.empty_like(features)
+    white = roomy_empty(features.shape, features.dtype)
     largest = torch.finfo(features.dtype).max
     for start in range(0, len(features), _BATCH):
         rows = flow.whitening(features[start : start + _BATCH].to(device).float())

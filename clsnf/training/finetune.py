@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from clsnf.config import FinetuneSettings
-from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
+from clsnf.data.defects import sample_key
+from clsnf.data.stream import DefectRecipe, Stream, TrainingBatch
 from clsnf.device import autocast
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone
@@ -39,10 +40,8 @@ class Finetuner:
     Args:
         backbone: with its pretrained weights; changed in place.
         decoder: with its initial weights; changed in place.
-        images: (N, 3, H, W) uint8 normal images.
-        valid: (N, H, W) bool, False where a pixel is padding; None where none is.
-        object_masks: (N, H, W) bool, where defects may lie; None for everywhere.
-        maker: makes the defects.
+        stream: brings the normal images.
+        recipe: makes the defects.
         settings: learning rates and batches; the number of epochs is the caller's, except that a cosine ends at ``settings.epochs``.
         seed: decides order and defects.
         device: where to train.
@@ -52,17 +51,15 @@ class Finetuner:
         self,
         backbone: Backbone,
         decoder: PixelDecoder,
-        images: Tensor,
-        valid: Tensor | None,
-        object_masks: Tensor | None,
-        maker: DefectMaker,
+        stream: Stream,
+        recipe: DefectRecipe,
         settings: FinetuneSettings,
         seed: int,
         device: torch.device,
     ) -> None:
         self.backbone = backbone.to(device).to(memory_format=torch.channels_last)
         self.decoder = decoder.to(device).to(memory_format=torch.channels_last)
-        self.images, self.valid, self.object_masks, self.maker = images, valid, object_masks, maker
+        self.stream, self.recipe = stream, recipe
         self.settings, self.seed, self.device = settings, seed, device
         self.optimizer = torch.optim.Adam(
             [
@@ -106,15 +103,17 @@ class Finetuner:
         self.decoder.train()
         # Each epoch's order comes from its own generator: a resumed run sees what an undisturbed one sees.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.cat([torch.randperm(len(self.images), generator=generator) for _ in range(settings.repeats)])
-        repeat = torch.arange(settings.repeats).repeat_interleave(len(self.images))
+        order = torch.cat([torch.randperm(len(self.stream), generator=generator) for _ in range(settings.repeats)])
+        repeat = torch.arange(settings.repeats).repeat_interleave(len(self.stream))
+        keys = torch.from_numpy(sample_key(self.seed, self.epoch, order.numpy(), repeat.numpy()))
         # Batches of nearly the same size: a last one of a single image would have poor batch statistics.
         batches = max(1, math.ceil(len(order) / settings.batch_size))
         total = 0.0
-        for number, (chosen, repeats) in enumerate(zip(order.tensor_split(batches), repeat.tensor_split(batches), strict=True)):
+        stream = self.stream.training(self.recipe, order.tensor_split(batches), keys.tensor_split(batches), self.device)
+        for number, batch in enumerate(stream):
             position = self.epoch + number / batches
             self._set_learning_rate(position, self.epoch * batches + number, decay_from, until)
-            total += self._step(chosen, repeats, joint) * len(chosen)
+            total += self._step(batch, joint) * len(batch.indices)
         return total / len(order)
 
     def _set_learning_rate(self, position: float, step: int, decay_from: int | None, until: int) -> None:
@@ -127,15 +126,13 @@ class Finetuner:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
 
-    def _step(self, chosen: Tensor, repeats: Tensor, joint: bool) -> float:
-        batch = self._defects(chosen, repeats)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
+    def _step(self, batch: TrainingBatch, joint: bool) -> float:
+        images = batch.defects.images.contiguous(memory_format=torch.channels_last)
         with autocast(self.device):
             with torch.set_grad_enabled(joint):
                 features = self.backbone(images)
             logits = self.decoder(features).float()
-        inside = None if self.valid is None else self.valid[chosen].to(self.device)
-        loss = LOSSES[self.settings.loss](logits, batch, inside, self.settings)
+        loss = LOSSES[self.settings.loss](logits, batch.defects, batch.valid, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -146,11 +143,6 @@ class Finetuner:
                 f"(now {self.settings.learning_rate})."
             )
         return value
-
-    def _defects(self, chosen: Tensor, repeats: Tensor) -> DefectBatch:
-        keys = torch.from_numpy(sample_key(self.seed, self.epoch, chosen.numpy(), repeats.numpy()))
-        masks = None if self.object_masks is None else self.object_masks[chosen].to(self.device)
-        return self.maker.make(self.images[chosen].to(self.device), masks, keys)
 
     def stage(self) -> Stage:
         """Everything that training needs to go on from here."""

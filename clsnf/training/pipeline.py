@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clsnf.config import DetectorSettings, FinetuneSettings, FlowSettings, to_dict
 from clsnf.data.defects import DefectMaker
-from clsnf.data.foreground import object_masks
+from clsnf.data.stream import DefectRecipe, MemoryStream, Stream
 from clsnf.device import training_dtype
 from clsnf.fingerprint import content_key
 from clsnf.model.backbone import Backbone, BackboneInfo, empty_backbone, fingerprint
@@ -38,7 +38,7 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class PlacedImages:
-    """Images on the network's canvas.
+    """Images that lie in memory, on the network's canvas.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -49,6 +49,31 @@ class PlacedImages:
     images: Tensor
     valid: Tensor | None
     key: str
+
+    @cached_property
+    def stream(self) -> Stream:
+        """The images batch by batch."""
+        return MemoryStream(self.images, self.valid)
+
+
+class StreamedImages:
+    """Images that come from a stream, on the network's canvas.
+
+    Args:
+        stream: brings them.
+        key: as that of :class:`PlacedImages`: a stream changes no figure.
+    """
+
+    def __init__(self, stream: Stream, key: str) -> None:
+        self.stream, self.key = stream, key
+
+    @cached_property
+    def valid(self) -> Tensor | None:
+        """(N, H, W) bool, False where a pixel is padding; None where none is."""
+        return self.stream.valid
+
+
+Images = PlacedImages | StreamedImages
 
 
 @dataclass(frozen=True)
@@ -86,7 +111,7 @@ class CategoryPipeline:
         self,
         settings: DetectorSettings,
         backbone: Backbone,
-        fit: PlacedImages,
+        fit: Images,
         polarity: str,
         textures: Tensor,
         textures_key: str,
@@ -97,6 +122,7 @@ class CategoryPipeline:
         self.settings, self.pretrained, self.fit = settings, backbone, fit
         self.polarity, self.textures, self.textures_key = polarity, textures, textures_key
         self.store, self.device, self.progress = store, device, progress
+        self._donors: Tensor | None = None
         self._features: dict[str, list[Tensor]] = {}
         self._other_features: tuple[tuple[str, str], list[Tensor]] | None = None
         self.most_features = 1
@@ -132,12 +158,15 @@ class CategoryPipeline:
         return dataclasses.replace(self.settings.flow, depth=depth)
 
     def _trunk_content(self, epochs: int) -> dict[str, Any]:
-        return self._root_content | {
+        content = self._root_content | {
             "finetune": trunk_content(self._finetune(epochs)),
             "defects": to_dict(self.settings.defects),
             "polarity": self.polarity,
             "textures": self.textures_key,
         }
+        n = len(self.fit.stream)
+        donors = len(donor_indices(n, self.settings.image.size))
+        return content if donors == n else content | {"donors": donors}
 
     def _finetuned_content(self, epochs: int) -> dict[str, Any]:
         return self._trunk_content(epochs) | {"joint_epochs": epochs, "decay_epochs": self.settings.finetune.decay_epochs}
@@ -149,18 +178,17 @@ class CategoryPipeline:
 
     def _new_finetuner(self, settings: FinetuneSettings) -> Finetuner:
         backbone = self._copy_of_backbone()
-        masks = None if self.polarity == "off" else object_masks(self.fit.images, self.polarity)
-        if self.fit.valid is not None:
-            masks = self.fit.valid if masks is None else masks & self.fit.valid
-        maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self.fit.images.to(self.device))
+        if self._donors is None:
+            stream = self.fit.stream
+            chosen = donor_indices(len(stream), self.settings.image.size)
+            self._donors = stream.images if isinstance(stream, MemoryStream) and len(chosen) == len(stream) else stream.take(chosen)
+        maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self._donors.to(self.device))
         decoder = build_decoder(self.info, self.settings.image, settings, self.settings.seed)
         return Finetuner(
             backbone,
             decoder,
-            self.fit.images,
-            self.fit.valid,
-            masks,
-            maker,
+            self.fit.stream,
+            DefectRecipe(maker, self.polarity),
             settings,
             self.settings.seed,
             self.device,
@@ -243,7 +271,7 @@ class CategoryPipeline:
     def _backbone(self, epochs: int) -> Backbone:
         return self.finetuned(epochs)[0] if epochs else self._copy_of_backbone()
 
-    def features(self, epochs: int, images: PlacedImages) -> list[Tensor]:
+    def features(self, epochs: int, images: Images) -> list[Tensor]:
         """Features of images under the backbone after `epochs` joint epochs, for each level (N, P, C) on the CPU.
 
         The last answers are kept, because the flows of every depth want the same: for the fit images, and one for others.
@@ -251,7 +279,7 @@ class CategoryPipeline:
         neighbourhood = self.settings.flow.neighbourhood
 
         def extract() -> list[Tensor]:
-            return extract_features(self._backbone(epochs), images.images, self.device, neighbourhood, self.progress)
+            return extract_features(self._backbone(epochs), images.stream, self.device, neighbourhood, self.progress)
 
         backbone = self._finetuned_content(epochs) if epochs else self._root_content
         wanted = content_key([backbone, neighbourhood])
@@ -364,6 +392,18 @@ class CategoryPipeline:
             ]
         result[epochs] = self.classifier_maps(epochs, images)
         return result
+
+
+_DONOR_BYTES = 256 << 20
+
+
+def donor_indices(n: int, size: tuple[int, int]) -> Tensor:
+    """Which of N fit images fill other images' defects: all, or as many as 256 MiB hold, evenly spread over them.
+
+    How many decides defects, and so does not depend on the machine's memory.
+    """
+    most = max(2, _DONOR_BYTES // (3 * size[0] * size[1]))
+    return torch.arange(n) if n <= most else torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()
 
 
 def _weights_of(finetuner: Finetuner) -> Stage:

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from clsnf.config import DetectorSettings, to_dict
-from clsnf.data.foreground import chosen_polarity
+from clsnf.data.foreground import ForegroundDecision, chosen_polarity, looked_at
 from clsnf.data.images import load_images
+from clsnf.data.stream_choice import StreamChoice, choose_stream, open_stream
 from clsnf.data.textures import draw_textures, load_textures
 from clsnf.device import choose_device
 from clsnf.errors import DataError
 from clsnf.fingerprint import content_key, set_key
 from clsnf.model.backbone import load_backbone
 from clsnf.progress import Progress, silent
-from clsnf.training.pipeline import CategoryPipeline, PlacedImages
+from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages
 from clsnf.training.stages import StageStore
 
 # More textures than this only cost memory: each is cropped, turned and recoloured anew for every defect.
@@ -53,8 +54,11 @@ def rows_of(table: pa.Table, split: str) -> pa.Table:
 def place_rows(table: pa.Table, settings: DetectorSettings) -> PlacedImages:
     """Read the images of a table's rows, in their order, onto the network's canvas."""
     loaded = load_images(table["path"].to_pylist(), settings.image)
-    key = content_key({"images": table["sha256"].to_pylist(), "image": to_dict(settings.image)})
-    return PlacedImages(loaded.images, loaded.valid, key)
+    return PlacedImages(loaded.images, loaded.valid, _images_key(table, settings))
+
+
+def _images_key(table: pa.Table, settings: DetectorSettings) -> str:
+    return content_key({"images": table["sha256"].to_pylist(), "image": to_dict(settings.image)})
 
 
 def check_ingredients(settings: DetectorSettings, textures: str | Path | None, device: str) -> None:
@@ -83,6 +87,7 @@ def prepare(
     store: StageStore,
     device: torch.device,
     progress: Progress = silent,
+    stream: StreamChoice | None = None,
 ) -> Prepared:
     """Load what training needs.
 
@@ -93,6 +98,7 @@ def prepare(
         store: where stages lie.
         device: where to compute.
         progress: told about long work.
+        stream: how the images come to training; None for memory where they fit into it, else decoded by this process.
 
     Raises:
         DataError, ImageError, SettingsError, WeightsError: see the functions called.
@@ -101,17 +107,31 @@ def prepare(
     if len(fit_rows) < 2:
         raise DataError(f"There are {len(fit_rows)} normal images to train on: at least 2 are needed, 50 or more are advised.")
     backbone, _ = load_backbone(settings.backbone, settings.image.size)
-    fit = place_fit_rows(table, settings)
-    decision = chosen_polarity(fit.images, settings.defects.object_mask)
+    fit = open_fit_rows(table, settings, stream)
+    decision = fit_polarity(fit, settings)
     bank = texture_bank(settings, textures)
     textures_key = hashlib.sha256(bank.numpy().data).hexdigest()
     pipeline = CategoryPipeline(settings, backbone, fit, decision.kind, bank, textures_key, store, device, progress)
     return Prepared(pipeline, decision.kind, decision.reason)
 
 
-def place_fit_rows(table: pa.Table, settings: DetectorSettings) -> PlacedImages:
-    """The images to train on, sorted by content: neither names nor the order of folders decide what is trained."""
-    return place_rows(rows_of(table, "fit").sort_by("sha256"), settings)
+def fit_rows_in_order(table: pa.Table) -> pa.Table:
+    """The rows to train on, sorted by content: neither names nor the order of folders decide what is trained."""
+    return rows_of(table, "fit").sort_by("sha256")
+
+
+def open_fit_rows(table: pa.Table, settings: DetectorSettings, stream: StreamChoice | None = None) -> Images:
+    """The images to train on, in memory or from a stream."""
+    rows = fit_rows_in_order(table)
+    choice = stream or choose_stream("local", [len(rows)], settings.image)
+    if choice.kind == "memory":
+        return place_rows(rows, settings)
+    return StreamedImages(open_stream(choice, rows["path"].to_pylist(), settings.image), _images_key(rows, settings))
+
+
+def fit_polarity(fit: Images, settings: DetectorSettings) -> ForegroundDecision:
+    """Where defects may lie on these images, by as many of them as that needs."""
+    return chosen_polarity(fit.stream.take(looked_at(len(fit.stream))), settings.defects.object_mask)
 
 
 def data_fingerprint(table: pa.Table) -> str:

@@ -1,0 +1,33 @@
+"""A data set, whatever it is: a folder of categories in some layout, or a pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from clsnf.data import layouts, packs
+from clsnf.data.references import is_uri
+from clsnf.errors import DataError
+
+
+def list_categories(location: str | Path) -> list[str]:
+    """Names of the categories in a folder or pack. Raises DataError, PackError."""
+    if _is_pack(location):
+        return packs.pack_categories(location)
+    return layouts.list_categories(location)
+
+
+def read_category(location: str | Path, category: str) -> pa.Table:
+    """One category of a folder or pack as a table of ``CATEGORY_SCHEMA``. Raises DataError, PackError."""
+    if _is_pack(location):
+        return packs.read_pack(location, category)
+    return layouts.read_category(location, category)
+
+
+def _is_pack(location: str | Path) -> bool:
+    if packs.is_pack(location):
+        return True
+    if is_uri(location):
+        raise DataError(f"{location} is no pack (there is no pack.json): folders of pictures are read from file systems alone.")
+    return False
