@@ -226,7 +226,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def machine(device: torch.device) -> dict[str, Any]:
     """What the winner was made on."""
     return {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
