@@ -24,7 +24,7 @@ SPACE = {
 }
 FAMILIES = ("crack", "scar", "stain", "warp")
 KINDS = ("dent", "hole")
-CASES = ("miss", "false_alarm", "borderline")
+CASES = ("miss", "false_alarm", "borderline", "strange_normal")
 
 
 def write_study(

@@ -57,7 +57,7 @@ def test_no_number_that_is_not_finite_looks_like_one(value: float | None) -> Non
 
 
 def test_numbers_read_as_people_write_them() -> None:
-    assert formats.percent(0.0384) == "3.8 %"
+    assert [formats.percent(share) for share in (0.0384, 0.01, 0.0013)] == ["3.8 %", "1 %", "0.13 %"]
     assert formats.percent(0.917) == "92 %"
     assert formats.percent(0) == "0 %"
     assert formats.gain(-0.0123) == "−0.012"

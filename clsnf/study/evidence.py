@@ -36,7 +36,7 @@ from clsnf.model.score_maps import image_scores
 from clsnf.progress import Progress
 from clsnf.selection import family_figures_of, mean_over_families
 from clsnf.study.plan import StudyPlan
-from clsnf.study.shown_cases import pictures_of, regions_of
+from clsnf.study.shown_cases import chosen_cases, pictures_of, regions_of, strangest_normals
 from clsnf.study.trial import Workbench
 from clsnf.training.calibrate import threshold_from_normals
 from clsnf.training.pipeline import PlacedImages
@@ -92,7 +92,9 @@ def keep_evidence(
     progress("evidence", 0, 4)
     depth = baseline_depth(bench, settings, plan.study_settings.objective)
     held_out = _baseline(bench, depth, bench.images)
-    rows = _rows("validation", validation, _validation_scores(plan, category, detector, validation), held_out, detector)
+    rows = held_out_rows = _rows(
+        "validation", validation, _validation_scores(plan, category, detector, validation), held_out, detector
+    )
     progress("evidence", 1, 4)
     result: dict[str, Any] = {"folder": str(folder)}
     records, images, shown = validation, bench.images, rows
@@ -112,7 +114,13 @@ def keep_evidence(
     # The folder is new each time: what an interrupted attempt left is no part of it.
     with written_whole(folder) as draft:
         (draft / "pictures").mkdir(parents=True)
-        pictures = pictures_of(shown, records, layers, limits, detector, draft / "pictures")
+        folder_of_pictures = draft / "pictures"
+        chosen = chosen_cases(shown, detector.threshold.value)
+        pictures = pictures_of(chosen, shown, records, layers, limits, detector, folder_of_pictures)
+        odd = strangest_normals(held_out_rows)
+        pictures += pictures_of(
+            odd, held_out_rows, validation, _layers(bench, settings, bench.images), limits, detector, folder_of_pictures
+        )
         progress("evidence", 3, 4)
         regions = regions_of(shown, records, layers["fused"].numpy(), detector) if len(test) else []
         _write_rows(draft / "images.parquet", rows)
