@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from made_up_study import change, write_study
 
 from clsnf.reporting import formats
-from clsnf.reporting.blocks import Column, Table
+from clsnf.reporting.blocks import Chart, Column, Table
 from clsnf.reporting.chart_parts import shown
 from clsnf.reporting.charts_of_answers import calibration_chart, recall_chart
 from clsnf.reporting.charts_of_search import front_chart
 from clsnf.reporting.compare import build_comparison
+from clsnf.reporting.pictures import Budget
+from clsnf.reporting.sections import Context, product_sections, study_sections
 from clsnf.reporting.study_files import Product, read_study
 from clsnf.reporting.tables import TABLES, all_tables
 from clsnf.reporting.trials import importances, pareto, saved_seconds
@@ -174,6 +176,23 @@ def test_calibration_points_are_the_thresholds_that_the_normals_allow() -> None:
     seen = chart.figure["data"][2]
     assert seen["x"] == pytest.approx([0.75, 0.5, 0.25])
     assert seen["y"] == [0.75, 0.5, 0.25]
+
+
+def test_what_a_chart_tells_apart_by_colour_it_tells_apart_by_marker_dash_or_width_too(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path / "run", ["alpha", "bottle"], trials=12))
+    context = Context(study, all_tables(study), Budget(study.products))
+    sections = [*study_sections(context), *product_sections(context, study.products[0])]
+    drawn = [block for section in sections for block in section.blocks if isinstance(block, Chart)]
+    assert len(drawn) >= 12
+    for chart in drawn:
+        looks: dict[str, tuple[object, ...]] = {}
+        for trace in chart.figure["data"]:
+            marker, line = trace.get("marker", {}), trace.get("line", {})
+            look = (trace["type"], trace.get("mode"), marker.get("symbol"), line.get("dash"), line.get("width"), trace.get("fill"))
+            looks.setdefault(trace.get("legendgroup") or trace.get("name"), look)
+        if all(trace["type"] == "box" for trace in chart.figure["data"]):
+            continue  # told apart by their place
+        assert len(set(looks.values())) == len(looks), chart.title
 
 
 def test_texts_from_outside_are_no_markup_in_charts() -> None:
