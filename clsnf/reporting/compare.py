@@ -121,8 +121,9 @@ def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
         *figures["au_pro"],
     ]
     note = (
-        f"Before: {names[0]}. Test images; in short: image AUROC and pixel AP moved by more than {_NEAR:g}. The interval is of image AUROC, "
-        f"paired on the test images whose scores both studies kept (95 %, {_REPLICATES} bootstrap replicates). Pixel figures can't be paired: no study keeps its maps."
+        f"Before: {names[0]}. Test images; in short: image AUROC and pixel AP moved by more than {_NEAR:g}. The interval is of image "
+        f"AUROC, paired on the test images whose scores both studies kept (95 %, {_REPLICATES} bootstrap replicates). Pixel figures can't "
+        "be paired: no study keeps its maps."
     )
     return Table("changes", "What changed", columns, rows, note)
 
