@@ -78,6 +78,17 @@ def test_every_page_that_the_guide_links_to_is_there() -> None:
         assert (ROOT / "docs" / target).exists(), target
 
 
+def test_the_commands_of_the_page_on_reports_work_on_finished_studies(tmp_path: Path) -> None:
+    for name in ("last", "night"):
+        write_study(tmp_path / "runs" / name, ["alpha"])
+    commands = commands_of((ROOT / "docs" / "reports.md").read_text())
+    assert len(commands) == 2
+    for command in commands:
+        run(command, tmp_path)
+    for made in ("report/report.html", "report/tables/verdicts.csv", "comparison/comparison.html"):
+        assert (tmp_path / "runs" / "night" / made).is_file()
+
+
 # ---- extending ----
 
 

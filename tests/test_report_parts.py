@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 from made_up_study import change, write_study
 
 from clsnf.reporting import formats
-from clsnf.reporting.blocks import Column, Table
+from clsnf.reporting.blocks import Chart, Column, Table
+from clsnf.reporting.chart_parts import shown
+from clsnf.reporting.charts_of_answers import calibration_chart, recall_chart
+from clsnf.reporting.charts_of_search import front_chart
 from clsnf.reporting.compare import build_comparison
+from clsnf.reporting.pictures import Budget
+from clsnf.reporting.sections import Context, product_sections, study_sections
 from clsnf.reporting.study_files import Product, read_study
 from clsnf.reporting.tables import TABLES, all_tables
 from clsnf.reporting.trials import importances, pareto, saved_seconds
@@ -54,7 +59,7 @@ def test_no_number_that_is_not_finite_looks_like_one(value: float | None) -> Non
 
 
 def test_numbers_read_as_people_write_them() -> None:
-    assert formats.percent(0.0384) == "3.8 %"
+    assert [formats.percent(share) for share in (0.0384, 0.01, 0.0013)] == ["3.8 %", "1 %", "0.13 %"]
     assert formats.percent(0.917) == "92 %"
     assert formats.percent(0) == "0 %"
     assert formats.gain(-0.0123) == "−0.012"
@@ -129,6 +134,69 @@ def test_what_sharing_saved_is_the_work_that_trials_found_done() -> None:
         trial |= {"seconds_trunk": seconds, "seconds_scoring": 0.5}
     assert saved_seconds(own) == 30.0  # two trials, at the median of 10 and 20
     assert saved_seconds(trials(4, stages_reused=0)) is None
+
+
+# ---- charts ----
+
+
+def test_the_front_of_two_objectives_is_drawn_over_both_and_marks_the_winner() -> None:
+    values = [(0.5, 10.0), (0.6, 20.0), (0.4, 30.0), (0.7, math.nan)]
+    own = [
+        {"trial": i, "status": "finished", "objective": ap, "validation_pixel_ap": ap, "latency": ms}
+        for i, (ap, ms) in enumerate(values)
+    ]
+    chart = front_chart(Product("p", {"trial": 1}, own), ["pixel_ap", "latency"])
+    assert chart is not None
+    trials, best, winner = chart.figure["data"]
+    assert (trials["x"], trials["y"]) == ([10.0, 20.0, 30.0], [0.5, 0.6, 0.4])
+    assert sorted(best["text"]) == ["trial 0", "trial 1"]
+    assert winner["text"] == ["trial 1"]
+    assert "2 of 3 trials" in chart.reading
+
+
+def test_recall_in_bins_counts_every_region_once() -> None:
+    regions = [{"share": i / 100, "found": i % 2 == 0, "overlap": 0.5} for i in range(23)]
+    chart = recall_chart(Product("p", regions=regions), "share", "t", "u", 100)
+    assert chart is not None
+    found, overlap = chart.figure["data"]
+    sizes = [int(text.split()[0]) for text in found["text"]]
+    assert sum(sizes) == 23
+    assert sum(size * share for size, share in zip(sizes, found["y"], strict=True)) == pytest.approx(12)
+    assert set(overlap["y"]) == {0.5}
+    for share, up, down in zip(found["y"], found["error_y"]["array"], found["error_y"]["arrayminus"], strict=True):
+        assert 0 <= share - down <= share <= share + up <= 1
+
+
+def test_calibration_points_are_the_thresholds_that_the_normals_allow() -> None:
+    held_out, test = [0.1, 0.2, 0.3], [0.15, 0.25, 0.35, 0.05]
+    images = [{"split": "validation", "label": 0, "score": score, "verdict": False} for score in held_out]
+    images += [{"split": "test", "label": 0, "score": score, "verdict": False} for score in test]
+    chart = calibration_chart(Product("p", images=images))
+    assert chart is not None
+    seen = chart.figure["data"][2]
+    assert seen["x"] == pytest.approx([0.75, 0.5, 0.25])
+    assert seen["y"] == [0.75, 0.5, 0.25]
+
+
+def test_what_a_chart_tells_apart_by_colour_it_tells_apart_by_marker_dash_or_width_too(tmp_path: Path) -> None:
+    study = read_study(write_study(tmp_path / "run", ["alpha", "bottle"], trials=12))
+    context = Context(study, all_tables(study), Budget(study.products))
+    sections = [*study_sections(context), *product_sections(context, study.products[0])]
+    drawn = [block for section in sections for block in section.blocks if isinstance(block, Chart)]
+    assert len(drawn) >= 12
+    for chart in drawn:
+        looks: dict[str, tuple[object, ...]] = {}
+        for trace in chart.figure["data"]:
+            marker, line = trace.get("marker", {}), trace.get("line", {})
+            look = (trace["type"], trace.get("mode"), marker.get("symbol"), line.get("dash"), line.get("width"), trace.get("fill"))
+            looks.setdefault(trace.get("legendgroup") or trace.get("name"), look)
+        if all(trace["type"] == "box" for trace in chart.figure["data"]):
+            continue  # told apart by their place
+        assert len(set(looks.values())) == len(looks), chart.title
+
+
+def test_texts_from_outside_are_no_markup_in_charts() -> None:
+    assert shown("<b>&amp;</b>") == "&lt;b&gt;&amp;amp;&lt;/b&gt;"
 
 
 # ---- comparisons ----

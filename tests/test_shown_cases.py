@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clsnf.study.shown_cases import _contrast, _fitted_mask, chosen_cases
+from clsnf.study.shown_cases import _contrast, _fitted_mask, chosen_cases, strangest_normals
 
 ROWS = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=30)
 
@@ -26,6 +26,13 @@ def test_each_kind_holds_its_worst_cases_first_and_no_image_is_shown_twice(
     assert [rows[i]["score"] for i in chosen["miss"]] == misses[:most]
     assert [rows[i]["score"] for i in chosen["false_alarm"]] == alarms[:most]
     assert [abs(rows[i]["score"] - threshold) for i in chosen["borderline"]] == right[:most]
+
+
+@given(ROWS)
+def test_the_strangest_normals_are_those_with_the_highest_scores(drawn: list[tuple[bool, float]]) -> None:
+    rows = [{"label": int(label), "score": score} for label, score in drawn]
+    (places,) = strangest_normals(rows, 3).values()
+    assert [rows[i]["score"] for i in places] == sorted((s for label, s in drawn if not label), reverse=True)[:3]
 
 
 def test_contrast_is_the_difference_to_the_ring_around_without_other_defects() -> None:

@@ -12,6 +12,8 @@ from clsnf.reporting.formats import figure_name, is_finite, setting
 from clsnf.reporting.study_files import Product, Record
 from clsnf.reporting.trials import pareto
 
+_SHORTER = {"finetune_epochs": "epochs", "flow_depth": "depth"}
+
 
 def weight_chart(product: Product, objective: str) -> Chart | None:
     """The objective over the fusion weight: a line for each (backbone, depth) that was swept, a marker for every trial."""
@@ -72,7 +74,7 @@ def weight_chart(product: Product, objective: str) -> Chart | None:
 
 
 def _without_weight(config: Record) -> str:
-    values = [f"{name} {setting(value)}" for name, value in sorted(config.items()) if name != "fusion_weight"]
+    values = [f"{_SHORTER.get(name, name)} {setting(value)}" for name, value in sorted(config.items()) if name != "fusion_weight"]
     return ", ".join(values) or "all trials"
 
 

@@ -48,12 +48,10 @@ def build_comparison(runs: Sequence[Path], out: Path | None = None) -> Built:
     check_place(out, folder=True)
     names = _names(studies)
     changes, settings = _changes(studies, names), _settings(studies, names)
+    left_out = [f"au_pro_{part}" for part in ("before", "now", "change")]  # the files have them
+    shown_changes = changes.without(*left_out, *(["study"] if len(names) == 2 else []))
     sections = [
-        Section(
-            "changes",
-            "Category by category",
-            [changes.without("au_pro_before", "au_pro_now", "au_pro_change"), *_charts(studies, names)],
-        ),
+        Section("changes", "Category by category", [shown_changes, *_charts(studies, names)]),
         Section("settings", "Settings, data, decisions", [settings, *_facts(studies, names)]),
     ]
     missing = [f"{name}: {line}" for name, study in zip(names, studies, strict=True) for line in study.missing]
@@ -123,8 +121,9 @@ def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
         *figures["au_pro"],
     ]
     note = (
-        f"Before: {names[0]}. Test images. The interval is of image AUROC, paired on the test images whose scores both studies kept (95 %, "
-        f"{_REPLICATES} bootstrap replicates). Pixel figures can't be paired: no study keeps its maps."
+        f"Before: {names[0]}. Test images; in short: image AUROC and pixel AP moved by more than {_NEAR:g}. The interval is of image "
+        f"AUROC, paired on the test images whose scores both studies kept (95 %, {_REPLICATES} bootstrap replicates). Pixel figures can't "
+        "be paired: no study keeps its maps."
     )
     return Table("changes", "What changed", columns, rows, note)
 

@@ -48,10 +48,10 @@ def gain(value: Any) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share as a percentage; a decimal below ten."""
+    """A share as a percentage; below ten with two digits."""
     if not is_finite(value):
         return number(value, "")
-    return f"{100 * value:.0f} %" if value == 0 or abs(value) >= 0.0995 else f"{100 * value:.1f} %"
+    return f"{100 * value:.0f} %" if value == 0 or abs(value) >= 0.0995 else f"{100 * value:.2g} %"
 
 
 def interval(pair: Any, how: Any = figure) -> str:

@@ -37,6 +37,11 @@ _KINDS = {
         "No good picture was rejected.",
     ),
     "borderline": ("Borderline cases", "Right answers nearest to the threshold.", "There is no right answer."),
+    "strange_normal": (
+        "Strangest training pictures",
+        "Good pictures that training held back, the highest score first: is each of them really good?",
+        "None were kept.",
+    ),
 }
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clsnf.config import DetectorSettings
-from clsnf.detector import Detector, package_versions
+from clsnf.detector import Detector, package_versions, validation_normals
 from clsnf.evaluation import figures_of_maps, samples_of_maps
 from clsnf.fingerprint import write_json, written_whole
 from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, intervals, replicate_figures
@@ -36,7 +36,7 @@ from clsnf.model.score_maps import image_scores
 from clsnf.progress import Progress
 from clsnf.selection import family_figures_of, mean_over_families
 from clsnf.study.plan import StudyPlan
-from clsnf.study.shown_cases import pictures_of, regions_of
+from clsnf.study.shown_cases import chosen_cases, pictures_of, regions_of, strangest_normals
 from clsnf.study.trial import Workbench
 from clsnf.training.calibrate import threshold_from_normals
 from clsnf.training.pipeline import PlacedImages
@@ -88,70 +88,81 @@ def keep_evidence(
         normals, and ``gain`` (figure -> what the winner is ahead by: ``low``, ``high``, and ``ahead``, the share of the replicates).
     """
     settings, folder = detector.settings, plan.folder / "evidence" / category
-    validation = plan.validation_table(category)
+    validation = plan.validation_table(category).to_pylist()
     progress("evidence", 0, 4)
-    seen = {"validation": (validation.to_pylist(), bench.images)}
-    if len(test):
-        seen["test"] = (test.to_pylist(), place_rows(test, settings))
     depth = baseline_depth(bench, settings, plan.study_settings.objective)
+    held_out = _baseline(bench, depth, bench.images)
+    rows = held_out_rows = _rows(
+        "validation", validation, _validation_scores(plan, category, detector, validation), held_out, detector
+    )
     progress("evidence", 1, 4)
-
-    normal = np.array(bench.labels.families) == "good"
-    rows: list[dict[str, Any]] = []
-    judged: dict[str, tuple[Judged, Judged]] = {}
-    for split, (records, images) in seen.items():
-        winner, baseline = judged[split] = (_winner(bench, settings, images), _baseline(bench, depth, images))
-        scores = [v["score"] for v in verdicts] if split == "test" else winner.scores.tolist()
-        for record, score, beside in zip(records, scores, baseline.scores.tolist(), strict=True):
-            rows.append(
-                {
-                    "split": split,
-                    "path": record["path"],
-                    "defect_type": record["defect_type"],
-                    "label": record["label"],
-                    "score": score,
-                    # A threshold is one of these scores, which the detector computed in other batches.
-                    "verdict": score > detector.threshold.value + 1e-6,
-                    "baseline_score": beside,
-                }
-            )
-    progress("evidence", 2, 4)
     result: dict[str, Any] = {"folder": plan.place_of(f"evidence/{category}")}
-    if len(test) and test["label"].to_numpy().any():
-        records, _ = seen["test"]
-        rests_on = threshold_from_normals(judged["validation"][1].scores[normal], detector.threshold.false_reject_rate).value
-        result |= _compared(records, *judged["test"], settings, rests_on)
-        result["baseline"]["depth"] = depth
-    progress("evidence", 3, 4)
-
-    shown = "test" if len(test) else "validation"
-    records, images = seen[shown]
-    own = [row for row in rows if row["split"] == shown]
-    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
-    layers = {"density": maps.density, "classifier": maps.classifier, "fused": maps.fused(settings.fusion_weight)}
-    limits = _limits(bench, settings, normal, detector.threshold.false_reject_rate)
+    records, images, shown = validation, bench.images, rows
+    if len(test):
+        records, images = test.to_pylist(), place_rows(test, settings)
+        baseline = _baseline(bench, depth, images)
+        shown = _rows("test", records, [verdict["score"] for verdict in verdicts], baseline, detector)
+        rows = rows + shown
+        if any(record["label"] for record in records):
+            normal = np.array(bench.labels.families) == "good"
+            limit = threshold_from_normals(held_out.scores[normal], detector.threshold.false_reject_rate).value
+            result |= _compared(records, _winner(bench, settings, images), baseline, settings, limit)
+            result["baseline"]["depth"] = depth
+    progress("evidence", 2, 4)
+    layers = _layers(bench, settings, images)
+    limits = _limits(bench, settings, detector.threshold.false_reject_rate)
     # The folder is new each time: what an interrupted attempt left is no part of it.
     with written_whole(folder) as draft:
         (draft / "pictures").mkdir(parents=True)
-        pictures = pictures_of(own, records, layers, limits, detector, draft / "pictures")
-        regions = regions_of(own, records, layers["fused"].numpy(), detector) if shown == "test" else []
+        folder_of_pictures = draft / "pictures"
+        chosen = chosen_cases(shown, detector.threshold.value)
+        pictures = pictures_of(chosen, shown, records, layers, limits, detector, folder_of_pictures)
+        odd = strangest_normals(held_out_rows)
+        pictures += pictures_of(
+            odd, held_out_rows, validation, _layers(bench, settings, bench.images), limits, detector, folder_of_pictures
+        )
+        progress("evidence", 3, 4)
+        regions = regions_of(shown, records, layers["fused"].numpy(), detector) if len(test) else []
         _write_rows(draft / "images.parquet", rows)
         _write_rows(draft / "regions.parquet", regions)
-        write_json(
-            draft / "facts.json",
-            {
-                "shown": shown,
-                "pictures": pictures,
-                "map_threshold": detector.map_threshold,
-                "losses": bench.prepared.pipeline.losses(settings.finetune.joint_epochs, settings.flow.depth),
-                "frozen_epochs": settings.finetune.frozen_epochs,
-                "images": {"fit": detector.provenance.fit_images, "validation": int(normal.sum()), "test": len(test)},
-                "machine": machine(bench.prepared.pipeline.device),
-                "versions": package_versions(),
-            },
-        )
+        facts = {
+            "shown": "test" if len(test) else "validation",
+            "pictures": pictures,
+            "map_threshold": detector.map_threshold,
+            "losses": bench.prepared.pipeline.losses(settings.finetune.joint_epochs, settings.flow.depth),
+            "frozen_epochs": settings.finetune.frozen_epochs,
+            "machine": machine(bench.prepared.pipeline.device),
+            "versions": package_versions(),
+        }
+        write_json(draft / "facts.json", facts)
     progress("evidence", 4, 4)
     return result
+
+
+def _validation_scores(plan: StudyPlan, category: str, detector: Detector, records: list[dict[str, Any]]) -> list[float]:
+    """The detector's scores of the validation images: of the normals, exactly those that its threshold rests on."""
+    normals = validation_normals(plan.train_table(category))  # in the same batches as for the threshold: rounding depends on them
+    known = dict(zip(normals["sha256"].to_pylist(), detector.predict(normals["path"].to_pylist()).scores.tolist(), strict=True))
+    others = [record for record in records if record["sha256"] not in known]
+    scores = detector.predict([record["path"] for record in others]).scores.tolist()
+    known |= dict(zip((record["sha256"] for record in others), scores, strict=True))
+    return [known[record["sha256"]] for record in records]
+
+
+def _rows(
+    split: str, records: list[dict[str, Any]], scores: list[float], baseline: Judged, detector: Detector
+) -> list[dict[str, Any]]:
+    """What is kept of each image."""
+    return [
+        {
+            "split": split,
+            **{name: record[name] for name in ("path", "defect_type", "label")},
+            "score": score,
+            "verdict": score > detector.threshold.value,
+            "baseline_score": beside,
+        }
+        for record, score, beside in zip(records, scores, baseline.scores.tolist(), strict=True)
+    ]
 
 
 def baseline_depth(bench: Workbench, settings: DetectorSettings, objective: str) -> int:
@@ -166,6 +177,12 @@ def baseline_depth(bench: Workbench, settings: DetectorSettings, objective: str)
 def _winner(bench: Workbench, settings: DetectorSettings, images: PlacedImages) -> Judged:
     maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
     return Judged.of(maps.fused(settings.fusion_weight), maps.fused(settings.image_weight), images.valid)
+
+
+def _layers(bench: Workbench, settings: DetectorSettings, images: PlacedImages) -> dict[str, Tensor]:
+    """The winner's maps of images by what people call them, (N, H, W) each."""
+    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
+    return {"density": maps.density, "classifier": maps.classifier, "fused": maps.fused(settings.fusion_weight)}
 
 
 def _baseline(bench: Workbench, depth: int, images: PlacedImages) -> Judged:
@@ -200,12 +217,11 @@ def _compared(
     }
 
 
-def _limits(bench: Workbench, settings: DetectorSettings, normal: NDArray[np.bool_], rate: float) -> dict[str, tuple[float, float]]:
+def _limits(bench: Workbench, settings: DetectorSettings, rate: float) -> dict[str, tuple[float, float]]:
     """For each layer the map values that pictures show darkest and brightest: from what validation normals show, as the detector's."""
-    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
+    normal = np.array(bench.labels.families) == "good"
     result = {}
-    layers = {"density": maps.density, "classifier": maps.classifier, "fused": maps.fused(settings.fusion_weight)}
-    for name, values in layers.items():
+    for name, values in _layers(bench, settings, bench.images).items():
         peaks = image_scores(values, bench.images.valid).numpy()[normal]
         result[name] = (0.8 * float(np.median(peaks)), 1.2 * threshold_from_normals(peaks, rate).value)
     return result
@@ -218,7 +234,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def machine(device: torch.device) -> dict[str, Any]:
     """What the winner was made on."""
     return {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),

@@ -48,7 +48,14 @@ def chosen_cases(rows: list[dict[str, Any]], threshold: float, most: int = MOST_
     }
 
 
+def strangest_normals(rows: list[dict[str, Any]], most: int = MOST_CASES // 2) -> dict[str, list[int]]:
+    """Places in `rows` of the normals with the highest scores, under ``strange_normal``: a person should agree that they are good."""
+    normals = [i for i, row in enumerate(rows) if not row["label"]]
+    return {"strange_normal": sorted(normals, key=lambda i: -rows[i]["score"])[:most]}
+
+
 def pictures_of(
+    chosen: Mapping[str, list[int]],
     rows: list[dict[str, Any]],
     records: list[dict[str, Any]],
     layers: Mapping[str, Tensor],
@@ -59,6 +66,7 @@ def pictures_of(
     """Draw the chosen cases into a folder.
 
     Args:
+        chosen: kind of case -> places in `rows`.
         rows: scores and verdicts of the images.
         records: the same images' rows in the data's table.
         layers: ``density``, ``classifier``, ``fused``: maps (N, H, W) on the network's canvas.
@@ -70,7 +78,7 @@ def pictures_of(
         One record a case: ``kind``, ``path``, ``defect_type``, ``label``, ``score``, ``files`` (layer -> name of its file).
     """
     cases = []
-    for kind, places in chosen_cases(rows, detector.threshold.value).items():
+    for kind, places in chosen.items():
         for number, place in enumerate(places):
             row, record = rows[place], records[place]
             image = read_image(record["path"])

@@ -21,7 +21,7 @@
   });
   const draw = (plot) => {
     const printing = root.classList.contains("printing");
-    const height = Math.round(Number(plot.dataset.height) * (printing ? 0.75 : 1));
+    const height = Math.round(Number(plot.dataset.height) * (printing ? 0.8 : 1));
     plot.style.height = height + "px";
     const style = getComputedStyle(root);
     const figure = painted(JSON.parse(plot.parentElement.querySelector("script.spec").textContent), style);
