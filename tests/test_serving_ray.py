@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import psutil
 import pytest
 import requests
@@ -22,6 +23,7 @@ import yaml
 from small_server import TOKEN, encoded, free_port, picture
 from urllib3.util import Retry
 
+from clsnf.cli import main
 from clsnf.detector import Detector
 
 ROOT = Path(__file__).parent.parent
@@ -312,9 +314,8 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
 
 def test_what_cannot_be_served_is_one_line_before_ray_starts(winners: Path, tmp_path: Path) -> None:
     def refused(*arguments: str, **environment: str) -> str:
-        command = [sys.executable, "-c", "from clsnf.cli import main; main()", "serve", *arguments]
-        done = subprocess.run(command, env=quiet_environment(tmp_path) | environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2, done.stderr
+        done = click.testing.CliRunner(env=environment).invoke(main, ["serve", *arguments])
+        assert done.exit_code == 2, done.output
         return done.stderr.splitlines()[-1]
 
     assert "no folder of models" in refused(str(tmp_path / "none"))

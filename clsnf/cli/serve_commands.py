@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,27 @@ def serve(models: Path, host: str, port: int, address: str | None, assignments: 
     if token is None:
         click.echo("no token: thresholds can't be set over HTTP", err=True)
     serve_until_told(settings, door, address, lambda line: click.echo(line, err=True))
+
+
+@main.command(short_help="Write a detector's network as ONNX or as a torch program.")
+@click.argument("model", type=path)
+@click.option("--format", "kind", type=click.Choice(["onnx", "torch"]), required=True, help="onnx, or torch for torch.export.")
+@click.option("--out", type=path, help="The file to write.  [default: MODEL.onnx or MODEL.pt2]")
+@click.option("--pictures", type=path, multiple=True, help="Pictures or folders of the product to compare on as well.")
+def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -> None:
+    """Write a saved detector's network to one file for other runtimes, and check that its maps equal the detector's.
+
+    The network takes pictures on its canvas, (N, 3, H, W) uint8; size, threshold and category stand in the file's metadata.
+    """
+    from clsnf.detector import Detector
+    from clsnf.prediction import picture_files
+    from clsnf.serving.export import FORMATS, export_detector
+
+    files = picture_files(pictures)
+    detector = Detector.load(model, "cpu")
+    file = out or model.with_name(model.name + FORMATS[kind])
+    checked = export_detector(detector, file, kind, files)
+    click.echo(
+        f"{file}: on {checked.pictures} pictures its maps, from {checked.lowest:.3f} to {checked.highest:.3f}, "
+        f"differ from the detector's by {checked.difference:.1e} at most"
+    )

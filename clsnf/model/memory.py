@@ -61,6 +61,9 @@ class Memory(nn.Module):
         centre = self.vectors.mean(dim=0)
         vectors = self.vectors - centre
         norms = vectors.square().sum(dim=1)
+        if torch.compiler.is_compiling():  # a loop over the images would build their number into an exported network
+            rows = features.float() - centre
+            return (rows.square().sum(dim=2) + (norms - 2 * (rows @ vectors.t())).amin(dim=2)).clamp_min(0)
         nearest = []
         for image in features.float():  # one image at a time: all distances of a batch at once would fill the memory
             rows = image - centre

@@ -53,7 +53,7 @@ def density_map(likelihoods: Sequence[Tensor], image_size: tuple[int, int], vali
 
 def _spread(maps: Tensor, inside: Tensor) -> Tensor:
     """Maps (B, h, w) in which every cell outside the rectangle `inside` (B, h, w) repeats the nearest one in it."""
-    batch = torch.arange(len(maps), device=maps.device)[:, None, None]
+    batch = torch.arange(maps.shape[0], device=maps.device)[:, None, None]  # not len(): it would fix an exported network's N
     rows, columns = _nearest_inside(inside.any(dim=2)), _nearest_inside(inside.any(dim=1))
     return maps[batch, rows[:, :, None], columns[:, None, :]]
 

@@ -1,0 +1,278 @@
+"""What serving costs above the detector itself, how many images a second are left, and whether memory grows: ``clsnf serve`` under load.
+
+    python benchmarks/serve_load.py                                              # a product of the demo, trained here in a minute
+    python benchmarks/serve_load.py --model runs/NAME/winners/screw --pictures MVTEC/screw/test
+    python benchmarks/serve_load.py --requests 500                               # a short look
+
+Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. What is compared runs in turns in the same run: a
+request to the server, the same picture through the detector in this process; a round with 32 clients, a round of the detector at its
+best batch size. A request's *own cost* is the client's time less what the server's answer says that reading and network took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from clsnf.config import BackboneSettings, DetectorSettings, FinetuneSettings, ImageSettings, ValidationSettings
+from clsnf.data.demo import write_demo
+from clsnf.data.images import IMAGE_SUFFIXES, decode_image
+from clsnf.data.layouts import read_category
+from clsnf.data.splits import assign_splits
+from clsnf.detector import Detector
+
+CLIENTS = 32
+BOUNDS = {"own cost, median": 8.0, "own cost, p99": 25.0, "share of the detector's images/s": 0.85, "growth": 0.05}
+BATCHES = (1, 2, 4, 8, 16)
+
+
+@dataclass
+class Client:
+    """One connection that is kept open."""
+
+    port: int
+    category: str
+    seconds: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)  # milliseconds
+    errors: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+
+    def ask(self, body: bytes) -> None:
+        started = time.perf_counter()
+        try:
+            self._connection.request("POST", f"/v1/models/{self.category}/inspect", body, {"Content-Type": "image/png"})
+            answer = self._connection.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.errors.append(repr(error))
+            self._connection.close()
+            return
+        spent = time.perf_counter() - started
+        if answer.status != 200:
+            self.errors.append(f"{answer.status} {content[:100]!r}")
+            return
+        said = json.loads(content)["milliseconds"]
+        self.seconds.append(spent)
+        self.own.append(1000 * spent - said["read"] - said["network"])
+
+
+@contextmanager
+def server(model: Path, folder: Path) -> Iterator[tuple[int, str]]:
+    """``clsnf serve`` on one detector; gives its port and category."""
+    (folder / "home").mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(folder / "home"), "OMP_WAIT_POLICY": "PASSIVE"}
+    with (folder / "log").open("wb") as log:
+        command = [sys.executable, "-c", "from clsnf.cli import main; main()", "serve", str(model), "--port", "0"]
+        process = subprocess.Popen([*command, "--set", f"state={folder / 'state'}"], env=environment, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 180
+        while " at http://" not in (text := (folder / "log").read_text()):
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit(f"the server did not start:\n{text}")
+            time.sleep(0.2)
+        port = int(text.partition(" at http://127.0.0.1:")[2].partition("/")[0])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/v1/models")
+        yield port, json.loads(connection.getresponse().read())["models"][0]["category"]
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def replica_bytes() -> int:
+    """Resident memory of the replica that this run started."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ServeReplica" in " ".join(process.cmdline()):
+                return int(process.memory_info().rss)
+        except psutil.NoSuchProcess:
+            continue
+    raise SystemExit("the server's replica is gone")
+
+
+def demo_model(folder: Path) -> tuple[Path, list[bytes]]:
+    """A small detector of a product drawn by code, and its test pictures."""
+    write_demo(folder / "data")
+    settings = DetectorSettings(
+        image=ImageSettings(160, 160),
+        backbone=BackboneSettings("demo"),
+        finetune=FinetuneSettings(frozen_epochs=2, joint_epochs=1, decay_epochs=1),
+        validation=ValidationSettings(fraction=0.25),
+    )
+    table = assign_splits(read_category(folder / "data", "gear"), 0.25, seed=0)
+    Detector.fit(table, settings, device="cpu").save(folder / "gear")
+    return folder / "gear", bodies(folder / "data" / "gear" / "test")
+
+
+def bodies(folder: Path) -> list[bytes]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:32]
+    if not files:
+        raise SystemExit(f"{folder} holds no pictures")
+    return [p.read_bytes() for p in files]
+
+
+def one_client(port: int, category: str, detector: Detector, pictures: Sequence[bytes], count: int) -> tuple[Client, list[float]]:
+    """Requests of one client, in turns with the detector in this process; seconds of the latter."""
+    client, alone = Client(port, category), []
+    for index in range(count + 5):
+        body = pictures[index % len(pictures)]
+        client.ask(body)
+        started = time.perf_counter()
+        detector.predict([decode_image(body, "picture")])
+        alone.append(time.perf_counter() - started)
+    client.seconds, client.own = client.seconds[5:], client.own[5:]  # the first requests load the model
+    return client, alone[5:]
+
+
+def in_process(detector: Detector, pictures: Sequence[bytes], batch: int, seconds: float) -> float:
+    """Images per second of the detector, reading included."""
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        some = [decode_image(pictures[(done + i) % len(pictures)], "picture") for i in range(batch)]
+        detector.predict(some, batch_size=batch)
+        done += batch
+    return done / (time.perf_counter() - started)
+
+
+def many_clients(
+    port: int, category: str, pictures: Sequence[bytes], *, seconds: float, most: int = sys.maxsize
+) -> tuple[float, list[str], int]:
+    """Images per second of 32 clients, what went wrong, and how many were answered."""
+    clients = [Client(port, category) for _ in range(CLIENTS)]
+    started, left, lock = time.perf_counter(), [most], threading.Lock()
+
+    def work(number: int, client: Client) -> None:
+        turn = number
+        while time.perf_counter() - started < seconds:
+            with lock:
+                if left[0] <= 0:
+                    return
+                left[0] -= 1
+            client.ask(pictures[turn % len(pictures)])
+            turn += 1
+
+    threads = [threading.Thread(target=work, args=pair) for pair in enumerate(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answered = sum(len(c.seconds) for c in clients)
+    return answered / (time.perf_counter() - started), [e for c in clients for e in c.errors], answered
+
+
+def show(console: Console, rows: Sequence[tuple[str, str, str, bool | None]]) -> bool:
+    table = Table("", "measured", "bound", "held", box=None)
+    for name, value, bound, held in rows:
+        table.add_row(name, value, bound, "" if held is None else "yes" if held else "NO")
+    console.print(table)
+    return all(held is not False for *_, held in rows)
+
+
+def milliseconds(seconds: Sequence[float]) -> str:
+    return f"{1000 * statistics.median(seconds):.1f} / {1000 * float(np.quantile(seconds, 0.99)):.1f} ms"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a saved detector; default: one trained on the demo")
+    parser.add_argument("--pictures", type=Path, help="a folder of pictures for it, folders below it included")
+    parser.add_argument(
+        "--requests", type=int, default=20_000, help="of the long run; one client makes a twentieth of it, 400 at most"
+    )
+    parser.add_argument("--minutes", type=float, default=30, help="after which the long run ends")
+    given = parser.parse_args()
+    if (given.model is None) != (given.pictures is None):
+        parser.error("give --model and --pictures together")
+    console = Console(highlight=False, width=110)
+    with tempfile.TemporaryDirectory(prefix="load") as name:
+        folder = Path(name)
+        model, pictures = (given.model, bodies(given.pictures)) if given.model else demo_model(folder)
+        detector = Detector.load(model, device="cpu")
+        with server(model.absolute(), folder) as (port, category):
+            rows = measure(console, port, category, detector, pictures, given)
+    console.print(
+        f"{os.cpu_count()} cores, torch {torch.get_num_threads()} threads, {len(pictures)} pictures of {len(pictures[0]) / 1e3:.0f} kB"
+    )
+    raise SystemExit(0 if show(console, rows) else 1)
+
+
+def measure(
+    console: Console, port: int, category: str, detector: Detector, pictures: Sequence[bytes], given: argparse.Namespace
+) -> list[tuple[str, str, str, bool | None]]:
+    count = max(40, min(400, given.requests // 20))
+    console.print(f"one client, {count} requests ...")
+    client, alone = one_client(port, category, detector, pictures, count)
+    own, p99 = statistics.median(client.own), float(np.quantile(client.own, 0.99))
+
+    console.print(f"{CLIENTS} clients ...")
+    rates = {batch: in_process(detector, pictures, batch, 2) for batch in BATCHES}
+    best = max(rates, key=lambda batch: rates[batch])
+    many_clients(port, category, pictures, seconds=2)
+    rounds = [(in_process(detector, pictures, best, 5), many_clients(port, category, pictures, seconds=5)) for _ in range(3)]
+    detectors, servers = (statistics.median(r) for r in zip(*((base, served[0]) for base, served in rounds), strict=True))
+    errors = client.errors + [e for _, served in rounds for e in served[1]]
+
+    console.print(f"{given.requests} requests, {given.minutes:g} minutes at most ...")
+    until, answered, memory = time.monotonic() + 60 * given.minutes, 0, []
+    while answered < given.requests and time.monotonic() < until:
+        part = max(1, min(given.requests // 20, given.requests - answered))
+        _, wrong, done = many_clients(port, category, pictures, seconds=until - time.monotonic(), most=part)
+        errors += wrong
+        answered += done
+        memory.append(replica_bytes())
+        if wrong and not done:
+            break
+    # The allocator's caches fill in the first fifth; from there on the medians of two quarters are compared.
+    settled = memory[len(memory) // 5 :]
+    quarter = max(1, len(settled) // 4)
+    growth = statistics.median(settled[-quarter:]) / statistics.median(settled[:quarter]) - 1
+    if errors:
+        console.print("errors, the first five:", *errors[:5], sep="\n  ")
+    return [
+        ("detector alone, median / p99", milliseconds(alone), "", None),
+        ("one client, median / p99", milliseconds(client.seconds), "", None),
+        ("own cost, median", f"{own:.1f} ms", f"{BOUNDS['own cost, median']:g} ms", own <= BOUNDS["own cost, median"]),
+        ("own cost, p99", f"{p99:.1f} ms", f"{BOUNDS['own cost, p99']:g} ms", p99 <= BOUNDS["own cost, p99"]),
+        (f"detector alone, batches of {best}", f"{detectors:.1f} images/s", "", None),
+        (
+            f"{CLIENTS} clients",
+            f"{servers:.1f} images/s, {servers / detectors:.0%}",
+            format(BOUNDS["share of the detector's images/s"], ".0%"),
+            servers / detectors >= BOUNDS["share of the detector's images/s"],
+        ),
+        (f"errors in {answered} requests", str(len(errors)), "0", not errors),
+        (
+            "the replica's memory",
+            f"{memory[0] / 2**20:.0f} to {memory[-1] / 2**20:.0f} MiB, {growth:+.1%} once settled",
+            f"{BOUNDS['growth']:+.0%}",
+            growth <= BOUNDS["growth"],
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
