@@ -4,16 +4,18 @@
     python benchmarks/defects.py --batch 8 --size 512 --rounds 3
 
 The literal one follows DRAEM's steps as they are told: an axis-aligned Perlin grid in numpy, turned with OpenCV, three of the nine
-colour changes on the whole source with torchvision's functions, blended over the whole image, stacked to a batch. It is timed with
-the changes on tensors, with those functions on Pillow images, which is faster, and with its noise tuned besides. All rows fill from
-the same banks of drawn textures and return the defective images, the clean ones and the regions. Rounds alternate between the rows;
-a row's figures are those of its fastest batch, the one that other processes disturbed least, in CPU seconds of this process.
+colour changes on the whole source, blended over the whole image, stacked to a batch. The changes are albumentations' transforms (a
+dependency of this benchmark alone: pip install -e '.[benchmarks]'), or torchvision's functions on tensors and on Pillow images; the
+last literal row has its noise tuned besides. Ratios are to the row with albumentations. All rows fill from the same banks of drawn
+textures and return the defective images, the clean ones and the regions. Rounds alternate between the rows; a row's figures are those
+of its fastest batch, the one that other processes disturbed least, in CPU seconds of this process.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from collections.abc import Callable
 
@@ -25,16 +27,20 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the internet for newer versions
+import albumentations as album
+
 from clsnf.config import DefectSettings
 from clsnf.data.defects import DefectMaker, sample_key
 from clsnf.data.textures import draw_textures
 
 Picture = NDArray[np.uint8]  # (side, side, 3)
 Noise = Callable[[np.random.Generator, int, tuple[int, int]], NDArray[np.float64]]
-Source = Tensor | Image.Image
+Source = Tensor | Image.Image | Picture
 Open = Callable[[Picture], Source]
+Change = Callable[[Source, np.random.Generator], Source]
 
-CHANGES: tuple[Callable[[Source, np.random.Generator], Source], ...] = (
+CHANGES: tuple[Change, ...] = (
     lambda image, rng: tv.adjust_gamma(image, rng.uniform(0.5, 2)),
     lambda image, rng: tv.adjust_brightness(image, rng.uniform(0.8, 1.2)),
     lambda image, rng: tv.adjust_sharpness(image, rng.uniform(0, 3)),
@@ -44,6 +50,28 @@ CHANGES: tuple[Callable[[Source, np.random.Generator], Source], ...] = (
     lambda image, rng: tv.invert(image),
     lambda image, rng: tv.autocontrast(image),
     lambda image, rng: tv.equalize(image),
+)
+
+
+def by_albumentations(transform: album.ImageOnlyTransform) -> Change:
+    return lambda image, rng: transform(image=image)["image"]
+
+
+ALBUMENTATIONS: tuple[Change, ...] = tuple(
+    map(
+        by_albumentations,
+        (
+            album.RandomGamma((50, 200), p=1),
+            album.RandomBrightnessContrast(0.2, 0, p=1),
+            album.Sharpen((0, 1), (0, 1), p=1),
+            album.HueSaturationValue(90, 100, 0, p=1),
+            album.Solarize((0.125, 0.5), p=1),
+            album.Posterize((1, 5), p=1),
+            album.InvertImg(p=1),
+            album.AutoContrast(p=1),
+            album.Equalize(p=1),
+        ),
+    )
 )
 
 
@@ -91,7 +119,12 @@ def tuned_noise(rng: np.random.Generator, side: int, frequency: tuple[int, int])
 
 
 def literal_defect(
-    image: Picture, banks: tuple[list[Picture], list[Picture]], noise: Noise, opened: Open, rng: np.random.Generator
+    image: Picture,
+    banks: tuple[list[Picture], list[Picture]],
+    noise: Noise,
+    opened: Open,
+    changes: tuple[Change, ...],
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.floating], NDArray[np.bool_], NDArray[np.floating]]:
     """One image (H, H, 3) with a defect, its region and the clean image."""
     side = len(image)
@@ -100,8 +133,8 @@ def literal_defect(
     region = cv2.warpAffine(noise(rng, side, (2**power_y, 2**power_x)), turn, (side, side)) > 0.5
     bank = banks[rng.integers(2)]
     source = opened(bank[rng.integers(len(bank))])
-    for index in rng.choice(len(CHANGES), 3, replace=False):
-        source = CHANGES[index](source, rng)
+    for index in rng.choice(len(changes), 3, replace=False):
+        source = changes[index](source, rng)
     transparency = np.float32(rng.uniform(0, 0.8))
     clean = image.astype(np.float32) / 255
     where = region[..., None].astype(np.float32)
@@ -110,10 +143,15 @@ def literal_defect(
 
 
 def literal_batch(
-    images: list[Picture], banks: tuple[list[Picture], list[Picture]], noise: Noise, opened: Open, seed: int
+    images: list[Picture],
+    banks: tuple[list[Picture], list[Picture]],
+    noise: Noise,
+    opened: Open,
+    seed: int,
+    changes: tuple[Change, ...] = CHANGES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rng = np.random.default_rng(seed)
-    made = [literal_defect(image, banks, noise, opened, rng) for image in images]
+    made = [literal_defect(image, banks, noise, opened, changes, rng) for image in images]
     defective, regions, clean = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
     return defective.permute(0, 3, 1, 2).contiguous(), regions, clean.permute(0, 3, 1, 2).contiguous()
 
@@ -141,8 +179,9 @@ def main() -> None:
         return lambda turn: maker.make(images, masks, torch.from_numpy(sample_key(0, turn, at)))
 
     rows: dict[str, Callable[[int], object]] = {
-        "literal, changes on tensors": lambda turn: literal_batch(image_list, banks, literal_noise, as_tensor, turn),
-        "literal, changes by Pillow": lambda turn: literal_batch(image_list, banks, literal_noise, Image.fromarray, turn),
+        "literal, by albumentations": lambda turn: literal_batch(image_list, banks, literal_noise, np.copy, turn, ALBUMENTATIONS),
+        "literal, torchvision on tensors": lambda turn: literal_batch(image_list, banks, literal_noise, as_tensor, turn),
+        "literal, torchvision on Pillow": lambda turn: literal_batch(image_list, banks, literal_noise, Image.fromarray, turn),
         "the same, its noise tuned": lambda turn: literal_batch(image_list, banks, tuned_noise, Image.fromarray, turn),
         "DefectMaker": batched(None),
         "DefectMaker, object mask (20 %)": batched(product),
@@ -158,7 +197,7 @@ def main() -> None:
 
     print(f"one core, {arguments.size} x {arguments.size}, batches of {arguments.batch}, {3 * arguments.rounds} of them")
     print(f"{'':34}{'images/s':>10}{'ms/image':>10}{'ratio':>8}")
-    literal = min(seconds["literal, changes on tensors"])
+    literal = min(seconds["literal, by albumentations"])
     for name, times in seconds.items():
         fastest = min(times)
         print(f"{name:34}{arguments.batch / fastest:10.0f}{1000 * fastest / arguments.batch:10.2f}{literal / fastest:8.1f}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
+
+from clsnf.study.streaming import STEPS, streamed
 
 _MOST_ROWS = 20
 
@@ -20,6 +22,7 @@ class Row:
         ended, running, failed: numbers of trials; those that were stopped early ended.
         best: objective so far, None before the first.
         reused, computed: stages.
+        stream: what the trials say of their streams.
     """
 
     ended: int = 0
@@ -28,6 +31,7 @@ class Row:
     best: float | None = None
     reused: int = 0
     computed: int = 0
+    stream: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Board:
@@ -68,6 +72,7 @@ class Board:
         row.failed += record["status"] == "failed"
         row.reused += record["figures"].get("stages_reused") or 0
         row.computed += record["figures"].get("stages_computed") or 0
+        row.stream.append({"figures": {k: v for k, v in record["figures"].items() if k.startswith("stream_")}})
         if record["objective"] is not None:
             row.best = record["objective"] if row.best is None else max(row.best, record["objective"])
 
@@ -88,7 +93,16 @@ class Board:
         to_go = self.seconds_to_go()
         title = f"{self.ended} of {self.total} trials" + ("" if to_go is None else f", at most {_duration(to_go)} to go")
         table = Table(title=title, title_justify="left", title_style="bold")
-        for column in ("category", "trials", "running", "failed", "best", "stages reused"):
+        for column in (
+            "category",
+            "trials",
+            "running",
+            "failed",
+            "best",
+            "stages reused",
+            "images/s read, decoded, defects",
+            "waited for data",
+        ):
             table.add_column(column, justify="left" if column == "category" else "right")
         # Those that something happens in, where there are too many to show.
         shown = sorted(self.rows.items(), key=lambda item: (-item[1].running, item[1].ended))[:_MOST_ROWS]
@@ -101,10 +115,18 @@ class Board:
                 str(row.failed),
                 "-" if row.best is None else f"{row.best:.4f}",
                 f"{row.reused} of {stages}",
+                *_stream(row.stream),
             )
         if len(self.rows) > _MOST_ROWS:
-            table.add_row(f"and {len(self.rows) - _MOST_ROWS} more", "", "", "", "", "")
+            table.add_row(f"and {len(self.rows) - _MOST_ROWS} more", *[""] * 7)
         return table
+
+
+def _stream(records: list[dict[str, Any]]) -> tuple[str, str]:
+    """A worker's images a second at each step, and how long training waited for data."""
+    found = streamed(records)
+    pace = [f"{found['images_per_second'][step]:.0f}" if step in found["images_per_second"] else "-" for step in STEPS]
+    return ", ".join(pace), f"{found['waited_seconds']:.1f} s"
 
 
 def _duration(seconds: float) -> str:

@@ -197,6 +197,9 @@ class Terminal:
         for category in untested:
             self.line(f"note: {category} has no labelled test pictures with defects: test figures are left out")
         for category, found in summary["categories"].items():
+            if found.get("skipped"):
+                count = len(found["skipped"])
+                self.line(f"note: {category}: {count} unreadable {'picture was' if count == 1 else 'pictures were'} left out")
             for failed in found["failed_trials"]:
                 self.line(f"note: {category}, trial {failed['trial']} failed: {failed['cause']}")
         self._results.print(

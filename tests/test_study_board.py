@@ -25,13 +25,14 @@ def test_counts_best_values_and_the_time_to_go() -> None:
     for category in ("nut", "[bold]bolt"):
         board.begun(category)
     now = 130.0
-    board.trial(record("nut", 0.4, stages_reused=5, stages_computed=0))
+    stream: dict[str, Any] = {"stream_images": 40, "stream_waited": 2.5, "stream_decode_images": 40, "stream_decode_seconds": 0.5}
+    board.trial(record("nut", 0.4, stages_reused=5, stages_computed=0, **stream))
     assert board.seconds_to_go() == 30 * 7, "one trial took 30 s, seven are left"
     assert (board.ended, board.total, board.rows["nut"].best, board.rows["nut"].running) == (3, 10, 0.5, 0)
     text = shown(board)
     assert "3 of 10 trials, at most 4 min to go" in text
     assert "[bold]bolt" in text
-    for value in ("3/5", "0/5", "0.5000", "6 of 11"):
+    for value in ("3/5", "0/5", "0.5000", "6 of 11", "-, 80, -", "2.5 s"):
         assert value in text
 
 
