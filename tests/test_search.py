@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from clsnf.config import DetectorSettings
@@ -165,6 +166,29 @@ def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(where: str 
     assert after.left == 12 - ended
     assert sorted(map(str, seen + run(after))) == sorted(map(str, whole))
     assert str(lost) in map(str, whole), "a trial under way is begun again as it was"
+
+
+def test_a_trial_is_in_the_storage_with_all_of_its_values_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed between any two writes: none of them may leave a trial that has begun without its values."""
+    storage = open_storage(None, tmp_path)
+    search = searcher(["a"], 6, storage=storage)
+    run(search, most=4)
+    seen = []
+    for name in ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_system_attr"):
+        write = getattr(storage, name)
+
+        def written(*arguments: Any, write: Any = write, **more: Any) -> Any:
+            result = write(*arguments, **more)
+            (study,) = open_storage(None, tmp_path).get_all_studies()
+            trials = open_storage(None, tmp_path).get_all_trials(study._study_id)
+            seen.append([t.params for t in trials if t.state == TrialState.RUNNING])
+            return result
+
+        monkeypatch.setattr(storage, name, written)
+    handed = search.suggest("next")
+    values = {name: value for name, value in handed.items() if name not in (CATEGORY, NUMBER)}
+    assert seen
+    assert all(running == [values] for running in seen)
 
 
 def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from optuna.pruners import PercentilePruner
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key
 
 STATUS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
 JOURNAL = "optuna.journal"
+_FIRST = "first"  # the study's attribute that holds the points to try first
 # A trial is hopeless when it is in the worst quarter of at least this many others that came as far.
 _COMPARED_WITH = 4
 _KEPT_PERCENT = 75.0
@@ -116,9 +117,8 @@ class History:
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._study.set_metric_names(list(objectives))
         if not self._all():
-            for values in first:
-                if _is_point(values, self._distributions):
-                    self._study.enqueue_trial(dict(values), skip_if_exists=True)
+            points = [dict(values) for values in first if _is_point(values, self._distributions)]
+            self._study.set_user_attr(_FIRST, [values for index, values in enumerate(points) if values not in points[:index]])
         self._left = [trial.number for trial in self._all(TrialState.RUNNING)]
         self.given = len(self._all(*STATUS))
 
@@ -131,15 +131,26 @@ class History:
         if self._left:
             number = self._left.pop(0)
             return number, dict(self._all()[number].params)
-        self._study.sampler = TPESampler(
+        number = len(self._all())
+        first: list[dict[str, Any]] = self._study.user_attrs[_FIRST]
+        given = first[number] if number < len(first) else {}
+        values = given if given.keys() == self._distributions.keys() else self._sampled() | given
+        # In one step: whoever goes on after a crash finds all of a trial's values, or no such trial.
+        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions))
+        return number, dict(self._all()[number].params)
+
+    def _sampled(self) -> dict[str, Any]:
+        """What a fresh sampler suggests next. It asks a copy of the study: asking leaves a trial without values for a moment."""
+        copy = create_study(directions=list(self._objectives.values()))
+        copy.add_trials(self._all())
+        copy.sampler = TPESampler(
             seed=trial_seed(self._seed, self.category, self.given - 1),
             multivariate=True,
             # Few trials must not all be spent on random points.
             n_startup_trials=min(10, max(3, self._trials // 3)),
             constant_liar=not self._in_sequence,
         )
-        trial = self._study.ask(self._distributions)
-        return trial.number, dict(trial.params)
+        return dict(copy.ask(self._distributions).params)
 
     def begin_again(self, number: int) -> None:
         """Let a trial whose process was killed come next once more."""
