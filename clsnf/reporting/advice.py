@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from clsnf.reporting.study_files import Product, StudyFiles
 # The gravest first.
 DECISIONS = {
     "failed": "No winner",
+    "unfinished": "No winner yet",
     "weak": "Not good enough yet",
     "images": "Check these images",
     "normals": "Needs more normals",
@@ -90,6 +91,8 @@ class Advice:
 def advise(study: StudyFiles, product: Product) -> Advice:
     """Look at everything and decide."""
     checks = [check(study, product) for check in CHECKS.values()]
+    if "winner" not in product.result:
+        checks[1:] = [replace(check, holds=None, says="There is no winner to ask.") for check in checks[1:]]
     open_decisions = [check.decision for check in checks if check.holds is False]
     decision = min(open_decisions, key=list(DECISIONS).index, default="ready")
     return Advice(decision, checks, suspects_of(product))
@@ -103,6 +106,8 @@ def _winner(study: StudyFiles, product: Product) -> Check:
     result = product.result
     if "winner" not in result:
         cause = result.get("error") or f"{len(product.finished_trials)} of {len(product.trials)} begun trials finished."
+        if not study.finished and not result.get("error"):
+            return Check(name, False, cause, "unfinished", "Wait for the study, or go on with it: the same command with --resume.")
         return Check(name, False, str(cause), "failed", "Mend the cause and go on with --resume.")
     figures = {**product.figures, "threshold": (result.get("threshold") or {}).get("value")}
     strange = [figure_name(key) for key, value in figures.items() if not is_finite(value)]

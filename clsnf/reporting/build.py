@@ -99,6 +99,7 @@ def headline(counts: dict[str, int]) -> str:
         return "The product is ready to deploy." if total == 1 else f"All {total} products are ready to deploy."
     says = {
         "failed": ("has no winner", "have no winner"),
+        "unfinished": ("has no winner yet", "have no winner yet"),
         "weak": ("is not good enough yet", "are not good enough yet"),
         "images": ("has pictures to check first", "have pictures to check first"),
         "normals": ("needs more normals", "need more normals"),

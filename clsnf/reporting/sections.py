@@ -67,7 +67,9 @@ def _overview(context: Context) -> list[Block]:
     names = dict.fromkeys(gain_figure(context.study, p) for p in context.study.products if p.figures)
     found = [charts_of_products.verdict_chart(context.study, name) for name in dict.fromkeys([*names, "image_auroc"])]
     blocks: list[Block] = [chart for chart in found if chart is not None]
-    return blocks or [Note("There are no test figures: no product has labelled test pictures with defects.", "missing")]
+    return blocks or [
+        Note("There are no test figures: no product has a winner and labelled test pictures with defects.", "missing")
+    ]
 
 
 def _study(context: Context) -> list[Block]:
