@@ -152,7 +152,7 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
 
 def _add_inspection(app: FastAPI, service: InspectionService) -> None:
-    limit, most = service.settings.max_megabytes * MiB, service.settings.batch_size
+    limit, most = service.settings.max_megabytes * MiB, service.settings.images_per_request
 
     @app.post(
         "/v1/models/{category}/inspect",

@@ -67,7 +67,7 @@ class InspectionService:
         self._readers = ThreadPoolExecutor(settings.readers, "read", initializer=_claim_threads, initargs=(1,))
         self._network = ThreadPoolExecutor(1, "network", initializer=_claim_threads, initargs=(threads,))
         self._batcher: Batcher[Model, Picture, Seen] = Batcher(
-            self._look, self._network, settings.batch_size, settings.batch_wait_ms / 1000
+            self._look, self._network, settings.batch_size or (4 if self._device == "cpu" else 16), settings.batch_wait_ms / 1000
         )
         self._waiting = 0
         self._seconds_per_image = 0.0
@@ -146,7 +146,7 @@ class InspectionService:
 
     def check_room(self, images: int = 1) -> None:
         """Refuse early what :meth:`inspect` would refuse. Raises Busy, TooLarge."""
-        most = self.settings.batch_size
+        most = self.settings.images_per_request
         if images > most:
             raise TooLarge(f"{images} images in one request: at most {most} are looked at together. Send them in several requests.")
         if self._waiting + images > self.settings.queue:
