@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_server import encoded, picture, small_settings
@@ -434,3 +435,21 @@ def test_all_refusals_have_a_status_of_the_request_or_of_the_moment() -> None:
 
     kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, RequestError)]
     assert {kind.status for kind in kinds} == {400, 401, 403, 404, 406, 408, 413, 415, 422, 429, 503, 504}
+
+
+def test_the_documentation_lists_every_setting_as_it_is() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    for field in dataclasses.fields(ServingSettings):
+        assert f"| `{field.name}` |" in page
+        assert field.metadata["help"] in page
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "rayservice.yaml"])
+def test_the_files_for_deployments_name_settings_that_exist(name: str, winners: Path) -> None:
+    content = yaml.safe_load((Path(__file__).parent.parent / "serve" / name).read_text())
+    config = yaml.safe_load(content["spec"]["serveConfigV2"]) if "spec" in content else content
+    (application,) = config["applications"]
+    assert application["import_path"] == "clsnf.serving.deployment:app"
+    ServingSettings.from_args(application["args"] | {"models": str(winners)})
+    (deployment,) = application["deployments"]
+    assert set(deployment["user_config"]) == {"models"}
