@@ -232,6 +232,14 @@ def test_the_size_is_refused_before_the_pixels_are_read(client: TestClient, monk
     assert ask(client, bomb(2000, 1001)).status_code == 400
 
 
+def test_maps_of_many_large_images_are_refused(client: TestClient) -> None:
+    body = encoded(np.zeros((1000, 1100, 3), np.uint8))
+    files = [("images", ("a.png", body, "image/png"))] * 2
+    assert client.post("/v1/models/plate/inspect", files=files).status_code == 200
+    answer = client.post("/v1/models/plate/inspect", files=files, params={"map": "npy"})
+    assert (answer.status_code, "fewer" in answer.json()["error"]) == (413, True)
+
+
 def test_other_refusals_have_their_own_status(client: TestClient) -> None:
     body = encoded(picture())
     unknown = ask(client, body, "plat")

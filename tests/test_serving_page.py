@@ -28,7 +28,7 @@ pytestmark = needs_chromium
 def server(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "token").write_text(TOKEN)
-    made = small_settings(winners, state=str(folder / "state"), token_file=str(folder / "token"), queue=2, batch_size=2)
+    made = small_settings(winners, state=str(folder / "state"), token_file=str(folder / "token"), queue=2, images_per_request=2)
     with http_server(made) as address:
         yield address
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_server import encoded, picture, small_settings
@@ -84,16 +85,17 @@ def test_what_waits_while_the_network_is_busy_goes_together_and_models_take_turn
 
 def test_a_requests_images_stay_together_and_one_that_fails_hurts_its_batch_alone() -> None:
     async def work(batcher: Batcher[str, int, int], run: Recorder) -> None:
-        groups = [[1, 2, 3], [4, 5], [13], [6]]
+        groups = [[1, 2, 3], [4, 5], [13], [6], [21, 22, 23, 24, 25, 26]]
         tasks = [asyncio.create_task(batcher.submit("a", group)) for group in groups]
         run.gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert list(found[0]) == [2, 4, 6]  # type: ignore[arg-type]
-        assert all(isinstance(result, ClsnfError) for result in found[1:])
+        assert all(isinstance(result, ClsnfError) for result in found[1:4])
+        assert list(found[4]) == [42, 44, 46, 48, 50, 52]  # type: ignore[arg-type]  # more than a batch holds
         assert list(await batcher.submit("a", [7])) == [14]
 
     run = batched(work)
-    assert [items for _, items in run.batches] == [[1, 2, 3], [4, 5, 13, 6], [7]]
+    assert [items for _, items in run.batches] == [[1, 2, 3], [4, 5, 13, 6], [21, 22, 23, 24, 25, 26], [7]]
 
 
 def test_who_has_given_up_costs_nothing() -> None:
@@ -276,7 +278,7 @@ def serving(settings_: ServingSettings, work: Callable[[InspectionService], Any]
 
 
 def test_a_full_queue_says_when_to_come_again_and_a_late_answer_is_none(winners: Path, tmp_path: Path) -> None:
-    made = small_settings(winners, state=str(tmp_path), queue=2, batch_size=2, deadline_s=0.5)
+    made = small_settings(winners, state=str(tmp_path), queue=2, images_per_request=2, deadline_s=0.5)
     gate = threading.Event()
 
     async def work(service: InspectionService) -> None:
@@ -394,8 +396,8 @@ def test_answers_come_as_text_or_binary_as_asked() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"batch": 3}, "batch_size"),
-        ({"queue": 1}, "batch_size"),
+        ({"batch_sise": 3}, "batch_size"),
+        ({"queue": 1}, "images_per_request"),
         ({"max_replicas": 0}, "min_replicas"),
         ({"precision": "half"}, "float32"),
         ({"deadline_s": "x"}, "float"),
@@ -433,3 +435,21 @@ def test_all_refusals_have_a_status_of_the_request_or_of_the_moment() -> None:
 
     kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, RequestError)]
     assert {kind.status for kind in kinds} == {400, 401, 403, 404, 406, 408, 413, 415, 422, 429, 503, 504}
+
+
+def test_the_documentation_lists_every_setting_as_it_is() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    for field in dataclasses.fields(ServingSettings):
+        assert f"| `{field.name}` |" in page
+        assert field.metadata["help"] in page
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "rayservice.yaml"])
+def test_the_files_for_deployments_name_settings_that_exist(name: str, winners: Path) -> None:
+    content = yaml.safe_load((Path(__file__).parent.parent / "serve" / name).read_text())
+    config = yaml.safe_load(content["spec"]["serveConfigV2"]) if "spec" in content else content
+    (application,) = config["applications"]
+    assert application["import_path"] == "clsnf.serving.deployment:app"
+    ServingSettings.from_args(application["args"] | {"models": str(winners)})
+    (deployment,) = application["deployments"]
+    assert set(deployment["user_config"]) == {"models"}

@@ -251,7 +251,7 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
     winners: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("l")
-    models = folder / "winners"
+    models = folder / "runs" / "NAME" / "winners"
     shutil.copytree(winners, models)
     certificate, key = write_certificate(folder)
     environment = quiet_environment(folder) | {
@@ -261,17 +261,8 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         "RAY_TMPDIR": str(folder),
     }
     port, log = free_port(), folder / "log"
-    command = [
-        sys.executable,
-        "-c",
-        "from clsnf.cli import main; main()",
-        "serve",
-        str(models),
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
+    (in_readme,) = [line.split()[1:] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("clsnf serve ")]
+    command = [sys.executable, "-c", "from clsnf.cli import main; main()", *in_readme, "--port", str(port), "--device", "cpu"]
     with log.open("wb") as file:
         process = subprocess.Popen([*command, "--set", "threads=1"], env=environment, cwd=folder, stdout=file, stderr=file)
     url = f"https://127.0.0.1:{port}/v1/models/plate"
@@ -320,7 +311,7 @@ def test_what_cannot_be_served_is_one_line_before_ray_starts(winners: Path, tmp_
 
     assert "no folder of models" in refused(str(tmp_path / "none"))
     assert "no saved detectors" in refused(str(tmp_path))
-    assert "batch_size" in refused(str(winners), "--set", "batch=3")
+    assert "batch_size" in refused(str(winners), "--set", "batch_sise=3")
     assert "CLSNF_TLS_KEY" in refused(str(winners), CLSNF_TLS_CERT=str(tmp_path))
     assert "16 or more" in refused(str(winners), CLSNF_TOKEN="short")
     with socket.create_server(("127.0.0.1", 0)) as taken:

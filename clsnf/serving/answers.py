@@ -103,8 +103,7 @@ def _drawn(picture: Picture, seen: Seen, detector: Detector, in_force: InForce, 
         return file.getvalue()
     if kind == "png":
         return png_bytes(heat_map(score_map, detector.shown_from, 1.2 * in_force.map_value))
-    assert picture.image is not None, "pictures are kept where an overlay is asked for"
-    return png_bytes(overlay(picture.image, score_map, detector.shown_from, in_force.map_value))
+    return png_bytes(overlay(picture.image(), score_map, detector.shown_from, in_force.map_value))
 
 
 def model_line(entry: Entry, setting: Setting | None, loaded: bool) -> dict[str, Any]:

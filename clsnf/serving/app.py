@@ -152,7 +152,7 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
 
 def _add_inspection(app: FastAPI, service: InspectionService) -> None:
-    limit, most = service.settings.max_megabytes * MiB, service.settings.batch_size
+    limit, most = service.settings.max_megabytes * MiB, service.settings.images_per_request
 
     @app.post(
         "/v1/models/{category}/inspect",
@@ -179,14 +179,14 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
         """
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         service.store.entry(category)
-        service.check_room()
-        body = await body_before(deadline, read_body(request, limit))
-        files = await image_files(request, body, most)
-        alone = _wants_picture(request.headers.get("accept", ""))
-        if alone and len(files) > 1:
-            raise NotAcceptable(f"There are {len(files)} images: with Accept: image/png send one at a time.")
-        async with service.before(deadline):
-            answers = await service.inspect(category, files, "overlay" if alone else kind)
+        with service.room():
+            body = await body_before(deadline, read_body(request, limit))
+            files = await image_files(request, body, most)
+            alone = _wants_picture(request.headers.get("accept", ""))
+            if alone and len(files) > 1:
+                raise NotAcceptable(f"There are {len(files)} images: with Accept: image/png send one at a time.")
+            async with service.before(deadline):
+                answers = await service.inspect(category, files, "overlay" if alone else kind, admitted=1)
         if alone:
             shown = ("score", "threshold", "verdict", "p_value", "version")
             headers = {f"Clsnf-{name.replace('_', '-').title()}": str(answers[0].fields[name]) for name in shown}

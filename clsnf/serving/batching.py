@@ -33,9 +33,9 @@ class Batcher(Generic[Key, Item, Result]):
     """Runs items in batches, in `executor`, one batch at a time.
 
     Args:
-        run: takes a key and 1 to `size` items, gives one result for each, in their order.
+        run: takes a key and items, gives one result for each, in their order.
         executor: where `run` runs.
-        size: items in a batch at most.
+        size: items in a batch at most; a request that has more is a batch of its own.
         wait: seconds that a batch which is not full waits for more items of its key.
     """
 
@@ -49,9 +49,9 @@ class Batcher(Generic[Key, Item, Result]):
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, key: Key, items: Sequence[Item]) -> Sequence[Result]:
-        """The results of a request's items, 1 to `size` of them; raises what `run` raises."""
-        if not 0 < len(items) <= self._size:
-            raise ValueError(f"{len(items)} items: a batch holds 1 to {self._size}")
+        """The results of a request's items, one or more; raises what `run` raises."""
+        if not items:
+            raise ValueError("a request without items has no results")
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         self._count += 1
@@ -118,8 +118,9 @@ class Batcher(Generic[Key, Item, Result]):
                 return
 
     def _take(self, key: Key) -> list[_Group[Item, Result]]:
-        queue, taken, room = self._queues[key], [], self._size
-        while queue and len(queue[0].items) <= room:
+        queue, room = self._queues[key], self._size
+        taken: list[_Group[Item, Result]] = []
+        while queue and (not taken or len(queue[0].items) <= room):
             group = queue.popleft()
             if not group.answer.done():
                 taken.append(group)

@@ -26,35 +26,44 @@ class Picture:
         placed: (3, H, W) uint8 on the canvas.
         placement: where it lies there.
         looks: (5,), see :func:`clsnf.data.looks.looks_of`.
-        image: (h, w, 3) uint8 as it came, where the answer will show it; else None, to save memory.
+        source: what it came as, a file's bytes or (h, w, 3) uint8: an overlay decodes it again, because the decoded pictures of all
+            that wait could fill the memory.
     """
 
     name: str
     placed: torch.Tensor
     placement: Placement
     looks: np.ndarray
-    image: np.ndarray | None
+    source: bytes | np.ndarray
+
+    def image(self) -> np.ndarray:
+        """(h, w, 3) uint8."""
+        return decode_image(self.source, self.name) if isinstance(self.source, bytes) else self.source
 
 
-def take_file(data: bytes, name: str, settings: ImageSettings, max_megapixels: int, keep: bool) -> Picture:
-    """The picture of a file's bytes; `keep` its pixels for an overlay.
+def take_file(data: bytes, name: str, settings: ImageSettings, max_megapixels: int) -> Picture:
+    """The picture of a file's bytes.
 
     Raises:
         BadRequest: no image, half an image, or one of absurd dimensions, with the reason.
     """
     try:
         check_sides(announced_size(data, name), name, max_megapixels)
-        return take_array(decode_image(data, name), name, settings, keep)
+        return _taken(decode_image(data, name), data, name, settings)
     except ImageError as error:
         raise BadRequest(str(error)) from error
     except MemoryError as error:
         raise BadRequest(f"{name} needs more memory than there is: scale it down.") from error
 
 
-def take_array(image: np.ndarray, name: str, settings: ImageSettings, keep: bool) -> Picture:
+def take_array(image: np.ndarray, name: str, settings: ImageSettings) -> Picture:
     """The picture of an RGB array (h, w, 3) uint8."""
+    return _taken(image, image, name, settings)
+
+
+def _taken(image: np.ndarray, source: bytes | np.ndarray, name: str, settings: ImageSettings) -> Picture:
     placed, placement = place(image, settings)
-    return Picture(name, placed, placement, looks_of(placed), image if keep else None)
+    return Picture(name, placed, placement, looks_of(placed), source)
 
 
 def check_sides(size: tuple[int, int], name: str, max_megapixels: int) -> None:

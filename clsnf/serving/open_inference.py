@@ -68,20 +68,20 @@ def open_inference_routes(service: InspectionService) -> APIRouter:
     async def answer(request: Request, category: str, version: str | None) -> Response:
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         entry_of(category, version)
-        service.check_room()
-        body = await body_before(deadline, read_body(request, limit))
-        async with service.before(deadline):
-            question: Question = await service.aside(partial(read_question, body, request.headers.get(_LENGTH)))
-            images: list[tuple[str, bytes | np.ndarray]] = []
-            for index, image in enumerate(question.images):
-                if isinstance(image, np.ndarray):
-                    check_sides((image.shape[0], image.shape[1]), f"image {index}", service.settings.max_megapixels)
-                images.append((f"image {index}", image))
-            answers = await service.inspect(category, images)
-            head = {"model_name": category, "model_version": answers[0].fields["version"]}
-            if question.id is not None:
-                head["id"] = question.id
-            content, length = await service.aside(partial(write_answer, head, _tensors(answers), question.outputs))
+        with service.room():
+            body = await body_before(deadline, read_body(request, limit))
+            async with service.before(deadline):
+                question: Question = await service.aside(partial(read_question, body, request.headers.get(_LENGTH)))
+                images: list[tuple[str, bytes | np.ndarray]] = []
+                for index, image in enumerate(question.images):
+                    if isinstance(image, np.ndarray):
+                        check_sides((image.shape[0], image.shape[1]), f"image {index}", service.settings.max_megapixels)
+                    images.append((f"image {index}", image))
+                answers = await service.inspect(category, images, admitted=1)
+                head = {"model_name": category, "model_version": answers[0].fields["version"]}
+                if question.id is not None:
+                    head["id"] = question.id
+                content, length = await service.aside(partial(write_answer, head, _tensors(answers), question.outputs))
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={_LENGTH: str(length)})

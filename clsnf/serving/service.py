@@ -67,7 +67,7 @@ class InspectionService:
         self._readers = ThreadPoolExecutor(settings.readers, "read", initializer=_claim_threads, initargs=(1,))
         self._network = ThreadPoolExecutor(1, "network", initializer=_claim_threads, initargs=(threads,))
         self._batcher: Batcher[Model, Picture, Seen] = Batcher(
-            self._look, self._network, settings.batch_size, settings.batch_wait_ms / 1000
+            self._look, self._network, settings.batch_size or (4 if self._device == "cpu" else 16), settings.batch_wait_ms / 1000
         )
         self._waiting = 0
         self._seconds_per_image = 0.0
@@ -144,33 +144,48 @@ class InspectionService:
                 f"There was no answer within {self.settings.deadline_s:g} s: the server has more to do than it can."
             ) from error
 
-    def check_room(self, images: int = 1) -> None:
-        """Refuse early what :meth:`inspect` would refuse. Raises Busy, TooLarge."""
-        most = self.settings.batch_size
-        if images > most:
-            raise TooLarge(f"{images} images in one request: at most {most} are looked at together. Send them in several requests.")
+    @contextmanager
+    def room(self, images: int = 1) -> Iterator[None]:
+        """Hold places in the queue while the block runs: from before a body is read, so that bodies can't fill the memory. Raises Busy."""
         if self._waiting + images > self.settings.queue:
             seconds = math.ceil(self._waiting * self._seconds_per_image)
             raise Busy(
                 f"{self._waiting} images wait already, of {self.settings.queue} that may: come again.",
                 min(_LONGEST_RETRY, max(1, seconds)),
             )
+        self._waiting += images
+        self.meters.record("clsnf_waiting_images", self._waiting)
+        try:
+            yield
+        finally:
+            self._waiting -= images
+            self.meters.record("clsnf_waiting_images", self._waiting)
 
-    async def inspect(self, category: str, images: Sequence[tuple[str, bytes | np.ndarray]], kind: str = "none") -> list[Answer]:
+    async def inspect(
+        self, category: str, images: Sequence[tuple[str, bytes | np.ndarray]], kind: str = "none", *, admitted: int = 0
+    ) -> list[Answer]:
         """Answers about the images of one request, which go through the network as one batch.
 
         Args:
             category: whose model is asked.
             images: names and files' bytes, or RGB arrays (h, w, 3) uint8 whose sides were checked.
             kind: of map, one of :data:`clsnf.serving.answers.MAPS`.
+            admitted: places that the request holds already, see :meth:`room`.
 
         Raises:
             RequestError: with the HTTP status that says what is wrong.
         """
-        with self._room(len(images)):
+        most = self.settings.images_per_request
+        if len(images) > most:
+            raise TooLarge(
+                f"{len(images)} images in one request: at most {most} are looked at together. Send them in several requests."
+            )
+        with self.room(max(0, len(images) - admitted)):
             started = time.perf_counter()
             model = await self.store.get(category)
-            pictures = await self._read(model, images, keep=kind == "overlay")
+            pictures = await self._read(model, images)
+            if kind != "none":
+                self._check_maps(pictures)
             read = time.perf_counter()
             seen = await self._batcher.submit(model, pictures)
             looked = time.perf_counter()
@@ -192,24 +207,19 @@ class InspectionService:
                 self._count(model, picture, found.seen.score, verdict_of(found.seen.score, in_force))
             return answers
 
-    @contextmanager
-    def _room(self, images: int) -> Iterator[None]:
-        self.check_room(images)
-        self._waiting += images
-        self.meters.record("clsnf_waiting_images", self._waiting)
-        try:
-            yield
-        finally:
-            self._waiting -= images
-            self.meters.record("clsnf_waiting_images", self._waiting)
+    def _check_maps(self, pictures: Sequence[Picture]) -> None:
+        """Refuse maps that would take more memory than one picture of the largest size. Raises TooLarge."""
+        most = self.settings.max_megapixels
+        if sum(p.placement.source[0] * p.placement.source[1] for p in pictures) > most * 1_000_000:
+            raise TooLarge(f"The maps of these images have more than {most} megapixels together: ask for maps of fewer at a time.")
 
-    async def _read(self, model: Model, images: Sequence[tuple[str, bytes | np.ndarray]], keep: bool) -> list[Picture]:
+    async def _read(self, model: Model, images: Sequence[tuple[str, bytes | np.ndarray]]) -> list[Picture]:
         settings, most = model.detector.settings.image, self.settings.max_megapixels
 
         def take(name: str, image: bytes | np.ndarray) -> Picture:
             if isinstance(image, bytes):
-                return take_file(image, name, settings, most, keep)
-            return take_array(image, name, settings, keep)
+                return take_file(image, name, settings, most)
+            return take_array(image, name, settings)
 
         return await self._in_readers([partial(take, name, image) for name, image in images])
 

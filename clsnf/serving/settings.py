@@ -28,7 +28,8 @@ class ServingSettings:
     )
     memory_mb: int = setting(2048, "parameters of the models that are kept loaded, in MiB; least recently used out first")
     preload: bool = setting(False, "load as many models as fit at the start; false: each on its first use")
-    batch_size: int = setting(16, "images that the network looks at together, and images that one request may hold")
+    batch_size: int = setting(0, "images that the network looks at together; 0: 4 on a CPU, whose caches hold no more, else 16")
+    images_per_request: int = setting(16, "images that one request may hold; they are looked at together whatever batch_size is")
     batch_wait_ms: float = setting(0.0, "how long a batch that is not full waits for more; 0: never, what waits goes together")
     queue: int = setting(64, "images that may wait in a replica; beyond, requests get 429")
     deadline_s: float = setting(30.0, "seconds from a request's start after which it gets 504")
@@ -48,14 +49,13 @@ class ServingSettings:
                 raise SettingsError(f"serving.{name} is {getattr(self, name)!r}: it must be {rule}.")
 
         check("precision", self.precision in ("auto", "float32", "mixed"), "auto, float32 or mixed")
-        for name in ("memory_mb", "batch_size", "queue", "max_megabytes", "readers", "min_replicas"):
+        for name in ("memory_mb", "images_per_request", "queue", "max_megabytes", "readers", "min_replicas"):
             check(name, getattr(self, name) >= 1, "1 or more")
-        check(
-            "queue", self.queue >= self.batch_size, f"batch_size ({self.batch_size}) or more, or a full request could never enter"
-        )
+        most = self.images_per_request
+        check("queue", self.queue >= most, f"images_per_request ({most}) or more, or a full request could never enter")
         check("max_replicas", self.max_replicas >= self.min_replicas, f"min_replicas ({self.min_replicas}) or more")
         check("max_megapixels", 1 <= self.max_megapixels <= 100, "from 1 to 100")
-        for name in ("threads", "batch_wait_ms", "cpus_per_replica", "gpus_per_replica"):
+        for name in ("batch_size", "threads", "batch_wait_ms", "cpus_per_replica", "gpus_per_replica"):
             check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("deadline_s", "target_requests"):
             check(name, getattr(self, name) > 0, "above 0")
