@@ -170,7 +170,7 @@ def batches(folder: Path, count: int, rounds: int) -> None:
     workers = max(1, multiprocessing.cpu_count())
     chosen, keys = plan(count)
     data = Loading(paths, recipe, chosen, keys)
-    loader = DataLoader(data, batch_size=None, num_workers=workers, persistent_workers=True, multiprocessing_context="spawn")
+    loaders = [DataLoader(data, batch_size=None, num_workers=workers, persistent_workers=True, multiprocessing_context="spawn")]
 
     def passed(found: Iterator[Any]) -> None:
         for _ in found:
@@ -179,7 +179,7 @@ def batches(folder: Path, count: int, rounds: int) -> None:
     with ray_session(None, 1 << 30):
         ray_stream = RayStream(paths, SETTINGS, workers)
         rows: dict[str, Callable[[], None]] = {
-            f"DataLoader, {workers} workers": lambda: passed(iter(loader)),
+            f"DataLoader, {workers} workers": lambda: passed(iter(loaders[0])),
             f"Ray stream, {workers} workers": lambda: passed(ray_stream.training(recipe, chosen, keys, CPU)),
             "local stream": lambda: passed(LocalStream(paths, SETTINGS).training(recipe, chosen, keys, CPU)),
         }
@@ -190,6 +190,8 @@ def batches(folder: Path, count: int, rounds: int) -> None:
                 run()
                 if turn:  # the first starts processes
                     seconds[name].append(time.perf_counter() - begin)
+        rows.clear()
+        loaders.clear()  # its workers end before Ray's processes are ended
     best = {name: min(found) for name, found in seconds.items()}
     first = next(iter(best.values()))
     table(

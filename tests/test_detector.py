@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,10 +21,12 @@ from PIL import Image
 from small_data import TINY, draw_normal, write_category
 
 from clsnf.config import BackboneSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings, to_dict
-from clsnf.data.images import read_image
+from clsnf.data.images import load_images, read_image
 from clsnf.data.layouts import CATEGORY_SCHEMA, read_category
 from clsnf.data.splits import assign_splits
-from clsnf.detector import FORMAT, Detector
+from clsnf.data.stream import ImageBatch
+from clsnf.data.stream_choice import StreamChoice
+from clsnf.detector import FORMAT, Detector, _Scorer
 from clsnf.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.model.score_maps import fuse
 from clsnf.training.prepare import place_rows, prepare, rows_of
@@ -489,3 +493,24 @@ def test_fitting_and_predicting_import_no_ray(table: pa.Table, settings: Detecto
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "table.parquet"), json.dumps(to_dict(settings))]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+# ---- streams ----
+
+
+def test_fitting_from_a_stream_gives_the_detector_of_fitting_from_memory(table: pa.Table, settings: DetectorSettings) -> None:
+    detectors = [Detector.fit(table, settings, device="cpu", stream=StreamChoice(kind, "")) for kind in ("memory", "local")]
+    first, second = (detector.network.state_dict() for detector in detectors)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert detectors[0].threshold == detectors[1].threshold
+    assert detectors[0].provenance == detectors[1].provenance
+
+
+def test_workers_with_a_copy_of_the_detector_say_what_it_says(detector: Detector, table: pa.Table) -> None:
+    paths = table["path"].to_pylist()[:5]
+    worker = cloudpickle.loads(cloudpickle.dumps(partial(_Scorer, detector)))(CPU)  # as Ray sends it
+    loaded = load_images(paths, detector.settings.image)
+    found = worker(ImageBatch(loaded.images, loaded.valid, torch.arange(5)))
+    prediction = detector.predict(paths, batch_size=5)
+    assert np.array_equal(found["maps"], prediction.maps)
+    assert np.array_equal(found["scores"], prediction.scores)

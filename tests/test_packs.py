@@ -129,6 +129,12 @@ def test_a_pack_that_was_cut_short_says_so_and_is_begun_anew(folder: Path, tmp_p
     assert verify_pack(place).rows == {"bolt 10": 19, "nut": 19}
 
 
+def test_a_copy_without_the_list_is_a_pack_that_was_cut_short(pack: Path) -> None:
+    (pack / "pack.json").unlink()
+    with pytest.raises(PackError, match="cut short"):
+        list_categories(pack)
+
+
 def test_a_destination_that_holds_something_is_left_alone(folder: Path, packed: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="a pack already"):
         pack_up(folder, packed)

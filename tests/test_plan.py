@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_data import write_category
 
 from clsnf.config import DetectorSettings, StudySettings, to_dict
@@ -196,3 +198,52 @@ def test_what_no_node_could_ever_hold_is_refused_instead_of_waited_for(
 ) -> None:
     with pytest.raises(SettingsError, match=said):
         share_out(settings, 1, nodes)
+
+
+# ---- streams that are reserved with their trials ----
+
+
+def test_a_trial_leaves_room_for_its_stream() -> None:
+    shares = share_out(StudySettings(), 1, [{"CPU": 2.0}], stream_cpus=1)
+    assert (shares.cpus, shares.stream_cpus, shares.concurrent) == (1, 1, 1)
+    assert shares.bundles == [{"CPU": 1}, {"CPU": 1}]
+    shares = share_out(StudySettings(cpus_per_trial=2), 4, [{"CPU": 16.0}], stream_cpus=2)
+    assert (shares.cpus, shares.concurrent) == (2, 4)
+    assert share_out(StudySettings(), 1, [{"CPU": 2.0}]).bundles == [{"CPU": 2}]
+
+
+def test_cpu_nodes_feed_gpu_nodes() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 4.0}, {"CPU": 12.0}]
+    shares = share_out(StudySettings(gpus_per_trial=1, cpus_per_trial=1), 1, nodes, stream_cpus=3)
+    assert shares.concurrent == 4, "their streams take the other node's twelve CPUs"
+    assert shares.bundles == [{"CPU": 1, "GPU": 1}, {"CPU": 3}]
+
+
+def test_a_stream_is_on_one_node() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 4.0}]
+    assert share_out(StudySettings(cpus_per_trial=1), 1, nodes, stream_cpus=3).concurrent == 2
+
+
+def test_a_stream_that_no_trial_leaves_room_for_is_refused() -> None:
+    for nodes in ([{"CPU": 1.0}], [{"CPU": 2.0}]):
+        with pytest.raises(SettingsError, match="--stream local"):
+            share_out(StudySettings(cpus_per_trial=int(nodes[0]["CPU"])), 1, nodes, stream_cpus=1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2)), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(0, 1),
+    st.integers(1, 4),
+)
+def test_trials_with_streams_never_take_more_than_there_is(
+    nodes: list[tuple[int, int]], cpus: int, gpus: int, stream_cpus: int
+) -> None:
+    resources = [{"CPU": float(c), "GPU": float(g)} for c, g in nodes]
+    try:
+        shares = share_out(StudySettings(cpus_per_trial=cpus, gpus_per_trial=gpus), 1, resources, stream_cpus)
+    except SettingsError:
+        return
+    assert shares.concurrent >= 1
+    assert shares.concurrent * (cpus + stream_cpus) <= sum(c for c, _ in nodes)
+    assert shares.concurrent * gpus <= sum(g for _, g in nodes)

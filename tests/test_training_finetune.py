@@ -15,13 +15,14 @@ from torch import Tensor
 
 from clsnf.config import BackboneSettings, DefectSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings
 from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
-from clsnf.data.stream import DefectRecipe, MemoryStream
+from clsnf.data.images import write_image
+from clsnf.data.stream import DefectRecipe, LocalStream, MemoryStream
 from clsnf.errors import TrainingError
 from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
 from clsnf.model.network import build_decoder
 from clsnf.training.finetune import RESUME_EVERY, Finetuner, cosine_scale, leaving_point, train_trunk, trunk_content
 from clsnf.training.losses import soft_targets
-from clsnf.training.pipeline import CategoryPipeline, PlacedImages
+from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages, donor_indices
 from clsnf.training.stages import StageStore
 
 CPU = torch.device("cpu")
@@ -409,3 +410,43 @@ def test_a_killed_run_goes_on_from_the_latest_resume_point(
     undisturbed = StageStore(tmp_path / "undisturbed")
     train_trunk(lambda: finetuner(pretrained), undisturbed, content, 4)
     assert [epoch for epoch in range(1, 5) if undisturbed.find("trunk", undisturbed.key(content(epoch))) is not None] == [4]
+
+
+# ---- streams ----
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """IMAGES as files of the canvas's size."""
+    folder = tmp_path_factory.mktemp("files")
+    for number, image in enumerate(IMAGES):
+        write_image(folder / f"{number}.png", image.permute(1, 2, 0).numpy())
+    return [str(folder / f"{number}.png") for number in range(N)]
+
+
+def test_training_from_files_finds_the_stages_of_training_in_memory_and_computes_the_same(
+    pretrained: Backbone, files: list[str], tmp_path: Path
+) -> None:
+    def trained(fit: Images, root: Path) -> CategoryPipeline:
+        made = CategoryPipeline(SETTINGS, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU)
+        made.network(1, 0)
+        return made
+
+    memory = trained(PlacedImages(IMAGES, None, "six blobs"), tmp_path / "memory")
+    streamed = trained(StreamedImages(LocalStream(files, SETTINGS.image), "six blobs"), tmp_path / "files")
+    first, second = (dict(made.network(1, 0).state_dict()) for made in (memory, streamed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    again = trained(StreamedImages(LocalStream(files, SETTINGS.image), "six blobs"), tmp_path / "memory")
+    assert again.store.computed == {}
+
+
+def test_of_very_many_images_some_fill_the_defects_of_others_and_the_stage_says_so(pretrained: Backbone, tmp_path: Path) -> None:
+    assert torch.equal(donor_indices(1365, (256, 256)), torch.arange(1365))
+    chosen = donor_indices(20_000, (256, 256))
+    assert len(chosen) == len(chosen.unique()) == 1365
+    assert (int(chosen[0]), int(chosen[-1])) == (0, 19_999)
+    few = pipeline(pretrained, tmp_path)
+    assert "donors" not in few._trunk_content(1)
+    many = PlacedImages(IMAGES[:1].expand(50_000, -1, -1, -1), None, "many blobs")
+    content = CategoryPipeline(SETTINGS, pretrained, many, "off", TEXTURES, "", StageStore(tmp_path), CPU)._trunk_content(1)
+    assert content["donors"] == 256 * 2**20 // (3 * SIZE[0] * SIZE[1])

@@ -85,7 +85,9 @@ def is_pack(location: Location) -> bool:
         found = system.get_file_info([posixpath.join(root, name) for name in (_MANIFEST, _UNFINISHED)])
     except OSError as error:
         raise DataError(f"{location} can't be read ({_line(error)}): check the address and its permissions.") from error
-    return any(info.type == fs.FileType.File for info in found)
+    if any(info.type == fs.FileType.File for info in found):
+        return True
+    return not is_uri(location) and any(Path(location).glob("*/00000.parquet"))  # one that was copied in part
 
 
 def pack_categories(location: Location) -> list[str]:

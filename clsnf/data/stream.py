@@ -267,8 +267,10 @@ class LocalStream(Stream):
         return torch.stack([placement.valid for placement in placements])
 
     def take(self, indices: Tensor) -> Tensor:
-        batches = LocalStream._batches(self, indices.split(16))
-        return torch.cat([batch.images for batch in batches])
+        taken = torch.empty((len(indices), 3, *self.settings.size), dtype=torch.uint8)
+        for batch, into in zip(LocalStream._batches(self, indices.split(16)), taken.split(16), strict=True):
+            into.copy_(batch.images)
+        return taken
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         padded = self._placements is not None

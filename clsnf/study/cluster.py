@@ -172,5 +172,5 @@ def _with_streams(cpus: int, gpus: float, stream_cpus: int, nodes: Sequence[Mapp
         streams = [place for place in free if place[0] >= stream_cpus]
         if not streams:
             return count
-        min(streams, key=lambda place: (place[1], -place[0]))[0] -= stream_cpus
+        min(streams, key=lambda place: (place[1], place[0]))[0] -= stream_cpus
         count += 1
