@@ -105,6 +105,8 @@ def headline(counts: dict[str, int]) -> str:
         "normals": ("needs more normals", "need more normals"),
         "untested": ("wants a test on defects first", "want a test on defects first"),
     }
+    if total == 1:
+        return f"The product {next(says[key][0] for key, count in counts.items() if count)}."
     rest = ", ".join(f"{count} {says[key][count > 1]}" for key, count in counts.items() if key != "ready" and count)
     return f"{ready or 'None'} of {total} {products} {'are' if ready > 1 else 'is'} ready to deploy: {rest}."
 
@@ -114,7 +116,9 @@ def _lead(study: StudyFiles) -> str:
     took = duration(sum(trial_seconds(p) for p in study.products))
     gains = [found for p in study.products if (found := gain_of(p, gain_figure(study, p)))]
     parts = [f"{trials} trials in {took} of work, chosen by {figure_name(study.objective)} on validation defects."]
-    if gains:
+    if len(gains) == 1:
+        parts.append(f"On the test images the winner's gain on the baseline: {gains[0]['verdict']}.")
+    elif gains:
         ahead, behind = sum(g["low"] > 0 for g in gains), sum(g["high"] < 0 for g in gains)
         parts.append(
             f"On the test images {ahead} of {len(gains)} winners are significantly ahead of the baseline"
