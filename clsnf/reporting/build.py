@@ -22,7 +22,7 @@ from clsnf.reporting.page import render
 from clsnf.reporting.pictures import Budget
 from clsnf.reporting.sections import Context, product_sections, study_sections
 from clsnf.reporting.study_files import Product, StudyFiles, read_study
-from clsnf.reporting.tables import TABLES, published, settings_line, trial_seconds
+from clsnf.reporting.tables import SHOWN_FIGURES, all_tables, published, settings_line, trial_seconds
 
 PAGE = "report.html"
 
@@ -58,11 +58,7 @@ def build_report(run: Path, out: Path | None = None, progress: Progress = silent
     out = (run / "report" if out is None else out).absolute()
     study = read_study(run)
     check_place(out, folder=True)
-    progress("report: tables", 0, len(TABLES))
-    tables = {}
-    for number, (name, make) in enumerate(TABLES.items(), 1):
-        tables[name] = make(study)
-        progress("report: tables", number, len(TABLES))
+    tables = all_tables(study, progress)
     context = Context(study, tables, Budget(study.products))
     verdicts = []
     for number, product in enumerate(study.products, 1):
@@ -136,7 +132,7 @@ def _verdict(context: Context, product: Product, number: int) -> dict[str, Any]:
     test = product.result.get("test") or {}
     shown = gain_figure(study, product)
     cells = {}
-    for name in ("image_auroc", "pixel_ap", "au_pro"):
+    for name in SHOWN_FIGURES:
         low, high = (product.evidence.get("intervals") or {}).get(name, (None, None))
         cells[name] = {
             "title": figure_name(name),
