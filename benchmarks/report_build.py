@@ -85,7 +85,7 @@ def main() -> None:
         size = page.stat().st_size / 1e6
         looks = [opened(page, Path(scratch) / f"profile-{number}") for number in range(given.repeats)]
     first, ready, printing = (statistics.median(values) for values in zip(*looks, strict=True))
-    table = Table(title=f"A report of {given.products} products x {given.trials} trials, {len(shown)} real pictures used")
+    table = Table(title=f"A report of {given.products} products x {given.trials} trials, with {len(shown)} pictures")
     for column in ("", "measured", "bound"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("built in", f"{built:.1f} s", f"{SECONDS} s")

@@ -27,6 +27,8 @@ GUIDE = (ROOT / "docs" / "guide.md").read_text()
 ELSEWHERE = {
     "python -m venv": "a fresh environment is what CI makes",
     "ray job submit": "tests/test_cluster.py submits a job to a real cluster",
+    "clsnf serve": "tests/test_serving_ray.py serves winners, and asks about pictures",
+    "curl": "as clsnf serve",
 }
 # What keeps a command small.
 SMALLER = {

@@ -74,6 +74,8 @@ def test_a_winner_significantly_behind_the_baseline_is_not_good_enough(study: St
     baseline = dict(study.products[0].baseline)
     behind = {name: {"low": -0.2, "high": -0.01, "ahead": 0.0} for name in baseline["gain"]}
     assert decision(study, with_result(study, evidence={"baseline": {**baseline, "gain": behind}})) == "weak"
+    ranks_worse = {**baseline["gain"], "image_auroc": {"low": -0.2, "high": -0.01, "ahead": 0.0}}
+    assert decision(study, with_result(study, evidence={"baseline": {**baseline, "gain": ranks_worse}})) == "weak"
     unclear = {name: {"low": -0.2, "high": 0.01, "ahead": 0.4} for name in baseline["gain"]}
     product = with_result(study, evidence={"baseline": {**baseline, "gain": unclear}})
     assert decision(study, product) == "ready"
@@ -108,8 +110,8 @@ def row(split: str, label: int, score: float, verdict: bool, name: str = "x.png"
 
 def test_pictures_that_contradict_their_label_by_far_are_named_the_plainest_first() -> None:
     held_out = [row("validation", 0, 0.1 + 0.01 * i, False) for i in range(11)]
-    defects = [row("test", 1, 0.8, True) for _ in range(5)]
-    assert suspects_of(Product("p", images=held_out + defects)) == []
+    plain = [row("test", 1, 0.8, True) for _ in range(40)] + [row("test", 0, 0.15, False) for _ in range(40)]
+    assert suspects_of(Product("p", images=held_out + plain)) == []
     odd = [
         row("validation", 0, 0.9, True, "contaminated.png"),
         row("test", 0, 0.85, True, "mislabelled-good.png"),
@@ -117,8 +119,11 @@ def test_pictures_that_contradict_their_label_by_far_are_named_the_plainest_firs
         row("test", 0, 0.3, True, "plain-false-alarm.png"),
         row("test", 1, 0.2, False, "plain-miss.png"),
     ]
-    found = [suspect.path for suspect in suspects_of(Product("p", images=held_out + defects + odd))]
+    found = [suspect.path for suspect in suspects_of(Product("p", images=held_out + plain + odd))]
     assert found == ["contaminated.png", "mislabelled-good.png", "mislabelled-defect.png"]
+    turned = [{**r, "label": 1 - r["label"]} for r in plain]
+    found = [suspect.path for suspect in suspects_of(Product("p", images=held_out + turned + odd))]
+    assert found == ["contaminated.png"], "a detector that ranks badly suspects no test picture"
 
 
 def test_the_rules_that_the_documentation_names_are_those_of_the_code() -> None:

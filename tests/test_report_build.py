@@ -122,7 +122,7 @@ def test_the_headline_says_in_one_sentence_what_to_do() -> None:
     assert headline(none | {"ready": 2}) == "All 2 products are ready to deploy."
     assert headline(none | {"ready": 1}) == "The product is ready to deploy."
     assert headline(none | {"ready": 1, "normals": 2}) == "1 of 3 products is ready to deploy: 2 need more normals."
-    assert headline(none | {"weak": 1}) == "None of 1 product is ready to deploy: 1 is not good enough yet."
+    assert headline(none | {"weak": 1}) == "The product is not good enough yet."
 
 
 # ---- bad input ----

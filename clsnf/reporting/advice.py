@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import beta
 
-from clsnf.metrics import METRICS
+from clsnf.metrics import METRICS, image_auroc
 from clsnf.reporting.formats import figure, figure_name, gain, is_finite, percent
 from clsnf.reporting.study_files import Product, StudyFiles
 
@@ -154,13 +154,15 @@ def _finds_defects(study: StudyFiles, product: Product) -> Check:
 
 def _beats_baseline(study: StudyFiles, product: Product) -> Check:
     name = "It is not behind the baseline"
-    found = gain_of(product, study.objective)
-    if found is None:
+    names = dict.fromkeys((gain_figure(study, product), "image_auroc"))
+    gains = {figure_name(name): found for name in names if (found := gain_of(product, name)) is not None}
+    if not gains:
         return Check(name, None, "The baseline was not judged.")
-    says = (
-        f"{figure_name(study.objective)} {gain(found['gain'])} ({gain(found['low'])} to {gain(found['high'])}): {found['verdict']}."
+    says = " ".join(
+        f"{title} {gain(found['gain'])} ({gain(found['low'])} to {gain(found['high'])}): {found['verdict']}."
+        for title, found in gains.items()
     )
-    if found["high"] < 0:
+    if any(found["high"] < 0 for found in gains.values()):
         return Check(name, False, says, "weak", _MISLED)
     return Check(name, True, says)
 
@@ -265,7 +267,8 @@ def suspects_of(product: Product) -> list[Suspect]:
     """Images that contradict their label by far, the plainest first.
 
     A held-out normal that scores :data:`FAR_OUT` robust standard deviations above the median of them; a test normal that is rejected and
-    scores above half of the test defects; a test defect that passes and scores below half of the held-out normals.
+    scores above half of the test defects; a test defect that passes and scores below half of the held-out normals. Of test pictures only
+    where image AUROC is :data:`GOOD_AUROC` or more: a detector that ranks badly contradicts every other label.
     """
     found: list[tuple[float, Suspect]] = []
     held_out = [r for r in product.images if r["split"] == "validation" and not r["label"] and is_finite(r["score"])]
@@ -280,13 +283,17 @@ def suspects_of(product: Product) -> list[Suspect]:
         if away > FAR_OUT:
             why = f"a training normal that was held out; it scores {figure(row['score'])}, the middle one {figure(middle)}"
             found.append((away, Suspect(row["path"], why)))
-    defects = [row["score"] for row in test if row["label"]]
-    for row in test:
-        away = abs(row["score"] - middle) / width
-        if not row["label"] and row["verdict"] and defects and row["score"] > np.median(defects):
-            why = f"a good test picture; it scores {figure(row['score'])}, above half of the defects"
-            found.append((away, Suspect(row["path"], why)))
-        if row["label"] and not row["verdict"] and row["score"] < middle:
-            why = f"a test picture of {row['defect_type']}; it scores {figure(row['score'])}, below half of the held-out normals"
-            found.append((away, Suspect(row["path"], why)))
+    labels = [bool(row["label"]) for row in test]
+    if any(labels) and not all(labels) and image_auroc([row["score"] for row in test], labels) >= GOOD_AUROC:
+        typical = float(np.median([row["score"] for row in test if row["label"]]))
+        for row in test:
+            away = abs(row["score"] - middle) / width
+            if not row["label"] and row["verdict"] and row["score"] > typical:
+                why = f"a good test picture; it scores {figure(row['score'])}, above half of the defects"
+                found.append((away, Suspect(row["path"], why)))
+            if row["label"] and not row["verdict"] and row["score"] < middle:
+                why = (
+                    f"a test picture of {row['defect_type']}; it scores {figure(row['score'])}, below half of the held-out normals"
+                )
+                found.append((away, Suspect(row["path"], why)))
     return [suspect for _, suspect in sorted(found, key=lambda pair: -pair[0])]

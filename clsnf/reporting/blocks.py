@@ -45,7 +45,6 @@ class Table:
         name: of its files.
         title, note: for people.
         columns, rows: its content; a row maps keys of columns to values.
-        anchors: key of the column whose values name a product, to be linked to; empty for none.
     """
 
     name: str
@@ -53,12 +52,11 @@ class Table:
     columns: list[Column]
     rows: list[dict[str, Any]]
     note: str = ""
-    anchors: str = ""
     kind: ClassVar[str] = "table"
 
     def without(self, *keys: str) -> Table:
         """The same without some of its columns."""
-        return Table(self.name, self.title, [c for c in self.columns if c.key not in keys], self.rows, self.note, self.anchors)
+        return Table(self.name, self.title, [c for c in self.columns if c.key not in keys], self.rows, self.note)
 
     def choices(self, column: Column) -> list[str]:
         """The values of a column that readers may pick from, in order."""

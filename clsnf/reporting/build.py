@@ -22,7 +22,7 @@ from clsnf.reporting.page import render
 from clsnf.reporting.pictures import Budget
 from clsnf.reporting.sections import Context, product_sections, study_sections
 from clsnf.reporting.study_files import Product, StudyFiles, read_study
-from clsnf.reporting.tables import TABLES, published, settings_line, trial_seconds
+from clsnf.reporting.tables import SHOWN_FIGURES, all_tables, published, settings_line, trial_seconds
 
 PAGE = "report.html"
 
@@ -58,11 +58,7 @@ def build_report(run: Path, out: Path | None = None, progress: Progress = silent
     out = (run / "report" if out is None else out).absolute()
     study = read_study(run)
     check_place(out, folder=True)
-    progress("report: tables", 0, len(TABLES))
-    tables = {}
-    for number, (name, make) in enumerate(TABLES.items(), 1):
-        tables[name] = make(study)
-        progress("report: tables", number, len(TABLES))
+    tables = all_tables(study, progress)
     context = Context(study, tables, Budget(study.products))
     verdicts = []
     for number, product in enumerate(study.products, 1):
@@ -105,6 +101,8 @@ def headline(counts: dict[str, int]) -> str:
         "normals": ("needs more normals", "need more normals"),
         "untested": ("wants a test on defects first", "want a test on defects first"),
     }
+    if total == 1:
+        return f"The product {next(says[key][0] for key, count in counts.items() if count)}."
     rest = ", ".join(f"{count} {says[key][count > 1]}" for key, count in counts.items() if key != "ready" and count)
     return f"{ready or 'None'} of {total} {products} {'are' if ready > 1 else 'is'} ready to deploy: {rest}."
 
@@ -114,7 +112,9 @@ def _lead(study: StudyFiles) -> str:
     took = duration(sum(trial_seconds(p) for p in study.products))
     gains = [found for p in study.products if (found := gain_of(p, gain_figure(study, p)))]
     parts = [f"{trials} trials in {took} of work, chosen by {figure_name(study.objective)} on validation defects."]
-    if gains:
+    if len(gains) == 1:
+        parts.append(f"On the test images the winner's gain on the baseline: {gains[0]['verdict']}.")
+    elif gains:
         ahead, behind = sum(g["low"] > 0 for g in gains), sum(g["high"] < 0 for g in gains)
         parts.append(
             f"On the test images {ahead} of {len(gains)} winners are significantly ahead of the baseline"
@@ -132,7 +132,7 @@ def _verdict(context: Context, product: Product, number: int) -> dict[str, Any]:
     test = product.result.get("test") or {}
     shown = gain_figure(study, product)
     cells = {}
-    for name in ("image_auroc", "pixel_ap", "au_pro"):
+    for name in SHOWN_FIGURES:
         low, high = (product.evidence.get("intervals") or {}).get(name, (None, None))
         cells[name] = {
             "title": figure_name(name),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from clsnf.metrics import METRICS
+from clsnf.progress import Progress, silent
 from clsnf.published import figures_for
 from clsnf.reporting.advice import advise, gain_figure, gain_of, suspects_of
 from clsnf.reporting.blocks import Column, Table
@@ -17,7 +18,7 @@ from clsnf.reporting.formats import duration, figure_name, setting
 from clsnf.reporting.study_files import Product, StudyFiles
 from clsnf.reporting.trials import importances, saved_seconds, seconds_by_kind
 
-SHOWN_FIGURES = ("image_auroc", "pixel_ap", "au_pro", "pixel_auroc")
+SHOWN_FIGURES = ("image_auroc", "pixel_ap", "au_pro")  # of the verdict
 _PRODUCT = Column("category", "product", pick=True)
 _PUBLISHED = {"image_auroc": "image_auroc", "pixel_ap": "pixel_ap", "pixel_auroc": "pixel_auroc", "au_pro": "au_pro_200_steps"}
 
@@ -44,7 +45,7 @@ def _verdicts(study: StudyFiles) -> Table:
         shown = gain_figure(study, product)
         found = gain_of(product, shown) or {}
         row: dict[str, Any] = {"category": product.name, "decision": advice.title, "next": " ".join(advice.next_steps)}
-        for name in ("image_auroc", "pixel_ap", "au_pro"):
+        for name in SHOWN_FIGURES:
             low, high = (product.evidence.get("intervals") or {}).get(name, (None, None))
             row |= {name: product.figures.get(name), f"{name}_low": low, f"{name}_high": high}
             row |= {f"{name}_baseline": (product.baseline.get("figures") or {}).get(name)}
@@ -57,7 +58,7 @@ def _verdicts(study: StudyFiles) -> Table:
         rows.append(row)
     figures = [
         Column(f"{name}{part}", f"{figure_name(name)}{title}", "figure")
-        for name in ("image_auroc", "pixel_ap", "au_pro")
+        for name in SHOWN_FIGURES
         for part, title in (
             ("", ""),
             ("_low", ", low"),
@@ -388,9 +389,13 @@ TABLES: dict[str, Callable[[StudyFiles], Table]] = {
 }
 
 
-def all_tables(study: StudyFiles) -> dict[str, Table]:
-    """Every table, by its name."""
-    return {name: table(study) for name, table in TABLES.items()}
+def all_tables(study: StudyFiles, progress: Progress = silent) -> dict[str, Table]:
+    """Every table, by its name; `progress` is told about each."""
+    tables = {}
+    for number, (name, table) in enumerate(TABLES.items(), 1):
+        tables[name] = table(study)
+        progress("report: tables", number, len(TABLES))
+    return tables
 
 
 def of_product(table: Table, product: Product) -> Table:
