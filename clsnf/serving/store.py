@@ -110,7 +110,7 @@ class ModelStore:
             ClsnfError: those models can't be used; everything stays as it is, and :attr:`refused` says why.
         """
         try:
-            catalogue = self._read(folder)
+            catalogue = read_fitting(folder, self._memory)
             in_use = [model.entry.category for model in self.loaded if model.entry.category in catalogue.entries]
             for category in in_use:
                 self._pool.submit(self._bring, catalogue.entries[category]).result()
@@ -127,16 +127,6 @@ class ModelStore:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, folder: Path) -> Catalogue:
-        catalogue = read_catalogue(folder)
-        for entry in catalogue.entries.values():
-            if entry.size > self._memory:
-                raise SettingsError(
-                    f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models together may have "
-                    f"{self._memory / 2**20:.0f}: raise memory_mb."
-                )
-        return catalogue
-
     def _bring(self, entry: Entry) -> Model:
         """Load a model, after making room for it; runs in the loading thread."""
         key = (entry.category, entry.version)
@@ -151,6 +141,18 @@ class ModelStore:
             self._loaded[key] = model
         self._on_change(self.loaded)
         return model
+
+
+def read_fitting(folder: Path, memory: int) -> Catalogue:
+    """:func:`read_catalogue`, where each model fits into the memory that all of them share. Raises SettingsError, ModelError."""
+    catalogue = read_catalogue(folder)
+    for entry in catalogue.entries.values():
+        if entry.size > memory:
+            raise SettingsError(
+                f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models together may have "
+                f"{memory / 2**20:.0f}: raise memory_mb."
+            )
+    return catalogue
 
 
 def size_of(detector: Detector) -> int:
