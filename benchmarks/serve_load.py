@@ -3,6 +3,7 @@
     python benchmarks/serve_load.py                                              # a product of the demo, trained here in a minute
     python benchmarks/serve_load.py --model runs/NAME/winners/screw --pictures MVTEC/screw/test
     python benchmarks/serve_load.py --requests 500                               # a short look
+    RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serve_load.py                  # with HAProxy; see docs/serving.md
 
 Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. What is compared runs in turns in the same run: a
 request to the server, the same picture through the detector in this process; a round with 32 clients, a round of the detector at its
@@ -80,7 +81,7 @@ class Client:
 def server(model: Path, folder: Path) -> Iterator[tuple[int, str]]:
     """``clsnf serve`` on one detector; gives its port and category."""
     (folder / "home").mkdir()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith("RAY_SERVE_")}
     environment |= {"HOME": str(folder / "home"), "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "log").open("wb") as log:
         command = [sys.executable, "-c", "from clsnf.cli import main; main()", "serve", str(model), "--port", "0"]

@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import socket
 import struct
 import zlib
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_server import TOKEN, encoded, picture, small_settings
+from small_server import TOKEN, encoded, http_server, picture, small_settings
 from starlette.testclient import TestClient
 
 from clsnf.detector import Detector
@@ -296,3 +297,13 @@ def test_a_bug_is_answered_as_one_and_hides_its_details(client: TestClient, monk
     answer = ask(client, b"x")
     assert (answer.status_code, "secret" in answer.text) == (500, False)
     assert json.loads(answer.text)["error"]
+
+
+def test_a_body_that_does_not_come_gets_a_408_and_its_place_is_free_again(winners: Path, tmp_path: Path) -> None:
+    made = small_settings(winners, state=str(tmp_path), deadline_s=0.5, queue=1, images_per_request=1)
+    with http_server(made) as address:
+        host, _, port = address.partition(":")
+        for _ in range(2):  # with room for one image, the second would be refused if the first still held it
+            with socket.create_connection((host, int(port)), timeout=60) as slow:
+                slow.sendall(b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+                assert slow.recv(1000).split()[1] == b"408"

@@ -158,6 +158,14 @@ def test_models_load_once_on_their_first_use_and_the_least_recently_used_makes_r
         opened(winners, memory=1000)
 
 
+def test_preloading_takes_as_many_models_as_fit(winners: Path) -> None:
+    largest = max(entry.size for entry in read_catalogue(winners).entries.values())
+    for memory, count in ((2**30, 2), (largest + 1000, 1)):
+        store = ModelStore(memory, lambda entry: load_detector(entry, "cpu"))
+        store.roll(winners, preload=True)
+        assert len(store.loaded) == count
+
+
 def test_new_winners_roll_in_with_what_is_in_use_loaded_and_roll_back(winners: Path, tmp_path: Path) -> None:
     new = tmp_path / "winners"
     shutil.copytree(winners, new)

@@ -312,7 +312,11 @@ def test_what_cannot_be_served_is_one_line_before_ray_starts(winners: Path, tmp_
     assert "no folder of models" in refused(str(tmp_path / "none"))
     assert "no saved detectors" in refused(str(tmp_path))
     assert "batch_size" in refused(str(winners), "--set", "batch_sise=3")
+    assert "raise memory_mb" in refused(str(winners), "--set", "memory_mb=1")
     assert "CLSNF_TLS_KEY" in refused(str(winners), CLSNF_TLS_CERT=str(tmp_path))
+    (tmp_path / "file").write_text("")
+    secure = {"CLSNF_TLS_CERT": str(tmp_path / "file"), "CLSNF_TLS_KEY": str(tmp_path / "file")}
+    assert "plain HTTP" in refused(str(winners), "--port", "0", RAY_SERVE_ENABLE_HA_PROXY="1", **secure)
     assert "16 or more" in refused(str(winners), CLSNF_TOKEN="short")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in refused(str(winners), "--port", str(taken.getsockname()[1]))

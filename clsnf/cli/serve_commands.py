@@ -37,13 +37,13 @@ def serve(models: Path, host: str, port: int, address: str | None, assignments: 
     MODELS is a folder of saved detectors, such as runs/NAME/winners. The token that changes thresholds is read from CLSNF_TOKEN_FILE or
     CLSNF_TOKEN, the paths for HTTPS from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
     """
-    from clsnf.serving.catalogue import read_catalogue
-    from clsnf.serving.settings import ServingSettings
+    from clsnf.serving.settings import MiB, ServingSettings
+    from clsnf.serving.store import read_fitting
     from clsnf.serving.tokens import read_token
 
     arguments: dict[str, Any] = {"device": device} | assignments | {"models": str(models)}
     settings = ServingSettings.from_args(arguments)
-    catalogue = read_catalogue(Path(settings.models))
+    catalogue = read_fitting(Path(settings.models), settings.memory_mb * MiB)
     token = read_token(settings.token_file)
 
     from clsnf.device import choose_device

@@ -24,7 +24,8 @@ from clsnf.serving.app import build_app
 from clsnf.serving.meters import Meters
 from clsnf.serving.ray_meters import RaySink
 from clsnf.serving.service import InspectionService
-from clsnf.serving.settings import ServingSettings
+from clsnf.serving.settings import MiB, ServingSettings
+from clsnf.serving.store import read_fitting
 from clsnf.threads import PATIENT_THREADS
 
 log = logging.getLogger("ray.serve")
@@ -65,9 +66,14 @@ def app(args: dict[str, Any]) -> Application:
     """The application for ``serve run`` and ``serve deploy``; arguments are the fields of :class:`ServingSettings`.
 
     Raises:
-        SettingsError: an argument is wrong, or there are no models.
+        SettingsError: an argument is wrong, or there are no models that fit.
+        ModelError: a model is damaged.
     """
-    return bound(ServingSettings.from_args(args))
+    settings = ServingSettings.from_args(args)
+    read_fitting(
+        Path(settings.models), settings.memory_mb * MiB
+    )  # now, because replicas that can't start are tried again for minutes
+    return bound(settings)
 
 
 def bound(settings: ServingSettings) -> Application:

@@ -21,6 +21,7 @@ from clsnf.threads import wait_patiently
 
 APPLICATION = "clsnf"
 TLS_CERTIFICATE, TLS_KEY = "CLSNF_TLS_CERT", "CLSNF_TLS_KEY"
+_HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # Ray's switch for HAProxy in the place of its own proxy
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a factory leaves it
     "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -81,10 +82,14 @@ def serve_until_told(settings: ServingSettings, door: Door, address: str | None,
     Raises:
         SettingsError: the door is taken, there is no such cluster, or the models can't be served.
     """
+    if os.environ.get(_HA_PROXY) == "1":
+        if door.certificate is not None:
+            raise SettingsError(f"{_HA_PROXY}=1 speaks plain HTTP: unset it, or unset {TLS_CERTIFICATE} and {TLS_KEY}.")
+        tell(f"{_HA_PROXY}=1: ports are open to the network, whatever --host says")
+    _check_free(door)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     wait_patiently()
-    _check_free(door)
     import psutil
     import ray
     from ray import serve

@@ -90,7 +90,7 @@ class InspectionService:
         return not self._closed and bool(self.store.catalogue.entries)
 
     def check_alive(self) -> None:
-        """Raise RuntimeError where the process must be replaced: its network's thread is gone, or the GPU is lost."""
+        """Raise RuntimeError where the process must be replaced: its device will not compute again."""
         if self._lost is not None:
             raise RuntimeError(f"the network can't compute any more: {self._lost}")
 
@@ -109,9 +109,7 @@ class InspectionService:
 
     def _roll(self, folder: Path) -> None:
         try:
-            self.store.roll(folder)
-            if self.settings.preload:
-                self.store.preload()
+            self.store.roll(folder, self.settings.preload)
         finally:
             self.meters.record("clsnf_models_refused", float(self.store.refused is not None))
 

@@ -95,25 +95,25 @@ class ModelStore:
         except ClsnfError as error:
             raise Unavailable(f"The model {category!r} can't be loaded: {error}") from error
 
-    def preload(self) -> None:
-        """Load models, in the order of their names, as long as they fit. Raises ModelError."""
-        for category in self._catalogue.categories:
-            entry = self._catalogue.entries[category]
-            if sum(m.bytes for m in self.loaded) + entry.size > self._memory:
-                return
-            self._pool.submit(self._bring, entry).result()
-
-    def roll(self, folder: Path) -> None:
+    def roll(self, folder: Path, preload: bool = False) -> None:
         """Let the models of a folder (see :func:`read_catalogue`) take the place of this one's; blocks until they have.
+
+        Args:
+            folder: of models.
+            preload: load all that fit before the change, not only those whose categories are in use.
 
         Raises:
             ClsnfError: those models can't be used; everything stays as it is, and :attr:`refused` says why.
         """
         try:
-            catalogue = self._read(folder)
-            in_use = [model.entry.category for model in self.loaded if model.entry.category in catalogue.entries]
-            for category in in_use:
-                self._pool.submit(self._bring, catalogue.entries[category]).result()
+            catalogue = read_fitting(folder, self._memory)
+            in_use = {model.entry.category for model in self.loaded}
+            room = self._memory
+            for category in catalogue.categories:
+                entry = catalogue.entries[category]
+                if (preload or category in in_use) and entry.size <= room:
+                    room -= entry.size
+                    self._pool.submit(self._bring, entry).result()
         except ClsnfError as error:
             self.refused = f"{folder}: {error}"
             raise
@@ -126,16 +126,6 @@ class ModelStore:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _read(self, folder: Path) -> Catalogue:
-        catalogue = read_catalogue(folder)
-        for entry in catalogue.entries.values():
-            if entry.size > self._memory:
-                raise SettingsError(
-                    f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models together may have "
-                    f"{self._memory / 2**20:.0f}: raise memory_mb."
-                )
-        return catalogue
 
     def _bring(self, entry: Entry) -> Model:
         """Load a model, after making room for it; runs in the loading thread."""
@@ -151,6 +141,18 @@ class ModelStore:
             self._loaded[key] = model
         self._on_change(self.loaded)
         return model
+
+
+def read_fitting(folder: Path, memory: int) -> Catalogue:
+    """:func:`read_catalogue`, where each model fits into the memory that all of them share. Raises SettingsError, ModelError."""
+    catalogue = read_catalogue(folder)
+    for entry in catalogue.entries.values():
+        if entry.size > memory:
+            raise SettingsError(
+                f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models together may have "
+                f"{memory / 2**20:.0f}: raise memory_mb."
+            )
+    return catalogue
 
 
 def size_of(detector: Detector) -> int:
