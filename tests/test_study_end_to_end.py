@@ -264,7 +264,9 @@ def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path:
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     again = study.at(out)
-    compared = {"seconds", "wall_seconds"} | {name for name in study.trials()[0] if name.startswith(("seconds_", "stages_"))}
+    compared = {"seconds", "wall_seconds"} | {
+        name for name in study.trials()[0] if name.startswith(("seconds_", "stages_", "stream_"))
+    }
 
     def plain(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{k: v for k, v in trial.items() if k not in compared and v is not None} for trial in trials]
