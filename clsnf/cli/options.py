@@ -299,6 +299,7 @@ def opened_stream(
         return
     from clsnf.study.cluster import node_resources, ray_session
 
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray would warn of its own pools of actors, whatever they are
     with ray_session(None, 1 << 30):
         nodes = node_resources()
         cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
