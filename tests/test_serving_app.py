@@ -241,6 +241,13 @@ def test_maps_of_many_large_images_are_refused(client: TestClient) -> None:
     assert (answer.status_code, "fewer" in answer.json()["error"]) == (413, True)
 
 
+def test_curl_s_word_for_a_body_of_any_kind_is_read_as_an_image(client: TestClient) -> None:
+    body = encoded(picture())
+    answer = ask(client, body, headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert answer.status_code == 200
+    assert answer.json()["score"] == ask(client, body).json()["score"]
+
+
 def test_other_refusals_have_their_own_status(client: TestClient) -> None:
     body = encoded(picture())
     unknown = ask(client, body, "plat")
@@ -254,7 +261,8 @@ def test_other_refusals_have_their_own_status(client: TestClient) -> None:
     files = [("images", ("a.png", body, "image/png"))]
     assert client.post("/v1/models/plate/inspect", files=files * 17).status_code == 413
     assert client.post("/v1/models/plate/inspect", files=files * 2, headers={"Accept": "image/png"}).status_code == 406
-    assert client.post("/v1/models/plate/inspect", data={"images": "text"}, files={}).status_code == 415
+    form = ask(client, b"images=text", headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert (form.status_code, "no image" in form.json()["error"]) == (400, True)
     one_bad = client.post("/v1/models/plate/inspect", files=[*files, ("images", ("b.png", b"x", "image/png"))])
     assert one_bad.status_code == 400
     assert "b.png" in one_bad.json()["error"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -275,6 +277,14 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         first = until(page, process, log)["version"]
         asked = requests.post(f"{url}/inspect", data=BODY, verify=str(certificate), timeout=120)
         assert asked.json()["version"] == first
+        if shutil.which("curl"):
+            (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("curl ")]
+            line = line.replace("http://127.0.0.1:8000/v1/models/CATEGORY", url)
+            (folder / "part.png").write_bytes(BODY)
+            done = subprocess.run(
+                [*shlex.split(line), "--silent", "--cacert", str(certificate)], cwd=folder, capture_output=True, timeout=120
+            )
+            assert json.loads(done.stdout)["score"] == asked.json()["score"]
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         kept = requests.put(
             f"{url}/threshold", json={"false_reject_rate": 0.3}, headers=bearer, verify=str(certificate), timeout=60

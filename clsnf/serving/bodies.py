@@ -14,11 +14,13 @@ from clsnf.serving.refusals import BadRequest, TooLarge, TooSlow, WrongKind
 
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp", "application/octet-stream")
 MULTIPART = "multipart/form-data"
+_UNSAID = ("", "application/x-www-form-urlencoded")  # the latter is what curl says of a body where nobody told it
 
 
 def media_type(request: Request) -> str:
     """Of the body, without parameters, in lower case; ``application/octet-stream`` where none is said."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/octet-stream"
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return "application/octet-stream" if said in _UNSAID else said
 
 
 async def read_body(request: Request, limit: int) -> bytes:
