@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from object_store import bucket
 from small_data import write_category
 
 from clsnf.cli import main
@@ -87,6 +88,18 @@ def test_a_pack_behind_a_uri_is_read_and_written_like_one_in_a_folder(folder: Pa
     assert rows[0]["path"].startswith(place)
     assert read_bytes(rows[-1]["path"]) == read_bytes(read_pack(packed, "nut").to_pylist()[-1]["path"])
     assert verify_pack(place).rows == verify_pack(packed).rows
+
+
+def test_a_pack_in_an_object_store_is_read_as_one_on_a_disk(folder: Path) -> None:
+    with bucket() as end:
+        place = f"s3://bucket/products{end}"
+        pack_up(folder, place)
+        assert is_pack(place)
+        verify_pack(place)
+        for category in list_categories(place):
+            before, after = read_category(folder, category), read_category(place, category)
+            assert after["sha256"].to_pylist() == before["sha256"].to_pylist()
+            assert read_bytes(after["path"][0].as_py()) == read_bytes(before["path"][0].as_py())
 
 
 def test_threads_that_read_a_pack_at_once_in_any_order_get_what_they_asked_for(packed: Path) -> None:
