@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from object_store import bucket
+from optuna.storages.journal._storage import JournalOperation
+from optuna.trial import TrialState
 from running_study import Study, wait_for_trial
 from small_data import write_category
 
@@ -54,24 +56,28 @@ def test_a_killed_study_goes_on_on_another_machine(study: Study, end: str, tmp_p
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    known = journal(remote)
+    begun = sum(entry["op_code"] == JournalOperation.CREATE_TRIAL for entry in known)
+    ended = sum(entry.get("state") in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL) for entry in known)
+    trials = str(begun + 2)
 
-    process = study.start("--trials", "4", out=out, **at(machines[1]))
+    process = study.start("--trials", trials, out=out, **at(machines[1]))
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
     assert f"{out} is in use: choose another --out, or say --resume" in stderr
     assert not list(machines[1].glob("clsnf-*")), "no copy is left"
 
-    process = study.start("--trials", "4", "--resume", out=out, **at(machines[1]))
+    process = study.start("--trials", trials, "--resume", out=out, **at(machines[1]))
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    assert "trials ended before" in stderr
+    assert f"{ended} trials ended before: {begun + 2 - ended} are left" in stderr
     assert f"s3://bucket/runs/night/winners{end}" in stdout
     assert not list(machines[1].glob("clsnf-*")), "no copy is left"
 
     for name in ("winners/alpha", "trials.parquet", "summary.json", "ledger.jsonl", "examples/alpha.png"):
         assert remote.pull(name, tmp_path / "got" / name), name
-    trials = pq.read_table(tmp_path / "got" / "trials.parquet").to_pylist()
-    assert sorted(t["trial"] for t in trials) == [0, 1, 2, 3]
+    table = pq.read_table(tmp_path / "got" / "trials.parquet").to_pylist()
+    assert sorted(row["trial"] for row in table) == list(range(begun + 2))
     found = json.loads((tmp_path / "got" / "summary.json").read_text())["categories"]["alpha"]
     assert found["winner"] == f"s3://bucket/runs/night/winners/alpha{end}"
     detector = Detector.load(tmp_path / "got" / "winners" / "alpha")
