@@ -26,9 +26,10 @@ from pyarrow import fs
 
 from clsnf.data.images import decode_image, decode_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA
-from clsnf.data.references import file_system, forget_shards, is_uri, packed_reference, read_bytes
+from clsnf.data.references import file_system, forget_shards, packed_reference, read_bytes
 from clsnf.errors import DataError, ImageError, OutputError, PackError, nearest
 from clsnf.progress import Progress, silent
+from clsnf.uris import is_uri
 
 PACK_SCHEMA = pa.schema(
     [

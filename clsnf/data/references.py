@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from clsnf.errors import DataError, ImageError
+from clsnf.uris import is_uri
 
 Reference = str | os.PathLike[str]
 
@@ -51,11 +52,6 @@ def read_bytes(reference: Reference) -> bytes:
 def is_packed(reference: Reference) -> bool:
     """Whether a reference is to a picture in a pack."""
     return _PACKED.fullmatch(os.fspath(reference)) is not None
-
-
-def is_uri(location: str | os.PathLike[str]) -> bool:
-    """Whether a place is named by a URI, such as ``s3://bucket/folder``."""
-    return "://" in os.fspath(location)
 
 
 def file_system(location: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:

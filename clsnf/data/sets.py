@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from clsnf.data import layouts, packs
-from clsnf.data.references import is_uri
 from clsnf.errors import DataError
+from clsnf.uris import is_uri
 
 
 def list_categories(location: str | Path) -> list[str]:

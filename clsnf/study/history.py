@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key
+from clsnf.uris import is_uri
 
 STATUS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
 JOURNAL = "optuna.journal"
@@ -46,7 +47,7 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
     # Choices may be lists, such as a backbone's levels: every storage keeps JSON.
     warnings.filterwarnings("ignore", "Choices for a categorical distribution should be", UserWarning)
     try:
-        if where is not None and "://" in where:
+        if where is not None and is_uri(where):
             return RDBStorage(where)
         path = out / JOURNAL if where is None else Path(where).absolute()
         if not path.parent.is_dir():
@@ -64,7 +65,7 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
 
 def _cant_open(where: str | None, error: Exception) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    scheme = "" if where is None else where.partition("://")[0] if "://" in where else where
+    scheme = "" if where is None else where.partition("://")[0] if is_uri(where) else where
     return f"The Optuna storage ({scheme}) can't be opened ({line}): give a file, or a URL such as sqlite:////absolute/studies.db."
 
 
