@@ -36,6 +36,7 @@ FLOORS = {
     "clsnf.progress": 1,
     "clsnf.published": 1,
     "clsnf.remote": 1,
+    "clsnf.repeating": 1,
     "clsnf.room": 1,
     "clsnf.settings_text": 1,
     "clsnf.threads": 1,

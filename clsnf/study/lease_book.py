@@ -5,7 +5,6 @@ Nobody compares clocks here either: the actor's own says when a holder was last 
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import ray
 
+from clsnf.repeating import repeated
 from clsnf.training.leases import HEARTBEAT, LIFETIME
 
 _NAMESPACE = "clsnf"
@@ -64,18 +64,13 @@ class BookedLeases:
         owner = uuid.uuid4().hex
         while not ray.get(book.take.remote(name, owner)):
             time.sleep(_POLL)
-        stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(HEARTBEAT):
-                with suppress(ray.exceptions.RayError):  # the next beat may succeed
-                    ray.get(book.take.remote(name, owner))
+            with suppress(ray.exceptions.RayError):  # the next beat may succeed
+                ray.get(book.take.remote(name, owner))
 
-        beating = threading.Thread(target=beat, daemon=True)
-        beating.start()
         try:
-            yield
+            with repeated(beat, HEARTBEAT):
+                yield
         finally:
-            stop.set()
-            beating.join()
             ray.get(book.free.remote(name, owner))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import secrets
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 from clsnf.errors import ClsnfError, OutputError
 from clsnf.fingerprint import sha256_file
 from clsnf.remote import RemoteFolder
+from clsnf.repeating import repeated
 from clsnf.uris import without_secrets
 
 # What the driver needs to go on with a study, and keeps up to date while it runs.
@@ -71,17 +71,12 @@ def kept_up(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
                     remote.push(path, entry)
                     sent[entry] = digest
 
-    def run() -> None:
-        while not stop.wait(_EVERY):
-            with suppress(ClsnfError, OSError):  # a network that fails for a moment: the next look may succeed, the last one must
-                send()
+    def try_to_send() -> None:
+        with suppress(ClsnfError, OSError):  # a network that fails for a moment: the next look may succeed, the last one must
+            send()
 
-    stop = threading.Event()
-    sending = threading.Thread(target=run, daemon=True)
-    sending.start()
     try:
-        yield
+        with repeated(try_to_send, _EVERY):
+            yield
     finally:
-        stop.set()
-        sending.join()
         send()

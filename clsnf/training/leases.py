@@ -8,6 +8,7 @@ own machine its process is looked up instead, so that a killed worker's lease is
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+
+from clsnf.repeating import repeated
 
 HEARTBEAT = 5.0  # seconds between a holder's signs of life
 LIFETIME = 60.0  # seconds without one after which a lease is free for others
@@ -78,14 +81,11 @@ class Leases:
         self._folder.mkdir(parents=True, exist_ok=True)
         owner = _new_owner()
         lease = self._acquire(name, owner)
-        stop = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(lease, owner, stop), daemon=True)
-        beating.start()
+        counts = itertools.count(1)
         try:
-            yield
+            with repeated(lambda: self._beat(lease, owner, next(counts)), self._heartbeat):
+                yield
         finally:
-            stop.set()
-            beating.join()
             self._release(lease, owner)
 
     def _acquire(self, name: str, owner: dict[str, Any]) -> Path:
@@ -121,15 +121,12 @@ class Leases:
     def _newest(self, name: str) -> Path | None:
         return max(self._all(name), key=lambda path: int(path.suffix[1:]), default=None)
 
-    def _beat(self, lease: Path, owner: dict[str, Any], stop: threading.Event) -> None:
-        count = 0
-        while not stop.wait(self._heartbeat):
-            count += 1
-            with suppress(OSError):  # the next beat may succeed, and work that is nearly done is not given up for it
-                if lease.exists():  # gone where another took it over
-                    draft = lease.with_name(f".{lease.name}.part")
-                    draft.write_text(_sign(owner, count))
-                    draft.replace(lease)
+    def _beat(self, lease: Path, owner: dict[str, Any], count: int) -> None:
+        with suppress(OSError):  # the next beat may succeed, and work that is nearly done is not given up for it
+            if lease.exists():  # gone where another took it over
+                draft = lease.with_name(f".{lease.name}.part")
+                draft.write_text(_sign(owner, count))
+                draft.replace(lease)
 
     def _release(self, lease: Path, owner: dict[str, Any]) -> None:
         with suppress(OSError):
