@@ -21,13 +21,12 @@ from clsnf.data.augment import (
     SHARPENED,
     UNIFORMS_A_SAMPLE,
     ColourChanges,
-    SourceView,
-    changed_colours,
     count_levels,
     draw_colour_changes,
 )
 from clsnf.data.defects import DefectBatch, DefectMaker, sample_key
 from clsnf.data.draws import random_uniforms
+from clsnf.data.fill import SourceView, changed_colours
 from clsnf.data.textures import draw_textures
 from clsnf.errors import DataError
 

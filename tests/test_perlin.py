@@ -64,13 +64,6 @@ def test_noise_has_no_jump_where_the_lattice_repeats():
     assert noise.diff(dim=2).abs().max() < 0.15
 
 
-def test_regions_are_the_noise_above_the_threshold_however_many_are_evaluated_at_once():
-    count = 40  # of 64 x 64 pixels: two rounds
-    u = torch.from_numpy(random_uniforms(fold(1, np.arange(count)), 1, 4))
-    arguments = ((64, 64), lattices(count), (8 * u[:, :2]).ceil(), u[:, 2], SIDE * u[:, 2:4])
-    assert torch.equal(perlin_regions(*arguments, 0.5), perlin_noise(*arguments) > 0.5)
-
-
 def test_regions_have_draems_area_everywhere_in_the_image():
     count = 600
     u = torch.from_numpy(random_uniforms(fold(2, np.arange(count)), 1, 5))

@@ -16,22 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from clsnf.config import DefectSettings
-from clsnf.data.augment import (
-    UNIFORMS_A_SAMPLE,
-    ColourChanges,
-    SourceView,
-    changed_colours,
-    count_levels,
-    draw_colour_changes,
-    look_up,
-    look_up_channels,
-)
+from clsnf.data.augment import UNIFORMS_A_SAMPLE, ColourChanges, count_levels, draw_colour_changes
 from clsnf.data.draws import fold, random_bytes, random_uniforms
+from clsnf.data.fill import SourceView, fill
 from clsnf.data.perlin import lattice_side, perlin_regions
 from clsnf.errors import DataError
 
 _NUMBERS, _COLOURS, _LATTICE = 1, 2, 3  # streams of one key
-_PIXELS_AT_ONCE = 2**15  # of defects on a CPU: temporaries stay in its caches and are never handed back to the system
 
 
 @dataclass(frozen=True)
@@ -154,63 +145,9 @@ class DefectMaker:
         return counts
 
     def _fill(self, images: Tensor, regions: Tensor, draw: _Draw, changes: ColourChanges) -> None:
-        """Blend the changed sources into the regions of ``images`` (float32, in place), samples that need the same together."""
+        """Blend the changed sources into the regions of ``images`` (float32, in place)."""
         for bank, of_bank in ((self.textures, draw.from_texture), (self.donors, ~draw.from_texture)):
-            for kind in np.unique(changes.kinds[of_bank]):
-                rows = np.flatnonzero(of_bank & (changes.kinds == kind))
-                samples = torch.from_numpy(rows).to(images.device)
-                view = _source_view(bank, draw, samples)
-                _fill_alike(images, regions, samples, view, changes.of(rows), draw.opacity[samples])
-
-
-def _source_view(bank: Tensor, draw: _Draw, samples: Tensor) -> SourceView:
-    """The sources of n samples: transposed or not, shifted, mirrored at the borders, which flips them too and leaves no seams."""
-    height, width = bank.shape[2:]
-    shift, transposed = draw.shift[samples], draw.transposed[samples, None]
-    start = draw.source[samples, None] * (3 * height * width)
-
-    def mirrored(position: Tensor, axis: int, side: int) -> Tensor:
-        position = (position + shift[:, axis, None]) % (2 * side)
-        return torch.minimum(position, 2 * side - 1 - position)
-
-    def along(side: int) -> tuple[Tensor, Tensor]:
-        """What a position along a side of the sample adds to the place in the source, as its row and as its column, (n, side + 2)."""
-        position = torch.arange(-1, side + 1, device=bank.device).clamp_(0, side - 1)
-        return mirrored(position, 0, height) * width, mirrored(position, 1, width)
-
-    (row_as_row, row_as_column), (column_as_row, column_as_column) = along(height), along(width)
-    return SourceView(
-        bank,
-        rows=torch.where(transposed, row_as_column, row_as_row) + start,
-        columns=torch.where(transposed, column_as_row, column_as_column),
-    )
-
-
-def _where_true(mask: Tensor) -> Tensor:
-    """Flat indices of the True elements, int64; numpy finds the few among many five times as fast as torch does on a CPU."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero().squeeze(1)
-
-
-def _fill_alike(
-    images: Tensor, regions: Tensor, samples: Tensor, view: SourceView, changes: ColourChanges, opacity: Tensor
-) -> None:
-    """Blend n samples' changed sources into their regions of ``images`` (B, 3, H, W), in place.
-
-    ``samples``: int64 (n,), their places in the batch. ``opacity``: float32 (n,). ``view`` and ``changes`` are those of these n.
-    """
-    height, width = images.shape[2:]
-    plane = height * width
-    first = (samples * (3 * plane))[:, None] + torch.arange(height, device=images.device) * width  # (n, H), of a row in the images
-    places = _where_true(regions.index_select(0, samples))  # indices into the flat (n, H, W)
-    for some in places.split(_PIXELS_AT_ONCE if images.device.type == "cpu" else max(1, len(places))):
-        line = some // width  # (K,), indices into the flat (n, H)
-        column = some - line * width
-        sample = line // height
-        colours = changed_colours(view, sample, line + 2 * sample + 1, column + (width + 2) * sample + 1, changes)
-        target = look_up(first, line) + column
-        ground = look_up_channels(images, target)
-        blended = colours.sub_(ground).mul_(look_up(opacity, sample)).add_(ground).clamp_(0, 1)
-        for channel, values in enumerate(blended):
-            images.view(-1)[channel * plane :].index_copy_(0, target, values)
+            numbers = np.flatnonzero(of_bank)
+            samples = torch.from_numpy(numbers).to(images.device)
+            view = SourceView.of(bank, draw.source[samples], draw.transposed[samples], draw.shift[samples])
+            fill(images, regions, numbers, view, changes.of(numbers), draw.opacity[samples])

@@ -23,9 +23,8 @@ _HALVES = (math.sqrt(2) * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)])).astype(n
 _GRADIENTS = torch.from_numpy((_HALVES[0] << 16 | _HALVES[1]).view(np.int32))  # (256,), vectors of length sqrt(2), DRAEM's factor
 
 
-# Pixels evaluated at once: bounds the memory (about 70 bytes a pixel) and keeps a CPU's work inside its caches.
-_PIXELS_AT_ONCE = 2**17
-_PIXELS_AT_ONCE_ELSEWHERE = 2**23
+# Pixels that tensors evaluate at once: bounds their memory, about 70 bytes a pixel.
+_PIXELS_AT_ONCE = 2**23
 
 
 def lattice_side(max_frequency_power: int) -> int:
@@ -36,20 +35,29 @@ def lattice_side(max_frequency_power: int) -> int:
 def perlin_regions(
     size: tuple[int, int], lattice: Tensor, frequency: Tensor, angle: Tensor, phase: Tensor, threshold: float
 ) -> Tensor:
-    """Where :func:`perlin_noise` of these arguments is above ``threshold``, bool (B, H, W), in bounded memory."""
-    height, width = size
-    count, device = len(lattice), lattice.device
-    at_once = _PIXELS_AT_ONCE if device.type == "cpu" else _PIXELS_AT_ONCE_ELSEWHERE
-    step = max(1, min(count, at_once // (height * width)))
-    gradients = _along_the_line(lattice)
-    rows, columns = _turned_coordinates(size, frequency, angle, phase, device)
-    regions = torch.empty(count, height, width, dtype=torch.bool, device=device)
-    workspace = _Workspace(step, size, device)
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        noise = _evaluate(gradients[part], [axis[part] for axis in rows], [axis[part] for axis in columns], workspace)
-        torch.gt(noise, threshold, out=regions[part])
+    """Where :func:`perlin_noise` of these arguments is above ``threshold``, bool (B, H, W), in bounded memory.
+
+    On a CPU they don't depend on whether torch fuses multiplications and additions there, which the noise's last bits do.
+    """
+    if lattice.device.type != "cpu":
+        return regions_by_tensors(size, lattice, frequency, angle, phase, threshold)
+    from clsnf.data import kernels  # the devices that need it not shall not wait for it
+
+    rows, columns = _turned_coordinates(size, frequency, angle, phase, lattice.device)
+    down_rows, down_columns, right_rows, right_columns = (part.flatten(1).numpy() for part in (*rows, *columns))
+    line, side = _along_the_line(lattice).numpy(), math.isqrt(lattice.shape[1])
+    regions = torch.empty(len(lattice), *size, dtype=torch.bool)
+    kernels.noise_above(line, down_rows, down_columns, right_rows, right_columns, side, np.float32(threshold), regions.numpy())
     return regions
+
+
+def regions_by_tensors(
+    size: tuple[int, int], lattice: Tensor, frequency: Tensor, angle: Tensor, phase: Tensor, threshold: float
+) -> Tensor:
+    """:func:`perlin_regions` as tensor operations on any device."""
+    at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
+    parts = (part.split(at_once) for part in (lattice, frequency, angle, phase))
+    return torch.cat([perlin_noise(size, *some) > threshold for some in zip(*parts, strict=True)])
 
 
 def perlin_noise(size: tuple[int, int], lattice: Tensor, frequency: Tensor, angle: Tensor, phase: Tensor) -> Tensor:
@@ -63,8 +71,23 @@ def perlin_noise(size: tuple[int, int], lattice: Tensor, frequency: Tensor, angl
     Each value is sqrt(2) times the blend, with weights 6t^5 - 15t^4 + 10t^3, of the four corners' unit gradients times the offset
     from the corner (Perlin, "Improving Noise", SIGGRAPH 2002; the factor is DRAEM's).
     """
+    side, nodes = math.isqrt(lattice.shape[1]), lattice.shape[1]
+    gradients = _along_the_line(lattice)
     rows, columns = _turned_coordinates(size, frequency, angle, phase, lattice.device)
-    return _evaluate(_along_the_line(lattice), rows, columns, _Workspace(len(lattice), size, lattice.device))
+    down, right = rows[0] + rows[1], columns[0] + columns[1]
+    top, left = down.floor(), right.floor()
+    down, right = down.sub_(top), right.sub_(left)
+    up, back = down - 1, right - 1
+    # exact in float32 while coordinates are below 2^24 / P; the mask closes the line of nodes to a ring
+    node = left.add_(top, alpha=side).long().bitwise_and_(nodes - 1).flatten(1)
+    dots = []
+    for distance, along_x, along_y in ((0, right, down), (1, back, down), (side, right, up), (side + 1, back, up)):
+        found = gradients[:, distance : distance + nodes].gather(1, node).view(down.shape)
+        x, y = found.view(torch.float32), (found << 16).view(torch.float32)
+        dots.append((x * along_x).addcmul_(y, along_y))
+    along = _fade(right)
+    upper, lower = dots[0].lerp_(dots[1], along), dots[2].lerp_(dots[3], along)
+    return upper.lerp_(lower, _fade(down))
 
 
 def _turned_coordinates(
@@ -90,44 +113,6 @@ def _along_the_line(lattice: Tensor) -> Tensor:
     return _GRADIENTS.to(lattice.device).index_select(0, line.int().flatten()).view(line.shape)
 
 
-class _Workspace:
-    """Memory of one evaluation, used again by the next: memory from the system costs more than the arithmetic done in it."""
-
-    def __init__(self, count: int, size: tuple[int, int], device: torch.device) -> None:
-        pixels = size[0] * size[1]
-        self.planes = torch.empty(6, count, *size, device=device)
-        self.node = torch.empty(count, pixels, dtype=torch.int64, device=device)
-        self.gradients = torch.empty(4, 2, count, pixels, dtype=torch.int32, device=device)
-
-
-def _evaluate(gradients: Tensor, rows: list[Tensor], columns: list[Tensor], workspace: _Workspace) -> Tensor:
-    """The noise (B, H, W) at the sums of the given parts; lies in the workspace."""
-    count = len(gradients)
-    down, right, up, back, down_weight, right_weight = workspace.planes[:, :count]
-    side = math.isqrt(gradients.shape[1])
-    nodes = side * side
-    torch.add(*rows, out=down)
-    torch.add(*columns, out=right)
-    top, left = torch.floor(down, out=up), torch.floor(right, out=back)
-    down.sub_(top)
-    right.sub_(left)
-    # exact in float32 while coordinates are below 2^24 / P; the mask closes the line of nodes to a ring
-    node = workspace.node[:count].copy_(left.add_(top, alpha=side).view(count, -1)).bitwise_and_(nodes - 1)
-    torch.sub(down, 1, out=up)
-    torch.sub(right, 1, out=back)
-    offsets = ((right, down), (back, down), (right, up), (back, up))
-    dots = []
-    for distance, found, (along_x, along_y) in zip((0, 1, side, side + 1), workspace.gradients[:, :, :count], offsets, strict=True):
-        torch.gather(gradients[:, distance : distance + nodes], 1, node, out=found[0])
-        torch.bitwise_left_shift(found[0], 16, out=found[1])
-        x, y = found.view(torch.float32).view(2, *down.shape)
-        dots.append(x.mul_(along_x).addcmul_(y, along_y))
-    _fade(down, out=down_weight)
-    _fade(right, out=right_weight)
-    upper, lower = dots[0].lerp_(dots[1], right_weight), dots[2].lerp_(dots[3], right_weight)
-    return upper.lerp_(lower, down_weight)
-
-
-def _fade(t: Tensor, out: Tensor) -> None:
+def _fade(t: Tensor) -> Tensor:
     """6t^5 - 15t^4 + 10t^3, t in [0, 1]."""
-    torch.mul(t, 6, out=out).sub_(15).mul_(t).add_(10).mul_(t).mul_(t).mul_(t)
+    return (t * 6).sub_(15).mul_(t).add_(10).mul_(t).mul_(t).mul_(t)
