@@ -11,7 +11,8 @@ read, decode, resize, put defects in, stack. The DataLoader's workers do the sam
 pass once through each stream of a process of its own, whose largest memory is told (Ray's are those of the driver and of its largest
 worker; the object store, which they share, is counted in each).
 
-Images are drawn, 512 x 512, as PNG and JPEG by turns. Rounds alternate between the rows; a row's figure is that of its fastest round.
+Images are drawn, 512 x 512, as PNG and JPEG by turns. Rounds alternate between the rows. In `training` a row's figures are medians over
+the rounds, its share that of its speed in a round beside the ready batches' in the same one; elsewhere they are the fastest round's.
 """
 
 from __future__ import annotations
@@ -133,12 +134,14 @@ def training(folder: Path, steps: int, rounds: int) -> None:
             trainer.run(1)
             seconds[name].append(time.perf_counter() - begin)
             waited[name] = trainer.stream.counters.waited
-    best = {name: min(found) for name, found in seconds.items()}
-    ready = best["batches that lie in memory"]
+    ready = np.array(seconds["batches that lie in memory"])
     table(
         f"Training with resnet18 on {torch.get_num_threads()} threads, {steps} steps of {BATCH} images at 256 x 256",
         ["images/s", "share", "waited, last"],
-        {name: [f"{steps * BATCH / s:.2f}", f"{ready / s:.1%}", f"{waited[name]:.2f} s"] for name, s in best.items()},
+        {
+            name: [f"{steps * BATCH / np.median(found):.2f}", f"{np.median(ready / found):.1%}", f"{waited[name]:.2f} s"]
+            for name, found in seconds.items()
+        },
     )
 
 
