@@ -213,21 +213,21 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
     # As many donors as training keeps of so many images.
     from clsnf.training.pipeline import donor_indices
 
-    local = LocalStream(paths, SETTINGS)
-    recipe = recipe_for(local.take(donor_indices(count, SETTINGS.size)))
+    donors, worker = donor_indices(count, SETTINGS.size), 0
     chosen, keys = plan(count)
-    worker = 0
     if kind == "ray":
         from clsnf.data.ray_stream import RayStream
         from clsnf.study.cluster import ray_session
 
         with ray_session(None, 1 << 30):
-            for number, _ in enumerate(RayStream(paths, SETTINGS, 2).training(recipe, chosen, keys, CPU)):
+            stream = RayStream(paths, SETTINGS, 2)
+            for number, _ in enumerate(stream.training(recipe_for(stream.bank(donors)), chosen, keys, CPU)):
                 if number % 20 == 0:
                     found = [p for p in psutil.Process().children(recursive=True) if "MapBatches" in " ".join(p.cmdline())]
                     worker = max([worker, *(p.memory_info().rss for p in found)])
     else:
-        for _ in local.training(recipe, chosen, keys, CPU):
+        local = LocalStream(paths, SETTINGS)
+        for _ in local.training(recipe_for(local.bank(donors)), chosen, keys, CPU):
             pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "worker": worker}))

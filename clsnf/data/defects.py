@@ -18,7 +18,7 @@ from torch import Tensor
 from clsnf.config import DefectSettings
 from clsnf.data.augment import UNIFORMS_A_SAMPLE, ColourChanges, count_levels, draw_colour_changes
 from clsnf.data.draws import fold, random_bytes, random_uniforms
-from clsnf.data.fill import SourceView, fill
+from clsnf.data.fill import SourceView, fill, look_up_channels, places_of, put_channels
 from clsnf.data.perlin import lattice_side, perlin_regions
 from clsnf.errors import DataError
 
@@ -32,6 +32,23 @@ class DefectBatch:
     images: Tensor  # float32 (B, 3, H, W) in [0, 1], defects blended in
     regions: Tensor  # bool (B, H, W): where; an image with an empty region is exactly its clean one
     clean: Tensor  # float32 (B, 3, H, W) in [0, 1], without defects
+
+    def inside(self) -> Tensor:
+        """The images inside the regions, float32 (3, K): all that must travel with clean images and regions."""
+        return look_up_channels(self.images, places_of(self.regions))
+
+    @classmethod
+    def put_together(cls, images: Tensor, regions: Tensor, inside: Tensor) -> DefectBatch:
+        """The batch again, from the normal images, uint8 (B, 3, H, W), the regions, and what :meth:`inside` gave."""
+        clean = as_floats(images)
+        defective = clean.clone()
+        put_channels(defective, places_of(regions), inside)
+        return cls(defective, regions, clean)
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Levels 0 to 255 as float32 in [0, 1], contiguous."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def sample_key(seed: int, epoch: int, image: ArrayLike, repeat: ArrayLike = 0) -> NDArray[np.int64]:
@@ -94,7 +111,7 @@ class DefectMaker:
         if object_masks is not None:
             regions &= object_masks
         changes = draw_colour_changes(random_uniforms(words, _COLOURS, UNIFORMS_A_SAMPLE), self._level_counts(draw), images.device)
-        clean = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+        clean = as_floats(images)
         defective = clean.clone()
         self._fill(defective, regions, draw, changes)
         return DefectBatch(defective, regions, clean)

@@ -91,8 +91,7 @@ def fill_by_tensors(
         target = at[sample] * (3 * plane) + row * width + column
         ground = look_up_channels(images, target)
         blended = colours.sub_(ground).mul_(opacity[alike][sample]).add_(ground).clamp_(0, 1)
-        for channel, values in enumerate(blended):
-            images.view(-1)[channel * plane :].index_copy_(0, target, values)
+        put_channels(images, target, blended)
 
 
 def changed_colours(view: SourceView, sample: Tensor, row: Tensor, column: Tensor, changes: ColourChanges) -> Tensor:
@@ -139,3 +138,20 @@ def look_up_channels(images: Tensor, index: Tensor) -> Tensor:
     for channel, into in enumerate(found):
         torch.index_select(flat[channel * plane :], 0, index, out=into)
     return found
+
+
+def put_channels(images: Tensor, index: Tensor, values: Tensor) -> None:
+    """Set what :func:`look_up_channels` looks up, in place; ``values``: (3, K)."""
+    flat, plane = images.view(-1), images.shape[2] * images.shape[3]
+    for channel, some in enumerate(values):
+        flat[channel * plane :].index_copy_(0, index, some)
+
+
+def places_of(regions: Tensor) -> Tensor:
+    """Where the pixels of regions (B, H, W) have their first channel in the flat images (B, 3, H, W), int64 (K,), in order."""
+    if regions.device.type == "cpu":  # numpy finds the few among many five times as fast as torch does on a CPU
+        found = torch.from_numpy(np.flatnonzero(regions.numpy()))
+    else:
+        found = regions.flatten().nonzero().squeeze(1)
+    plane = regions.shape[1] * regions.shape[2]
+    return found + (found // plane) * (2 * plane)

@@ -3,6 +3,7 @@
 A block is a batch: the table that goes in names its images and their keys, the one that comes out holds its tensors, in order. Unusual:
 tasks, not actors, do the work, because Ray keeps their processes from one epoch to the next, with the textures and donors that each has
 unpacked; and a task that dies with its process is begun again by Ray, so that its rows come once. Batches are checked for that here.
+Of images with defects only the defects' pixels travel, beside the plain images: a third of the bytes.
 
 Where the trainer computes on a GPU, workers send plain images and the GPU makes the defects: it takes no time there, a fifth of the bytes
 travels, and the figures are those of the other streams. This is the only place below the jobs that imports Ray.
@@ -38,6 +39,7 @@ from clsnf.errors import ClsnfError, SettingsError, TrainingError
 
 _STEPS = ("read", "decode", "defects")
 _BATCH, _INDEX, _PATH, _KEY = "batch", "index", "path", "key"
+_INSIDE = "inside"  # the defects' pixels, of the whole batch, spread over its rows, which Ray wants to be of one length
 
 
 class RayStream(LocalStream):
@@ -61,6 +63,14 @@ class RayStream(LocalStream):
             raise SettingsError("A stream of --stream ray needs a running Ray: say --stream local.")
         self.workers, self.gpus = workers, gpus
         self._recipes: dict[int, tuple[DefectRecipe, Any]] = {}
+        self._banks: dict[int, Any] = {}  # what lies in Ray's object store, by its address
+
+    def bank(self, indices: Tensor) -> Tensor:
+        """The images lie in Ray's object store, once for this process and the workers of its machine."""
+        reference = ray.put(self.take(indices).numpy())
+        bank = _as_tensor(ray.get(reference))
+        self._banks[bank.data_ptr()] = reference
+        return bank
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         padded = self._placements is not None
@@ -78,8 +88,8 @@ class RayStream(LocalStream):
         padded = self._placements is not None
         given = {"settings": self.settings, "padded": padded, "recipe": self._sent(recipe)}
         for number, found in enumerate(self._run({"fn": _read_with_defects, "fn_kwargs": given}, chosen, keys)):
-            clean = torch.from_numpy(found["images"]).to(torch.float32).div_(255)
-            made = DefectBatch(torch.from_numpy(found["defective"]), torch.from_numpy(found["regions"]), clean)
+            images, regions, inside = (torch.from_numpy(found[name]) for name in ("images", "regions", _INSIDE))
+            made = DefectBatch.put_together(images, regions, inside.flatten()[: 3 * int(regions.sum())].view(3, -1))
             yield TrainingBatch(made, torch.from_numpy(found["valid"]) if padded else None, chosen[number])
 
     def mapped(self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device) -> Iterator[Arrays]:
@@ -108,7 +118,9 @@ class RayStream(LocalStream):
         """What workers make a recipe from, in Ray's object store; sent once."""
         if id(recipe) not in self._recipes:
             maker = recipe.maker
-            parts = (maker.settings, maker.textures.cpu().numpy(), maker.donors.cpu().numpy(), recipe.polarity)
+            donors = self._banks.get(maker.donors.data_ptr())
+            donors = maker.donors.cpu().numpy() if donors is None else donors
+            parts = (maker.settings, maker.textures.cpu().numpy(), donors, recipe.polarity)
             self._recipes = {id(recipe): (recipe, ray.put(parts))}  # the recipe is kept, so that its id stays its own
         return self._recipes[id(recipe)][1]
 
@@ -223,17 +235,25 @@ def _read_with_defects(rows: Arrays, settings: ImageSettings, padded: bool, reci
     maker = _recipe_of(recipe)
     started = time.perf_counter()
     made = maker.applied(_as_batch(found), torch.from_numpy(rows[_KEY].copy()), torch.device("cpu")).defects
-    seconds = np.full(len(rows[_KEY]), (time.perf_counter() - started) / len(rows[_KEY]), np.float32)
-    return found | {"defective": made.images.numpy(), "regions": made.regions.numpy(), "defects_seconds": seconds}
+    count, values = len(rows[_KEY]), made.inside().numpy().ravel()
+    inside = np.append(values, np.zeros(-len(values) % count, np.float32)).reshape(count, -1)
+    seconds = np.full(count, (time.perf_counter() - started) / count, np.float32)
+    return found | {_INSIDE: inside, "regions": made.regions.numpy(), "defects_seconds": seconds}
 
 
 @lru_cache(maxsize=1)
 def _recipe_of(reference: Any) -> DefectRecipe:
     """A recipe, unpacked once in each process."""
     settings, textures, donors, polarity = ray.get(reference)
+    donors = ray.get(donors) if isinstance(donors, ray.ObjectRef) else donors
+    return DefectRecipe(DefectMaker(settings, _as_tensor(textures), _as_tensor(donors)), polarity)
+
+
+def _as_tensor(bank: np.ndarray) -> Tensor:
+    """A bank that lies in the object store, as it lies there."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to a bank
-        return DefectRecipe(DefectMaker(settings, torch.from_numpy(textures), torch.from_numpy(donors)), polarity)
+        return torch.from_numpy(bank)
 
 
 def _one_thread() -> None:

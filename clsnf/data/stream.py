@@ -137,6 +137,10 @@ class Stream(ABC):
     def take(self, indices: Tensor) -> Tensor:
         """A few images at once, (K, 3, H, W), read by this process."""
 
+    def bank(self, indices: Tensor) -> Tensor:
+        """As :meth:`take`, for images that stay while the stream is used, in memory that may be shared: not to be written to."""
+        return self.take(indices)
+
     @abstractmethod
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         """The batches."""
@@ -216,6 +220,9 @@ class MemoryStream(Stream):
 
     def take(self, indices: Tensor) -> Tensor:
         return self.images[indices]
+
+    def bank(self, indices: Tensor) -> Tensor:
+        return self.images if torch.equal(indices, torch.arange(len(self))) else self.take(indices)
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         for indices in chosen:

@@ -179,9 +179,7 @@ class CategoryPipeline:
     def _new_finetuner(self, settings: FinetuneSettings) -> Finetuner:
         backbone = self._copy_of_backbone()
         if self._donors is None:
-            stream = self.fit.stream
-            chosen = donor_indices(len(stream), self.settings.image.size)
-            self._donors = stream.images if isinstance(stream, MemoryStream) and len(chosen) == len(stream) else stream.take(chosen)
+            self._donors = self.fit.stream.bank(donor_indices(len(self.fit.stream), self.settings.image.size))
         maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self._donors.to(self.device))
         decoder = build_decoder(self.info, self.settings.image, settings, self.settings.seed)
         return Finetuner(
