@@ -116,6 +116,16 @@ def test_only_the_region_changes_and_values_stay_in_range(textures, normals):
     assert batch.images.dtype == batch.clean.dtype == torch.float32
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_batch_can_be_put_together_again_from_what_is_inside_its_regions(whole, textures, normals):
+    masks = None if whole else torch.zeros(6, *SIZE, dtype=torch.bool)
+    batch = DefectMaker(DefectSettings(), textures, normals).make(normals, masks, keys(6))
+    inside = batch.inside()
+    assert inside.shape == (3, int(batch.regions.sum()))
+    again = DefectBatch.put_together(normals, batch.regions, inside)
+    assert all(torch.equal(getattr(again, name), getattr(batch, name)) for name in ("images", "regions", "clean"))
+
+
 def test_defects_lie_on_the_object_and_an_empty_region_leaves_the_image(textures, normals):
     masks = torch.zeros(6, *SIZE, dtype=torch.bool)
     masks[:3, 20:40, 30:70] = True  # three images without any object

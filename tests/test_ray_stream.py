@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 from small_data import write_category
 from test_stream import CPU, Brightness, epoch, in_memory, recipe, same
 
-from clsnf.config import ImageSettings
+from clsnf.config import DefectSettings, ImageSettings
+from clsnf.data.defects import DefectMaker
 from clsnf.data.layouts import read_category
 from clsnf.data.ray_stream import RayStream
-from clsnf.data.stream import consecutive
+from clsnf.data.stream import DefectRecipe, consecutive
+from clsnf.data.textures import draw_textures
 from clsnf.errors import ImageError
 from clsnf.study.cluster import ray_session
 
@@ -64,6 +67,22 @@ def test_its_batches_are_those_of_the_local_streams(
     state = stream.counters.state()
     assert state["images"] == state["read_images"] == state["decode_images"] == 3 * N
     assert state["defects_images"] == 2 * N
+
+
+def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(running: None, paths: list[str]) -> None:
+    settings = ImageSettings(32, 32)
+    memory, stream = in_memory(paths, settings), RayStream(paths, settings, 1)
+    bank = stream.bank(torch.arange(N))
+    assert torch.equal(bank, memory.images)
+    maker = DefectMaker(DefectSettings(threshold=0.999), draw_textures(4, (32, 32), 0), bank)
+    assert maker.donors.data_ptr() == bank.data_ptr()
+    chosen, keys = epoch(3)
+    for made in (DefectRecipe(maker), recipe(memory)):
+        first, second = (list(s.training(made, chosen, keys, CPU)) for s in (memory, stream))
+        assert all(same(a, b) for a, b in zip(first, second, strict=True))
+        assert any(batch.defects.regions.any() for batch in first) == (made.maker is not maker)
+    _, _, sent, _ = ray.get(stream._sent(DefectRecipe(maker)))
+    assert ray.get(sent).__array_interface__["data"][0] == bank.data_ptr(), "workers get the very same memory"
 
 
 def test_actors_hold_the_worker_and_give_every_batch_in_order(running: None, paths: list[str]) -> None:

@@ -72,7 +72,10 @@ def test_a_decoding_stream_gives_what_one_in_memory_gives(paths: list[str], aspe
     assert (memory.valid is None) == (local.valid is None) == (aspect == "squeeze")
     if memory.valid is not None and local.valid is not None:
         assert torch.equal(memory.valid, local.valid)
-    assert torch.equal(memory.take(torch.tensor([7, 2])), local.take(torch.tensor([7, 2])))
+    for some in (torch.tensor([7, 2]), torch.arange(N)):
+        assert torch.equal(memory.take(some), local.take(some))
+        assert torch.equal(memory.bank(some), local.bank(some))
+    assert memory.bank(torch.arange(N)).data_ptr() == memory.images.data_ptr(), "no second copy of what lies in memory"
 
 
 def test_epochs_differ_in_order_and_defects_and_batches_lie_in_one_piece(paths: list[str]) -> None:

@@ -14,6 +14,7 @@ In a trial, the work runs in the trial's second bundle, which is reserved with t
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -236,7 +237,8 @@ def _read_with_defects(rows: Arrays, settings: ImageSettings, padded: bool, reci
     started = time.perf_counter()
     made = maker.applied(_as_batch(found), torch.from_numpy(rows[_KEY].copy()), torch.device("cpu")).defects
     count, values = len(rows[_KEY]), made.inside().numpy().ravel()
-    inside = np.append(values, np.zeros(-len(values) % count, np.float32)).reshape(count, -1)
+    inside = np.zeros((count, max(1, math.ceil(len(values) / count))), np.float32)  # Ray takes no rows of length 0
+    inside.ravel()[: len(values)] = values
     seconds = np.full(count, (time.perf_counter() - started) / count, np.float32)
     return found | {_INSIDE: inside, "regions": made.regions.numpy(), "defects_seconds": seconds}
 
