@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from clsnf.errors import OutputError
 from clsnf.fingerprint import written_whole
-from clsnf.uris import join_uri, without_secrets
+from clsnf.uris import join_uri, refuse_password, without_secrets
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # they have no folders to make, and show whole objects alone
 
@@ -30,11 +30,13 @@ class RemoteFolder:
 
     Raises:
         OutputError: no such file system, or a URI that it does not understand.
+        SettingsError: a URI with a password.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         with self._named():
+            refuse_password(uri)
             self._files, self._path = fs.FileSystem.from_uri(uri)
 
     def __reduce__(self) -> tuple[type[RemoteFolder], tuple[str]]:

@@ -1,7 +1,7 @@
 """Folders on a local file system and in an object store, by the same calls."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from object_store import bucket
 
-from clsnf.errors import OutputError
+from clsnf.data.references import file_system
+from clsnf.errors import OutputError, SettingsError
 from clsnf.remote import RemoteFolder
-from clsnf.uris import is_uri, join_uri, last_name, without_secrets
+from clsnf.uris import is_uri, join_uri, last_name, refuse_password, without_secrets
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +76,15 @@ def test_it_travels_to_other_processes(uri: str) -> None:
     assert pickle.loads(pickle.dumps(RemoteFolder(uri))).read("x") == b"1"
 
 
-def test_a_place_that_is_none_is_named_without_its_password(tmp_path: Path) -> None:
+def test_a_place_that_is_none_is_named_without_its_user(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for bad in ("s4://bucket/x", f"file://{tmp_path}/file/x"):
         with pytest.raises(OutputError, match="can't be used"):
             RemoteFolder(bad).check_writable()
     with pytest.raises(OutputError) as caught:
-        RemoteFolder("s4://me:secret@bucket/x")
+        RemoteFolder("s4://somebody@bucket/x")
     assert "bucket/x" in str(caught.value)
-    assert "secret" not in str(caught.value)
+    assert "somebody" not in str(caught.value)
 
 
 def test_a_bucket_that_is_not_there_is_said(end: str) -> None:
@@ -102,6 +103,16 @@ def test_uris_are_joined_before_their_query(parts: list[str], name: str, query: 
     assert join_uri(uri + query, name) == f"{uri}/{name}{query}"
     assert last_name(uri + "/" + query) == last_name(uri + query) == parts[-1]
     assert without_secrets(f"s3://user:pass@bucket/{parts[0]}") == f"s3://bucket/{parts[0]}"
+    refuse_password(uri + query)
+    with pytest.raises(SettingsError, match="password") as refused:
+        refuse_password(f"s3://user:pa55@bucket/{parts[0]}{query}")
+    assert "pa55" not in str(refused.value)
     assert is_uri(uri)
     assert not is_uri("/".join(parts))
     assert not is_uri(Path("s3:") / name)
+
+
+@pytest.mark.parametrize("use", [RemoteFolder, file_system], ids=["a study's folder", "a pack"])
+def test_a_password_in_a_uri_is_refused_before_anything_is_reached(use: Callable[[str], object]) -> None:
+    with pytest.raises(SettingsError, match=r"^s3://bucket/x was given with a password"):
+        use("s3://user:pa55@bucket/x")

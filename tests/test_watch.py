@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from clsnf.study.watch import FileProgress, Watcher, read_notes
+from clsnf.study.watch import FileProgress, notes_shown, read_notes
 
 
 def test_a_note_says_where_a_worker_is_until_the_task_ends(tmp_path: Path) -> None:
@@ -43,9 +43,9 @@ def test_a_place_that_cannot_be_written_costs_the_note_and_nothing_else(tmp_path
 def test_a_watcher_shows_notes_while_its_block_runs(tmp_path: Path) -> None:
     seen = threading.Event()
     FileProgress(tmp_path, "nut")("flow", 1, 2)
-    with Watcher(tmp_path, lambda notes: seen.set() if notes else None, every=0.01):
+    with notes_shown(tmp_path, lambda notes: seen.set() if notes else None, every=0.01):
         assert seen.wait(10)
     threads = threading.active_count()
-    with Watcher(tmp_path, lambda notes: None):
+    with notes_shown(tmp_path, lambda notes: None):
         assert threading.active_count() == threads + 1
     assert threading.active_count() == threads

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from clsnf.errors import DataError, ImageError
-from clsnf.uris import is_uri
+from clsnf.uris import is_uri, refuse_password
 
 Reference = str | os.PathLike[str]
 
@@ -55,11 +55,12 @@ def is_packed(reference: Reference) -> bool:
 
 
 def file_system(location: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Raises DataError for a URI that can't be used."""
+    """The file system of a path or URI, and the path in it. Raises DataError for a URI that can't be used, SettingsError for a password."""
     text = os.fspath(location)
     if not is_uri(text):
         return fs.LocalFileSystem(), os.path.abspath(text)
     try:
+        refuse_password(text)
         system, path = fs.FileSystem.from_uri(text)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{text} can't be opened ({_line(error)}): give a folder, or a URI such as s3://bucket/folder.") from error

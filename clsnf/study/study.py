@@ -48,7 +48,7 @@ from clsnf.study.search import METRIC, PerCategorySearch, StopHopeless, Telling
 from clsnf.study.space import Space
 from clsnf.study.streaming import streamed
 from clsnf.study.warm_start import warm_values
-from clsnf.study.watch import Watcher
+from clsnf.study.watch import notes_shown
 from clsnf.training.prepare import check_ingredients, data_fingerprint, fit_polarity, open_fit_rows, rows_of
 from clsnf.uris import last_name
 
@@ -225,7 +225,7 @@ def _run(
     )
     if search.left < request.study.trials * len(categories):
         reporter.say(f"{request.study.trials * len(categories) - search.left} trials ended before: {search.left} are left")
-    with Watcher(out, reporter.notes):
+    with notes_shown(out, reporter.notes):
         interrupted = bool(search.left) and _search(request, plan, search, shares)
         records = [record for history in histories.values() for record in history.records()]
         write_table(out / "trials.parquet", _trials_table(records))

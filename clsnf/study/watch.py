@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+
+from clsnf.repeating import repeated
 
 _FOLDER = ".progress"
 _WRITE_EVERY = 0.5  # seconds
@@ -54,22 +54,8 @@ def read_notes(out: Path) -> list[dict[str, object]]:
     return notes
 
 
-class Watcher:
-    """Reads the workers' notes in a thread while the block runs and hands them to `show`."""
-
-    def __init__(self, out: Path, show: Callable[[list[dict[str, object]]], None], every: float = 1.0) -> None:
-        self._out, self._show, self._every = out, show, every
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every):
-            self._show(read_notes(self._out))
-
-    def __enter__(self) -> Watcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._stop.set()
-        self._thread.join()
+@contextmanager
+def notes_shown(out: Path, show: Callable[[list[dict[str, object]]], None], every: float = 1.0) -> Iterator[None]:
+    """Hands the workers' notes to `show`, again and again, while the block runs."""
+    with repeated(lambda: show(read_notes(out)), every):
+        yield
