@@ -221,13 +221,13 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
 
         with ray_session(None, 1 << 30):
             stream = RayStream(paths, SETTINGS, 2)
-            for number, _ in enumerate(stream.training(recipe_for(stream.bank(donors)), chosen, keys, CPU)):
+            for number, _ in enumerate(stream.training(recipe_for(stream.bank(donors, CPU)), chosen, keys, CPU)):
                 if number % 20 == 0:
                     found = [p for p in psutil.Process().children(recursive=True) if "MapBatches" in " ".join(p.cmdline())]
                     worker = max([worker, *(p.memory_info().rss for p in found)])
     else:
         local = LocalStream(paths, SETTINGS)
-        for _ in local.training(recipe_for(local.bank(donors)), chosen, keys, CPU):
+        for _ in local.training(recipe_for(local.bank(donors, CPU)), chosen, keys, CPU):
             pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "worker": worker}))

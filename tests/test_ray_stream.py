@@ -72,7 +72,7 @@ def test_its_batches_are_those_of_the_local_streams(
 def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(running: None, paths: list[str]) -> None:
     settings = ImageSettings(32, 32)
     memory, stream = in_memory(paths, settings), RayStream(paths, settings, 1)
-    bank = stream.bank(torch.arange(N))
+    bank = stream.bank(torch.arange(N), CPU)
     assert torch.equal(bank, memory.images)
     maker = DefectMaker(DefectSettings(threshold=0.999), draw_textures(4, (32, 32), 0), bank)
     assert maker.donors.data_ptr() == bank.data_ptr()

@@ -74,8 +74,8 @@ def test_a_decoding_stream_gives_what_one_in_memory_gives(paths: list[str], aspe
         assert torch.equal(memory.valid, local.valid)
     for some in (torch.tensor([7, 2]), torch.arange(N)):
         assert torch.equal(memory.take(some), local.take(some))
-        assert torch.equal(memory.bank(some), local.bank(some))
-    assert memory.bank(torch.arange(N)).data_ptr() == memory.images.data_ptr(), "no second copy of what lies in memory"
+        assert torch.equal(memory.bank(some, CPU), local.bank(some, CPU))
+    assert memory.bank(torch.arange(N), CPU).data_ptr() == memory.images.data_ptr(), "no second copy of what lies in memory"
 
 
 def test_epochs_differ_in_order_and_defects_and_batches_lie_in_one_piece(paths: list[str]) -> None:

@@ -66,8 +66,10 @@ class RayStream(LocalStream):
         self._recipes: dict[int, tuple[DefectRecipe, Any]] = {}
         self._banks: dict[int, Any] = {}  # what lies in Ray's object store, by its address
 
-    def bank(self, indices: Tensor) -> Tensor:
-        """The images lie in Ray's object store, once for this process and the workers of its machine."""
+    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
+        """For a CPU the images lie in Ray's object store, once for this process and the workers of its machine."""
+        if device.type != "cpu":
+            return super().bank(indices, device)
         reference = ray.put(self.take(indices).numpy())
         bank = _as_tensor(ray.get(reference))
         self._banks[bank.data_ptr()] = reference

@@ -137,9 +137,9 @@ class Stream(ABC):
     def take(self, indices: Tensor) -> Tensor:
         """A few images at once, (K, 3, H, W), read by this process."""
 
-    def bank(self, indices: Tensor) -> Tensor:
-        """As :meth:`take`, for images that stay while the stream is used, in memory that may be shared: not to be written to."""
-        return self.take(indices)
+    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
+        """As :meth:`take`, for images that stay on a device while the stream is used, maybe in shared memory: not to be written to."""
+        return self.take(indices).to(device)
 
     @abstractmethod
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
@@ -221,8 +221,8 @@ class MemoryStream(Stream):
     def take(self, indices: Tensor) -> Tensor:
         return self.images[indices]
 
-    def bank(self, indices: Tensor) -> Tensor:
-        return self.images if torch.equal(indices, torch.arange(len(self))) else self.take(indices)
+    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
+        return self.images.to(device) if torch.equal(indices, torch.arange(len(self))) else super().bank(indices, device)
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         for indices in chosen:

@@ -179,8 +179,9 @@ class CategoryPipeline:
     def _new_finetuner(self, settings: FinetuneSettings) -> Finetuner:
         backbone = self._copy_of_backbone()
         if self._donors is None:
-            self._donors = self.fit.stream.bank(donor_indices(len(self.fit.stream), self.settings.image.size))
-        maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self._donors.to(self.device))
+            chosen = donor_indices(len(self.fit.stream), self.settings.image.size)
+            self._donors = self.fit.stream.bank(chosen, self.device)
+        maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self._donors)
         decoder = build_decoder(self.info, self.settings.image, settings, self.settings.seed)
         return Finetuner(
             backbone,
