@@ -6,7 +6,7 @@ families, so that a family with large, easy defects can't hide one with small on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,19 +103,20 @@ def family_figures_of(
     return result
 
 
-def choose_score_weight(candidates: Mapping[float, Tensor], labels: ValidationLabels) -> float:
+def choose_score_weight(candidates: Iterable[tuple[float, Tensor]], labels: ValidationLabels) -> float:
     """The fusion weight whose map gives the best image scores: the largest mean image AUROC over the families, of equals the smallest.
 
     A map that outlines defects well is chosen by its pixels. Whether an image has one at all is another question: there a single pixel
     decides, and the classifier is more often wrong about a single pixel than the density is.
 
     Args:
-        candidates: fusion weight -> maps (N, H, W) of the validation images.
+        candidates: fusion weights, each with its maps (N, H, W) of the validation images; looked at one after the other, so that a
+            generator needs no memory for all of them.
         labels: of the same images.
     """
     values = {}
-    for weight in sorted(candidates):
-        scores = image_scores(candidates[weight], labels.valid).numpy()
+    for weight, maps in candidates:
+        scores = image_scores(maps, labels.valid).numpy()
         values[weight] = np.mean(list(_family_aurocs(scores, labels).values()))
     return max(values, key=lambda weight: (values[weight], -weight))
 

@@ -60,7 +60,7 @@ def test_the_score_weight_is_the_one_whose_map_tells_normals_from_defects(labels
     is_defect = torch.tensor([family != "good" for family in FAMILIES])
     useless, telling = torch.rand(2, len(FAMILIES), H, W, generator=torch.Generator().manual_seed(3))
     telling[is_defect] += 1
-    assert choose_score_weight({0.0: useless, 0.3: telling, 0.7: telling, 1.0: -telling}, labels) == 0.3
+    assert choose_score_weight([(0.0, useless), (0.7, telling), (0.3, telling), (1.0, -telling)], labels) == 0.3
     figures = family_figures_of(useless, labels, ("image_auroc", "pixel_ap"), telling)
     assert mean_over_families(figures, "image_auroc") == 1
     assert mean_over_families(figures, "pixel_ap") == mean_over_families(

@@ -274,7 +274,7 @@ def _select(parts: Parts, labels: ValidationLabels, bench: _Bench, progress: Pro
             candidates = part_candidates(system, sorted(parts.classifier), bench.depths)
         chosen = best[name] = max(candidates, key=partial(objective, name))
         if system.flow is not None and system.classifier:
-            by_weight = {w: parts.map_of(system, dataclasses.replace(chosen, weight=w)) for w in {*WEIGHTS, weight}}
+            by_weight = ((w, parts.map_of(system, dataclasses.replace(chosen, weight=w))) for w in {*WEIGHTS, weight})
             chosen = dataclasses.replace(chosen, score_weight=choose_score_weight(by_weight, labels))
         validation = family_figures_of(
             parts.map_of(system, chosen), labels, VALIDATION_FIGURES, parts.scored_map_of(system, chosen)

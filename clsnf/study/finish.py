@@ -110,7 +110,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
     bench = workbench(plan, category, settings)
     maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
     if settings.score_weight is None:
-        by_weight = {float(w): maps.fused(float(w)) for w in (*plan.fusion_weights, weight)}
+        by_weight = ((float(w), maps.fused(float(w))) for w in (*plan.fusion_weights, weight))
         settings = dataclasses.replace(settings, score_weight=choose_score_weight(by_weight, bench.labels))
     train = plan.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
