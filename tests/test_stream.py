@@ -19,7 +19,6 @@ from clsnf.data.stream import DefectRecipe, ImageBatch, LocalStream, MemoryStrea
 from clsnf.data.stream_choice import StreamChoice, choose_stream, open_stream
 from clsnf.data.textures import draw_textures
 from clsnf.errors import ImageError, SettingsError
-from clsnf.room import free_memory, memory_budget, roomy_empty
 
 CPU = torch.device("cpu")
 N = 10
@@ -177,16 +176,3 @@ def test_a_ray_stream_without_ray_is_refused(paths: list[str]) -> None:
 
 
 # ---- room ----
-
-
-def test_a_tensor_that_would_fill_the_memory_lies_in_a_file_and_is_one_like_any_other() -> None:
-    for budget in (0, 1 << 30):
-        tensor = roomy_empty((5, 7, 2), torch.float16, budget)
-        tensor.copy_(torch.arange(70).view(5, 7, 2))
-        assert torch.equal(tensor.flatten(0, 1)[torch.tensor([30, 0])], torch.tensor([[60, 61], [0, 1]], dtype=torch.float16))
-        assert tensor.dtype == torch.float16
-
-
-def test_the_budget_is_a_share_of_what_is_free() -> None:
-    assert 0 < memory_budget() < free_memory()
-    assert memory_budget(4, 4000) == 400

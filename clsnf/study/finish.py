@@ -19,6 +19,7 @@ from clsnf.data.images import read_image, read_mask
 from clsnf.detector import Detector
 from clsnf.evaluation import evaluate_detector
 from clsnf.pictures import Image, outline, overlay, sheet
+from clsnf.room import give_memory_back
 from clsnf.selection import choose_score_weight, family_figures_of, mean_over_families, sweep_weights
 from clsnf.selection_rules import RULES, order, pick
 from clsnf.study.evidence import keep_evidence
@@ -103,6 +104,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
                 "weights": [(weight, float(np.mean(list(families.values())))) for weight, families in values],
             }
         )
+    give_memory_back()
     picks = {rule: candidates[pick(rule, [c.families for c in candidates])] for rule in RULES}
     chosen = picks[study.selection]
     trial, weight = chosen.trial, chosen.weight

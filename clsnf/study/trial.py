@@ -25,6 +25,7 @@ from clsnf.config import DetectorSettings, StudySettings, to_dict
 from clsnf.device import choose_device
 from clsnf.errors import ClsnfError, TrainingError
 from clsnf.fingerprint import content_key
+from clsnf.room import give_memory_back
 from clsnf.selection import family_figures, family_figures_of, mean_over_families, validation_labels
 from clsnf.study.latency import LATENCY, latency
 from clsnf.study.plan import StudyPlan
@@ -96,6 +97,7 @@ def run_trial(config: dict[str, Any], plan: StudyPlan) -> None:
     try:
         for report in trial_reports(plan, config[CATEGORY], values):
             tune.report(report)
+        give_memory_back()  # this process may wait while others work
     except Exception as error:  # this trial fails, and leaves the process to the next
         if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
             raise  # nothing works any more on that GPU in this process: Tune starts another

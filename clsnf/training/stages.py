@@ -23,6 +23,7 @@ from torch import Tensor
 from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key, write_json, written_whole
 from clsnf.remote import RemoteFolder
+from clsnf.room import give_memory_back
 from clsnf.training.leases import Holder, Leases
 
 # Part of every key: raise it when the same settings would give other results.
@@ -102,6 +103,7 @@ class StageStore:
                         stage = compute()
                         with self.clock("storing"):
                             self._put(kind, key, stage)
+                    give_memory_back()
                     return stage
         self.reused[kind] = self.reused.get(kind, 0) + 1
         return found
