@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clsnf.allocator import keep_freed_memory
 from clsnf.config import DefectSettings, FinetuneSettings, ImageSettings
 from clsnf.data.defects import DefectMaker, sample_key
 from clsnf.data.images import load_images
@@ -256,6 +257,7 @@ def main() -> None:
     parser.add_argument("--kind", default="local")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as every command does
     if arguments.what == "one-pass":
         one_pass(arguments.kind, arguments.folder, arguments.images)
         return

@@ -1,10 +1,8 @@
-"""How much memory there is, how it is given back, and tensors that lie on disk where it would not hold them."""
+"""How much memory there is, and tensors that lie on disk where it would not hold them."""
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,6 @@ from torch import Tensor
 _SHARE = 0.4  # of the free memory: one tensor may take so much, or a category's images
 
 _CGROUP = Path("/sys/fs/cgroup")
-_C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def free_memory() -> int:
@@ -28,17 +25,6 @@ def free_memory() -> int:
         return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
     except (OSError, ValueError):  # no container, or another kind of system
         return free
-
-
-def give_memory_back() -> None:
-    """Hand the system the freed memory that the C library keeps for later: hundreds of MB after a training.
-
-    glibc keeps what lies between pieces that are still used, however short the processes beside this one are of it. Other C libraries
-    are left alone.
-    """
-    trim = getattr(_C_LIBRARY, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def memory_budget(sharers: int = 1, free: int | None = None) -> int:

@@ -38,6 +38,7 @@ FLOORS = {
     "clsnf.remote": 1,
     "clsnf.repeating": 1,
     "clsnf.room": 1,
+    "clsnf.allocator": 1,
     "clsnf.settings_text": 1,
     "clsnf.threads": 1,
     "clsnf.uris": 1,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from clsnf import __version__
+from clsnf.allocator import keep_freed_memory
 from clsnf.errors import ClsnfError
 from clsnf.threads import wait_patiently
 
@@ -18,6 +19,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         wait_patiently()
+        keep_freed_memory()
         try:
             return super().invoke(ctx)
         except ClsnfError as error:

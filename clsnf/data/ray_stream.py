@@ -32,6 +32,7 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
+from clsnf.allocator import keep_freed_memory
 from clsnf.config import ImageSettings
 from clsnf.data.defects import DefectBatch, DefectMaker
 from clsnf.data.references import Reference
@@ -262,6 +263,7 @@ def _as_tensor(bank: np.ndarray) -> Tensor:
 
 def _one_thread() -> None:
     """A task is one CPU's work."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 

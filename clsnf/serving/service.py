@@ -22,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from clsnf.allocator import keep_freed_memory
 from clsnf.data.looks import LOOKS
 from clsnf.detector import Detector
 from clsnf.device import choose_device
@@ -57,6 +58,7 @@ class InspectionService:
     """
 
     def __init__(self, settings: ServingSettings, meters: Meters | None = None, *, open_models: bool = True) -> None:
+        keep_freed_memory()
         self.settings, self.meters = settings, meters or Meters()
         self._device = str(choose_device(settings.device))
         mixed = settings.precision == "mixed" or (settings.precision == "auto" and self._device.startswith("cuda"))

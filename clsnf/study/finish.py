@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from clsnf.allocator import give_memory_back
 from clsnf.config import to_dict
 from clsnf.data.images import read_image, read_mask
 from clsnf.detector import Detector
 from clsnf.evaluation import evaluate_detector
 from clsnf.pictures import Image, outline, overlay, sheet
-from clsnf.room import give_memory_back
 from clsnf.selection import choose_score_weight, family_figures_of, mean_over_families, sweep_weights
 from clsnf.selection_rules import RULES, order, pick
 from clsnf.study.evidence import keep_evidence

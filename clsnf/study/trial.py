@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
+from clsnf.allocator import give_memory_back, keep_freed_memory
 from clsnf.config import DetectorSettings, StudySettings, to_dict
 from clsnf.device import choose_device
 from clsnf.errors import ClsnfError, TrainingError
 from clsnf.fingerprint import content_key
-from clsnf.room import give_memory_back
 from clsnf.selection import family_figures, family_figures_of, mean_over_families, validation_labels
 from clsnf.study.latency import LATENCY, latency
 from clsnf.study.plan import StudyPlan
@@ -84,6 +84,7 @@ def workbench(plan: StudyPlan, category: str, settings: DetectorSettings) -> Wor
 
 def use_threads(threads: int) -> None:
     """Keep to the share of the machine that Ray gave."""
+    keep_freed_memory()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
 

@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from clsnf.allocator import give_memory_back
 from clsnf.errors import OutputError
 from clsnf.fingerprint import content_key, write_json, written_whole
 from clsnf.remote import RemoteFolder
-from clsnf.room import give_memory_back
 from clsnf.training.leases import Holder, Leases
 
 # Part of every key: raise it when the same settings would give other results.
