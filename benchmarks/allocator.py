@@ -18,13 +18,13 @@ from collections.abc import Callable
 
 import torch
 
-from clsnf.allocator import keep_freed_memory
-from clsnf.config import DefectSettings, FinetuneSettings, ImageSettings
-from clsnf.data.defects import DefectMaker
-from clsnf.data.stream import DefectRecipe, MemoryStream
-from clsnf.data.textures import draw_textures
+from clsnf.core.allocator import keep_freed_memory
+from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder
+from clsnf.streams.stream import DefectRecipe, MemoryStream
+from clsnf.synthesis.textures import draw_textures
+from clsnf.synthesis.training_defects import DefectMaker
 from clsnf.training.finetune import Finetuner
 
 ROWS = {"as the C library does": False, "freed memory kept": True}

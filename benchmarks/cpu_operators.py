@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from clsnf.device import training_dtype
+from clsnf.core.device import training_dtype
 from clsnf.model.padding import reflect_pad
 from clsnf.model.resample import resample
 

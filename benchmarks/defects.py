@@ -30,9 +30,9 @@ from torchvision.transforms.v2 import functional as tv
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the internet for newer versions
 import albumentations as album
 
-from clsnf.config import DefectSettings
-from clsnf.data.defects import DefectMaker, sample_key
-from clsnf.data.textures import draw_textures
+from clsnf.core.config import DefectSettings
+from clsnf.synthesis.textures import draw_textures
+from clsnf.synthesis.training_defects import DefectMaker, sample_key
 
 Picture = NDArray[np.uint8]  # (side, side, 3)
 Noise = Callable[[np.random.Generator, int, tuple[int, int]], NDArray[np.float64]]

@@ -24,15 +24,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from clsnf.config import BackboneSettings, DetectorSettings, ImageSettings
+from clsnf.core.config import BackboneSettings, DetectorSettings, ImageSettings
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import TEST
-from clsnf.data.stream import MemoryStream
-from clsnf.evaluation import figures_of_maps
+from clsnf.evaluation.evaluate import figures_of_maps
 from clsnf.model.backbone import load_backbone
-from clsnf.model.memory import cover
+from clsnf.model.memory_bank import cover
 from clsnf.model.resample import resample
 from clsnf.model.score_maps import gaussian_smooth
+from clsnf.streams.stream import MemoryStream
 from clsnf.training.density import extract_features
 from clsnf.training.prepare import place_rows, rows_of
 

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT / "tests"))  # the made-up study and the browser are
 from browser import browser  # noqa: E402
 from made_up_study import write_study  # noqa: E402
 
-from clsnf.data.demo import write_demo  # noqa: E402
 from clsnf.data.images import IMAGE_SUFFIXES, read_image  # noqa: E402
+from clsnf.datasets.demo import write_demo  # noqa: E402
 
 SECONDS, MEGABYTES, FIRST_CONTENT = 60, 25, 2.0
 _SIDE = 224  # of a study's pictures

@@ -33,11 +33,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clsnf.config import BackboneSettings, DetectorSettings, FinetuneSettings, ImageSettings, ValidationSettings
-from clsnf.data.demo import write_demo
+from clsnf.core.config import BackboneSettings, DetectorSettings, FinetuneSettings, ImageSettings, ValidationSettings
 from clsnf.data.images import IMAGE_SUFFIXES, decode_image
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
+from clsnf.datasets.demo import write_demo
 from clsnf.detector import Detector
 
 CLIENTS = 32

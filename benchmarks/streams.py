@@ -37,14 +37,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clsnf.allocator import keep_freed_memory
-from clsnf.config import DefectSettings, FinetuneSettings, ImageSettings
-from clsnf.data.defects import DefectMaker, sample_key
+from clsnf.core.allocator import keep_freed_memory
+from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
 from clsnf.data.images import load_images
-from clsnf.data.stream import DefectRecipe, ImageBatch, LocalStream, MemoryStream, Stream, TrainingBatch, load_timed
-from clsnf.data.textures import draw_textures
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder
+from clsnf.streams.stream import DefectRecipe, ImageBatch, LocalStream, MemoryStream, Stream, TrainingBatch, load_timed
+from clsnf.synthesis.textures import draw_textures
+from clsnf.synthesis.training_defects import DefectMaker, sample_key
 from clsnf.training.finetune import Finetuner
 
 SETTINGS = ImageSettings()
@@ -166,7 +166,7 @@ class Loading(Dataset[tuple[Tensor, ...]]):
 
 def batches(folder: Path, count: int, rounds: int) -> None:
     """Milliseconds a batch of each source, while nobody trains."""
-    from clsnf.data.ray_stream import RayStream
+    from clsnf.streams.ray_stream import RayStream
     from clsnf.study.cluster import ray_session
 
     paths = pictures(folder, count)
@@ -217,7 +217,7 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
     donors, worker = donor_indices(count, SETTINGS.size), 0
     chosen, keys = plan(count)
     if kind == "ray":
-        from clsnf.data.ray_stream import RayStream
+        from clsnf.streams.ray_stream import RayStream
         from clsnf.study.cluster import ray_session
 
         with ray_session(None, 1 << 30):

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from clsnf.config import BackboneSettings, DetectorSettings, FinetuneSettings, ImageSettings, StudySettings, ValidationSettings
-from clsnf.data.demo import write_demo
+from clsnf.core.config import BackboneSettings, DetectorSettings, FinetuneSettings, ImageSettings, StudySettings, ValidationSettings
 from clsnf.data.layouts import read_category
+from clsnf.datasets.demo import write_demo
+from clsnf.study.run import Reporter, StudyRequest, run_study
 from clsnf.study.space import read_space
-from clsnf.study.study import Reporter, StudyRequest, run_study
 
 
 def run(given: argparse.Namespace, data: Path, out: Path, reuse: bool) -> list[dict[str, Any]]:

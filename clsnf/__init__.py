@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from clsnf.errors import ClsnfError
+from clsnf.core.errors import ClsnfError
 
 if TYPE_CHECKING:
-    from clsnf.config import DetectorSettings
+    from clsnf.core.config import DetectorSettings
     from clsnf.detector import Detector
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Detector
     if name == "DetectorSettings":
-        from clsnf.config import DetectorSettings
+        from clsnf.core.config import DetectorSettings
 
         return DetectorSettings
     raise AttributeError(f"module 'clsnf' has no attribute {name!r}")

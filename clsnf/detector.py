@@ -30,23 +30,23 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from clsnf.config import DetectorSettings, from_dict, to_dict
+from clsnf.core.config import DetectorSettings, from_dict, to_dict
+from clsnf.core.device import choose_device
+from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
+from clsnf.core.hashing import sha256_file, write_json, written_whole
+from clsnf.core.memory import roomy_empty
+from clsnf.core.progress import Progress, silent
+from clsnf.data.image_statistics import looks_of_normals
 from clsnf.data.images import Placement, image_size, place, read_image, restore_map
-from clsnf.data.looks import looks_of_normals
-from clsnf.data.stream import ImageBatch, consecutive, in_batches
-from clsnf.data.stream_choice import StreamChoice, open_stream
-from clsnf.device import choose_device
-from clsnf.errors import DataError, ImageError, ModelError, SettingsError
-from clsnf.fingerprint import sha256_file, write_json, written_whole
 from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fingerprint
 from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.model.score_maps import fuse, image_scores
-from clsnf.progress import Progress, silent
-from clsnf.room import roomy_empty
+from clsnf.streams.choice import StreamChoice, open_stream
+from clsnf.streams.stream import ImageBatch, consecutive, in_batches
+from clsnf.training.artifacts import StageStore
 from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
-from clsnf.training.stages import StageStore
 
 FORMAT = 2
 TENSORS, FACTS = "detector.safetensors", "detector.json"
@@ -85,7 +85,7 @@ class Provenance:
         versions: of the packages that made it.
         imported: the sha256, by name, of the checkpoint files that the network comes from; empty where it was trained by clsnf.
         validation_peaks: sorted largest map values of the held-out normal images; what pictures for people are drawn by.
-        looks: mean and standard deviation of each of :data:`clsnf.data.looks.LOOKS` over the held-out normal images: what a server
+        looks: mean and standard deviation of each of :data:`clsnf.data.image_statistics.LOOKS` over the held-out normal images: what a server
             compares the pictures of the day with. Empty in detectors saved before there were looks.
     """
 
@@ -164,7 +164,7 @@ class Detector:
             stream: how the images come to training; None for memory where they fit into it, else decoded by this process.
 
         Raises:
-            ClsnfError: whatever a user can mend; see :mod:`clsnf.errors`.
+            ClsnfError: whatever a user can mend; see :mod:`clsnf.core.errors`.
         """
         settings = settings or DetectorSettings()
         with tempfile.TemporaryDirectory() if work is None else nullcontext(str(work)) as folder:

@@ -37,6 +37,6 @@ def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def winners(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> Path:
     """A folder of two saved detectors, plate and sheet, as a study leaves it; sheet keeps the shape of pictures. Not to be changed."""
-    from small_server import write_winners
+    from tests.support.small_server import write_winners
 
     return write_winners(tmp_path_factory.mktemp("study") / "winners", resnet18_weights)

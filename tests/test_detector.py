@@ -18,19 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from small_data import TINY, draw_normal, write_category
 
-from clsnf.config import BackboneSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings, to_dict
+from clsnf.core.config import BackboneSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings, to_dict
+from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.data.images import load_images, read_image
 from clsnf.data.layouts import CATEGORY_SCHEMA, read_category
 from clsnf.data.splits import assign_splits
-from clsnf.data.stream import ImageBatch
-from clsnf.data.stream_choice import StreamChoice
 from clsnf.detector import FORMAT, Detector, _Scorer
-from clsnf.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.model.score_maps import fuse
+from clsnf.streams.choice import StreamChoice
+from clsnf.streams.stream import ImageBatch
+from clsnf.training.artifacts import StageStore
 from clsnf.training.prepare import place_rows, prepare, rows_of
-from clsnf.training.stages import StageStore
+from tests.support.small_data import TINY, draw_normal, write_category
 
 CPU = torch.device("cpu")
 
@@ -479,7 +479,7 @@ SCRIPT = """
 import json, sys
 import pyarrow.parquet as pq
 import clsnf.detector
-from clsnf.config import DetectorSettings, from_dict
+from clsnf.core.config import DetectorSettings, from_dict
 settings = from_dict(DetectorSettings, json.loads(sys.argv[2]))
 table = pq.read_table(sys.argv[1])
 detector = clsnf.detector.Detector.fit(table, settings, device="cpu")

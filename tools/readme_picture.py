@@ -12,7 +12,7 @@ from pathlib import Path
 from clsnf import Detector
 from clsnf.data.images import read_image, read_mask, write_image
 from clsnf.data.layouts import read_category
-from clsnf.pictures import Image, outline, overlay, sheet
+from clsnf.evaluation.pictures import Image, outline, overlay, sheet
 
 
 def main(run: Path, picture: Path) -> None:

@@ -28,20 +28,26 @@ from clsnf.benchmark.systems import (
     last_candidate,
     part_candidates,
 )
-from clsnf.config import DetectorSettings
+from clsnf.core.config import DetectorSettings
+from clsnf.core.device import choose_device
+from clsnf.core.ledger import note_unlocked
+from clsnf.core.progress import Progress, silent
 from clsnf.data.splits import assign_splits
-from clsnf.data.validation_set import write_validation_set
-from clsnf.device import choose_device
-from clsnf.evaluation import figures_of_maps, samples_of_maps
-from clsnf.ledger import note_unlocked
+from clsnf.evaluation.evaluate import figures_of_maps, samples_of_maps
+from clsnf.evaluation.selection import (
+    ValidationLabels,
+    choose_score_weight,
+    family_figures_of,
+    mean_over_families,
+    validation_labels,
+)
 from clsnf.metrics import METRICS
 from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, intervals, replicate_figures
 from clsnf.model.score_maps import image_scores
-from clsnf.progress import Progress, silent
-from clsnf.selection import ValidationLabels, choose_score_weight, family_figures_of, mean_over_families, validation_labels
+from clsnf.synthesis.validation_set import write_validation_set
+from clsnf.training.artifacts import StageStore
 from clsnf.training.pipeline import CategoryPipeline, PlacedImages
 from clsnf.training.prepare import Prepared, place_rows, prepare, rows_of
-from clsnf.training.stages import StageStore
 
 OBJECTIVE = "pixel_ap"  # what selection raises on the validation defects
 # What an oracle is asked for; the others would cost as much again and say the same.

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from clsnf.benchmark.systems import SYSTEMS
-from clsnf.fingerprint import written_whole
-from clsnf.published import figures_for
+from clsnf.core.hashing import written_whole
+from clsnf.paper.presets import figures_for
 
 BASE = "base"  # the variant that changes nothing
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")

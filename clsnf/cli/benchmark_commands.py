@@ -10,8 +10,8 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, path, setting_options
-from clsnf.errors import ClsnfError, SettingsError, nearest
-from clsnf.yaml_reading import read_yaml_mapping
+from clsnf.core.errors import ClsnfError, SettingsError, nearest
+from clsnf.core.yaml import read_yaml_mapping
 
 
 @main.command(short_help="Compare the method's five systems over categories and seeds.")
@@ -43,11 +43,11 @@ def benchmark(**options: Any) -> None:
     first = shared.settings_of(options, categories_known)
     tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
 
-    from clsnf.benchmark.benchmark import BenchmarkRequest, Recipe, run_benchmark
+    from clsnf.benchmark.run import BenchmarkRequest, Recipe, run_benchmark
     from clsnf.benchmark.systems import SYSTEMS
     from clsnf.benchmark.tables import BASE
-    from clsnf.published import preset_for
-    from clsnf.terminal import Terminal
+    from clsnf.cli.terminal import Terminal
+    from clsnf.paper.presets import preset_for
 
     systems = tuple(SYSTEMS) if options["systems"] is None else tuple(s.strip() for s in options["systems"].split(","))
     strange = [name for name in systems if name not in SYSTEMS]

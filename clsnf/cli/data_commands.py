@@ -12,15 +12,15 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import Commands, main
 from clsnf.cli.options import location, max_bad_option, path, picture_options, setting_options, textures_option
-from clsnf.errors import ClsnfError, DataError, SettingsError
+from clsnf.core.errors import ClsnfError, DataError, SettingsError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from clsnf.config import DetectorSettings
-    from clsnf.data.foreground import ForegroundDecision
+    from clsnf.cli.terminal import Terminal
+    from clsnf.core.config import DetectorSettings
     from clsnf.data.images import LoadedImages
-    from clsnf.terminal import Terminal
+    from clsnf.synthesis.foreground import ForegroundDecision
 
 
 @main.group(cls=Commands, short_help="Get and pack data sets; look at synthetic defects.")
@@ -35,9 +35,9 @@ def data() -> None:
 @click.option("--sources", type=path, help="A YAML file of data sets and mirrors.  [default: the one that ships with clsnf]")
 def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
     """Download a public data set, check it and unpack it. Give the command again to go on after an interruption."""
-    from clsnf.data.download import download as fetch
-    from clsnf.data.download import is_there, read_source
-    from clsnf.terminal import Terminal
+    from clsnf.cli.terminal import Terminal
+    from clsnf.datasets.download import download as fetch
+    from clsnf.datasets.download import is_there, read_source
 
     source = read_source(name, sources)
     terminal = Terminal()
@@ -74,8 +74,8 @@ def _split_table(options: dict[str, Any], settings: DetectorSettings, terminal: 
 
 def _loaded(table: pa.Table, settings: DetectorSettings) -> tuple[LoadedImages, ForegroundDecision]:
     """The normals to fit on the network's canvas, and the decision on the object mask that they lead to."""
-    from clsnf.data.foreground import chosen_polarity
     from clsnf.data.images import load_images
+    from clsnf.synthesis.foreground import chosen_polarity
     from clsnf.training.prepare import rows_of
 
     fit = load_images(rows_of(table, "fit").sort_by("sha256")["path"].to_pylist(), settings.image)
@@ -92,9 +92,9 @@ def synthesize(**options: Any) -> None:
 
     The number of defects is --set validation.images_per_family=N, where they may lie --set defects.object_mask=auto|off|dark|bright.
     """
-    from clsnf.data.validation_set import write_validation_set
-    from clsnf.fingerprint import check_place
-    from clsnf.terminal import Terminal
+    from clsnf.cli.terminal import Terminal
+    from clsnf.core.hashing import check_place
+    from clsnf.synthesis.validation_set import write_validation_set
 
     settings = shared.settings_of(options)
     check_place(options["out"], folder=True)
@@ -127,12 +127,12 @@ def show(**options: Any) -> None:
 
     import numpy as np
 
-    from clsnf.data.contact_sheet import contact_sheet, page
+    from clsnf.cli.terminal import Terminal
+    from clsnf.core.hashing import check_place
     from clsnf.data.images import read_image, write_image
-    from clsnf.data.training_look import training_bands
-    from clsnf.data.validation_set import write_validation_set
-    from clsnf.fingerprint import check_place
-    from clsnf.terminal import Terminal
+    from clsnf.synthesis.contact_sheet import contact_sheet, page
+    from clsnf.synthesis.training_sheet import training_bands
+    from clsnf.synthesis.validation_set import write_validation_set
     from clsnf.training.prepare import texture_bank
 
     settings = shared.settings_of(options)
@@ -177,10 +177,10 @@ def pack(source: Path | str, destination: Path | str, categories: str | None, no
     A pack takes the place of the folder in every --data, with the same figures. Pictures are packed as they are; clsnf data verify
     says which of them can't be read.
     """
+    from clsnf.cli.terminal import Terminal
     from clsnf.data.layouts import read_normals
     from clsnf.data.packs import write_pack
     from clsnf.data.sets import list_categories, read_category
-    from clsnf.terminal import Terminal
 
     if normals:
         if categories is not None or isinstance(source, str):
@@ -203,8 +203,8 @@ def pack(source: Path | str, destination: Path | str, categories: str | None, no
 @max_bad_option
 def verify(location: Path | str, max_bad: float) -> None:
     """Read all of a pack: sizes and checksums of the shards, and every picture. Pictures that are no images are named."""
+    from clsnf.cli.terminal import Terminal
     from clsnf.data.packs import is_pack, verify_pack
-    from clsnf.terminal import Terminal
 
     if not is_pack(location):
         raise DataError(f"{location} is no pack: there is no pack.json; clsnf data pack makes one.")

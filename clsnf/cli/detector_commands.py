@@ -22,8 +22,8 @@ from clsnf.cli.options import (
     setting_options,
     stream_option,
 )
-from clsnf.config import from_dict
-from clsnf.errors import DataError, SettingsError
+from clsnf.core.config import from_dict
+from clsnf.core.errors import DataError, SettingsError
 
 
 @main.command(short_help="Train one detector, without Ray.")
@@ -35,10 +35,10 @@ from clsnf.errors import DataError, SettingsError
 @setting_options
 def train(**options: Any) -> None:
     """Train one detector on good pictures, take its threshold from held-out good pictures, and save it."""
+    from clsnf.cli.terminal import Terminal
+    from clsnf.core.hashing import check_place
     from clsnf.data.splits import assign_splits
     from clsnf.detector import Detector
-    from clsnf.fingerprint import check_place
-    from clsnf.terminal import Terminal
     from clsnf.training.prepare import check_ingredients, rows_of
 
     settings = shared.settings_of(options, shared.preset_categories(options, options["category"]))
@@ -80,9 +80,9 @@ def calibrate(
     Nothing is trained, and scores stay what they are. Defects play no part: a threshold fitted to known defects promises nothing about
     others.
     """
+    from clsnf.cli.terminal import Terminal
+    from clsnf.core.hashing import check_place
     from clsnf.detector import Detector
-    from clsnf.fingerprint import check_place
-    from clsnf.terminal import Terminal
 
     if normals is None and false_reject_rate is None:
         raise SettingsError("Say what changes: --false-reject-rate, --normals, or both.")
@@ -113,9 +113,9 @@ def predict(
     model: Path, images: Sequence[Path], out: Path | None, as_json: bool, max_bad: float, stream: str | None, device: str
 ) -> None:
     """Score pictures (files or folders) with a saved detector."""
+    from clsnf.cli.terminal import Terminal
     from clsnf.detector import Detector
-    from clsnf.prediction import picture_files, predict_files
-    from clsnf.terminal import Terminal
+    from clsnf.evaluation.predict_files import picture_files, predict_files
 
     files = picture_files(images)
     detector = Detector.load(model, device)
@@ -155,10 +155,10 @@ def evaluate(
     device: str,
 ) -> None:
     """Score the test pictures of a category and compare with their labels."""
+    from clsnf.cli.terminal import Terminal
+    from clsnf.core.hashing import check_place, write_json
     from clsnf.detector import Detector
-    from clsnf.evaluation import evaluate_detector
-    from clsnf.fingerprint import check_place, write_json
-    from clsnf.terminal import Terminal
+    from clsnf.evaluation.evaluate import evaluate_detector
     from clsnf.training.prepare import rows_of
 
     detector = Detector.load(model, device)
@@ -182,8 +182,8 @@ def evaluate(
 @click.option("--category", help="The category that --preset paper is for.")
 def settings(preset: str | None, category: str | None) -> None:
     """List all settings with their defaults, or with a preset's values, as YAML for --config."""
-    from clsnf.config import DetectorSettings
-    from clsnf.settings_text import settings_text
+    from clsnf.core.config import DetectorSettings
+    from clsnf.core.settings_text import settings_text
 
     shown = DetectorSettings()
     if preset == "paper":

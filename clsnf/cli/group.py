@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from clsnf import __version__
-from clsnf.allocator import keep_freed_memory
-from clsnf.errors import ClsnfError
-from clsnf.threads import wait_patiently
+from clsnf.core.allocator import keep_freed_memory
+from clsnf.core.errors import ClsnfError
+from clsnf.core.threads import wait_patiently
 
 
 class Command(click.Command):

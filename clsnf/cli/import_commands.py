@@ -10,7 +10,7 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import check_options, device_option, image_size_option, location, path
-from clsnf.errors import SettingsError
+from clsnf.core.errors import SettingsError
 
 
 @main.command("import-checkpoint", short_help="A detector from a checkpoint of the method's authors.")
@@ -50,13 +50,13 @@ def import_checkpoint(
             "An imported network needs good pictures, because its level constants and its threshold are in no checkpoint: "
             "give --normals FOLDER, or --data FOLDER --category NAME."
         )
+    from clsnf.cli.terminal import Terminal
+    from clsnf.core.device import choose_device
+    from clsnf.core.hashing import check_place
     from clsnf.data.splits import assign_splits
     from clsnf.detector import Detector
-    from clsnf.device import choose_device
-    from clsnf.fingerprint import check_place
-    from clsnf.terminal import Terminal
-    from clsnf.training.checkpoint_file import read_checkpoint
-    from clsnf.training.import_checkpoint import build_imported, calibrate_imported
+    from clsnf.paper.checkpoint_file import read_checkpoint
+    from clsnf.paper.import_checkpoint import build_imported, calibrate_imported
 
     Detector.check_folder(out)
     check_place(out, folder=True)

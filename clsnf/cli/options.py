@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from clsnf.config import STREAMS, DetectorSettings, from_dict, to_dict
-from clsnf.errors import DataError, SettingsError
-from clsnf.uris import is_uri
-from clsnf.yaml_reading import parse_yaml, read_yaml_mapping
+from clsnf.core.config import STREAMS, DetectorSettings, from_dict, to_dict
+from clsnf.core.errors import DataError, SettingsError
+from clsnf.core.uris import is_uri
+from clsnf.core.yaml import parse_yaml, read_yaml_mapping
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from clsnf.data.stream_choice import StreamChoice
-    from clsnf.published import Preset
-    from clsnf.terminal import Terminal
+    from clsnf.cli.terminal import Terminal
+    from clsnf.paper.presets import Preset
+    from clsnf.streams.choice import StreamChoice
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -190,7 +190,7 @@ def paper_preset(categories: Sequence[str]) -> tuple[Preset, str]:
 
     Where their settings for the categories differ, or they have none, those that most of their categories share.
     """
-    from clsnf.published import common_preset, presets, sharing
+    from clsnf.paper.presets import common_preset, presets, sharing
 
     known, common = presets(), common_preset()
     most = f"it is what most of their categories share ({', '.join(sharing(common))})"
@@ -287,7 +287,7 @@ def opened_stream(
         wanted: what --stream says.
         trained: number of pictures that are gone over and over; None where each is needed once.
     """
-    from clsnf.data.stream_choice import StreamChoice, choose_stream
+    from clsnf.streams.choice import StreamChoice, choose_stream
 
     if wanted != "ray":
         if trained is None:  # there is nothing to choose

@@ -8,7 +8,7 @@ import click
 
 from clsnf.cli.group import main
 from clsnf.cli.options import path
-from clsnf.errors import SettingsError
+from clsnf.core.errors import SettingsError
 
 
 @main.command(short_help="Write a study's report, or compare studies.")
@@ -20,7 +20,7 @@ def report(runs: tuple[Path, ...], compare: bool, out: Path | None) -> None:
 
     RUN is the folder that a study wrote. A study that is under way, or failed in parts, is reported as far as it came.
     """
-    from clsnf.terminal import Terminal
+    from clsnf.cli.terminal import Terminal
 
     terminal = Terminal()
     if compare:

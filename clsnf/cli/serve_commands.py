@@ -46,8 +46,8 @@ def serve(models: Path, host: str, port: int, address: str | None, assignments: 
     catalogue = read_fitting(Path(settings.models), settings.memory_mb * MiB)
     token = read_token(settings.token_file)
 
-    from clsnf.device import choose_device
-    from clsnf.serving.local import Door, serve_until_told
+    from clsnf.core.device import choose_device
+    from clsnf.serving.launcher import Door, serve_until_told
 
     if address is None:
         choose_device(settings.device)
@@ -69,7 +69,7 @@ def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -
     The network takes pictures on its canvas, (N, 3, H, W) uint8; size, threshold and category stand in the file's metadata.
     """
     from clsnf.detector import Detector
-    from clsnf.prediction import picture_files
+    from clsnf.evaluation.predict_files import picture_files
     from clsnf.serving.export import FORMATS, export_detector
 
     files = picture_files(pictures)

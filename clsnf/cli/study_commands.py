@@ -10,8 +10,8 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, location, path, setting_options, stream_option
-from clsnf.config import StudySettings, from_dict
-from clsnf.errors import ClsnfError, SettingsError
+from clsnf.core.config import StudySettings, from_dict
+from clsnf.core.errors import ClsnfError, SettingsError
 
 
 @main.command(short_help="Tune, choose and save a detector for each product.")
@@ -49,7 +49,7 @@ def study(**options: Any) -> None:
     A study has one base setting for all of its categories. With --preset paper that is the authors' where theirs are the same for all
     of them, else what most of their categories share; without --space it then searches the fusion weight alone.
     """
-    from clsnf.terminal import Terminal
+    from clsnf.cli.terminal import Terminal
 
     names = ["trials", "selection", "reuse", "stop_hopeless", "concurrent_trials", "cpus_per_trial", "gpus_per_trial"]
     names += ["stream", "stream_cpus"]
@@ -73,7 +73,7 @@ def study(**options: Any) -> None:
     out = out if isinstance(out, str) else out.absolute()
     terminal = Terminal()
     if demo:
-        from clsnf.data.demo import write_demo
+        from clsnf.datasets.demo import write_demo
 
         data = (Path("runs").absolute() if isinstance(out, str) else out.parent) / "demo-data"
         terminal.line(f"demo: three products drawn by code, in {data}")
@@ -82,7 +82,7 @@ def study(**options: Any) -> None:
     else:
         tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
 
-    from clsnf.study.study import StudyRequest, names_of, run_study
+    from clsnf.study.run import StudyRequest, names_of, run_study
 
     request = StudyRequest(
         tables=tables,

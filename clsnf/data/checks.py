@@ -17,9 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from clsnf.core.errors import DataError, ImageError, SettingsError
 from clsnf.data.images import read_image, read_mask
 from clsnf.data.splits import TEST
-from clsnf.errors import DataError, ImageError, SettingsError
 
 Progress = Callable[[int, int], None]
 

@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-from clsnf.config import ImageSettings
-from clsnf.data.intact import damage, sniff
-from clsnf.data.references import Reference, is_packed, read_bytes
-from clsnf.errors import ImageError, OutputError
+from clsnf.core.config import ImageSettings
+from clsnf.core.errors import ImageError, OutputError
+from clsnf.data.file_integrity import damage, sniff
+from clsnf.data.sources import Reference, is_packed, read_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # by the header: more is a decompression bomb or a mistake

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from clsnf.core.errors import DataError, SettingsError, nearest
+from clsnf.core.hashing import sha256_file
 from clsnf.data.images import IMAGE_SUFFIXES
 from clsnf.data.visa_split import SPLIT_FILE, read_split
-from clsnf.errors import DataError, SettingsError, nearest
-from clsnf.fingerprint import sha256_file
 
 CATEGORY_SCHEMA = pa.schema(
     [

@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from clsnf.core.errors import DataError, ImageError, OutputError, PackError, nearest
+from clsnf.core.progress import Progress, silent
+from clsnf.core.uris import is_uri
 from clsnf.data.images import decode_image, decode_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA
-from clsnf.data.references import file_system, forget_shards, packed_reference, read_bytes
-from clsnf.errors import DataError, ImageError, OutputError, PackError, nearest
-from clsnf.progress import Progress, silent
-from clsnf.uris import is_uri
+from clsnf.data.sources import file_system, forget_shards, packed_reference, read_bytes
 
 PACK_SCHEMA = pa.schema(
     [

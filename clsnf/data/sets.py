@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from clsnf.core.errors import DataError
+from clsnf.core.uris import is_uri
 from clsnf.data import layouts, packs
-from clsnf.errors import DataError
-from clsnf.uris import is_uri
 
 
 def list_categories(location: str | Path) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from clsnf.errors import DataError, SettingsError
+from clsnf.core.errors import DataError, SettingsError
 
 FIT, VALIDATION, TEST = "fit", "validation", "test"
 MIN_FIT = 2  # one image has no spread to learn

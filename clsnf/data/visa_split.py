@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from clsnf.errors import DataError
+from clsnf.core.errors import DataError
 
 SPLIT_FILE = Path("split_csv", "1cls.csv")
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from numpy.typing import ArrayLike
 
-from clsnf.errors import MetricError, nearest
+from clsnf.core.errors import MetricError, nearest
 from clsnf.metrics import overlap, pimo, ranking
 from clsnf.metrics.counts import ScoreCounts, count_images
 from clsnf.metrics.figures import (

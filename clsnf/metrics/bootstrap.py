@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clsnf.errors import MetricError
+from clsnf.core.errors import MetricError
 from clsnf.metrics.counts import checked_labels
 from clsnf.metrics.pimo import image_aupimo
 from clsnf.metrics.pixels import count_pixels

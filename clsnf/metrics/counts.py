@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clsnf.errors import MetricError
+from clsnf.core.errors import MetricError
 
 Counts = NDArray[np.int64]
 

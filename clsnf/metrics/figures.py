@@ -2,7 +2,7 @@
 
 Image figures take ``scores`` (N,) real numbers, higher = more of a defect, and ``labels`` (N,), 0 normal and 1 defect. Pixel
 figures take ``samples``, a re-iterable of :class:`~clsnf.metrics.samples.PixelSample` that is passed over exactly twice, one map
-in memory at a time. All raise :class:`~clsnf.errors.MetricError` where the figure is not defined: no images, one class only,
+in memory at a time. All raise :class:`~clsnf.core.errors.MetricError` where the figure is not defined: no images, one class only,
 scores that are not finite, shapes that differ.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clsnf.errors import MetricError
+from clsnf.core.errors import MetricError
 from clsnf.metrics.pixels import PixelCounts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clsnf.errors import MetricError
+from clsnf.core.errors import MetricError
 from clsnf.metrics.pixels import PixelCounts
 
 LOWEST_RATE = 1e-5

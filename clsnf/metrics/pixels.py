@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clsnf.errors import MetricError
+from clsnf.core.errors import MetricError
 from clsnf.metrics.counts import Counts, ScoreCounts, checked_labels
 from clsnf.metrics.samples import Map, PixelSample, read_samples
 

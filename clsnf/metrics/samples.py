@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clsnf.errors import MetricError
+from clsnf.core.errors import MetricError
 
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]

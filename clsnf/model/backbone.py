@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clsnf.config import BackboneSettings
-from clsnf.errors import SettingsError, WeightsError, nearest
+from clsnf.core.config import BackboneSettings
+from clsnf.core.errors import SettingsError, WeightsError, nearest
 from clsnf.model.padding import pad_by_reflection
 
 DEMO = "demo"

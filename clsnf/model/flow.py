@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clsnf.config import FlowSettings
-from clsnf.model.memory import Memory
+from clsnf.core.config import FlowSettings
+from clsnf.model.memory_bank import Memory
 from clsnf.model.padding import reflect_pad
 from clsnf.model.whitening import Whitening
 

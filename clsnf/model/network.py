@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clsnf.config import FinetuneSettings, FlowSettings, ImageSettings
-from clsnf.model.authors_decoder import AuthorsDecoder
+from clsnf.core.config import FinetuneSettings, FlowSettings, ImageSettings
 from clsnf.model.backbone import Backbone, BackboneInfo
 from clsnf.model.decoder import Decoder, PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
+from clsnf.model.paper_decoder import AuthorsDecoder
 from clsnf.model.score_maps import density_map
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import clsnf
-from clsnf.fingerprint import check_place, written_whole
-from clsnf.progress import Progress, silent
+from clsnf.core.hashing import check_place, written_whole
+from clsnf.core.progress import Progress, silent
 from clsnf.reporting.advice import DECISIONS, Advice, advise, gain_figure, gain_of
 from clsnf.reporting.blocks import Table
 from clsnf.reporting.formats import duration, figure_name, slug

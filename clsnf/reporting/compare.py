@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import clsnf
-from clsnf.errors import OutputError
-from clsnf.fingerprint import check_place, differences
+from clsnf.core.errors import OutputError
+from clsnf.core.hashing import check_place, differences
 from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, replicate_figures
 from clsnf.reporting.advice import advise
 from clsnf.reporting.blocks import Block, Column, Facts, Note, Section, Table

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from clsnf.errors import OutputError
+from clsnf.core.errors import OutputError
 from clsnf.reporting.journal import trials_of_journal
 
 Record = dict[str, Any]

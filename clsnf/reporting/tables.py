@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from clsnf.core.progress import Progress, silent
 from clsnf.metrics import METRICS
-from clsnf.progress import Progress, silent
-from clsnf.published import figures_for
+from clsnf.paper.presets import figures_for
 from clsnf.reporting.advice import advise, gain_figure, gain_of, suspects_of
 from clsnf.reporting.blocks import Column, Table
 from clsnf.reporting.formats import duration, figure_name, setting

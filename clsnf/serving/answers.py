@@ -11,9 +11,9 @@ import numpy as np
 
 from clsnf.data.images import png_bytes, restore_map
 from clsnf.detector import Detector
-from clsnf.pictures import heat_map, overlay
+from clsnf.evaluation.pictures import heat_map, overlay
 from clsnf.serving.catalogue import Entry
-from clsnf.serving.intake import Picture
+from clsnf.serving.preprocess import Picture
 from clsnf.serving.thresholds import InForce, Setting, resolve
 
 MAPS = ("none", "png", "npy", "overlay")

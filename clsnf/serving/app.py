@@ -20,11 +20,11 @@ from starlette.exceptions import HTTPException
 from clsnf import __version__
 from clsnf.serving import schemas
 from clsnf.serving.answers import model_line, model_page
-from clsnf.serving.bodies import MULTIPART, body_before, image_files, media_type, read_body
-from clsnf.serving.measuring import Measured
-from clsnf.serving.meters import CONTENT_TYPE
-from clsnf.serving.open_inference import open_inference_routes
-from clsnf.serving.refusals import NotAcceptable, RequestError, Unavailable
+from clsnf.serving.errors import NotAcceptable, RequestError, Unavailable
+from clsnf.serving.metrics import CONTENT_TYPE
+from clsnf.serving.middleware import Measured
+from clsnf.serving.request_body import MULTIPART, body_before, image_files, media_type, read_body
+from clsnf.serving.routes_v2 import open_inference_routes
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB
 from clsnf.serving.tokens import check_token, read_token

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clsnf.config import from_dict
+from clsnf.core.config import from_dict
+from clsnf.core.errors import ClsnfError, ModelError, SettingsError
+from clsnf.core.hashing import content_key
 from clsnf.detector import FACTS, TENSORS, Provenance, read_facts
-from clsnf.errors import ClsnfError, ModelError, SettingsError
-from clsnf.fingerprint import content_key
 from clsnf.training.calibrate import Threshold
 
 

@@ -19,14 +19,14 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from clsnf.errors import ClsnfError, SettingsError
+from clsnf.core.errors import ClsnfError, SettingsError
+from clsnf.core.threads import PATIENT_THREADS
 from clsnf.serving.app import build_app
-from clsnf.serving.meters import Meters
-from clsnf.serving.ray_meters import RaySink
+from clsnf.serving.metrics import Meters
+from clsnf.serving.ray_metrics import RaySink
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB, ServingSettings
 from clsnf.serving.store import read_fitting
-from clsnf.threads import PATIENT_THREADS
 
 log = logging.getLogger("ray.serve")
 

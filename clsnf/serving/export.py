@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clsnf.config import to_dict
+from clsnf.core.config import to_dict
+from clsnf.core.errors import ModelError, SettingsError
+from clsnf.core.hashing import check_place, written_whole
 from clsnf.data.images import place, read_image
 from clsnf.detector import Detector
-from clsnf.errors import ModelError, SettingsError
-from clsnf.fingerprint import check_place, written_whole
 from clsnf.model.score_maps import fuse, image_scores
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}

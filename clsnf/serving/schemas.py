@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clsnf.serving.bodies import IMAGE_TYPES, MULTIPART
+from clsnf.serving.request_body import IMAGE_TYPES, MULTIPART
 
 
 class MapFile(BaseModel):

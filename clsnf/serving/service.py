@@ -22,16 +22,16 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from clsnf.allocator import keep_freed_memory
-from clsnf.data.looks import LOOKS
+from clsnf.core.allocator import keep_freed_memory
+from clsnf.core.device import choose_device
+from clsnf.data.image_statistics import LOOKS
 from clsnf.detector import Detector
-from clsnf.device import choose_device
 from clsnf.serving.answers import Answer, Seen, answer, verdict_of
 from clsnf.serving.batching import Batcher
 from clsnf.serving.catalogue import Entry
-from clsnf.serving.intake import Picture, take_array, take_file
-from clsnf.serving.meters import Meters
-from clsnf.serving.refusals import Busy, Late, TooLarge, Unavailable
+from clsnf.serving.errors import Busy, Late, TooLarge, Unavailable
+from clsnf.serving.metrics import Meters
+from clsnf.serving.preprocess import Picture, take_array, take_file
 from clsnf.serving.settings import MiB, ServingSettings
 from clsnf.serving.store import Model, ModelStore, load_detector
 from clsnf.serving.thresholds import Thresholds

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clsnf.config import from_dict, setting
-from clsnf.errors import SettingsError
-from clsnf.yaml_reading import parse_yaml
+from clsnf.core.config import from_dict, setting
+from clsnf.core.errors import SettingsError
+from clsnf.core.yaml import parse_yaml
 
 MiB = 2**20
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clsnf.core.errors import ClsnfError, ModelError, SettingsError, nearest
 from clsnf.detector import Detector
-from clsnf.errors import ClsnfError, ModelError, SettingsError, nearest
 from clsnf.serving.catalogue import Catalogue, Entry, read_catalogue
-from clsnf.serving.refusals import Unavailable, Unknown
+from clsnf.serving.errors import Unavailable, Unknown
 
 Loader = Callable[[Entry], Detector]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clsnf.serving.refusals import BadRequest
+from clsnf.serving.errors import BadRequest
 
 PIXELS, FILES = "images", "files"
 INPUTS = [

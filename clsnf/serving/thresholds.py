@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from clsnf.config import from_dict
+from clsnf.core.config import from_dict
+from clsnf.core.errors import ClsnfError, OutputError, SettingsError
+from clsnf.core.hashing import write_json
 from clsnf.detector import Detector
-from clsnf.errors import ClsnfError, OutputError, SettingsError
-from clsnf.fingerprint import write_json
 from clsnf.serving.catalogue import Entry
-from clsnf.serving.refusals import Unavailable, WrongParameters
+from clsnf.serving.errors import Unavailable, WrongParameters
 from clsnf.training.calibrate import Threshold, threshold_from_normals
 
 _FILE = "thresholds.json"

@@ -6,8 +6,8 @@ import hmac
 import os
 from pathlib import Path
 
-from clsnf.errors import SettingsError
-from clsnf.serving.refusals import NotAllowed, SwitchedOff
+from clsnf.core.errors import SettingsError
+from clsnf.serving.errors import NotAllowed, SwitchedOff
 
 VARIABLE, FILE_VARIABLE = "CLSNF_TOKEN", "CLSNF_TOKEN_FILE"
 _SHORTEST = 16

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import clsnf
-from clsnf.config import StudySettings
-from clsnf.errors import SettingsError
-from clsnf.threads import PATIENT_THREADS, wait_patiently
+from clsnf.core.config import StudySettings
+from clsnf.core.errors import SettingsError
+from clsnf.core.threads import PATIENT_THREADS, wait_patiently
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a factory leaves it

@@ -27,16 +27,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clsnf.config import DetectorSettings
+from clsnf.core.config import DetectorSettings
+from clsnf.core.hashing import write_json, written_whole
+from clsnf.core.progress import Progress
 from clsnf.detector import Detector, package_versions, validation_normals
-from clsnf.evaluation import figures_of_maps, samples_of_maps
-from clsnf.fingerprint import write_json, written_whole
+from clsnf.evaluation.evaluate import figures_of_maps, samples_of_maps
+from clsnf.evaluation.selection import family_figures_of, mean_over_families
 from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, intervals, replicate_figures
 from clsnf.model.score_maps import image_scores
-from clsnf.progress import Progress
-from clsnf.selection import family_figures_of, mean_over_families
-from clsnf.study.plan import StudyPlan
-from clsnf.study.shown_cases import chosen_cases, pictures_of, regions_of, strangest_normals
+from clsnf.study.cases import chosen_cases, pictures_of, regions_of, strangest_normals
+from clsnf.study.folder import StudyPlan
 from clsnf.study.trial import Workbench
 from clsnf.training.calibrate import threshold_from_normals
 from clsnf.training.pipeline import PlacedImages
@@ -79,7 +79,7 @@ def keep_evidence(
         bench: the winner's pipeline and the validation images.
         detector: the winner.
         test: the unlocked test images' table; may be empty.
-        verdicts: the winner's answers for them, ``scores`` of :func:`clsnf.evaluation.evaluate_detector`.
+        verdicts: the winner's answers for them, ``scores`` of :func:`clsnf.evaluation.evaluate.evaluate_detector`.
         progress: told about it.
 
     Returns:

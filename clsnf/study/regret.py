@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from clsnf.config import DetectorSettings
-from clsnf.progress import Progress
-from clsnf.selection import family_figures_of, validation_labels
-from clsnf.study.plan import StudyPlan
+from clsnf.core.config import DetectorSettings
+from clsnf.core.progress import Progress
+from clsnf.evaluation.selection import family_figures_of, validation_labels
+from clsnf.study.folder import StudyPlan
 from clsnf.study.space import apply_config
 from clsnf.study.trial import workbench
 from clsnf.training.pipeline import PlacedImages, ScoreMaps

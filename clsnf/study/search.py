@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from clsnf.study.history import History
+from clsnf.study.trials import History
 
 CATEGORY, NUMBER = "category", "trial"  # what a trial's config holds besides its values
 METRIC = "objective"  # in every report
@@ -172,4 +172,4 @@ def _cause(trial: Trial) -> str:
             "Its process was killed, again and again: out of memory, perhaps (fewer trials at once, or smaller images, need less)."
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("clsnf.errors.") if lines else "ended without a message"
+    return lines[-1].removeprefix("clsnf.core.errors.") if lines else "ended without a message"

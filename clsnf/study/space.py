@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from clsnf.config import DetectorSettings, from_dict, to_dict
-from clsnf.errors import SettingsError, nearest
+from clsnf.core.config import DetectorSettings, from_dict, to_dict
+from clsnf.core.errors import SettingsError, nearest
+from clsnf.core.yaml import read_yaml_mapping
 from clsnf.training.finetune import RESUME_EVERY
-from clsnf.yaml_reading import read_yaml_mapping
 
 SHORT_NAMES = {"fusion_weight": "fusion_weight", "finetune_epochs": "finetune.joint_epochs", "flow_depth": "flow.depth"}
 

@@ -21,21 +21,21 @@ from typing import Any
 
 import torch
 
-from clsnf.allocator import give_memory_back, keep_freed_memory
-from clsnf.config import DetectorSettings, StudySettings, to_dict
-from clsnf.device import choose_device
-from clsnf.errors import ClsnfError, TrainingError
-from clsnf.fingerprint import content_key
-from clsnf.selection import family_figures, family_figures_of, mean_over_families, validation_labels
+from clsnf.core.allocator import give_memory_back, keep_freed_memory
+from clsnf.core.config import DetectorSettings, StudySettings, to_dict
+from clsnf.core.device import choose_device
+from clsnf.core.errors import ClsnfError, TrainingError
+from clsnf.core.hashing import content_key
+from clsnf.evaluation.selection import family_figures, family_figures_of, mean_over_families, validation_labels
+from clsnf.study.folder import StudyPlan
 from clsnf.study.latency import LATENCY, latency
-from clsnf.study.plan import StudyPlan
+from clsnf.study.progress_files import FileProgress
 from clsnf.study.search import CATEGORY, METRIC, NUMBER
 from clsnf.study.space import SHORT_NAMES, apply_config
-from clsnf.study.watch import FileProgress
+from clsnf.training.artifacts import Stage
 from clsnf.training.finetune import leaving_point
 from clsnf.training.pipeline import PlacedImages
 from clsnf.training.prepare import Prepared, place_rows, prepare
-from clsnf.training.stages import Stage
 
 # Reported beside the objective; one pass over the pixels serves both pixel figures.
 FIGURES = ("pixel_ap", "pixel_auroc", "image_auroc")
@@ -122,7 +122,7 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
     Yields:
         On the way, where the space makes that worth its time: ``step`` (epochs of the trunk) and the classifier's ``objective`` there.
         At the end ``objective``, ``validation_*``, ``family_*``, ``seconds``, ``seconds_*`` by kind of work, ``stream_*`` (see
-        :class:`clsnf.data.stream.Counters`), ``stages_computed`` and ``stages_reused``; with ``latency`` among the objectives, that too.
+        :class:`clsnf.streams.stream.Counters`), ``stages_computed`` and ``stages_reused``; with ``latency`` among the objectives, that too.
 
     Raises:
         TrainingError: a figure is not finite, whatever training said.

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clsnf.errors import DataError
+from clsnf.core.errors import DataError
 
 _MOST = 3
 _PREFIX = "config/"

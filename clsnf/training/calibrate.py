@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import beta
 
-from clsnf.errors import MetricError
+from clsnf.core.errors import MetricError
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clsnf.config import FlowSettings
-from clsnf.data.stream import ImageBatch, Stream, consecutive
-from clsnf.device import autocast
-from clsnf.errors import TrainingError
+from clsnf.core.config import FlowSettings
+from clsnf.core.device import autocast
+from clsnf.core.errors import TrainingError
+from clsnf.core.memory import roomy_empty
+from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
 from clsnf.model.score_maps import valid_cells
 from clsnf.model.whitening import choose_tiles, tiled
-from clsnf.progress import Progress, silent
-from clsnf.room import roomy_empty
+from clsnf.streams.stream import ImageBatch, Stream, consecutive
 
 _BATCH = 16
 

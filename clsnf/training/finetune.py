@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clsnf.config import FinetuneSettings
-from clsnf.data.defects import sample_key
-from clsnf.data.stream import DefectRecipe, Stream, TrainingBatch
-from clsnf.device import autocast
-from clsnf.errors import TrainingError
+from clsnf.core.config import FinetuneSettings
+from clsnf.core.device import autocast
+from clsnf.core.errors import TrainingError
+from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.decoder import PixelDecoder
-from clsnf.progress import Progress, silent
+from clsnf.streams.stream import DefectRecipe, Stream, TrainingBatch
+from clsnf.synthesis.training_defects import sample_key
+from clsnf.training.artifacts import Stage, StageStore
 from clsnf.training.losses import LOSSES
-from clsnf.training.stages import Stage, StageStore
 
 _WARMUP_STEPS = 20
 RESUME_EVERY = 4  # epochs between points at which a killed run can go on

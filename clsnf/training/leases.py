@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from clsnf.repeating import repeated
+from clsnf.core.periodic import repeated
 
 HEARTBEAT = 5.0  # seconds between a holder's signs of life
 LIFETIME = 60.0  # seconds without one after which a lease is free for others

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsnf.config import FinetuneSettings
-from clsnf.data.defects import DefectBatch
+from clsnf.core.config import FinetuneSettings
+from clsnf.synthesis.training_defects import DefectBatch
 
 Loss = Callable[[Tensor, DefectBatch, Tensor | None, FinetuneSettings], Tensor]
 

@@ -2,7 +2,7 @@
 
     data + backbone + seed -> trunk at epoch t -> finetuned at epoch E -> flows of depth D -> maps of the validation images
 
-Every method looks its stage up by content and computes it only where nobody has; see :mod:`clsnf.training.stages`. What a caller changes
+Every method looks its stage up by content and computes it only where nobody has; see :mod:`clsnf.training.artifacts`. What a caller changes
 last (the flow's depth, then the fusion weight, which needs no training at all) is therefore the cheapest to change.
 """
 
@@ -18,20 +18,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clsnf.config import DetectorSettings, FinetuneSettings, FlowSettings, to_dict
-from clsnf.data.defects import DefectMaker
-from clsnf.data.stream import DefectRecipe, MemoryStream, Stream
-from clsnf.device import training_dtype
-from clsnf.fingerprint import content_key
+from clsnf.core.config import DetectorSettings, FinetuneSettings, FlowSettings, to_dict
+from clsnf.core.device import training_dtype
+from clsnf.core.hashing import content_key
+from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone, BackboneInfo, empty_backbone, fingerprint
 from clsnf.model.decoder import PixelDecoder
 from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, empty_flows
 from clsnf.model.score_maps import density_map, fuse
-from clsnf.progress import Progress, silent
+from clsnf.streams.stream import DefectRecipe, MemoryStream, Stream
+from clsnf.synthesis.training_defects import DefectMaker
+from clsnf.training.artifacts import Stage, StageStore
 from clsnf.training.density import extract_features, fit_flows, level_likelihoods, start_flows
 from clsnf.training.finetune import Finetuner, leaving_point, part, train_trunk, trunk_content
-from clsnf.training.stages import Stage, StageStore
 
 _BATCH = 16
 
@@ -96,7 +96,7 @@ class CategoryPipeline:
         settings: all settings; ``finetune.joint_epochs`` and ``flow.depth`` are given anew to each method.
         backbone: with its pretrained weights; copied, never changed.
         fit: normal images to train on.
-        polarity: where defects may lie: ``off``, ``dark`` or ``bright`` products (see :mod:`clsnf.data.foreground`).
+        polarity: where defects may lie: ``off``, ``dark`` or ``bright`` products (see :mod:`clsnf.synthesis.foreground`).
         textures: (T, 3, H, W) uint8 sources of synthetic defects.
         textures_key: hash of their content.
         store: where stages lie.

@@ -14,18 +14,18 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from clsnf.config import DetectorSettings, to_dict
-from clsnf.data.foreground import ForegroundDecision, chosen_polarity, looked_at
+from clsnf.core.config import DetectorSettings, to_dict
+from clsnf.core.device import choose_device
+from clsnf.core.errors import DataError
+from clsnf.core.hashing import content_key, set_key
+from clsnf.core.progress import Progress, silent
 from clsnf.data.images import load_images
-from clsnf.data.stream_choice import StreamChoice, choose_stream, open_stream
-from clsnf.data.textures import draw_textures, load_textures
-from clsnf.device import choose_device
-from clsnf.errors import DataError
-from clsnf.fingerprint import content_key, set_key
 from clsnf.model.backbone import load_backbone
-from clsnf.progress import Progress, silent
+from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
+from clsnf.synthesis.foreground import ForegroundDecision, chosen_polarity, looked_at
+from clsnf.synthesis.textures import draw_textures, load_textures
+from clsnf.training.artifacts import StageStore
 from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages
-from clsnf.training.stages import StageStore
 
 # More textures than this only cost memory: each is cropped, turned and recoloured anew for every defect.
 MAX_TEXTURES = 256

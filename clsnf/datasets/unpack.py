@@ -1,0 +1,104 @@
+"""Unpacks archives that nobody vouches for: plain files and folders below one folder, up to a stated size, or nothing at all.
+
+Unusual: a name is refused, never mended, and a name that comes twice too: what an archive means must not depend on who unpacks it.
+Called by :mod:`clsnf.datasets.download`.
+"""
+
+from __future__ import annotations
+
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PureWindowsPath
+from typing import IO
+
+from clsnf.core.errors import DownloadError
+from clsnf.core.progress import Progress, silent
+
+_CHUNK = 1 << 20
+_MEMBERS = 1_000_000  # entries at most: empty ones would fill a disk too
+
+# One entry: its name, whether it is a folder, its stated size, and what opens its bytes.
+_Member = tuple[str, bool, int, Callable[[], IO[bytes] | None]]
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar (plain, gz, bz2, xz) or a zip."""
+    return tarfile.is_tarfile(path) or zipfile.is_zipfile(path)
+
+
+def unpack(archive: Path, folder: Path, limit: int, progress: Progress = silent) -> None:
+    """Unpack a tar or zip into ``folder``, which is made; the caller removes it after an error.
+
+    ``limit``: bytes that all files together may have. Raises DownloadError for an archive that is damaged, larger, or holds a link,
+    a device, a name that is absolute, leaves the folder, or comes twice; OSError where the disk is full.
+    """
+    folder.mkdir(parents=True)
+    seen: dict[str, str] = {}
+    written = 0
+    try:
+        for name, is_folder, size, opened in _members(archive, folder):
+            parts = _parts(archive, name)
+            if not parts and is_folder:  # "./"
+                continue
+            key = "/".join(parts).casefold()  # two names that differ in case are one file on some disks
+            if not parts or len(seen) >= _MEMBERS or (key in seen and not (is_folder and seen[key] == "folder")):
+                raise _refused(archive, f"{name!r} comes twice, or there are too many entries")
+            seen[key] = "folder" if is_folder else "file"
+            place = folder.joinpath(*parts)
+            if is_folder:
+                place.mkdir(parents=True, exist_ok=True)
+                continue
+            if written + size > limit:
+                raise _refused(archive, f"it unpacks to more than the {limit} bytes that its source states")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source = opened()
+            if source is None:
+                raise _refused(archive, f"{name!r} has no content")
+            with source, place.open("xb") as file:
+                while chunk := source.read(_CHUNK):
+                    written += len(chunk)
+                    if written > limit:
+                        raise _refused(archive, f"it unpacks to more than the {limit} bytes that its source states")
+                    file.write(chunk)
+            progress(f"unpack {archive.name.removesuffix('.part')} (files)", len(seen), len(seen) + 1)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _refused(archive, "one name is a file and a folder") from error
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise _refused(archive, " ".join(str(error).split()) or "it is damaged") from error
+    progress(f"unpack {archive.name.removesuffix('.part')} (files)", len(seen), len(seen))
+
+
+def _members(archive: Path, folder: Path) -> Iterator[_Member]:
+    if zipfile.is_zipfile(archive) and not tarfile.is_tarfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for info in zipped.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise _refused(archive, f"{info.filename!r} is a link or a device")
+                if info.flag_bits & 1:
+                    raise _refused(archive, f"{info.filename!r} is encrypted")
+                yield info.filename, info.is_dir(), info.file_size, lambda info=info: zipped.open(info)  # type: ignore[misc]
+    else:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                if not (member.isreg() or member.isdir()):
+                    raise _refused(archive, f"{member.name!r} is a link or a device")
+                _parts(archive, member.name)  # before the filter, which mends some names
+                tarfile.data_filter(member, str(folder))
+                yield member.name, member.isdir(), member.size, lambda member=member: tar.extractfile(member)  # type: ignore[misc]
+                tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
+
+
+def _parts(archive: Path, name: str) -> list[str]:
+    """A member's name in parts, or DownloadError where it is not plainly below the folder."""
+    if name.startswith("/") or PureWindowsPath(name).anchor or "\\" in name or "\0" in name or ".." in name.split("/"):
+        raise _refused(archive, f"the name {name!r} leaves the folder")
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def _refused(archive: Path, why: str) -> DownloadError:
+    return DownloadError(f"{archive.name.removesuffix('.part')} is not unpacked: {why}.")

@@ -1,0 +1,77 @@
+"""From a request's bytes to pictures on the canvas: limits first, by the header, then the one reader and the one preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from clsnf.core.config import ImageSettings
+from clsnf.core.errors import ImageError
+from clsnf.data.image_statistics import looks_of
+from clsnf.data.images import Placement, announced_size, decode_image, place
+from clsnf.serving.errors import BadRequest
+
+# Sides of an image in pixels: less shows no product, and OpenCV draws in no more.
+SHORTEST, LONGEST = 16, 32_000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is about to be looked at.
+
+    Attributes:
+        name: for messages and answers.
+        placed: (3, H, W) uint8 on the canvas.
+        placement: where it lies there.
+        looks: (5,), see :func:`clsnf.data.image_statistics.looks_of`.
+        source: what it came as, a file's bytes or (h, w, 3) uint8: an overlay decodes it again, because the decoded pictures of all
+            that wait could fill the memory.
+    """
+
+    name: str
+    placed: torch.Tensor
+    placement: Placement
+    looks: np.ndarray
+    source: bytes | np.ndarray
+
+    def image(self) -> np.ndarray:
+        """(h, w, 3) uint8."""
+        return decode_image(self.source, self.name) if isinstance(self.source, bytes) else self.source
+
+
+def take_file(data: bytes, name: str, settings: ImageSettings, max_megapixels: int) -> Picture:
+    """The picture of a file's bytes.
+
+    Raises:
+        BadRequest: no image, half an image, or one of absurd dimensions, with the reason.
+    """
+    try:
+        check_sides(announced_size(data, name), name, max_megapixels)
+        return _taken(decode_image(data, name), data, name, settings)
+    except ImageError as error:
+        raise BadRequest(str(error)) from error
+    except MemoryError as error:
+        raise BadRequest(f"{name} needs more memory than there is: scale it down.") from error
+
+
+def take_array(image: np.ndarray, name: str, settings: ImageSettings) -> Picture:
+    """The picture of an RGB array (h, w, 3) uint8."""
+    return _taken(image, image, name, settings)
+
+
+def _taken(image: np.ndarray, source: bytes | np.ndarray, name: str, settings: ImageSettings) -> Picture:
+    placed, placement = place(image, settings)
+    return Picture(name, placed, placement, looks_of(placed), source)
+
+
+def check_sides(size: tuple[int, int], name: str, max_megapixels: int) -> None:
+    """Refuse (height, width) that no picture of a product has. Raises BadRequest."""
+    height, width = size
+    if min(size) < SHORTEST or max(size) > LONGEST:
+        raise BadRequest(f"{name} has {width}x{height} pixels: each side must have {SHORTEST} to {LONGEST}.")
+    if height * width > max_megapixels * 1_000_000:
+        raise BadRequest(
+            f"{name} announces {width}x{height} pixels, more than the {max_megapixels} megapixels that are read: scale it down."
+        )

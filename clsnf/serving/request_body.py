@@ -1,0 +1,123 @@
+"""Bodies of HTTP requests, within limits: raw, multipart, compressed. What arrives may be anything."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, Awaitable
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from clsnf.serving.errors import BadRequest, TooLarge, TooSlow, WrongKind
+
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp", "application/octet-stream")
+MULTIPART = "multipart/form-data"
+_UNSAID = ("", "application/x-www-form-urlencoded")  # the latter is what curl says of a body where nobody told it
+
+
+def media_type(request: Request) -> str:
+    """Of the body, without parameters, in lower case; ``application/octet-stream`` where none is said."""
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return "application/octet-stream" if said in _UNSAID else said
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The body, decompressed, of at most `limit` bytes.
+
+    Raises:
+        TooLarge: more.
+        WrongKind: an encoding that is not read.
+        BadRequest: it is damaged or broke off.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    parts, size = [], 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(chunk)
+    except ClientDisconnect as error:
+        raise BadRequest("The request broke off within its body.") from error
+    return _decompressed(b"".join(parts), request.headers.get("content-encoding", "").strip().lower(), limit)
+
+
+async def body_before(deadline: float, reading: Awaitable[bytes]) -> bytes:
+    """A body that is being read, if it is there by `deadline` in the event loop's time. Raises TooSlow."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await reading
+    except TimeoutError as error:
+        raise TooSlow("The body did not arrive before the deadline: is the network slow?") from error
+
+
+async def image_files(request: Request, body: bytes, most: int) -> list[tuple[str, bytes]]:
+    """Names and bytes of the images in a raw or multipart body.
+
+    Raises:
+        WrongKind: a body of another kind.
+        TooLarge: more than `most` of them.
+        BadRequest: a multipart body that is damaged or holds none.
+    """
+    kind = media_type(request)
+    if kind == MULTIPART:
+        return await _files(request.headers, body, most)
+    if kind not in IMAGE_TYPES:
+        raise WrongKind(f"A body of type {kind[:100]!r} is not read: send one of {', '.join((*IMAGE_TYPES, MULTIPART))}.")
+    return [("the image", body)]
+
+
+async def _files(headers: Headers, body: bytes, most: int) -> list[tuple[str, bytes]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(headers, stream(), max_files=most + 1, max_fields=most + 1)
+    parser.spool_max_size = len(body) + 1  # the body is in memory already: no files on the disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise TooLarge(_too_many(most)) from error
+        raise BadRequest(f"The multipart body can't be read: {error.message}") from error
+    except Exception as error:  # the parser raises nearly anything on damaged headers
+        raise BadRequest(f"The multipart body is damaged ({type(error).__name__}): send it again.") from error
+    files = []
+    for index, (field, part) in enumerate(form.multi_items()):
+        if not isinstance(part, UploadFile):
+            raise BadRequest(f"The part {field[:100]!r} is no file: give it a file name.")
+        files.append((part.filename or f"image {index + 1}", await part.read()))
+    await form.close()
+    if not files:
+        raise BadRequest("The multipart body holds no files: send one or more images.")
+    if len(files) > most:
+        raise TooLarge(_too_many(most))
+    return files
+
+
+def _too_many(most: int) -> str:
+    return f"There are more than {most} images in one request: at most that many are looked at together. Send them in several requests."
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit / 2**20:g} MiB: scale images down, or send fewer of them.")
+
+
+def _decompressed(data: bytes, encoding: str, limit: int) -> bytes:
+    if encoding in ("", "identity"):
+        return data
+    if encoding not in ("gzip", "deflate"):
+        raise WrongKind(f"The encoding {encoding[:100]!r} is not read: send gzip, deflate, or as it is.")
+    expander = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
+    try:
+        plain = expander.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise BadRequest(f"The body is no whole {encoding} stream: {error}.") from error
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not expander.eof:
+        raise BadRequest(f"The body is cut short: its {encoding} stream has no end.")
+    return plain

@@ -1,0 +1,170 @@
+"""Synthetic training defects: Perlin regions filled from textures or other normal images (DRAEM: Zavrtanik et al., ICCV 2021).
+
+Unusual: a batch at a time, on whatever device the batch is on, and without a generator's state: all of a sample's randomness comes
+from its key (:func:`sample_key`), so neither batch size nor order nor the number of workers changes a defect. Source pixels are
+looked up and changed only inside the regions. Called by the streams of stage one; validation defects have a generator of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from clsnf.core.config import DefectSettings
+from clsnf.core.errors import DataError
+from clsnf.synthesis.augment import UNIFORMS_A_SAMPLE, ColourChanges, count_levels, draw_colour_changes
+from clsnf.synthesis.fill import SourceView, fill, look_up_channels, places_of, put_channels
+from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
+from clsnf.synthesis.perlin import lattice_side, perlin_regions
+
+_NUMBERS, _COLOURS, _LATTICE = 1, 2, 3  # streams of one key
+
+
+@dataclass(frozen=True)
+class DefectBatch:
+    """B images with defects, and what is needed to learn from them."""
+
+    images: Tensor  # float32 (B, 3, H, W) in [0, 1], defects blended in
+    regions: Tensor  # bool (B, H, W): where; an image with an empty region is exactly its clean one
+    clean: Tensor  # float32 (B, 3, H, W) in [0, 1], without defects
+
+    def inside(self) -> Tensor:
+        """The images inside the regions, float32 (3, K): all that must travel with clean images and regions."""
+        return look_up_channels(self.images, places_of(self.regions))
+
+    @classmethod
+    def put_together(cls, images: Tensor, regions: Tensor, inside: Tensor) -> DefectBatch:
+        """The batch again, from the normal images, uint8 (B, 3, H, W), the regions, and what :meth:`inside` gave."""
+        clean = as_floats(images)
+        defective = clean.clone()
+        put_channels(defective, places_of(regions), inside)
+        return cls(defective, regions, clean)
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Levels 0 to 255 as float32 in [0, 1], contiguous."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def sample_key(seed: int, epoch: int, image: ArrayLike, repeat: ArrayLike = 0) -> NDArray[np.int64]:
+    """The keys of training samples, int64 (N,): a hash of the run's seed, the epoch, the image and its repeat in that epoch.
+
+    ``image`` and ``repeat`` are integers or arrays that broadcast; scalars give shape (1,). Numbers taken from the images' content
+    instead of their place in a list keep their defects when other images join.
+    """
+    return fold(seed, epoch, image, repeat)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The random choices of B samples; what steers the work lies on the CPU, what works on pixels on the batch's device."""
+
+    frequency: Tensor  # float64 (B, 2), CPU: lattice cells over height and width
+    angle: Tensor  # float64 (B,), CPU: radians
+    phase: Tensor  # float64 (B, 2), CPU: lattice cells
+    lattice: Tensor  # uint8 (B, P * P)
+    from_texture: NDArray[np.bool_]  # (B,)
+    source: Tensor  # int64 (B,): which texture or which donor
+    transposed: Tensor  # bool (B,)
+    shift: Tensor  # int64 (B, 2): rows and columns
+    opacity: Tensor  # float32 (B,)
+
+
+class DefectMaker:
+    """Makes synthetic defects for the normal images of one category.
+
+    ``textures``: uint8 (T, 3, H, W), a bank from :mod:`clsnf.synthesis.textures`. ``donors``: uint8 (M, 3, H, W), the category's normal
+    images; the one that a sample shows is never its own donor. With fewer than two, textures fill all defects.
+    Raises DataError where the settings ask for a source that isn't there, or the two have different sizes.
+    """
+
+    def __init__(self, settings: DefectSettings, textures: Tensor, donors: Tensor) -> None:
+        self.settings = settings
+        self.textures = textures.contiguous()
+        self.donors = donors.contiguous()
+        self._texture_share = settings.texture_share if len(donors) > 1 else 1.0
+        if self._texture_share > 0 and not len(textures):
+            raise DataError(
+                f"No textures to fill defects from, and {len(donors)} normal images with texture_share {settings.texture_share}: "
+                "give a texture folder, draw textures, or set texture_share to 0 with two or more normal images."
+            )
+        self._texture_counts = count_levels(textures)
+        self._donor_counts = count_levels(donors)
+
+    def make(self, images: Tensor, object_masks: Tensor | None, keys: Tensor) -> DefectBatch:
+        """Put a defect into each of B normal images.
+
+        ``images``: uint8 (B, 3, H, W), of the size of the textures and donors. ``object_masks``: bool (B, H, W), where defects may
+        lie (None: everywhere). ``keys``: int64 (B,) from :func:`sample_key`. Textures, donors, images and masks are on one device.
+        Raises DataError for a size that isn't the sources'.
+        """
+        self._check(images, keys)
+        size = (images.shape[2], images.shape[3])
+        words = keys.cpu().numpy()
+        draw = self._draw(words, images)
+        regions = perlin_regions(size, draw.lattice, draw.frequency, draw.angle, draw.phase, self.settings.threshold)
+        if object_masks is not None:
+            regions &= object_masks
+        changes = draw_colour_changes(random_uniforms(words, _COLOURS, UNIFORMS_A_SAMPLE), self._level_counts(draw), images.device)
+        clean = as_floats(images)
+        defective = clean.clone()
+        self._fill(defective, regions, draw, changes)
+        return DefectBatch(defective, regions, clean)
+
+    def _check(self, images: Tensor, keys: Tensor) -> None:
+        if keys.shape != images.shape[:1]:
+            raise ValueError(f"There are {tuple(keys.shape)} keys for {len(images)} images: give one for each.")
+        for name, bank in (("textures", self.textures), ("normal images", self.donors)):
+            if len(bank) and bank.shape[1:] != images.shape[1:]:
+                have, need = tuple(bank.shape[1:]), tuple(images.shape[1:])
+                raise DataError(f"The {name} to fill defects from are {have} (C, H, W), the images {need}: load both at one size.")
+
+    def _draw(self, keys: NDArray[np.int64], images: Tensor) -> _Draw:
+        power, device = self.settings.max_frequency_power, images.device
+        side = lattice_side(power)
+        u = torch.from_numpy(random_uniforms(keys, _NUMBERS, 12))
+        from_texture = u[:, 5] < self._texture_share
+        texture, donor = (u[:, 6] * len(self.textures)).long(), (u[:, 7] * len(self.donors)).long()
+        donor = self._not_itself(donor.to(device), images)
+        shift = (u[:, 9:11] * (2 * torch.tensor(images.shape[2:]))).long()
+        return _Draw(
+            frequency=((power + 1) * u[:, 0:2]).floor().exp2(),
+            angle=math.pi * (u[:, 2] - 0.5),
+            phase=side * u[:, 3:5],
+            lattice=torch.from_numpy(random_bytes(keys, _LATTICE, side * side)).to(device),
+            from_texture=from_texture.numpy(),
+            source=torch.where(from_texture.to(device), texture.to(device), donor),
+            # donors stay where they are: a part of another product at its own place; textures have no place
+            transposed=(from_texture & (u[:, 8] < 0.5)).to(device),
+            shift=torch.where(from_texture[:, None], shift, 0).to(device),
+            opacity=(1 - self.settings.max_transparency * u[:, 11]).float().to(device),
+        )
+
+    def _not_itself(self, donor: Tensor, images: Tensor) -> Tensor:
+        """The donors (B,), the next in line where one is the image itself; compared on a grid of pixels, which is enough."""
+        if not len(self.donors):
+            return donor
+        down, across = (max(1, side // 32) for side in images.shape[2:])
+        same = (self.donors[donor, :, ::down, ::across] == images[:, :, ::down, ::across]).flatten(1).all(1)
+        return torch.where(same, (donor + 1) % len(self.donors), donor)
+
+    def _level_counts(self, draw: _Draw) -> NDArray[np.int64]:
+        """How often each level occurs in each sample's source, (B, 3, 256)."""
+        source = draw.source.cpu().numpy()
+        counts = np.empty((len(source), 3, 256), np.int64)
+        for level_counts, chosen in ((self._texture_counts, draw.from_texture), (self._donor_counts, ~draw.from_texture)):
+            counts[chosen] = level_counts[source[chosen]]
+        return counts
+
+    def _fill(self, images: Tensor, regions: Tensor, draw: _Draw, changes: ColourChanges) -> None:
+        """Blend the changed sources into the regions of ``images`` (float32, in place)."""
+        for bank, of_bank in ((self.textures, draw.from_texture), (self.donors, ~draw.from_texture)):
+            numbers = np.flatnonzero(of_bank)
+            samples = torch.from_numpy(numbers).to(images.device)
+            view = SourceView.of(bank, draw.source[samples], draw.transposed[samples], draw.shift[samples])
+            fill(images, regions, numbers, view, changes.of(numbers), draw.opacity[samples])

@@ -1,0 +1,212 @@
+"""Settings: what they accept, what they refuse and in which words, and their way to JSON and back."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clsnf.core.config import (
+    BackboneSettings,
+    DefectSettings,
+    DetectorSettings,
+    FinetuneSettings,
+    FlowSettings,
+    ImageSettings,
+    ValidationSettings,
+    from_dict,
+    to_dict,
+)
+from clsnf.core.errors import SettingsError
+
+SIDES = st.integers(1, 128).map(lambda n: 32 * n)
+SHARES = st.floats(0, 1)
+POSITIVE = st.floats(1e-9, 1e6)
+
+IMAGES = st.builds(ImageSettings, height=SIDES, width=SIDES, aspect=st.sampled_from(["squeeze", "fit"]))
+BACKBONES = st.builds(
+    BackboneSettings,
+    name=st.text(min_size=1),
+    levels=st.sets(st.integers(0, 9), min_size=1).map(lambda levels: tuple(sorted(levels))),
+    weights=st.none() | st.text(),
+)
+DEFECTS = st.builds(
+    DefectSettings,
+    max_transparency=st.floats(0, 1, exclude_max=True),
+    texture_share=SHARES,
+    object_mask=st.sampled_from(["auto", "off", "dark", "bright"]),
+    max_frequency_power=st.integers(0, 7),
+    threshold=st.floats(0.01, 0.99),
+)
+FINETUNES = st.builds(
+    FinetuneSettings,
+    frozen_epochs=st.integers(0, 500),
+    joint_epochs=st.integers(0, 500),
+    learning_rate=POSITIVE,
+    loss=st.sampled_from(["soft", "hard", "regression", "focal", "dice"]),
+    schedule=st.sampled_from(["trunk", "cosine"]),
+    skips=st.booleans(),
+    target=st.sampled_from(["absolute", "signed"]),
+)
+FLOWS = st.builds(FlowSettings, depth=st.integers(1, 20), start=st.sampled_from(["data", "random"]), passes=POSITIVE)
+ALL = st.builds(
+    DetectorSettings,
+    image=IMAGES,
+    backbone=BACKBONES,
+    defects=DEFECTS,
+    finetune=FINETUNES,
+    flow=FLOWS,
+    validation=st.builds(ValidationSettings, fraction=st.floats(0.01, 0.99)),
+    fusion_weight=SHARES,
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+@given(ALL)
+def test_settings_come_back_equal_from_json(settings: DetectorSettings) -> None:
+    assert from_dict(DetectorSettings, json.loads(json.dumps(to_dict(settings)))) == settings
+
+
+def test_an_empty_mapping_gives_the_defaults() -> None:
+    assert from_dict(DetectorSettings, {}) == DetectorSettings()
+    assert from_dict(DetectorSettings, {"flow": {}}) == DetectorSettings()
+
+
+def test_plain_values_take_the_declared_types() -> None:
+    settings = from_dict(DetectorSettings, {"fusion_weight": 1, "backbone": {"levels": [1, 3], "weights": None}})
+    assert isinstance(settings.fusion_weight, float)
+    assert settings.backbone.levels == (1, 3)
+    assert settings.backbone.weights is None
+    assert hash(settings) == hash(from_dict(DetectorSettings, to_dict(settings)))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"flow": {"dept": 3}}, ["settings.flow", "'dept'", "Did you mean 'depth'?"]),
+        ({"fusion_wieght": 0.5}, ["settings", "'fusion_wieght'", "Did you mean 'fusion_weight'?"]),
+        ({"zzz": 1}, ["'zzz'", "Valid:", "fusion_weight", "backbone"]),
+        ({3: 1}, ["unknown setting 3"]),
+        ({"flow": 3}, ["settings.flow", "3", "mapping"]),
+        ({"flow": {"depth": "4"}}, ["settings.flow.depth", "'4'", "int"]),
+        ({"flow": {"depth": 4.0}}, ["settings.flow.depth", "4.0", "int"]),
+        ({"flow": {"depth": True}}, ["settings.flow.depth", "True", "int"]),
+        ({"fusion_weight": True}, ["settings.fusion_weight", "True", "float"]),
+        ({"fusion_weight": "half"}, ["settings.fusion_weight", "'half'", "float"]),
+        ({"fusion_weight": None}, ["settings.fusion_weight", "None", "float"]),
+        ({"backbone": {"weights": 5}}, ["settings.backbone.weights", "5", "str"]),
+        ({"backbone": {"levels": "1,2"}}, ["settings.backbone.levels", "'1,2'", "list"]),
+        ({"backbone": {"levels": ["1"]}}, ["settings.backbone.levels", "'1'", "int"]),
+    ],
+)
+def test_unknown_names_and_wrong_types_are_refused_in_one_line(values: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        from_dict(DetectorSettings, values)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize("values", [[], "text", None, 3])
+def test_settings_that_are_no_mapping_are_refused(values: Any) -> None:
+    with pytest.raises(SettingsError, match="must be a mapping"):
+        from_dict(DetectorSettings, values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Needy:
+    """Without defaults for all of its fields, as the facts of a saved detector."""
+
+    name: str
+    count: int
+    share: float = 0.5
+
+
+def test_what_has_no_default_must_be_given() -> None:
+    assert from_dict(Needy, {"name": "a", "count": 2}) == Needy("a", 2)
+    with pytest.raises(SettingsError, match=r"facts: name, count must be given"):
+        from_dict(Needy, {"share": 1.0}, "facts")
+
+
+OUT_OF_RANGE: list[tuple[type, str, Any]] = [
+    (ImageSettings, "height", 0),
+    (ImageSettings, "height", 100),
+    (ImageSettings, "width", 8192),
+    (ImageSettings, "aspect", "squeze"),
+    (BackboneSettings, "name", ""),
+    (BackboneSettings, "levels", ()),
+    (BackboneSettings, "levels", (2, 1)),
+    (BackboneSettings, "levels", (1, 1)),
+    (BackboneSettings, "levels", (-1, 1)),
+    (DefectSettings, "max_transparency", 1.0),
+    (DefectSettings, "texture_share", 1.5),
+    (DefectSettings, "object_mask", "drak"),
+    (DefectSettings, "max_frequency_power", 8),
+    (DefectSettings, "threshold", 0.0),
+    (FinetuneSettings, "frozen_epochs", -1),
+    (FinetuneSettings, "joint_epochs", -1),
+    (FinetuneSettings, "decay_epochs", 0),
+    (FinetuneSettings, "repeats", 0),
+    (FinetuneSettings, "batch_size", 0),
+    (FinetuneSettings, "learning_rate", 0.0),
+    (FinetuneSettings, "learning_rate", math.nan),
+    (FinetuneSettings, "learning_rate", math.inf),
+    (FinetuneSettings, "backbone_factor", 0.0),
+    (FinetuneSettings, "weight_decay", -1e-4),
+    (FinetuneSettings, "weight_decay", math.inf),
+    (FinetuneSettings, "loss", "sofft"),
+    (FinetuneSettings, "schedule", "cosin"),
+    (FinetuneSettings, "target", "sined"),
+    (FinetuneSettings, "decoder_width", 8),
+    (FlowSettings, "depth", -1),
+    (FlowSettings, "start", "noise"),
+    (FlowSettings, "passes", 0.0),
+    (FlowSettings, "passes", math.inf),
+    (FlowSettings, "vectors_per_step", 1),
+    (FlowSettings, "learning_rate", math.inf),
+    (FlowSettings, "warmup", 1.0),
+    (FlowSettings, "clamp", 0.0),
+    (FlowSettings, "clamp", math.inf),
+    (FlowSettings, "condition_dims", 6),
+    (FlowSettings, "level_quantile", 0.2),
+    (ValidationSettings, "fraction", 1.0),
+    (ValidationSettings, "images_per_family", 0),
+    (ValidationSettings, "false_reject_rate", 0.0),
+    (DetectorSettings, "fusion_weight", 1.1),
+    (DetectorSettings, "fusion_weight", math.nan),
+    (DetectorSettings, "seed", -1),
+    (DetectorSettings, "seed", 2**32),
+]
+
+
+@pytest.mark.parametrize(("cls", "name", "value"), OUT_OF_RANGE, ids=lambda v: getattr(v, "__name__", repr(v)))
+def test_a_value_out_of_range_is_quoted_with_its_name(cls: type, name: str, value: Any) -> None:
+    with pytest.raises(SettingsError) as caught:
+        cls(**{name: value})
+    assert f"{cls.__name__}.{name}" in str(caught.value)
+    assert repr(value) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_choice_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="Did you mean 'squeeze'"):
+        ImageSettings(aspect="squeze")
+
+
+def test_a_random_start_needs_a_block() -> None:
+    assert FlowSettings(depth=0, start="data").depth == 0
+    with pytest.raises(SettingsError, match=r"FlowSettings\.depth is 0"):
+        FlowSettings(depth=0, start="random")
+
+
+STAGES = [f.default_factory for f in dataclasses.fields(DetectorSettings) if f.default_factory is not dataclasses.MISSING]
+
+
+@pytest.mark.parametrize("cls", STAGES)
+def test_every_setting_says_what_it_is(cls: type) -> None:
+    for field in dataclasses.fields(cls):
+        assert field.metadata["help"], field.name

@@ -1,0 +1,272 @@
+"""One searcher for many categories: fair turns, the right number, and no category that sees another's trials."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+
+from clsnf.core.config import DetectorSettings
+from clsnf.core.errors import OutputError
+from clsnf.study.search import CATEGORY, METRIC, MOST_ATTEMPTS, NUMBER, PerCategorySearch
+from clsnf.study.space import DEFAULT_SPACE, Space
+from clsnf.study.trials import History, open_storage, trial_seed
+
+SPACE = Space(DEFAULT_SPACE)
+START = SPACE.start(DetectorSettings())
+
+
+def searcher(
+    categories: list[str], trials: int = 6, seed: int = 0, in_sequence: bool = True, storage: BaseStorage | None = None
+) -> PerCategorySearch:
+    storage = storage or InMemoryStorage()
+    histories = {
+        c: History(storage, c, c, SPACE.distributions(), [START], trials, {METRIC: "maximize"}, seed, in_sequence)
+        for c in categories
+    }
+    return PerCategorySearch(histories, trials, in_sequence)
+
+
+def objective(config: dict[str, Any]) -> float:
+    """Any function that tells settings apart."""
+    return 1 - (config["fusion_weight"] - 0.3) ** 2 - 0.01 * config["flow_depth"] + 0.02 * config["finetune_epochs"]
+
+
+def run(search: PerCategorySearch, most: int = 1000, prefix: str = "t") -> list[dict[str, Any]]:
+    """Trials one at a time, as Tune would run them, until the searcher has no more."""
+    seen = []
+    for number in range(most):
+        config = search.suggest(f"{prefix}{number}")
+        if config == Searcher.FINISHED:
+            break
+        seen.append(config)
+        search.on_trial_complete(f"{prefix}{number}", {"objective": objective(config)})
+    return seen
+
+
+def of(category: str, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [trial for trial in trials if trial[CATEGORY] == category]
+
+
+@settings(max_examples=15, deadline=None)
+@given(categories=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4, unique=True), trials=st.integers(1, 5))
+def test_every_category_gets_its_trials_in_turn(categories: list[str], trials: int) -> None:
+    seen = run(searcher(categories, trials))
+    assert Counter(trial[CATEGORY] for trial in seen) == dict.fromkeys(categories, trials)
+    for start in range(0, len(seen), len(categories)):
+        assert [trial[CATEGORY] for trial in seen[start : start + len(categories)]] == categories
+
+
+def test_every_categorys_first_trial_is_the_start_point() -> None:
+    seen = run(searcher(["screw", "tire"], 2))
+    assert seen[:2] == [{CATEGORY: "screw", NUMBER: 0, **START}, {CATEGORY: "tire", NUMBER: 0, **START}]
+
+
+def test_turns_stay_fair_while_many_trials_run_at_once() -> None:
+    search = searcher(["a", "b", "c"], 2, in_sequence=False)
+    handed = [search.suggest(f"t{i}") for i in range(7)]
+    assert [h[CATEGORY] for h in handed[:6]] == ["a", "b", "c", "a", "b", "c"]
+    assert handed[6] == Searcher.FINISHED
+
+
+@settings(max_examples=25, deadline=None)
+@given(at_once=st.integers(1, 3), order=st.lists(st.integers(0, 2), max_size=12))
+def test_trials_in_sequence_are_the_same_however_long_each_takes(at_once: int, order: list[int]) -> None:
+    """`order` says which of the running trials ends next."""
+    categories = ["a", "b", "c"]
+    search = searcher(categories, 4)
+    running: dict[str, dict[str, Any]] = {}
+    seen: list[dict[str, Any]] = []
+    ends = iter([*order, *[0] * 12])
+    for number in range(100):
+        config = search.suggest(f"t{number}") if len(running) < at_once else None
+        if isinstance(config, dict):
+            running[f"t{number}"] = config
+            seen.append(config)
+        elif running:
+            name = list(running)[next(ends) % len(running)]
+            search.on_trial_complete(name, {"objective": objective(running.pop(name))})
+        else:
+            break
+    assert len(seen) == 12
+    for category in categories:
+        assert of(category, seen) == run(searcher([category], 4))
+
+
+def test_a_category_is_suggested_the_same_alone_or_with_others() -> None:
+    alone = run(searcher(["tire"], 8))
+    together = of("tire", run(searcher(["screw", "tire", "nut"], 8)))
+    assert alone == together
+    assert len({str(trial) for trial in alone}) > 1
+
+
+def test_seeds_and_names_decide_the_suggestions() -> None:
+    first = of("a", run(searcher(["a"], seed=0)))
+    assert of("a", run(searcher(["a"], seed=0))) == first
+    assert of("a", run(searcher(["a"], seed=1)))[1:] != first[1:]
+    other = [{**trial, CATEGORY: "a"} for trial in run(searcher(["b"], seed=0))]
+    assert other[1:] != first[1:]
+
+
+def test_the_seed_of_a_trial_is_fixed() -> None:
+    """Another value here changes every study's trials."""
+    assert trial_seed(0, "screw", 3) == 1651795452
+    assert len({trial_seed(0, "screw", 3), trial_seed(1, "screw", 3), trial_seed(0, "tire", 3), trial_seed(0, "screw", 4)}) == 4
+    assert 0 <= trial_seed(2**32 - 1, "ü" * 100, 10**6) < 2**32
+
+
+def test_the_sampler_learns_from_its_category() -> None:
+    weights = [trial["fusion_weight"] for trial in run(searcher(["a"], 40))]
+    late = [abs(w - 0.3) for w in weights[20:]]
+    early = [abs(w - 0.3) for w in weights[1:10]]
+    assert sum(late) / len(late) < sum(early) / len(early)
+
+
+@pytest.mark.parametrize("way", ["reported", "killed"])
+def test_a_failed_trial_counts_and_the_search_goes_on(way: str) -> None:
+    search = searcher(["a", "b"], 4)
+    handed = []
+    for number in range(50):
+        config = search.suggest(f"t{number}")
+        if config == Searcher.FINISHED:
+            break
+        handed.append(config)
+        if config[CATEGORY] == "b":
+            search.on_trial_complete(f"t{number}", {METRIC: objective(config)})
+        elif way == "reported":
+            search.on_trial_complete(f"t{number}", {METRIC: 0.0, "failed": "TrainingError: no"})
+        else:
+            search.on_trial_complete(f"t{number}", error=True)
+            search.failed(f"t{number}", "killed")
+    expected = {"reported": 4, "killed": 4 * MOST_ATTEMPTS}[way]
+    assert Counter(h[CATEGORY] for h in handed) == {"a": expected, "b": 4}
+    if way == "killed":
+        assert [h[NUMBER] for h in of("a", handed)] == [n for n in range(4) for _ in range(MOST_ATTEMPTS)]
+    assert of("b", handed) == run(searcher(["b"], 4)), "another category's failures must not be felt"
+
+
+STORAGES = [None, "studies.journal", "sqlite:///{}/studies.db"]
+
+
+@pytest.mark.parametrize("where", STORAGES)
+@pytest.mark.parametrize("ended", [0, 1, 5, 11])
+def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(where: str | None, ended: int, tmp_path: Path) -> None:
+    whole = run(searcher(["a", "b"], 6))
+    if where is not None:
+        where = where.format(tmp_path) if "://" in where else str(tmp_path / where)
+    before = searcher(["a", "b"], 6, storage=open_storage(where, tmp_path))
+    seen = run(before, most=ended)
+    lost = before.suggest("killed while it ran")
+    after = searcher(["a", "b"], 6, storage=open_storage(where, tmp_path))
+    assert after.left == 12 - ended
+    assert sorted(map(str, seen + run(after))) == sorted(map(str, whole))
+    assert str(lost) in map(str, whole), "a trial under way is begun again as it was"
+
+
+def test_a_trial_is_in_the_storage_with_all_of_its_values_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may be killed between any two writes: none of them may leave a trial that has begun without its values."""
+    storage = open_storage(None, tmp_path)
+    search = searcher(["a"], 6, storage=storage)
+    run(search, most=4)
+    seen = []
+    for name in ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_system_attr"):
+        write = getattr(storage, name)
+
+        def written(*arguments: Any, write: Any = write, **more: Any) -> Any:
+            result = write(*arguments, **more)
+            (study,) = open_storage(None, tmp_path).get_all_studies()
+            trials = open_storage(None, tmp_path).get_all_trials(study._study_id)
+            seen.append([t.params for t in trials if t.state == TrialState.RUNNING])
+            return result
+
+        monkeypatch.setattr(storage, name, written)
+    handed = search.suggest("next")
+    values = {name: value for name, value in handed.items() if name not in (CATEGORY, NUMBER)}
+    assert seen
+    assert all(running == [values] for running in seen)
+
+
+def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Path) -> None:
+    search = searcher(["a", "b"], 3, in_sequence=False, storage=open_storage(None, tmp_path))
+    running = [search.suggest(f"t{i}") for i in range(3)]
+    search.on_trial_complete("t1", {METRIC: objective(running[1])})
+    again = searcher(["a", "b"], 3, in_sequence=False, storage=open_storage(None, tmp_path))
+    seen = run(again)
+    assert [trial for trial in seen if trial in running] == [running[0], running[2]]
+    assert sorted((t[CATEGORY], t[NUMBER]) for t in [running[1], *seen]) == [(c, n) for c in "ab" for n in range(3)]
+
+
+def test_what_a_trial_came_to_is_told_and_kept(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    history = History(open_storage(None, tmp_path), "a", "a", SPACE.distributions(), [START], 4, {METRIC: "maximize"}, 0, True)
+    search = PerCategorySearch({"a": history}, 4, True, tell=told.append)
+    reports: list[dict[str, Any]] = [
+        {METRIC: 0.5, "family_scar": 0.25, "seconds": 2.0, "nobody": 1},
+        {METRIC: 0.1, "step": 4},
+        {METRIC: 0.0, "failed": "no", "traceback": "..."},
+    ]
+    for number, report in enumerate(reports):
+        search.suggest(f"t{number}")
+        search.on_trial_complete(f"t{number}", report)
+    for attempt in range(MOST_ATTEMPTS):
+        search.suggest(f"killed{attempt}")
+        search.on_trial_complete(f"killed{attempt}", error=True)
+        search.failed(f"killed{attempt}", "killed")
+    assert told == history.records()
+    assert [r["status"] for r in told] == ["finished", "stopped", "failed", "failed"]
+    assert [r["objective"] for r in told] == [0.5, None, None, None]
+    assert [r["cause"] for r in told] == [None, None, "no", "killed"]
+    assert told[0]["figures"] == {"family_scar": 0.25}
+    assert told[0]["seconds"] == 2.0
+    assert told[0]["wall_seconds"] > 0
+    assert told[0]["config"] == START
+
+
+def test_a_trial_far_behind_others_that_came_as_far_is_stopped_and_no_earlier() -> None:
+    search = searcher(["a", "b"], 20, in_sequence=False)
+    for number in range(4):
+        search.suggest(f"t{number}")  # a, b, a, b
+    assert not search.is_hopeless("t0", {METRIC: 0.0, "step": 4}), "there is nobody to compare with"
+    assert not search.is_hopeless("t0", {METRIC: 0.0}), "a trial at its end has nothing to stop"
+    for number in range(4, 16):
+        config = search.suggest(f"t{number}")
+        search.is_hopeless(f"t{number}", {METRIC: number / 100 if config[CATEGORY] == "a" else 0.9, "step": 4})
+        search.on_trial_complete(f"t{number}", {METRIC: 0.5})
+    assert search.is_hopeless("t2", {METRIC: 0.03, "step": 4})
+    assert not search.is_hopeless("t2", {METRIC: 0.03, "step": 8}), "nobody came so far"
+    handed = search.suggest("t16")
+    assert handed[CATEGORY] in "ab"
+    value = {METRIC: 0.2, "step": 4}
+    assert search.is_hopeless("t16", value) == (handed[CATEGORY] == "b"), "only its own category's trials count"
+
+
+@pytest.mark.parametrize("where", ["sqlite:////no/such/folder/studies.db", "nothing://here", "no/such/folder/studies.journal"])
+def test_a_storage_that_cannot_be_opened_is_one_line(where: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="The Optuna storage") as raised:
+        open_storage(where, tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("where", [None, "sqlite:///{}/studies.db"])
+def test_choices_may_be_lists(where: str | None, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    space = Space({"backbone.levels": {"type": "choice", "values": [[1], [1, 2], [1, 2, 3]]}})
+    start = space.start(DetectorSettings())
+    where = where and where.format(tmp_path)
+
+    def history() -> History:
+        return History(open_storage(where, tmp_path), "a", "a", space.distributions(), [start], 8, {METRIC: "maximize"}, 0, True)
+
+    first = history()
+    for _ in range(6):
+        number, values = first.begin()
+        assert values["backbone.levels"] in ([1], [1, 2], [1, 2, 3])
+        first.end(number, {METRIC: 0.1 * len(values["backbone.levels"])}, {})
+    again = history()
+    assert again.records() == first.records()
+    assert again.records()[0]["config"] == {"backbone.levels": [1, 2, 3]}
+    assert not [w for w in recwarn if "Choices" in str(w.message)]

@@ -1,0 +1,84 @@
+"""Small winners, pictures as bytes, and a server in a thread, for tests of serving."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from clsnf.core.config import DetectorSettings, from_dict
+from clsnf.data.layouts import read_category
+from clsnf.data.splits import assign_splits
+from clsnf.detector import Detector
+from clsnf.serving.app import build_app
+from clsnf.serving.service import InspectionService
+from clsnf.serving.settings import ServingSettings
+from tests.support.small_data import TINY, draw_normal, write_category
+
+TOKEN = "a token of the tests 123"
+
+
+def write_winners(folder: Path, weights: Path, seed: int = 0) -> Path:
+    """Two tiny detectors."""
+    data = folder.parent / "data"
+    for number, (category, image) in enumerate({"plate": {}, "sheet": {"width": 96, "aspect": "fit"}}.items()):
+        write_category(data / category, seed=seed + number, train=14, size=(64, 80))
+        content: dict[str, Any] = {"image": {"height": 64, "width": 64} | image, "seed": seed}
+        content["backbone"] = {"name": "resnet18", "levels": [1, 2], "weights": str(weights)}
+        for name, value in TINY.items():
+            section, _, key = name.partition(".")
+            content.setdefault(section, {})[key] = value
+        table = assign_splits(read_category(data, category), 0.4, seed=seed)
+        Detector.fit(table, from_dict(DetectorSettings, content), device="cpu").save(folder / category)
+    return folder
+
+
+def small_settings(models: Path, **more: Any) -> ServingSettings:
+    """For one core, with a state folder beside the models unless another is given."""
+    return ServingSettings.from_args({"models": str(models), "device": "cpu", "threads": 1} | more)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (72, 60)) -> np.ndarray:
+    """An RGB picture (h, w, 3) uint8."""
+    return draw_normal(np.random.default_rng(seed), size)
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, format=kind)
+    return file.getvalue()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def http_server(settings: ServingSettings) -> Iterator[str]:
+    """The app behind real HTTP, without Ray; gives ``127.0.0.1:PORT``."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(build_app(InspectionService(settings)), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
