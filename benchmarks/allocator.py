@@ -1,8 +1,10 @@
-"""What keeping freed memory is worth on CPUs: training and looking, each in processes with the C library's habits and with ours.
+"""What keeping freed memory is worth on CPUs: training and looking, each in processes with the C
+library's habits and with ours.
 
     python benchmarks/allocator.py                    # about two minutes on two cores
 
-`training`: steps of stage one (ResNet-18, batches of 32). `features`: the backbone alone, batches of 16. All at 256 x 256 on random
+`training`: steps of stage one (ResNet-18, batches of 32). `features`: the backbone alone, batches
+    of 16. All at 256 x 256 on random
 weights. Processes alternate between the rows; a row's figures are its fastest round's.
 """
 
@@ -43,12 +45,17 @@ def seconds_of(work: Callable[[], object], times: int) -> float:
 
 
 def measure() -> dict[str, float]:
-    settings, image = FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=32), ImageSettings()
+    settings, image = (
+        FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=32),
+        ImageSettings(),
+    )
     images = draw_textures(IMAGES, image.size, 0)
     backbone = empty_backbone("resnet18", (1, 2, 3), image.size)
     decoder = build_decoder(backbone.info, image, settings, seed=0)
     recipe = DefectRecipe(DefectMaker(DefectSettings(), images, images))
-    trainer = Finetuner(backbone, decoder, MemoryStream(images), recipe, settings, 0, torch.device("cpu"))
+    trainer = Finetuner(
+        backbone, decoder, MemoryStream(images), recipe, settings, 0, torch.device("cpu")
+    )
 
     def train() -> None:
         trainer.epoch = 0
@@ -81,11 +88,21 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, results in found.items():
             command = [sys.executable, __file__, "--row", name]
-            results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print(f"{torch.get_num_threads()} threads\n{'':24}{'training, images/s':>20}{'features, images/s':>20}{'largest memory':>16}")
+            results.append(
+                json.loads(
+                    subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                )
+            )
+    print(
+        f"{torch.get_num_threads()} threads\n{'':24}{'training, images/s':>20}{'features, images/s':>20}{'largest memory':>16}"
+    )
     for name, results in found.items():
-        training, features = (max(result[what] for result in results) for what in ("training", "features"))
-        print(f"{name:24}{training:20.1f}{features:20.1f}{min(result['GiB'] for result in results):12.2f} GiB")
+        training, features = (
+            max(result[what] for result in results) for what in ("training", "features")
+        )
+        print(
+            f"{name:24}{training:20.1f}{features:20.1f}{min(result['GiB'] for result in results):12.2f} GiB"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Exact pixel figures of a large test set: time and peak memory, beside scikit-learn on a part of the same pixels.
+"""Exact pixel figures of a large test set: time and peak memory, beside scikit-learn on a part of
+the same pixels.
 
     python benchmarks/au_pro.py                                        # 120 maps of 1024 x 1024
     python benchmarks/au_pro.py --images 12 --size 256 --subset 4      # seconds
 
-Maps of 256 x 256 are made from a seed and upsampled when they are read, as the detector's callers do; every third image is
-normal, the others have up to four round defects. Each row runs in a process of its own, so that its peak is its own.
+Maps of 256 x 256 are made from a seed and upsampled when they are read, as the detector's callers
+do; every third image is normal, the others have up to four round defects. Each row runs in a
+process of its own, so that its peak is its own.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ PIXEL_FIGURES = [name for name, metric in METRICS.items() if metric.kind == "pix
 
 
 def make_sample(size: int, index: int) -> PixelSample:
-    """Image ``index``: smooth noise in [0, 1], raised on most of each defect; map and mask (size, size)."""
+    """Image ``index``: smooth noise in [0, 1], raised on most of each defect; map and mask (size,
+    size).
+    """
     rng = np.random.default_rng(index)
     noise = cv2.GaussianBlur(rng.standard_normal((SMALL, SMALL), dtype=np.float32), (0, 0), 4)
     mask = np.zeros((size, size), np.uint8)
@@ -39,9 +43,13 @@ def make_sample(size: int, index: int) -> PixelSample:
         centre = rng.uniform(0.1, 0.9, 2)
         radius = rng.uniform(0.02, 0.1)
         cv2.circle(mask, (centre * size).astype(int).tolist(), int(radius * size), 1, thickness=-1)
-        cv2.circle(raised, (centre * SMALL).astype(int).tolist(), int(radius * SMALL), 0.3, thickness=-1)
+        cv2.circle(
+            raised, (centre * SMALL).astype(int).tolist(), int(radius * SMALL), 0.3, thickness=-1
+        )
     scores = 0.5 + noise + cv2.GaussianBlur(raised, (0, 0), 5)
-    score_map = np.asarray(cv2.resize(scores, (size, size), interpolation=cv2.INTER_LINEAR), np.float32)
+    score_map = np.asarray(
+        cv2.resize(scores, (size, size), interpolation=cv2.INTER_LINEAR), np.float32
+    )
     return PixelSample(score_map, mask.astype(bool))
 
 
@@ -72,26 +80,39 @@ def measured(work: Callable[[], dict[str, float]]) -> tuple[dict[str, float], fl
     start = time.perf_counter()
     figures = work()
     seconds = time.perf_counter() - start
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    unit = (
+        1 if sys.platform == "darwin" else 1024
+    )  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return figures, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=120, help="maps in the test set")
-    parser.add_argument("--size", type=int, default=1024, help="height and width of maps and masks in pixels")
-    parser.add_argument("--subset", type=int, default=20, help="images that scikit-learn, too, is given")
+    parser.add_argument(
+        "--size", type=int, default=1024, help="height and width of maps and masks in pixels"
+    )
+    parser.add_argument(
+        "--subset", type=int, default=20, help="images that scikit-learn, too, is given"
+    )
     options = parser.parse_args()
 
     size, images, subset = options.size, options.images, min(options.subset, options.images)
     rows: list[tuple[str, int, Callable[[], dict[str, float]]]] = [
         ("making and reading the maps twice", images, partial(read_twice, size, images)),
-        (f"all {len(PIXEL_FIGURES)} pixel figures", images, partial(ours, size, images, PIXEL_FIGURES)),
+        (
+            f"all {len(PIXEL_FIGURES)} pixel figures",
+            images,
+            partial(ours, size, images, PIXEL_FIGURES),
+        ),
         ("AU-PRO alone", images, partial(ours, size, images, ["au_pro"])),
         ("pixel AP alone", subset, partial(ours, size, subset, ["pixel_ap"])),
         ("scikit-learn's pixel AP", subset, partial(scikit_learn, size, subset)),
     ]
-    print(f"maps of {size} x {size}\n{'what':<36}{'images':>8}{'seconds':>10}{'peak GiB':>10}  figures")
+    print(
+        f"maps of {size} x {size}\n{'what':<36}{'images':>8}{'seconds':>10}{'peak GiB':>10}  "
+        "figures"
+    )
     results = []
     for what, count, work in rows:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -101,8 +122,10 @@ def main() -> None:
         print(f"{what:<36}{count:>8}{seconds:>10.1f}{peak:>10.2f}  {shown}", flush=True)
     (own, own_seconds, own_peak), (theirs, their_seconds, their_peak) = results[-2:]
     print(
-        f"scikit-learn / ours on the same {subset} images: time {their_seconds / own_seconds:.2f}, peak memory "
-        f"{their_peak / own_peak:.2f}; pixel AP differs by {abs(own['pixel_ap'] - theirs['pixel_ap']):.1e}"
+        f"scikit-learn / ours on the same {subset} images: time "
+        f"{their_seconds / own_seconds:.2f}, peak memory "
+        f"{their_peak / own_peak:.2f}; pixel AP differs by "
+        f"{abs(own['pixel_ap'] - theirs['pixel_ap']):.1e}"
     )
 
 

@@ -1,14 +1,17 @@
-"""Synthetic training defects on one core: the batched maker beside a literal implementation, one image at a time, of the same recipe.
+"""Synthetic training defects on one core: the batched maker beside a literal implementation, one
+image at a time, of the same recipe.
 
-    python benchmarks/defects.py                                 # batches of 32 at 256 x 256, about half a minute
-    python benchmarks/defects.py --batch 8 --size 512 --rounds 3
+    python benchmarks/defects.py                                 # batches of 32 at 256 x 256, about
+    half a minute python benchmarks/defects.py --batch 8 --size 512 --rounds 3
 
-The literal one follows DRAEM's steps as they are told: an axis-aligned Perlin grid in numpy, turned with OpenCV, three of the nine
-colour changes on the whole source, blended over the whole image, stacked to a batch. The changes are albumentations' transforms (a
-dependency of this benchmark alone: pip install -e '.[benchmarks]'), or torchvision's functions on tensors and on Pillow images; the
-last literal row has its noise tuned besides. Ratios are to the row with albumentations. All rows fill from the same banks of drawn
-textures and return the defective images, the clean ones and the regions. Rounds alternate between the rows; a row's figures are those
-of its fastest batch, the one that other processes disturbed least, in CPU seconds of this process.
+The literal one follows DRAEM's steps as they are told: an axis-aligned Perlin grid in numpy, turned
+with OpenCV, three of the nine colour changes on the whole source, blended over the whole image,
+stacked to a batch. The changes are albumentations' transforms (a dependency of this benchmark
+alone: pip install -e '.[benchmarks]'), or torchvision's functions on tensors and on Pillow images;
+the last literal row has its noise tuned besides. Ratios are to the row with albumentations. All
+rows fill from the same banks of drawn textures and return the defective images, the clean ones and
+the regions. Rounds alternate between the rows; a row's figures are those of its fastest batch, the
+one that other processes disturbed least, in CPU seconds of this process.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the internet for newer versions
+os.environ.setdefault(
+    "NO_ALBUMENTATIONS_UPDATE", "1"
+)  # it would ask the internet for newer versions
 import albumentations as album
 
 from clsnf.core.config import DefectSettings
@@ -44,7 +49,9 @@ CHANGES: tuple[Change, ...] = (
     lambda image, rng: tv.adjust_gamma(image, rng.uniform(0.5, 2)),
     lambda image, rng: tv.adjust_brightness(image, rng.uniform(0.8, 1.2)),
     lambda image, rng: tv.adjust_sharpness(image, rng.uniform(0, 3)),
-    lambda image, rng: tv.adjust_saturation(tv.adjust_hue(image, rng.uniform(-0.5, 0.5)), rng.uniform(0.25, 2)),
+    lambda image, rng: tv.adjust_saturation(
+        tv.adjust_hue(image, rng.uniform(-0.5, 0.5)), rng.uniform(0.25, 2)
+    ),
     lambda image, rng: tv.solarize(image, rng.uniform(32, 128)),
     lambda image, rng: tv.posterize(image, int(rng.integers(1, 6))),
     lambda image, rng: tv.invert(image),
@@ -83,15 +90,26 @@ def as_array(source: Source) -> Picture:
     return source.permute(1, 2, 0).numpy() if isinstance(source, Tensor) else np.asarray(source)
 
 
-def literal_noise(rng: np.random.Generator, side: int, frequency: tuple[int, int]) -> NDArray[np.float64]:
-    """Axis-aligned Perlin noise (side, side): a field of vectors for each corner, dotted with its gradients, then blended."""
+def literal_noise(
+    rng: np.random.Generator, side: int, frequency: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Axis-aligned Perlin noise (side, side): a field of vectors for each corner, dotted with its
+    gradients, then blended.
+    """
     cell = (side // frequency[0], side // frequency[1])
-    offset = np.mgrid[0 : frequency[0] : 1 / cell[0], 0 : frequency[1] : 1 / cell[1]].transpose(1, 2, 0) % 1  # (side, side, 2)
+    offset = (
+        np.mgrid[0 : frequency[0] : 1 / cell[0], 0 : frequency[1] : 1 / cell[1]].transpose(1, 2, 0)
+        % 1
+    )  # (side, side, 2)
     angles = 2 * math.pi * rng.random((frequency[0] + 1, frequency[1] + 1))
     gradients = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
     def corner(down: int, right: int) -> NDArray[np.float64]:
-        tiled = gradients[down : frequency[0] + down, right : frequency[1] + right].repeat(cell[0], 0).repeat(cell[1], 1)
+        tiled = (
+            gradients[down : frequency[0] + down, right : frequency[1] + right]
+            .repeat(cell[0], 0)
+            .repeat(cell[1], 1)
+        )
         return np.asarray((tiled * (offset - np.array([down, right]))).sum(-1))
 
     weight = 6 * offset**5 - 15 * offset**4 + 10 * offset**3
@@ -100,7 +118,9 @@ def literal_noise(rng: np.random.Generator, side: int, frequency: tuple[int, int
     return math.sqrt(2) * (upper + weight[..., 0] * (lower - upper))
 
 
-def tuned_noise(rng: np.random.Generator, side: int, frequency: tuple[int, int]) -> NDArray[np.float64]:
+def tuned_noise(
+    rng: np.random.Generator, side: int, frequency: tuple[int, int]
+) -> NDArray[np.float64]:
     """The same by planes, without repeated work: as fast as numpy makes it for one image."""
     cell = (side // frequency[0], side // frequency[1])
     y, x = (np.arange(side)[:, None] / cell[0]) % 1, (np.arange(side)[None] / cell[1]) % 1
@@ -109,7 +129,9 @@ def tuned_noise(rng: np.random.Generator, side: int, frequency: tuple[int, int])
 
     def corner(down: int, right: int) -> NDArray[np.float64]:
         corners = (slice(down, frequency[0] + down), slice(right, frequency[1] + right))
-        tiled_y, tiled_x = (part[corners].repeat(cell[0], 0).repeat(cell[1], 1) for part in (along_y, along_x))
+        tiled_y, tiled_x = (
+            part[corners].repeat(cell[0], 0).repeat(cell[1], 1) for part in (along_y, along_x)
+        )
         return np.asarray(tiled_y * (y - down) + tiled_x * (x - right))
 
     weight_y, weight_x = (t * t * t * (t * (t * 6 - 15) + 10) for t in (y, x))
@@ -138,7 +160,9 @@ def literal_defect(
     transparency = np.float32(rng.uniform(0, 0.8))
     clean = image.astype(np.float32) / 255
     where = region[..., None].astype(np.float32)
-    blended = transparency * clean + (1 - transparency) * (as_array(source).astype(np.float32) / 255)
+    blended = transparency * clean + (1 - transparency) * (
+        as_array(source).astype(np.float32) / 255
+    )
     return clean * (1 - where) + blended * where, region, clean
 
 
@@ -152,37 +176,59 @@ def literal_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     rng = np.random.default_rng(seed)
     made = [literal_defect(image, banks, noise, opened, changes, rng) for image in images]
-    defective, regions, clean = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
-    return defective.permute(0, 3, 1, 2).contiguous(), regions, clean.permute(0, 3, 1, 2).contiguous()
+    defective, regions, clean = (
+        torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True)
+    )
+    return (
+        defective.permute(0, 3, 1, 2).contiguous(),
+        regions,
+        clean.permute(0, 3, 1, 2).contiguous(),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=256, help="height and width in pixels, a power of two")
+    parser.add_argument(
+        "--size", type=int, default=256, help="height and width in pixels, a power of two"
+    )
     parser.add_argument("--batch", type=int, default=32, help="images a batch")
-    parser.add_argument("--rounds", type=int, default=8, help="each times three batches of every row")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="each times three batches of every row"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
     size = (arguments.size, arguments.size)
     textures, donors = draw_textures(64, size, seed=1), draw_textures(64, size, seed=2)
-    texture_list, donor_list = (list(bank.permute(0, 2, 3, 1).contiguous().numpy()) for bank in (textures, donors))
+    texture_list, donor_list = (
+        list(bank.permute(0, 2, 3, 1).contiguous().numpy()) for bank in (textures, donors)
+    )
     banks = (texture_list, donor_list)
     maker = DefectMaker(DefectSettings(), textures, donors)
     at = np.arange(arguments.batch) % len(donors)
     images, image_list = donors[at], [donor_list[index] for index in at]
-    disc = torch.from_numpy(cv2.circle(np.zeros(size, np.uint8), (size[0] // 2, size[1] // 2), size[0] // 4, 1, -1)).bool()
+    disc = torch.from_numpy(
+        cv2.circle(np.zeros(size, np.uint8), (size[0] // 2, size[1] // 2), size[0] // 4, 1, -1)
+    ).bool()
     product = disc.expand(arguments.batch, *size)
 
     def batched(masks: Tensor | None) -> Callable[[int], object]:
         return lambda turn: maker.make(images, masks, torch.from_numpy(sample_key(0, turn, at)))
 
     rows: dict[str, Callable[[int], object]] = {
-        "literal, by albumentations": lambda turn: literal_batch(image_list, banks, literal_noise, np.copy, turn, ALBUMENTATIONS),
-        "literal, torchvision on tensors": lambda turn: literal_batch(image_list, banks, literal_noise, as_tensor, turn),
-        "literal, torchvision on Pillow": lambda turn: literal_batch(image_list, banks, literal_noise, Image.fromarray, turn),
-        "the same, its noise tuned": lambda turn: literal_batch(image_list, banks, tuned_noise, Image.fromarray, turn),
+        "literal, by albumentations": lambda turn: literal_batch(
+            image_list, banks, literal_noise, np.copy, turn, ALBUMENTATIONS
+        ),
+        "literal, torchvision on tensors": lambda turn: literal_batch(
+            image_list, banks, literal_noise, as_tensor, turn
+        ),
+        "literal, torchvision on Pillow": lambda turn: literal_batch(
+            image_list, banks, literal_noise, Image.fromarray, turn
+        ),
+        "the same, its noise tuned": lambda turn: literal_batch(
+            image_list, banks, tuned_noise, Image.fromarray, turn
+        ),
         "DefectMaker": batched(None),
         "DefectMaker, object mask (20 %)": batched(product),
     }
@@ -195,12 +241,17 @@ def main() -> None:
                 make(turn)
                 seconds[name].append(time.process_time() - begin)
 
-    print(f"one core, {arguments.size} x {arguments.size}, batches of {arguments.batch}, {3 * arguments.rounds} of them")
+    print(
+        f"one core, {arguments.size} x {arguments.size}, batches of {arguments.batch}, "
+        f"{3 * arguments.rounds} of them"
+    )
     print(f"{'':34}{'images/s':>10}{'ms/image':>10}{'ratio':>8}")
     literal = min(seconds["literal, by albumentations"])
     for name, times in seconds.items():
         fastest = min(times)
-        print(f"{name:34}{arguments.batch / fastest:10.0f}{1000 * fastest / arguments.batch:10.2f}{literal / fastest:8.1f}")
+        print(
+            f"{name:34}{arguments.batch / fastest:10.0f}{1000 * fastest / arguments.batch:10.2f}{literal / fastest:8.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""PatchCore and PaDiM on the same backbone, images and figures as this project: what the method is compared with.
+"""PatchCore and PaDiM on the same backbone, images and figures as this project: what the method is
+compared with.
 
     python benchmarks/peers.py --data DIR --category NAME --weights resnet18.safetensors
 
-Both are written from their papers with the settings that those name; the coreset is drawn by the same greedy rule as this project's
-memory. The test images choose nothing here: no setting was changed after looking at them.
+Both are written from their papers with the settings that those name; the coreset is drawn by the
+same greedy rule as this project's memory. The test images choose nothing here: no setting was
+changed after looking at them.
 
-- PatchCore (Roth et al., CVPR 2022): stages 2 and 3, means over 3 x 3 cells, the deeper level resized to the shallower, a coreset of 1 %
-  of all training vectors, distance to the nearest; image score re-weighted by the 9 nearest neighbours of the nearest; maps smoothed,
-  sigma 4.
-- PaDiM (Defard et al., ICPR 2021): stages 1 to 3, resized to the first, 100 random channels, a Gaussian at each position (0.01 on the
-  diagonal), Mahalanobis distance; maps smoothed, sigma 4; image score is the largest.
+- PatchCore (Roth et al., CVPR 2022): stages 2 and 3, means over 3 x 3 cells, the deeper level
+  resized to the shallower, a coreset of 1 % of all training vectors, distance to the nearest; image
+  score re-weighted by the 9 nearest neighbours of the nearest; maps smoothed, sigma 4.
+- PaDiM (Defard et al., ICPR 2021): stages 1 to 3, resized to the first, 100 random channels, a
+  Gaussian at each position (0.01 on the diagonal), Mahalanobis distance; maps smoothed, sigma 4;
+  image score is the largest.
 
 All normal training images are fitted on: peers need no validation images.
 """
@@ -59,7 +62,9 @@ def patchcore(fit: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torc
     for image in test:
         found, nearest = torch.cdist(image, memory).min(dim=1)
         place = found.argmax()
-        neighbours = torch.cdist(memory[nearest[place]][None], memory)[0].topk(9, largest=False).indices
+        neighbours = (
+            torch.cdist(memory[nearest[place]][None], memory)[0].topk(9, largest=False).indices
+        )
         to_neighbours = torch.cdist(image[place][None], memory[neighbours])[0]
         weight = 1 - torch.softmax(to_neighbours, dim=0)[0]
         distances.append(found)
@@ -78,7 +83,9 @@ def padim(fit: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
         centred = (fit[:, part] - mean[part]).transpose(0, 1)  # (P, N, C)
         covariance = centred.transpose(1, 2) @ centred / (len(fit) - 1) + 0.01 * torch.eye(100)
         solved = torch.linalg.solve_triangular(
-            torch.linalg.cholesky(covariance), (test[:, part] - mean[part]).permute(1, 2, 0), upper=False
+            torch.linalg.cholesky(covariance),
+            (test[:, part] - mean[part]).permute(1, 2, 0),
+            upper=False,
         )
         result[:, part] = solved.square().sum(dim=1).sqrt().t()
     return result
@@ -95,11 +102,16 @@ def main() -> None:
     image = ImageSettings(options.image_size, options.image_size)
     settings = DetectorSettings(image=image)
     table = read_category(options.data, options.category)
-    fit, shown = place_rows(rows_of(table, "fit"), settings), place_rows(rows_of(table, TEST), settings)
+    fit, shown = (
+        place_rows(rows_of(table, "fit"), settings),
+        place_rows(rows_of(table, TEST), settings),
+    )
     rows = rows_of(table, TEST).to_pylist()
     for name, levels, neighbourhood in (("patchcore", (2, 3), 3), ("padim", (1, 2, 3), 1)):
         started = time.perf_counter()
-        backbone, _ = load_backbone(BackboneSettings(options.backbone, levels, options.weights), image.size)
+        backbone, _ = load_backbone(
+            BackboneSettings(options.backbone, levels, options.weights), image.size
+        )
         grids = list(backbone.info.grids)
         of_fit, of_test = (
             stacked(extract_features(backbone, MemoryStream(images), CPU, neighbourhood), grids)
@@ -110,11 +122,22 @@ def main() -> None:
             distances, scores = patchcore(of_fit, of_test)
         else:
             distances = padim(of_fit, of_test)
-        maps = gaussian_smooth(resample(distances.view(-1, 1, *grids[0]), image.size, "bilinear")[:, 0], 4.0)
+        maps = gaussian_smooth(
+            resample(distances.view(-1, 1, *grids[0]), image.size, "bilinear")[:, 0], 4.0
+        )
         scores = maps.flatten(1).amax(dim=1) if scores is None else scores
         figures = figures_of_maps(rows, maps.numpy(), scores.numpy(), image, FIGURES)
         shares = {figure: round(value, 4) for figure, value in figures.items()}
-        print(json.dumps({"peer": name, "category": options.category, **shares, "seconds": round(time.perf_counter() - started)}))
+        print(
+            json.dumps(
+                {
+                    "peer": name,
+                    "category": options.category,
+                    **shares,
+                    "seconds": round(time.perf_counter() - started),
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""How long a large study's report takes to build and to open, and how large it is: made-up figures, real pictures.
+"""How long a large study's report takes to build and to open, and how large it is: made-up figures,
+real pictures.
 
     python benchmarks/report_build.py                      # pictures of the demo's products
-    python benchmarks/report_build.py --data MVTEC         # pictures of a data set in MVTec AD's layout
+    python benchmarks/report_build.py --data MVTEC         # pictures of a data set in MVTec AD's
+    layout
 
-The bounds are those of 15 products x 40 trials: built in 60 s, 25 MB, first content in 2 s in headless Chromium on 2 cores. Opening is
-measured in a fresh browser each time: nothing is warm but the file system's cache.
+The bounds are those of 15 products x 40 trials: built in 60 s, 25 MB, first content in 2 s in
+headless Chromium on 2 cores. Opening is measured in a fresh browser each time: nothing is warm but
+the file system's cache.
 """
 
 from __future__ import annotations
@@ -37,32 +40,47 @@ _SIDE = 224  # of a study's pictures
 
 def pictures(data: Path, most: int) -> list[np.ndarray]:
     """Real pictures as small as a study keeps them, from all over a data set."""
-    files = sorted(p for p in data.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and "ground_truth" not in p.parts)
+    files = sorted(
+        p
+        for p in data.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES and "ground_truth" not in p.parts
+    )
     found = []
     for path in files[:: max(1, len(files) // most)][:most]:
         image = read_image(path)
         scale = min(1.0, _SIDE / max(image.shape[:2]))
         size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-        found.append(np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8))
+        found.append(
+            np.ascontiguousarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+        )
     return found
 
 
 def opened(page: Path, profile: Path) -> tuple[float, float, float]:
-    """Seconds from asking for the page to its first content, to its last script's end, and those that printing it takes."""
+    """Seconds from asking for the page to its first content, to its last script's end, and those
+    that printing it takes.
+    """
     with browser(profile) as driver:
         driver.get(page.as_uri())
         paint = driver.execute_script(
-            "return new Promise((resolve) => new PerformanceObserver((list) => resolve(list.getEntries()[0].startTime))"
+            "return new Promise((resolve) => new PerformanceObserver((list) => "
+            "resolve(list.getEntries()[0].startTime))"
             ".observe({type: 'paint', buffered: true}))"
         )
-        ready = driver.execute_script("return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+        ready = driver.execute_script(
+            "return performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd"
+        )
         started = time.perf_counter()
-        driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})
+        driver.execute_cdp_cmd(
+            "Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True}
+        )
         return paint / 1000, ready / 1000, time.perf_counter() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--products", type=int, default=15)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--data", type=Path, help="a data set to take pictures from")
@@ -77,20 +95,41 @@ def main() -> None:
             write_demo(data)
         names = [f"product-{number:02d}" for number in range(given.products)]
         shown = pictures(data, 60)
-        run = write_study(folder / "run", names, trials=given.trials, normals=60, defects=100, cases=6, pictures=shown)
+        run = write_study(
+            folder / "run",
+            names,
+            trials=given.trials,
+            normals=60,
+            defects=100,
+            cases=6,
+            pictures=shown,
+        )
         started = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "reports" / "build.py"), str(run)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, str(ROOT / "reports" / "build.py"), str(run)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         built = time.perf_counter() - started
         page = run / "report" / "report.html"
         size = page.stat().st_size / 1e6
-        looks = [opened(page, Path(scratch) / f"profile-{number}") for number in range(given.repeats)]
+        looks = [
+            opened(page, Path(scratch) / f"profile-{number}") for number in range(given.repeats)
+        ]
     first, ready, printing = (statistics.median(values) for values in zip(*looks, strict=True))
-    table = Table(title=f"A report of {given.products} products x {given.trials} trials, with {len(shown)} pictures")
+    table = Table(
+        title=(
+            f"A report of {given.products} products x {given.trials} trials, with {len(shown)} "
+            "pictures"
+        )
+    )
     for column in ("", "measured", "bound"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row("built in", f"{built:.1f} s", f"{SECONDS} s")
     table.add_row("size", f"{size:.1f} MB", f"{MEGABYTES} MB")
-    table.add_row(f"first content, median of {given.repeats}", f"{first:.2f} s", f"{FIRST_CONTENT:g} s")
+    table.add_row(
+        f"first content, median of {given.repeats}", f"{first:.2f} s", f"{FIRST_CONTENT:g} s"
+    )
     table.add_row("all scripts run", f"{ready:.2f} s", "")
     table.add_row("printed to PDF, every chart drawn", f"{printing:.1f} s", "")
     Console(highlight=False).print(table)

@@ -1,13 +1,17 @@
-"""What serving costs above the detector itself, how many images a second are left, and whether memory grows: ``clsnf serve`` under load.
+"""What serving costs above the detector itself, how many images a second are left, and whether
+memory grows: ``clsnf serve`` under load.
 
-    python benchmarks/serve_load.py                                              # a product of the demo, trained here in a minute
-    python benchmarks/serve_load.py --model runs/NAME/winners/screw --pictures MVTEC/screw/test
-    python benchmarks/serve_load.py --requests 500                               # a short look
-    RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serve_load.py                  # with HAProxy; see docs/serving.md
+    python benchmarks/serve_load.py                                              # a product of the
+    demo, trained here in a minute python benchmarks/serve_load.py --model runs/NAME/winners/screw
+    --pictures MVTEC/screw/test python benchmarks/serve_load.py --requests 500
+    # a short look RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serve_load.py                  #
+    with HAProxy; see docs/serving.md
 
-Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. What is compared runs in turns in the same run: a
-request to the server, the same picture through the detector in this process; a round with 32 clients, a round of the detector at its
-best batch size. A request's *own cost* is the client's time less what the server's answer says that reading and network took.
+Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. What is
+compared runs in turns in the same run: a request to the server, the same picture through the
+detector in this process; a round with 32 clients, a round of the detector at its best batch size. A
+request's *own cost* is the client's time less what the server's answer says that reading and
+network took.
 """
 
 from __future__ import annotations
@@ -33,7 +37,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from clsnf.core.config import BackboneSettings, DetectorSettings, FinetuneSettings, ImageSettings, ValidationSettings
+from clsnf.core.config import (
+    BackboneSettings,
+    DetectorSettings,
+    FinetuneSettings,
+    ImageSettings,
+    ValidationSettings,
+)
 from clsnf.data.images import IMAGE_SUFFIXES, decode_image
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
@@ -41,7 +51,12 @@ from clsnf.datasets.demo import write_demo
 from clsnf.detector import Detector
 
 CLIENTS = 32
-BOUNDS = {"own cost, median": 8.0, "own cost, p99": 25.0, "share of the detector's images/s": 0.85, "growth": 0.05}
+BOUNDS = {
+    "own cost, median": 8.0,
+    "own cost, p99": 25.0,
+    "share of the detector's images/s": 0.85,
+    "growth": 0.05,
+}
 BATCHES = (1, 2, 4, 8, 16)
 
 
@@ -61,7 +76,9 @@ class Client:
     def ask(self, body: bytes) -> None:
         started = time.perf_counter()
         try:
-            self._connection.request("POST", f"/v1/models/{self.category}/inspect", body, {"Content-Type": "image/png"})
+            self._connection.request(
+                "POST", f"/v1/models/{self.category}/inspect", body, {"Content-Type": "image/png"}
+            )
             answer = self._connection.getresponse()
             content = answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -81,11 +98,28 @@ class Client:
 def server(model: Path, folder: Path) -> Iterator[tuple[int, str]]:
     """``clsnf serve`` on one detector; gives its port and category."""
     (folder / "home").mkdir()
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith("RAY_SERVE_")}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("RAY_") or k.startswith("RAY_SERVE_")
+    }
     environment |= {"HOME": str(folder / "home"), "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-c", "from clsnf.cli import main; main()", "serve", str(model), "--port", "0"]
-        process = subprocess.Popen([*command, "--set", f"state={folder / 'state'}"], env=environment, stdout=log, stderr=log)
+        command = [
+            sys.executable,
+            "-c",
+            "from clsnf.cli import main; main()",
+            "serve",
+            str(model),
+            "--port",
+            "0",
+        ]
+        process = subprocess.Popen(
+            [*command, "--set", f"state={folder / 'state'}"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
     try:
         until = time.monotonic() + 180
         while " at http://" not in (text := (folder / "log").read_text()):
@@ -136,7 +170,9 @@ def bodies(folder: Path) -> list[bytes]:
     return [p.read_bytes() for p in files]
 
 
-def one_client(port: int, category: str, detector: Detector, pictures: Sequence[bytes], count: int) -> tuple[Client, list[float]]:
+def one_client(
+    port: int, category: str, detector: Detector, pictures: Sequence[bytes], count: int
+) -> tuple[Client, list[float]]:
     """Requests of one client, in turns with the detector in this process; seconds of the latter."""
     client, alone = Client(port, category), []
     for index in range(count + 5):
@@ -145,7 +181,10 @@ def one_client(port: int, category: str, detector: Detector, pictures: Sequence[
         started = time.perf_counter()
         detector.predict([decode_image(body, "picture")])
         alone.append(time.perf_counter() - started)
-    client.seconds, client.own = client.seconds[5:], client.own[5:]  # the first requests load the model
+    client.seconds, client.own = (
+        client.seconds[5:],
+        client.own[5:],
+    )  # the first requests load the model
     return client, alone[5:]
 
 
@@ -182,7 +221,11 @@ def many_clients(
     for thread in threads:
         thread.join()
     answered = sum(len(c.seconds) for c in clients)
-    return answered / (time.perf_counter() - started), [e for c in clients for e in c.errors], answered
+    return (
+        answered / (time.perf_counter() - started),
+        [e for c in clients for e in c.errors],
+        answered,
+    )
 
 
 def show(console: Console, rows: Sequence[tuple[str, str, str, bool | None]]) -> bool:
@@ -194,15 +237,27 @@ def show(console: Console, rows: Sequence[tuple[str, str, str, bool | None]]) ->
 
 
 def milliseconds(seconds: Sequence[float]) -> str:
-    return f"{1000 * statistics.median(seconds):.1f} / {1000 * float(np.quantile(seconds, 0.99)):.1f} ms"
+    return (
+        f"{1000 * statistics.median(seconds):.1f} / "
+        f"{1000 * float(np.quantile(seconds, 0.99)):.1f} ms"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a saved detector; default: one trained on the demo")
-    parser.add_argument("--pictures", type=Path, help="a folder of pictures for it, folders below it included")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--requests", type=int, default=20_000, help="of the long run; one client makes a twentieth of it, 400 at most"
+        "--model", type=Path, help="a saved detector; default: one trained on the demo"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, help="a folder of pictures for it, folders below it included"
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=20_000,
+        help="of the long run; one client makes a twentieth of it, 400 at most",
     )
     parser.add_argument("--minutes", type=float, default=30, help="after which the long run ends")
     given = parser.parse_args()
@@ -211,18 +266,26 @@ def main() -> None:
     console = Console(highlight=False, width=110)
     with tempfile.TemporaryDirectory(prefix="load") as name:
         folder = Path(name)
-        model, pictures = (given.model, bodies(given.pictures)) if given.model else demo_model(folder)
+        model, pictures = (
+            (given.model, bodies(given.pictures)) if given.model else demo_model(folder)
+        )
         detector = Detector.load(model, device="cpu")
         with server(model.absolute(), folder) as (port, category):
             rows = measure(console, port, category, detector, pictures, given)
     console.print(
-        f"{os.cpu_count()} cores, torch {torch.get_num_threads()} threads, {len(pictures)} pictures of {len(pictures[0]) / 1e3:.0f} kB"
+        f"{os.cpu_count()} cores, torch {torch.get_num_threads()} threads, {len(pictures)} "
+        f"pictures of {len(pictures[0]) / 1e3:.0f} kB"
     )
     raise SystemExit(0 if show(console, rows) else 1)
 
 
 def measure(
-    console: Console, port: int, category: str, detector: Detector, pictures: Sequence[bytes], given: argparse.Namespace
+    console: Console,
+    port: int,
+    category: str,
+    detector: Detector,
+    pictures: Sequence[bytes],
+    given: argparse.Namespace,
 ) -> list[tuple[str, str, str, bool | None]]:
     count = max(40, min(400, given.requests // 20))
     console.print(f"one client, {count} requests ...")
@@ -233,21 +296,30 @@ def measure(
     rates = {batch: in_process(detector, pictures, batch, 2) for batch in BATCHES}
     best = max(rates, key=lambda batch: rates[batch])
     many_clients(port, category, pictures, seconds=2)
-    rounds = [(in_process(detector, pictures, best, 5), many_clients(port, category, pictures, seconds=5)) for _ in range(3)]
-    detectors, servers = (statistics.median(r) for r in zip(*((base, served[0]) for base, served in rounds), strict=True))
+    rounds = [
+        (in_process(detector, pictures, best, 5), many_clients(port, category, pictures, seconds=5))
+        for _ in range(3)
+    ]
+    detectors, servers = (
+        statistics.median(r)
+        for r in zip(*((base, served[0]) for base, served in rounds), strict=True)
+    )
     errors = client.errors + [e for _, served in rounds for e in served[1]]
 
     console.print(f"{given.requests} requests, {given.minutes:g} minutes at most ...")
     until, answered, memory = time.monotonic() + 60 * given.minutes, 0, []
     while answered < given.requests and time.monotonic() < until:
         part = max(1, min(given.requests // 20, given.requests - answered))
-        _, wrong, done = many_clients(port, category, pictures, seconds=until - time.monotonic(), most=part)
+        _, wrong, done = many_clients(
+            port, category, pictures, seconds=until - time.monotonic(), most=part
+        )
         errors += wrong
         answered += done
         memory.append(replica_bytes())
         if wrong and not done:
             break
-    # The allocator's caches fill in the first fifth; from there on the medians of two quarters are compared.
+    # The allocator's caches fill in the first fifth; from there on the medians of two quarters are
+    # compared.
     settled = memory[len(memory) // 5 :]
     quarter = max(1, len(settled) // 4)
     growth = statistics.median(settled[-quarter:]) / statistics.median(settled[:quarter]) - 1
@@ -256,8 +328,18 @@ def measure(
     return [
         ("detector alone, median / p99", milliseconds(alone), "", None),
         ("one client, median / p99", milliseconds(client.seconds), "", None),
-        ("own cost, median", f"{own:.1f} ms", f"{BOUNDS['own cost, median']:g} ms", own <= BOUNDS["own cost, median"]),
-        ("own cost, p99", f"{p99:.1f} ms", f"{BOUNDS['own cost, p99']:g} ms", p99 <= BOUNDS["own cost, p99"]),
+        (
+            "own cost, median",
+            f"{own:.1f} ms",
+            f"{BOUNDS['own cost, median']:g} ms",
+            own <= BOUNDS["own cost, median"],
+        ),
+        (
+            "own cost, p99",
+            f"{p99:.1f} ms",
+            f"{BOUNDS['own cost, p99']:g} ms",
+            p99 <= BOUNDS["own cost, p99"],
+        ),
         (f"detector alone, batches of {best}", f"{detectors:.1f} images/s", "", None),
         (
             f"{CLIENTS} clients",

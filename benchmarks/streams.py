@@ -1,18 +1,21 @@
-"""What a stream costs: training from it beside batches that lie in memory, the Ray stream beside a torch DataLoader, and its memory.
+"""What a stream costs: training from it beside batches that lie in memory, the Ray stream beside a
+torch DataLoader, and its memory.
 
-    python benchmarks/streams.py                                  # about ten minutes on two cores; all tables
-    python benchmarks/streams.py training --steps 6
-    python benchmarks/streams.py batches --images 320
-    python benchmarks/streams.py memory --images 20000
+    python benchmarks/streams.py                                  # about ten minutes on two cores;
+    all tables python benchmarks/streams.py training --steps 6 python benchmarks/streams.py batches
+    --images 320 python benchmarks/streams.py memory --images 20000
 
-`training`: steps of stage one with resnet18 (decoder and backbone together, batches of 32 at 256 x 256), from whole batches that were
-made before, from images in memory, and from images that threads decode while it trains. `batches`: an epoch with nobody who trains:
-read, decode, resize, put defects in, stack. The DataLoader's workers do the same work with the same functions. `memory`: drawn images
-pass once through each stream of a process of its own, whose largest memory is told (Ray's are those of the driver and of its largest
-worker; the object store, which they share, is counted in each).
+`training`: steps of stage one with resnet18 (decoder and backbone together, batches of 32 at 256 x
+    256), from whole batches that were
+made before, from images in memory, and from images that threads decode while it trains. `batches`:
+an epoch with nobody who trains: read, decode, resize, put defects in, stack. The DataLoader's
+workers do the same work with the same functions. `memory`: drawn images pass once through each
+stream of a process of its own, whose largest memory is told (Ray's are those of the driver and of
+its largest worker; the object store, which they share, is counted in each).
 
-Images are drawn, 512 x 512, as PNG and JPEG by turns. Rounds alternate between the rows. In `training` a row's figures are medians over
-the rounds, its share that of its speed in a round beside the ready batches' in the same one; elsewhere they are the fastest round's.
+Images are drawn, 512 x 512, as PNG and JPEG by turns. Rounds alternate between the rows. In
+`training` a row's figures are medians over the rounds, its share that of its speed in a round
+beside the ready batches' in the same one; elsewhere they are the fastest round's.
 """
 
 from __future__ import annotations
@@ -42,7 +45,15 @@ from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
 from clsnf.data.images import load_images
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder
-from clsnf.streams.stream import DefectRecipe, ImageBatch, LocalStream, MemoryStream, Stream, TrainingBatch, load_timed
+from clsnf.streams.stream import (
+    DefectRecipe,
+    ImageBatch,
+    LocalStream,
+    MemoryStream,
+    Stream,
+    TrainingBatch,
+    load_timed,
+)
 from clsnf.synthesis.textures import draw_textures
 from clsnf.synthesis.training_defects import DefectMaker, sample_key
 from clsnf.training.finetune import Finetuner
@@ -56,14 +67,22 @@ def draw(path: str) -> None:
     """A plate with stripes and noise, different for every name."""
     rng = np.random.default_rng(int(Path(path).stem))
     rows, columns = np.mgrid[:512, :512]
-    grey = 110 + 40 * np.sin(columns / rng.uniform(3, 30) + rows / rng.uniform(3, 30)) + rng.normal(0, 4, (512, 512))
+    grey = (
+        110
+        + 40 * np.sin(columns / rng.uniform(3, 30) + rows / rng.uniform(3, 30))
+        + rng.normal(0, 4, (512, 512))
+    )
     cv2.imwrite(path, cv2.cvtColor(np.clip(grey, 0, 255).astype(np.uint8), cv2.COLOR_GRAY2BGR))
 
 
 def pictures(folder: Path, count: int, distinct: int = 400) -> list[str]:
-    """So many pictures; above `distinct` they are links to the same ones, which cost a reader as much."""
+    """So many pictures; above `distinct` they are links to the same ones, which cost a reader as
+    much.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    made = [str(folder / f"{n:05d}.{'jpg' if n % 2 else 'png'}") for n in range(min(count, distinct))]
+    made = [
+        str(folder / f"{n:05d}.{'jpg' if n % 2 else 'png'}") for n in range(min(count, distinct))
+    ]
     with ProcessPoolExecutor() as pool:
         list(pool.map(draw, made, chunksize=16))
     paths = list(made)
@@ -137,10 +156,15 @@ def training(folder: Path, steps: int, rounds: int) -> None:
             waited[name] = trainer.stream.counters.waited
     ready = np.array(seconds["batches that lie in memory"])
     table(
-        f"Training with resnet18 on {torch.get_num_threads()} threads, {steps} steps of {BATCH} images at 256 x 256",
+        f"Training with resnet18 on {torch.get_num_threads()} threads, {steps} steps of {BATCH} "
+        "images at 256 x 256",
         ["images/s", "share", "waited, last"],
         {
-            name: [f"{steps * BATCH / np.median(found):.2f}", f"{np.median(ready / found):.1%}", f"{waited[name]:.2f} s"]
+            name: [
+                f"{steps * BATCH / np.median(found):.2f}",
+                f"{np.median(ready / found):.1%}",
+                f"{waited[name]:.2f} s",
+            ]
             for name, found in seconds.items()
         },
     )
@@ -152,15 +176,21 @@ def training(folder: Path, steps: int, rounds: int) -> None:
 class Loading(Dataset[tuple[Tensor, ...]]):
     """The same work as a stream's, batch by batch, for a DataLoader."""
 
-    def __init__(self, paths: list[str], recipe: DefectRecipe, chosen: list[Tensor], keys: list[Tensor]) -> None:
+    def __init__(
+        self, paths: list[str], recipe: DefectRecipe, chosen: list[Tensor], keys: list[Tensor]
+    ) -> None:
         self.paths, self.recipe, self.chosen, self.keys = paths, recipe, chosen, keys
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, number: int) -> tuple[Tensor, ...]:
-        images = torch.stack([load_timed(self.paths[index], SETTINGS)[0] for index in self.chosen[number].tolist()])
-        made = self.recipe.applied(ImageBatch(images, None, self.chosen[number]), self.keys[number], CPU)
+        images = torch.stack(
+            [load_timed(self.paths[index], SETTINGS)[0] for index in self.chosen[number].tolist()]
+        )
+        made = self.recipe.applied(
+            ImageBatch(images, None, self.chosen[number]), self.keys[number], CPU
+        )
         return made.defects.images, made.defects.regions, made.defects.clean
 
 
@@ -174,7 +204,15 @@ def batches(folder: Path, count: int, rounds: int) -> None:
     workers = max(1, multiprocessing.cpu_count())
     chosen, keys = plan(count)
     data = Loading(paths, recipe, chosen, keys)
-    loaders = [DataLoader(data, batch_size=None, num_workers=workers, persistent_workers=True, multiprocessing_context="spawn")]
+    loaders = [
+        DataLoader(
+            data,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+        )
+    ]
 
     def passed(found: Iterator[Any]) -> None:
         for _ in found:
@@ -184,8 +222,12 @@ def batches(folder: Path, count: int, rounds: int) -> None:
         ray_stream = RayStream(paths, SETTINGS, workers)
         rows: dict[str, Callable[[], None]] = {
             f"DataLoader, {workers} workers": lambda: passed(iter(loaders[0])),
-            f"Ray stream, {workers} workers": lambda: passed(ray_stream.training(recipe, chosen, keys, CPU)),
-            "local stream": lambda: passed(LocalStream(paths, SETTINGS).training(recipe, chosen, keys, CPU)),
+            f"Ray stream, {workers} workers": lambda: passed(
+                ray_stream.training(recipe, chosen, keys, CPU)
+            ),
+            "local stream": lambda: passed(
+                LocalStream(paths, SETTINGS).training(recipe, chosen, keys, CPU)
+            ),
         }
         seconds: dict[str, list[float]] = {name: [] for name in rows}
         for turn in range(rounds + 1):
@@ -201,7 +243,10 @@ def batches(folder: Path, count: int, rounds: int) -> None:
     table(
         f"Read, decode, resize, defects, stack: {len(chosen)} batches of {BATCH} at 256 x 256",
         ["ms/batch", "images/s", "cost"],
-        {name: [f"{1000 * s / len(chosen):.0f}", f"{count / s:.0f}", f"{s / first:.2f}"] for name, s in best.items()},
+        {
+            name: [f"{1000 * s / len(chosen):.0f}", f"{count / s:.0f}", f"{s / first:.2f}"]
+            for name, s in best.items()
+        },
     )
 
 
@@ -209,7 +254,9 @@ def batches(folder: Path, count: int, rounds: int) -> None:
 
 
 def one_pass(kind: str, folder: Path, count: int) -> None:
-    """In a process of its own: every image once through a stream, with defects; prints its largest memory."""
+    """In a process of its own: every image once through a stream, with defects; prints its largest
+    memory.
+    """
     paths = sorted(str(path) for path in folder.iterdir())[:count]
     # As many donors as training keeps of so many images.
     from clsnf.training.pipeline import donor_indices
@@ -222,9 +269,15 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
 
         with ray_session(None, 1 << 30):
             stream = RayStream(paths, SETTINGS, 2)
-            for number, _ in enumerate(stream.training(recipe_for(stream.bank(donors, CPU)), chosen, keys, CPU)):
+            for number, _ in enumerate(
+                stream.training(recipe_for(stream.bank(donors, CPU)), chosen, keys, CPU)
+            ):
                 if number % 20 == 0:
-                    found = [p for p in psutil.Process().children(recursive=True) if "MapBatches" in " ".join(p.cmdline())]
+                    found = [
+                        p
+                        for p in psutil.Process().children(recursive=True)
+                        if "MapBatches" in " ".join(p.cmdline())
+                    ]
                     worker = max([worker, *(p.memory_info().rss for p in found)])
     else:
         local = LocalStream(paths, SETTINGS)
@@ -240,17 +293,40 @@ def memory(folder: Path, count: int) -> None:
     rows = {}
     for kind in ("local", "ray"):
         begin = time.perf_counter()
-        command = [sys.executable, __file__, "one-pass", "--kind", kind, "--folder", str(folder), "--images", str(count)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        command = [
+            sys.executable,
+            __file__,
+            "one-pass",
+            "--kind",
+            kind,
+            "--folder",
+            str(folder),
+            "--images",
+            str(count),
+        ]
+        found = json.loads(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[
+                -1
+            ]
+        )
         took = time.perf_counter() - begin
         worker = f"{found['worker'] / 2**30:.2f} GiB" if found["worker"] else "-"
         rows[f"{kind} stream"] = [f"{found['peak'] / 2**30:.2f} GiB", worker, f"{count / took:.0f}"]
-    table(f"{count} images once through a stream, with defects", ["this process", "largest worker", "images/s"], rows)
+    table(
+        f"{count} images once through a stream, with defects",
+        ["this process", "largest worker", "images/s"],
+        rows,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["all", "training", "batches", "memory", "one-pass"], default="all")
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=["all", "training", "batches", "memory", "one-pass"],
+        default="all",
+    )
     parser.add_argument("--steps", type=int, default=6, help="of training, each round")
     parser.add_argument("--images", type=int, help="of batches (320) and of memory (20000)")
     parser.add_argument("--rounds", type=int, default=3)

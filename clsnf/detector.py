@@ -1,11 +1,13 @@
-"""The detector: what a Python user imports. Learns from normal images, gives maps, scores and verdicts; needs no Ray.
+"""The detector: what a Python user imports. Learns from normal images, gives maps, scores and
+verdicts; needs no Ray.
 
     detector = Detector.fit(table, DetectorSettings())
     maps, scores, verdicts = detector.predict(["a.png", "b.png"])
     detector.save("model"); Detector.load("model")
 
-A saved detector is a folder of ``detector.safetensors`` and ``detector.json``; loading runs no pickled code. Unusual: every figure in it
-comes from training and validation normals, so the answer for one image never depends on the images asked about with it.
+A saved detector is a folder of ``detector.safetensors`` and ``detector.json``; loading runs no
+pickled code. Unusual: every figure in it comes from training and validation normals, so the answer
+for one image never depends on the images asked about with it.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Prediction(NamedTuple):
     Attributes:
         maps: (N, H, W) float32 in [0, 1] on the network's canvas, 0 on padding;
             :meth:`Detector.predict_each` gives them at the images' own sizes.
-        scores: (N,) float32, the largest value of each map, or, with a ``score_weight`` of its own, of the map of that weight.
+        scores: (N,) float32, the largest value of each map, or, with a ``score_weight`` of its own,
+            of the map of that weight.
         verdicts: (N,) bool, True for a defect: a score above the threshold.
     """
 
@@ -76,17 +79,24 @@ class Provenance:
     Attributes:
         category: the product's name.
         architecture: timm's name of the backbone.
-        backbone_fingerprint: sha256 of the pretrained weights that training started from; of an imported detector, of its backbone.
-        data_fingerprint: hash of the contents of the images it was fitted on; of an imported detector, its level constants.
+        backbone_fingerprint: sha256 of the pretrained weights that training started from; of an
+            imported detector, of its backbone.
+        data_fingerprint: hash of the contents of the images it was fitted on; of an imported
+            detector, its level constants.
         validation_fingerprint: hash of the contents of the held-out normal images.
-        object_mask: where training defects could lie (``off``, ``dark``, ``bright``; ``unknown`` for an imported detector).
+        object_mask: where training defects could lie (``off``, ``dark``, ``bright``; ``unknown``
+            for an imported detector).
         fit_images: number of images it was fitted on.
-        validation_scores: sorted image scores of the held-out normal images; what the threshold rests on.
+        validation_scores: sorted image scores of the held-out normal images; what the threshold
+            rests on.
         versions: of the packages that made it.
-        imported: the sha256, by name, of the checkpoint files that the network comes from; empty where it was trained by clsnf.
-        validation_peaks: sorted largest map values of the held-out normal images; what pictures for people are drawn by.
-        looks: mean and standard deviation of each of :data:`clsnf.data.image_statistics.LOOKS` over the held-out normal images: what a server
-            compares the pictures of the day with. Empty in detectors saved before there were looks.
+        imported: the sha256, by name, of the checkpoint files that the network comes from; empty
+            where it was trained by clsnf.
+        validation_peaks: sorted largest map values of the held-out normal images; what pictures for
+            people are drawn by.
+        looks: mean and standard deviation of each of :data:`clsnf.data.image_statistics.LOOKS` over
+            the held-out normal images: what a server compares the pictures of the day with. Empty
+            in detectors saved before there were looks.
     """
 
     category: str
@@ -115,10 +125,20 @@ class Detector:
     """
 
     def __init__(
-        self, network: ScoreNetwork, settings: DetectorSettings, threshold: Threshold, provenance: Provenance, device: torch.device
+        self,
+        network: ScoreNetwork,
+        settings: DetectorSettings,
+        threshold: Threshold,
+        provenance: Provenance,
+        device: torch.device,
     ) -> None:
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
-        self.settings, self.threshold, self.provenance, self.device = settings, threshold, provenance, device
+        self.settings, self.threshold, self.provenance, self.device = (
+            settings,
+            threshold,
+            provenance,
+            device,
+        )
 
     @property
     def fusion_weight(self) -> float:
@@ -127,14 +147,24 @@ class Detector:
 
     @property
     def shown_from(self) -> float:
-        """Map values up to here are what normal images show everywhere: pictures for people leave them uncoloured."""
-        return 0.8 * float(np.median(self.provenance.validation_peaks or self.provenance.validation_scores))
+        """Map values up to here are what normal images show everywhere: pictures for people leave
+        them uncoloured.
+        """
+        return 0.8 * float(
+            np.median(self.provenance.validation_peaks or self.provenance.validation_scores)
+        )
 
     @property
     def map_threshold(self) -> float:
-        """The value that normal images' maps stay below at the threshold's false-reject rate: where pictures for people draw the line."""
+        """The value that normal images' maps stay below at the threshold's false-reject rate: where
+        pictures for people draw the line.
+        """
         peaks = self.provenance.validation_peaks
-        return threshold_from_normals(np.array(peaks), self.threshold.false_reject_rate).value if peaks else self.threshold.value
+        return (
+            threshold_from_normals(np.array(peaks), self.threshold.false_reject_rate).value
+            if peaks
+            else self.threshold.value
+        )
 
     # ---- fit ----
 
@@ -154,28 +184,44 @@ class Detector:
 
         Args:
             table: a category as :func:`clsnf.data.layouts.read_category` gives it, split by
-                :func:`clsnf.data.splits.assign_splits`; only rows of the splits ``fit`` and ``validation`` are read, and of the latter
-                only the normal ones.
+                :func:`clsnf.data.splits.assign_splits`; only rows of the splits ``fit`` and
+                ``validation`` are read, and of the latter only the normal ones.
             settings: defaults where None.
             textures: a folder of pictures to make defects from; None for textures drawn by code.
-            work: a folder for finished stages: training that was interrupted goes on from there. A temporary one where None.
+            work: a folder for finished stages: training that was interrupted goes on from there. A
+                temporary one where None.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
             progress: told about long work.
-            stream: how the images come to training; None for memory where they fit into it, else decoded by this process.
+            stream: how the images come to training; None for memory where they fit into it, else
+                decoded by this process.
 
         Raises:
             ClsnfError: whatever a user can mend; see :mod:`clsnf.core.errors`.
         """
         settings = settings or DetectorSettings()
         with tempfile.TemporaryDirectory() if work is None else nullcontext(str(work)) as folder:
-            prepared = prepare(table, settings, textures, StageStore(Path(folder)), choose_device(device), progress, stream)
+            prepared = prepare(
+                table,
+                settings,
+                textures,
+                StageStore(Path(folder)),
+                choose_device(device),
+                progress,
+                stream,
+            )
             return cls.from_pipeline(prepared, table, settings, progress)
 
     @classmethod
     def from_pipeline(
-        cls, prepared: Prepared, table: pa.Table, settings: DetectorSettings, progress: Progress = silent
+        cls,
+        prepared: Prepared,
+        table: pa.Table,
+        settings: DetectorSettings,
+        progress: Progress = silent,
     ) -> Detector:
-        """The detector of one setting of a pipeline, its threshold taken from the table's validation normals."""
+        """The detector of one setting of a pipeline, its threshold taken from the table's
+        validation normals.
+        """
         pipeline = prepared.pipeline
         normals = validation_normals(table)
         fit_rows = rows_of(table, "fit")
@@ -203,20 +249,28 @@ class Detector:
         device: torch.device,
         progress: Progress = silent,
     ) -> Detector:
-        """The detector of a finished network, its threshold and validation scores taken from the rows `normals`."""
+        """The detector of a finished network, its threshold and validation scores taken from the
+        rows `normals`.
+        """
         unset = Threshold(0.0, settings.validation.false_reject_rate, 1.0, 0)
         detector = cls(network, settings, unset, provenance, device)
         detector.calibrate(normals, progress=progress)
         return detector
 
     def calibrate(
-        self, normals: pa.Table | None = None, *, false_reject_rate: float | None = None, progress: Progress = silent
+        self,
+        normals: pa.Table | None = None,
+        *,
+        false_reject_rate: float | None = None,
+        progress: Progress = silent,
     ) -> None:
-        """Take the threshold anew: for another false-reject rate, from other normal images, or both. Nothing is trained.
+        """Take the threshold anew: for another false-reject rate, from other normal images, or
+        both. Nothing is trained.
 
         Args:
-            normals: rows of normal images that training did not see; their scores take the place of those that the threshold rested on.
-                None for the scores of the images that it rests on now.
+            normals: rows of normal images that training did not see; their scores take the place of
+                those that the threshold rested on. None for the scores of the images that it rests
+                on now.
             false_reject_rate: in (0, 1); None for the threshold's own.
             progress: told about every batch.
 
@@ -228,7 +282,9 @@ class Detector:
         check_rate(rate)
         provenance = self.provenance
         if normals is not None:
-            found_scores, found_peaks = self._scores_and_peaks(normals["path"].to_pylist(), progress)
+            found_scores, found_peaks = self._scores_and_peaks(
+                normals["path"].to_pylist(), progress
+            )
             provenance = dataclasses.replace(
                 provenance,
                 validation_fingerprint=data_fingerprint(normals),
@@ -236,11 +292,17 @@ class Detector:
                 validation_peaks=tuple(float(m) for m in np.sort(found_peaks)),
                 looks=looks_of_normals(normals["path"].to_pylist(), self.settings.image),
             )
-        self.threshold = threshold_from_normals(np.array(provenance.validation_scores, np.float32), rate)
+        self.threshold = threshold_from_normals(
+            np.array(provenance.validation_scores, np.float32), rate
+        )
         self.provenance = provenance
 
-    def _scores_and_peaks(self, paths: list[str], progress: Progress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score and largest map value of each image, both (N,); no more maps in memory than a few batches'."""
+    def _scores_and_peaks(
+        self, paths: list[str], progress: Progress
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score and largest map value of each image, both (N,); no more maps in memory than a few
+        batches'.
+        """
         scores, peaks = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
         for start, (maps, batch_scores, _) in self._batches(paths, 16):
             scores.append(batch_scores)
@@ -265,7 +327,8 @@ class Detector:
             images: paths, or RGB arrays (h, w, 3) uint8 of any size, or one array (N, h, w, 3).
             batch_size: images looked at together; it changes no figure beyond float rounding.
             progress: told about every batch.
-            stream: the workers of a Ray cluster score files where it says so, else this process does.
+            stream: the workers of a Ray cluster score files where it says so, else this process
+                does.
 
         Raises:
             ImageError: a file can't be read, or an array is not (h, w, 3) uint8.
@@ -273,7 +336,9 @@ class Detector:
         """
         _check_request(images, batch_size)
         n = len(images)
-        maps = roomy_empty((n, *self.settings.image.size), torch.float32).numpy()  # on disk where they would fill the memory
+        maps = roomy_empty(
+            (n, *self.settings.image.size), torch.float32
+        ).numpy()  # on disk where they would fill the memory
         scores = np.empty(n, np.float32)
         for start, (batch_maps, batch_scores, _) in self._batches(images, batch_size, stream):
             maps[start : start + len(batch_maps)] = batch_maps
@@ -287,23 +352,39 @@ class Detector:
         return verdicts
 
     def predict_each(
-        self, images: Sequence[ImageLike], *, batch_size: int = 16, stream: StreamChoice | None = None
+        self,
+        images: Sequence[ImageLike],
+        *,
+        batch_size: int = 16,
+        stream: StreamChoice | None = None,
     ) -> Iterator[tuple[NDArray[np.float32], float, bool]]:
-        """Score images one by one, each with its map at its own size: (map (h, w), score, verdict). Memory: a few batches.
+        """Score images one by one, each with its map at its own size: (map (h, w), score, verdict).
+        Memory: a few batches.
 
         `stream` as for :meth:`predict`.
         """
         _check_request(images, batch_size)
         for _, (maps, scores, placements) in self._batches(images, batch_size, stream):
-            for canvas_map, score, verdict, placement in zip(maps, scores, self.verdicts(scores), placements, strict=True):
+            for canvas_map, score, verdict, placement in zip(
+                maps, scores, self.verdicts(scores), placements, strict=True
+            ):
                 yield restore_map(canvas_map, placement), float(score), bool(verdict)
 
     def _batches(
-        self, images: Sequence[ImageLike] | NDArray[np.uint8], batch_size: int, stream: StreamChoice | None = None
+        self,
+        images: Sequence[ImageLike] | NDArray[np.uint8],
+        batch_size: int,
+        stream: StreamChoice | None = None,
     ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.float32], list[Placement]]]]:
         starts = range(0, len(images), batch_size)
-        if stream is not None and stream.kind == "ray" and not any(isinstance(image, np.ndarray) for image in images):
-            yield from self._batches_of_workers([os.fspath(image) for image in images], batch_size, stream)  # type: ignore[arg-type]
+        if (
+            stream is not None
+            and stream.kind == "ray"
+            and not any(isinstance(image, np.ndarray) for image in images)
+        ):
+            yield from self._batches_of_workers(
+                [os.fspath(image) for image in images], batch_size, stream
+            )  # type: ignore[arg-type]
             return
 
         def placed(image: ImageLike) -> tuple[torch.Tensor, Placement]:
@@ -312,7 +393,11 @@ class Detector:
         parts: Iterator[Any] = (images[start : start + batch_size] for start in starts)
         for start, batch in zip(starts, in_batches(placed, parts), strict=True):
             placements = [placement for _, placement in batch]
-            valid = torch.stack([p.valid for p in placements]) if any(p.padded for p in placements) else None
+            valid = (
+                torch.stack([p.valid for p in placements])
+                if any(p.padded for p in placements)
+                else None
+            )
             maps, scores = self.score_placed(torch.stack([tensor for tensor, _ in batch]), valid)
             yield start, (maps, scores, placements)
 
@@ -322,19 +407,36 @@ class Detector:
         """What the workers of a stream, each with a copy of this detector, say of files."""
         stream = open_stream(choice, paths, self.settings.image)
         start = 0
-        for found in stream.mapped(partial(_Scorer, self._on_cpu()), consecutive(len(paths), batch_size), self.device):
+        for found in stream.mapped(
+            partial(_Scorer, self._on_cpu()), consecutive(len(paths), batch_size), self.device
+        ):
             batch = paths[start : start + len(found["scores"])]
-            yield start, (found["maps"], found["scores"], [Placement.of(image_size(path), self.settings.image) for path in batch])
+            yield (
+                start,
+                (
+                    found["maps"],
+                    found["scores"],
+                    [Placement.of(image_size(path), self.settings.image) for path in batch],
+                ),
+            )
             start += len(batch)
 
     def _on_cpu(self) -> Detector:
         """A copy that can travel to a machine without a GPU."""
         if self.device.type == "cpu":
             return self
-        return Detector(copy.deepcopy(self.network), self.settings, self.threshold, self.provenance, torch.device("cpu"))
+        return Detector(
+            copy.deepcopy(self.network),
+            self.settings,
+            self.threshold,
+            self.provenance,
+            torch.device("cpu"),
+        )
 
     def score_batch(self, batch: ImageBatch) -> dict[str, NDArray[np.float32]]:
-        """``maps`` (B, H, W) and ``scores`` (B,) of images on the canvas, as :meth:`predict` gives them."""
+        """``maps`` (B, H, W) and ``scores`` (B,) of images on the canvas, as :meth:`predict` gives
+        them.
+        """
         maps, scores = self.score_placed(batch.images, batch.valid)
         return {"maps": maps, "scores": scores}
 
@@ -351,7 +453,9 @@ class Detector:
         Returns:
             Fused maps (B, H, W) and scores (B,), both float32.
         """
-        batch = images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        batch = (
+            images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        )
         valid = None if valid is None else valid.to(self.device)
         density, classifier = self.network(batch, valid)
         maps = fuse(density, classifier, self.fusion_weight, self.settings.smoothing)
@@ -372,18 +476,26 @@ class Detector:
             ModelError: it holds something else than a detector.
         """
         path = Path(folder)
-        if path.exists() and not (path.is_dir() and all(p.name in (TENSORS, FACTS) for p in path.iterdir())):
-            raise ModelError(f"{path} holds other files: choose a folder that is empty or holds a detector.")
+        if path.exists() and not (
+            path.is_dir() and all(p.name in (TENSORS, FACTS) for p in path.iterdir())
+        ):
+            raise ModelError(
+                f"{path} holds other files: choose a folder that is empty or holds a detector."
+            )
         return path
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``detector.safetensors`` and ``detector.json`` into a folder, which appears whole or not at all.
+        """Write ``detector.safetensors`` and ``detector.json`` into a folder, which appears whole
+        or not at all.
 
         Raises:
             ModelError: the folder holds something else than a detector.
         """
         path = self.check_folder(folder)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        tensors = {
+            name: value.detach().cpu().contiguous()
+            for name, value in self.network.state_dict().items()
+        }
         with written_whole(path) as draft:
             draft.mkdir()
             save_file(tensors, draft / TENSORS)
@@ -420,20 +532,34 @@ class Detector:
             settings = from_dict(DetectorSettings, facts["settings"], f"{path / FACTS}: settings")
             provenance = from_dict(Provenance, facts["provenance"], f"{path / FACTS}: provenance")
             threshold = from_dict(Threshold, facts["threshold"], f"{path / FACTS}: threshold")
-            backbone = empty_backbone(provenance.architecture, settings.backbone.levels, settings.image.size)
+            backbone = empty_backbone(
+                provenance.architecture, settings.backbone.levels, settings.image.size
+            )
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
             flows = empty_flows(backbone.info, settings.flow)
             scales = facts["level_scales"]
             if len(scales) != len(flows) or not all(_is_pair(scale) for scale in scales):
-                raise ModelError(f"{path / FACTS}: level_scales are {scales!r}: they must be {len(flows)} pairs of numbers.")
-            network = ScoreNetwork(backbone, decoder, flows, [LevelScale(*scale) for scale in scales])
+                raise ModelError(
+                    f"{path / FACTS}: level_scales are {scales!r}: they must be {len(flows)} "
+                    "pairs of numbers."
+                )
+            network = ScoreNetwork(
+                backbone, decoder, flows, [LevelScale(*scale) for scale in scales]
+            )
             if sha256_file(path / TENSORS) != facts["tensors_sha256"]:
-                raise ModelError(f"{path / TENSORS} is damaged: its checksum is not the one in {FACTS}. Save the detector again.")
+                raise ModelError(
+                    f"{path / TENSORS} is damaged: its checksum is not the one in {FACTS}. Save "
+                    "the detector again."
+                )
             network.load_state_dict(load_file(path / TENSORS))
         except KeyError as error:
-            raise ModelError(f"{path / FACTS} is damaged (no entry {error}): save the detector again.") from error
+            raise ModelError(
+                f"{path / FACTS} is damaged (no entry {error}): save the detector again."
+            ) from error
         except (TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError(f"{path} can't be loaded: {' '.join(str(error).split())[:300]}") from error
+            raise ModelError(
+                f"{path} can't be loaded: {' '.join(str(error).split())[:300]}"
+            ) from error
         return cls(network, settings, threshold, provenance, choose_device(device))
 
 
@@ -441,7 +567,9 @@ class _Scorer:
     """Holds a detector where a stream's worker computes."""
 
     def __init__(self, detector: Detector, device: torch.device) -> None:
-        self._detector = Detector(detector.network, detector.settings, detector.threshold, detector.provenance, device)
+        self._detector = Detector(
+            detector.network, detector.settings, detector.threshold, detector.provenance, device
+        )
 
     def __call__(self, batch: ImageBatch) -> dict[str, NDArray[np.float32]]:
         return self._detector.score_batch(batch)
@@ -456,7 +584,10 @@ def validation_normals(table: pa.Table) -> pa.Table:
     rows = rows_of(table, "validation")
     normals = rows.filter(pa.compute.equal(rows["label"], 0))
     if len(normals) == 0:
-        raise DataError("There are no validation normals to take a threshold from: raise validation.fraction or add normal images.")
+        raise DataError(
+            "There are no validation normals to take a threshold from: raise validation.fraction "
+            "or add normal images."
+        )
     return normals
 
 
@@ -471,7 +602,10 @@ def _as_array(image: ImageLike) -> NDArray[np.uint8]:
     if not isinstance(image, np.ndarray):
         return read_image(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
-        raise ImageError(f"An image is an array of shape {image.shape} and type {image.dtype}: it must be (h, w, 3) uint8, RGB.")
+        raise ImageError(
+            f"An image is an array of shape {image.shape} and type {image.dtype}: it must be (h, "
+            "w, 3) uint8, RGB."
+        )
     return image
 
 
@@ -487,12 +621,20 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((path / FACTS).read_text())
         version = facts["format"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(f"{path / FACTS} is damaged ({error}): save the detector again.") from error
+        raise ModelError(
+            f"{path / FACTS} is damaged ({error}): save the detector again."
+        ) from error
     if version != FORMAT:
-        raise ModelError(f"{path} has format {version!r}, this version of clsnf reads format {FORMAT}: use a version that matches.")
+        raise ModelError(
+            f"{path} has format {version!r}, this version of clsnf reads format {FORMAT}: use a "
+            "version that matches."
+        )
     return facts
 
 
 def package_versions() -> dict[str, str]:
     """Versions of what a detector's figures rest on."""
-    return {name: importlib.metadata.version(name) for name in ("clsnf", "torch", "timm", "FrEIA", "numpy")}
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("clsnf", "torch", "timm", "FrEIA", "numpy")
+    }

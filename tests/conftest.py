@@ -7,7 +7,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-# The networks of the tests are so small that a second thread costs more than it gives, most of all beside other work.
+# The networks of the tests are so small that a second thread costs more than it gives, most of all
+# beside other work.
 torch.set_num_threads(1)
 
 
@@ -36,7 +37,9 @@ def resnet18_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def winners(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> Path:
-    """A folder of two saved detectors, plate and sheet, as a study leaves it; sheet keeps the shape of pictures. Not to be changed."""
+    """A folder of two saved detectors, plate and sheet, as a study leaves it; sheet keeps the shape
+    of pictures. Not to be changed.
+    """
     from tests.support.small_server import write_winners
 
     return write_winners(tmp_path_factory.mktemp("study") / "winners", resnet18_weights)

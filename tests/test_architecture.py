@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOORS = ("tune", "serve", "datasets", "reports")
 
-# Each folder, and each module that lies in none, has a floor; data flows downwards, imports point down.
+# Each folder, and each module that lies in none, has a floor; data flows downwards, imports point
+# down.
 FLOORS = {
     "clsnf.cli": 9,
     "clsnf.study": 8,
@@ -28,7 +29,8 @@ FLOORS = {
     "clsnf.metrics": 2,
     "clsnf.core": 1,
 }
-# What users import: `from clsnf import Detector`. It imports lazily, so that whoever imports a part does not import the detector.
+# What users import: `from clsnf import Detector`. It imports lazily, so that whoever imports a part
+# does not import the detector.
 FACE = "clsnf"
 RAY = ("clsnf.study", "clsnf.serving", "clsnf.streams.ray_stream", *DOORS)
 
@@ -38,7 +40,11 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {name_of(path): path for folder in ("clsnf", *DOORS) for path in sorted((ROOT / folder).rglob("*.py"))}
+MODULES = {
+    name_of(path): path
+    for folder in ("clsnf", *DOORS)
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
 
 
 def within(module: str, package: str) -> bool:
@@ -80,7 +86,9 @@ def test_a_module_imports_nothing_from_a_floor_above(module: str) -> None:
 
 
 @every_module
-def test_the_face_of_the_package_is_imported_from_the_floors_above_the_detector(module: str) -> None:
+def test_the_face_of_the_package_is_imported_from_the_floors_above_the_detector(
+    module: str,
+) -> None:
     assert FACE not in IMPORTS[module] or (floor_of(module) or 0) > 6
 
 
@@ -90,17 +98,25 @@ JOBS = ("clsnf.study", "clsnf.serving", "clsnf.reporting", "clsnf.benchmark")
 
 @pytest.mark.parametrize("package", PARTS + JOBS)
 def test_neighbours_on_a_floor_do_not_know_each_other(package: str) -> None:
-    others = [other for other in PARTS + JOBS if other != package and floor_of(other) == floor_of(package)]
+    others = [
+        other for other in PARTS + JOBS if other != package and floor_of(other) == floor_of(package)
+    ]
     for module, names in IMPORTS.items():
         if within(module, package):
-            assert [name for name in names if any(within(name, other) for other in others)] == [], module
+            assert [name for name in names if any(within(name, other) for other in others)] == [], (
+                module
+            )
 
 
 def test_model_and_metrics_know_tensors_and_arrays_only() -> None:
     for module, names in IMPORTS.items():
-        package = next((part for part in ("clsnf.model", "clsnf.metrics") if within(module, part)), None)
+        package = next(
+            (part for part in ("clsnf.model", "clsnf.metrics") if within(module, part)), None
+        )
         if package is not None:
-            outside = [name for name in names if within(name, "clsnf") and not within(name, package)]
+            outside = [
+                name for name in names if within(name, "clsnf") and not within(name, package)
+            ]
             assert [name for name in outside if not within(name, "clsnf.core")] == [], module
 
 
@@ -113,4 +129,6 @@ def test_ray_is_imported_by_the_jobs_and_the_doors_alone(module: str) -> None:
 @pytest.mark.parametrize("door", DOORS)
 def test_the_doors_folders_are_no_packages_and_nobody_imports_them(door: str) -> None:
     assert not list((ROOT / door).rglob("__init__.py"))
-    assert [module for module, names in IMPORTS.items() if any(within(name, door) for name in names)] == []
+    assert [
+        module for module, names in IMPORTS.items() if any(within(name, door) for name in names)
+    ] == []

@@ -1,4 +1,6 @@
-"""The detector: fit, predict, save and load, on pictures small enough that everything runs for real."""
+"""The detector: fit, predict, save and load, on pictures small enough that everything runs for
+real.
+"""
 
 import dataclasses
 import json
@@ -19,7 +21,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clsnf.core.config import BackboneSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings, to_dict
+from clsnf.core.config import (
+    BackboneSettings,
+    DetectorSettings,
+    FinetuneSettings,
+    FlowSettings,
+    ImageSettings,
+    to_dict,
+)
 from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.data.images import load_images, read_image
 from clsnf.data.layouts import CATEGORY_SCHEMA, read_category
@@ -36,7 +45,11 @@ CPU = torch.device("cpu")
 
 
 def part(section: str) -> dict[str, Any]:
-    return {name.removeprefix(f"{section}."): value for name, value in TINY.items() if name.startswith(f"{section}.")}
+    return {
+        name.removeprefix(f"{section}."): value
+        for name, value in TINY.items()
+        if name.startswith(f"{section}.")
+    }
 
 
 def tiny(weights: Path, image: ImageSettings | None = None) -> DetectorSettings:
@@ -78,7 +91,11 @@ def paths(table: pa.Table) -> list[str]:
 
 
 def test_image_scores_may_come_from_a_map_of_their_own_weight(
-    table: pa.Table, settings: DetectorSettings, detector: Detector, paths: list[str], tmp_path: Path
+    table: pa.Table,
+    settings: DetectorSettings,
+    detector: Detector,
+    paths: list[str],
+    tmp_path: Path,
 ) -> None:
     own = Detector.fit(table, dataclasses.replace(settings, score_weight=1.0), device="cpu")
     alone = Detector.fit(table, dataclasses.replace(settings, fusion_weight=1.0), device="cpu")
@@ -94,12 +111,20 @@ def test_image_scores_may_come_from_a_map_of_their_own_weight(
     assert again.map_threshold == own.map_threshold
 
 
-def test_the_threshold_rests_on_the_validation_normals_alone(detector: Detector, table: pa.Table) -> None:
+def test_the_threshold_rests_on_the_validation_normals_alone(
+    detector: Detector, table: pa.Table
+) -> None:
     validation = rows_of(table, "validation")
     scores = detector.predict(validation["path"].to_pylist()).scores
-    assert detector.threshold.normals == len(validation) == len(detector.provenance.validation_scores)
-    assert sorted(scores.astype(float)) == pytest.approx(detector.provenance.validation_scores, abs=1e-6)
-    assert detector.threshold.value == max(detector.provenance.validation_scores)  # too few for the rate that was asked for
+    assert (
+        detector.threshold.normals == len(validation) == len(detector.provenance.validation_scores)
+    )
+    assert sorted(scores.astype(float)) == pytest.approx(
+        detector.provenance.validation_scores, abs=1e-6
+    )
+    assert detector.threshold.value == max(
+        detector.provenance.validation_scores
+    )  # too few for the rate that was asked for
     assert detector.threshold.false_reject_rate == 0.01
     assert detector.threshold.supported_rate == pytest.approx(1 / (len(validation) + 1))
     assert not detector.predict(validation["path"].to_pylist()).verdicts.any()
@@ -141,7 +166,11 @@ def assert_same_detector(one: Detector, other: Detector) -> None:
     for name in mine:
         assert torch.equal(mine[name], theirs[name]), name
     assert one.network.scales == other.network.scales
-    assert (one.threshold, one.provenance, one.settings) == (other.threshold, other.provenance, other.settings)
+    assert (one.threshold, one.provenance, one.settings) == (
+        other.threshold,
+        other.provenance,
+        other.settings,
+    )
 
 
 def test_the_same_seed_gives_the_same_detector_whatever_the_order_of_the_table(
@@ -157,7 +186,13 @@ def test_a_work_folder_keeps_what_was_finished(
     tasks: list[str] = []
     for _ in range(2):
         tasks.clear()
-        again = Detector.fit(table, settings, work=tmp_path, device="cpu", progress=lambda task, done, total: tasks.append(task))
+        again = Detector.fit(
+            table,
+            settings,
+            work=tmp_path,
+            device="cpu",
+            progress=lambda task, done, total: tasks.append(task),
+        )
         assert_same_detector(again, detector)
     assert set(tasks) == {"threshold"}
 
@@ -166,14 +201,23 @@ def test_a_work_folder_keeps_what_was_finished(
 def test_too_few_images_are_said_before_anything_is_trained(
     table: pa.Table, settings: DetectorSettings, name: str, least: int
 ) -> None:
-    few = pa.concat_tables([rows_of(table, name)[: least - 1], table.filter(pa.compute.not_equal(table["split"], name))])
+    few = pa.concat_tables(
+        [
+            rows_of(table, name)[: least - 1],
+            table.filter(pa.compute.not_equal(table["split"], name)),
+        ]
+    )
     tasks: list[str] = []
     with pytest.raises(DataError):
-        Detector.fit(few, settings, device="cpu", progress=lambda task, done, total: tasks.append(task))
+        Detector.fit(
+            few, settings, device="cpu", progress=lambda task, done, total: tasks.append(task)
+        )
     assert tasks == []
 
 
-def test_a_texture_that_changed_makes_other_stages(table: pa.Table, settings: DetectorSettings, tmp_path: Path) -> None:
+def test_a_texture_that_changed_makes_other_stages(
+    table: pa.Table, settings: DetectorSettings, tmp_path: Path
+) -> None:
     (tmp_path / "textures").mkdir()
     texture = draw_normal(np.random.default_rng(5), (64, 64))
     picture = tmp_path / "textures" / "a.bmp"
@@ -181,17 +225,27 @@ def test_a_texture_that_changed_makes_other_stages(table: pa.Table, settings: De
     for level in (0, 1):
         texture[0, 0] = level
         Image.fromarray(texture).save(picture)  # not compressed: the file's size stays
-        keys.append(prepare(table, settings, tmp_path / "textures", StageStore(tmp_path), CPU).pipeline.textures_key)
+        keys.append(
+            prepare(
+                table, settings, tmp_path / "textures", StageStore(tmp_path), CPU
+            ).pipeline.textures_key
+        )
     picture.rename(tmp_path / "textures" / "renamed.bmp")
     (tmp_path / "textures" / "notes.txt").write_text("mine")
-    keys.append(prepare(table, settings, tmp_path / "textures", StageStore(tmp_path), CPU).pipeline.textures_key)
+    keys.append(
+        prepare(
+            table, settings, tmp_path / "textures", StageStore(tmp_path), CPU
+        ).pipeline.textures_key
+    )
     assert keys[0] != keys[1] == keys[2]
 
 
 # ---- predict ----
 
 
-def test_maps_and_scores_are_in_the_unit_interval_and_scores_are_the_maps_largest(detector: Detector, paths: list[str]) -> None:
+def test_maps_and_scores_are_in_the_unit_interval_and_scores_are_the_maps_largest(
+    detector: Detector, paths: list[str]
+) -> None:
     maps, scores, verdicts = detector.predict(paths)
     assert maps.shape == (len(paths), 64, 64)
     assert (maps.dtype, scores.dtype, verdicts.dtype) == (np.float32, np.float32, np.bool_)
@@ -201,7 +255,9 @@ def test_maps_and_scores_are_in_the_unit_interval_and_scores_are_the_maps_larges
     assert (verdicts == (scores > detector.threshold.value)).all()
 
 
-def test_paths_and_arrays_and_any_batch_size_give_the_same_answers(detector: Detector, paths: list[str]) -> None:
+def test_paths_and_arrays_and_any_batch_size_give_the_same_answers(
+    detector: Detector, paths: list[str]
+) -> None:
     expected = detector.predict(paths)
     arrays = [read_image(path) for path in paths]
     answers = [
@@ -215,7 +271,9 @@ def test_paths_and_arrays_and_any_batch_size_give_the_same_answers(detector: Det
         np.testing.assert_allclose(answer.scores, expected.scores, atol=1e-5)
 
 
-def test_an_image_s_answer_does_not_depend_on_the_images_asked_about_with_it(detector: Detector, paths: list[str]) -> None:
+def test_an_image_s_answer_does_not_depend_on_the_images_asked_about_with_it(
+    detector: Detector, paths: list[str]
+) -> None:
     image = read_image(paths[0])
     alone = detector.predict([image])
     for other in (np.zeros((64, 64, 3), np.uint8), np.full((300, 20, 3), 255, np.uint8)):
@@ -228,7 +286,9 @@ def test_no_images_give_no_answers(detector: Detector) -> None:
     assert (maps.shape, scores.shape, verdicts.shape) == ((0, 64, 64), (0,), (0,))
 
 
-def test_each_prediction_has_its_map_at_the_image_s_own_size(detector: Detector, paths: list[str]) -> None:
+def test_each_prediction_has_its_map_at_the_image_s_own_size(
+    detector: Detector, paths: list[str]
+) -> None:
     images = [
         read_image(paths[0]),
         draw_normal(np.random.default_rng(1), (50, 90)),
@@ -244,7 +304,9 @@ def test_each_prediction_has_its_map_at_the_image_s_own_size(detector: Detector,
 
 def test_progress_is_told_up_to_the_last_image(detector: Detector, paths: list[str]) -> None:
     told: list[tuple[str, int, int]] = []
-    detector.predict(paths, batch_size=4, progress=lambda *report: told.append(report), task="looking")
+    detector.predict(
+        paths, batch_size=4, progress=lambda *report: told.append(report), task="looking"
+    )
     assert told[-1] == ("looking", len(paths), len(paths))
     assert [done for _, done, _ in told[:-1]] == [4 * i for i in range(1, len(told))]
 
@@ -255,7 +317,9 @@ def test_the_maps_of_a_study_are_those_of_the_saved_detector(
     """Selection looks at stored maps: they must describe what the detector will answer."""
     prepared = prepare(table, settings, None, StageStore(tmp_path), CPU)
     rows = rows_of(table, "test")
-    maps = prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, place_rows(rows, settings))
+    maps = prepared.pipeline.maps(
+        settings.finetune.joint_epochs, settings.flow.depth, place_rows(rows, settings)
+    )
     fused = fuse(maps.density, maps.classifier, settings.fusion_weight).numpy()
     np.testing.assert_allclose(
         fused, detector.predict(rows["path"].to_pylist()).maps, atol=5e-3
@@ -277,7 +341,9 @@ def test_arrays_that_are_no_rgb_images_are_refused(detector: Detector, image: np
         detector.predict([image])
 
 
-def test_a_file_that_can_t_be_read_is_named(detector: Detector, paths: list[str], tmp_path: Path) -> None:
+def test_a_file_that_can_t_be_read_is_named(
+    detector: Detector, paths: list[str], tmp_path: Path
+) -> None:
     path = tmp_path / "cut.png"
     path.write_bytes(Path(paths[0]).read_bytes()[:200])
     with pytest.raises(ImageError, match=r"cut\.png"):
@@ -285,7 +351,9 @@ def test_a_file_that_can_t_be_read_is_named(detector: Detector, paths: list[str]
 
 
 @pytest.mark.parametrize("given", ["a.png", Path("a.png")])
-def test_a_lone_path_is_refused_instead_of_being_read_letter_by_letter(detector: Detector, given: Any) -> None:
+def test_a_lone_path_is_refused_instead_of_being_read_letter_by_letter(
+    detector: Detector, given: Any
+) -> None:
     with pytest.raises(SettingsError, match=r"list of images"):
         detector.predict(given)
     with pytest.raises(SettingsError, match=r"list of images"):
@@ -305,7 +373,9 @@ def test_a_batch_of_no_images_is_refused(detector: Detector, paths: list[str], s
 def fitting(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> Detector:
     """A detector for long pictures on a square canvas, padded."""
     folder = write_category(tmp_path_factory.mktemp("long") / "strip", size=(48, 96))
-    return Detector.fit(split(folder), tiny(resnet18_weights, ImageSettings(64, 64, "fit")), device="cpu")
+    return Detector.fit(
+        split(folder), tiny(resnet18_weights, ImageSettings(64, 64, "fit")), device="cpu"
+    )
 
 
 def test_padding_scores_nothing_and_never_decides(fitting: Detector) -> None:
@@ -320,8 +390,13 @@ def test_padding_scores_nothing_and_never_decides(fitting: Detector) -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 48), (64, 64), (500, 20), (12, 400)])
-def test_images_of_any_shape_are_scored_alone_as_together(fitting: Detector, size: tuple[int, int]) -> None:
-    image, wide = draw_normal(np.random.default_rng(3), size), draw_normal(np.random.default_rng(4), (48, 96))
+def test_images_of_any_shape_are_scored_alone_as_together(
+    fitting: Detector, size: tuple[int, int]
+) -> None:
+    image, wide = (
+        draw_normal(np.random.default_rng(3), size),
+        draw_normal(np.random.default_rng(4), (48, 96)),
+    )
     alone, together = fitting.predict([image]), fitting.predict([wide, image])
     assert np.isfinite(alone.maps).all()
     assert alone.scores[0] > 0
@@ -334,7 +409,9 @@ def test_images_of_any_shape_are_scored_alone_as_together(fitting: Detector, siz
 def test_thin_pictures_alone_make_a_detector(resnet18_weights: Path, tmp_path: Path) -> None:
     """On a square canvas they are thinner than half a cell of the deepest level."""
     folder = write_category(tmp_path / "wire", size=(12, 300), train=8)
-    thin = Detector.fit(split(folder), tiny(resnet18_weights, ImageSettings(64, 64, "fit")), device="cpu")
+    thin = Detector.fit(
+        split(folder), tiny(resnet18_weights, ImageSettings(64, 64, "fit")), device="cpu"
+    )
     assert 0 < thin.threshold.value <= 1
 
 
@@ -347,7 +424,9 @@ def saved(detector: Detector, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_loaded_detector_gives_equal_answers_and_knows_the_same(detector: Detector, saved: Path, paths: list[str]) -> None:
+def test_a_loaded_detector_gives_equal_answers_and_knows_the_same(
+    detector: Detector, saved: Path, paths: list[str]
+) -> None:
     loaded = Detector.load(saved, device="cpu")
     assert sorted(p.name for p in saved.iterdir()) == ["detector.json", "detector.safetensors"]
     assert_same_detector(loaded, detector)
@@ -387,7 +466,13 @@ def test_loading_runs_no_pickle_fetches_nothing_and_needs_no_weights_file(
     facts = json.loads((saved / "detector.json").read_text())
     facts["settings"]["backbone"]["weights"] = "/none/weights.safetensors"
     (saved / "detector.json").write_text(json.dumps(facts))
-    for owner, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load"), (socket.socket, "connect")):
+    for owner, name in (
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "Unpickler"),
+        (torch, "load"),
+        (socket.socket, "connect"),
+    ):
         monkeypatch.setattr(owner, name, refuse)
     assert Detector.load(saved, device="cpu").predict(paths[:1]).scores[0] > 0
 
@@ -412,7 +497,9 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 
     def change(folder: Path) -> None:
         facts = json.loads((folder / "detector.json").read_text()) | changes
-        (folder / "detector.json").write_text(json.dumps({name: value for name, value in facts.items() if value is not None}))
+        (folder / "detector.json").write_text(
+            json.dumps({name: value for name, value in facts.items() if value is not None})
+        )
 
     return change
 
@@ -441,11 +528,17 @@ def flip(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no facts": (lambda folder: (folder / "detector.json").unlink(), "is no saved detector"),
-    "no tensors": (lambda folder: (folder / "detector.safetensors").unlink(), "is no saved detector"),
+    "no tensors": (
+        lambda folder: (folder / "detector.safetensors").unlink(),
+        "is no saved detector",
+    ),
     "facts cut short": (cut("detector.json"), "is damaged"),
     "tensors cut short": (cut("detector.safetensors"), "is damaged"),
     "one bit": (flip, "is damaged"),
-    "facts of another kind": (lambda folder: (folder / "detector.json").write_text("[]"), "is damaged"),
+    "facts of another kind": (
+        lambda folder: (folder / "detector.json").write_text("[]"),
+        "is damaged",
+    ),
     "a newer format": (edit(format=FORMAT + 1), f"format {FORMAT + 1}"),
     "an unknown setting": (edit_settings("flow", glow=3), "unknown setting 'glow'"),
     "a setting out of range": (edit_settings("flow", depth=-3), "depth is -3"),
@@ -459,7 +552,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_detector_is_refused_in_one_line_that_says_what_is_wrong(saved: Path, name: str) -> None:
+def test_a_damaged_detector_is_refused_in_one_line_that_says_what_is_wrong(
+    saved: Path, name: str
+) -> None:
     damage, words = DAMAGES[name]
     damage(saved)
     with pytest.raises(ModelError, match=words) as caught:
@@ -488,9 +583,17 @@ print([name for name in sys.modules if name.split(".")[0] == "ray"])
 """
 
 
-def test_fitting_and_predicting_import_no_ray(table: pa.Table, settings: DetectorSettings, tmp_path: Path) -> None:
+def test_fitting_and_predicting_import_no_ray(
+    table: pa.Table, settings: DetectorSettings, tmp_path: Path
+) -> None:
     pq.write_table(table, tmp_path / "table.parquet")
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "table.parquet"), json.dumps(to_dict(settings))]
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(tmp_path / "table.parquet"),
+        json.dumps(to_dict(settings)),
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert ran.stdout.strip() == "[]"
 
@@ -498,17 +601,26 @@ def test_fitting_and_predicting_import_no_ray(table: pa.Table, settings: Detecto
 # ---- streams ----
 
 
-def test_fitting_from_a_stream_gives_the_detector_of_fitting_from_memory(table: pa.Table, settings: DetectorSettings) -> None:
-    detectors = [Detector.fit(table, settings, device="cpu", stream=StreamChoice(kind, "")) for kind in ("memory", "local")]
+def test_fitting_from_a_stream_gives_the_detector_of_fitting_from_memory(
+    table: pa.Table, settings: DetectorSettings
+) -> None:
+    detectors = [
+        Detector.fit(table, settings, device="cpu", stream=StreamChoice(kind, ""))
+        for kind in ("memory", "local")
+    ]
     first, second = (detector.network.state_dict() for detector in detectors)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert detectors[0].threshold == detectors[1].threshold
     assert detectors[0].provenance == detectors[1].provenance
 
 
-def test_workers_with_a_copy_of_the_detector_say_what_it_says(detector: Detector, table: pa.Table) -> None:
+def test_workers_with_a_copy_of_the_detector_say_what_it_says(
+    detector: Detector, table: pa.Table
+) -> None:
     paths = table["path"].to_pylist()[:5]
-    worker = cloudpickle.loads(cloudpickle.dumps(partial(_Scorer, detector)))(CPU)  # as Ray sends it
+    worker = cloudpickle.loads(cloudpickle.dumps(partial(_Scorer, detector)))(
+        CPU
+    )  # as Ray sends it
     loaded = load_images(paths, detector.settings.image)
     found = worker(ImageBatch(loaded.images, loaded.valid, torch.arange(5)))
     prediction = detector.predict(paths, batch_size=5)

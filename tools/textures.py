@@ -1,10 +1,12 @@
-"""Pictures of textures drawn by code, to pretrain the demo's backbone on: 77 classes, each with endless variations.
+"""Pictures of textures drawn by code, to pretrain the demo's backbone on: 77 classes, each with
+endless variations.
 
-Who calls it: ``tools/scenes.py`` alone. A class is a rule, not a picture: every draw has its own colours, scale, angle,
-warp, relief and light. None of the rules draws a demo product.
+Who calls it: ``tools/scenes.py`` alone. A class is a rule, not a picture: every draw has its own
+colours, scale, angle, warp, relief and light. None of the rules draws a demo product.
 
-A rule is a function (rng, u, v) -> field. Legend: (u, v) = coordinates of every pixel in periods of the pattern, turned, scaled and
-warped already, each float32 (S, S); a field is float32 (S, S) in about [0, 1].
+A rule is a function (rng, u, v) -> field. Legend: (u, v) = coordinates of every pixel in periods of
+the pattern, turned, scaled and warped already, each float32 (S, S); a field is float32 (S, S) in
+about [0, 1].
 """
 
 from __future__ import annotations
@@ -46,10 +48,14 @@ def _per_cell(rng: Rng, i: Field, j: Field) -> Field:
 def _noise(rng: Rng, side: int, cell: float, cell_v: float | None = None) -> Field:
     """Smooth noise of deviation about 1 that changes over ``cell`` pixels (``cell_v`` downwards)."""
     shape = [int(np.ceil(side / c)) + 3 for c in (cell_v or cell, cell)]
-    return cv2.resize(rng.standard_normal(shape, dtype=np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        rng.standard_normal(shape, dtype=np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+    )
 
 
-def _octaves(rng: Rng, side: int, cell: float, gain: float, fold: Callable[[Field], Field] = lambda f: f) -> Field:
+def _octaves(
+    rng: Rng, side: int, cell: float, gain: float, fold: Callable[[Field], Field] = lambda f: f
+) -> Field:
     """Noise summed over octaves from ``cell`` pixels down to 2, each ``gain`` times the one before."""
     total, weight = np.zeros((side, side), np.float32), 1.0
     while cell >= 2:
@@ -93,7 +99,9 @@ def _waves(rng: Rng, u: Field, v: Field, *, shape: str) -> Field:
         return _step(np.abs(_saw(v + amplitude * np.sin(TAU * u / 3))), 0.25)
     if shape == "chevron":
         return _step(np.abs(_saw(v + 2 * amplitude * np.abs(_saw(u / 2)))), 0.25)
-    return _saw(v + amplitude * np.sqrt(np.maximum(0, 1 - 4 * _saw(u) ** 2))) + np.float32(0.5)  # "scallop"
+    return _saw(v + amplitude * np.sqrt(np.maximum(0, 1 - 4 * _saw(u) ** 2))) + np.float32(
+        0.5
+    )  # "scallop"
 
 
 # ---- grids and tilings ----
@@ -124,7 +132,9 @@ def _tiles(rng: Rng, u: Field, v: Field, *, kind: str) -> Field:
     elif kind == "hexagon":
         return _lattice_distance(u, v, hexagonal=True)[0] * np.float32(1.4)
     edge = np.maximum(np.abs(_saw(u)), np.abs(_saw(v)))
-    return _step(edge, 0.42) * np.float32(0.6) + np.float32(0.4) * _per_cell(rng, np.floor(u), np.floor(v))
+    return _step(edge, 0.42) * np.float32(0.6) + np.float32(0.4) * _per_cell(
+        rng, np.floor(u), np.floor(v)
+    )
 
 
 def _truchet(rng: Rng, u: Field, v: Field, *, arcs: bool) -> Field:
@@ -132,7 +142,10 @@ def _truchet(rng: Rng, u: Field, v: Field, *, arcs: bool) -> Field:
     a, b = np.where(flip, _saw(u), -_saw(u)), _saw(v)
     if not arcs:
         return _step(np.abs(a - b), 0.15)
-    near = np.minimum(np.hypot(a - np.float32(0.5), b - np.float32(0.5)), np.hypot(a + np.float32(0.5), b + np.float32(0.5)))
+    near = np.minimum(
+        np.hypot(a - np.float32(0.5), b - np.float32(0.5)),
+        np.hypot(a + np.float32(0.5), b + np.float32(0.5)),
+    )
     return _step(np.abs(near - np.float32(0.5)), 0.12)
 
 
@@ -154,7 +167,10 @@ def _lattice_distance(u: Field, v: Field, *, hexagonal: bool) -> tuple[Field, Fi
     if not hexagonal:
         return np.hypot(_saw(u), _saw(v)), _saw(u), _saw(v)
     height = np.float32(np.sqrt(3))
-    first, second = (_saw(u), _saw(v / height) * height), (_saw(u + np.float32(0.5)), _saw(v / height + np.float32(0.5)) * height)
+    first, second = (
+        (_saw(u), _saw(v / height) * height),
+        (_saw(u + np.float32(0.5)), _saw(v / height + np.float32(0.5)) * height),
+    )
     nearer = np.hypot(*first) < np.hypot(*second)
     du, dv = np.where(nearer, first[0], second[0]), np.where(nearer, first[1], second[1])
     return np.hypot(du, dv), du, dv
@@ -173,13 +189,15 @@ def _lattice(rng: Rng, u: Field, v: Field, *, motif: str, hexagonal: bool = Fals
     if motif == "square":
         return _step(np.maximum(np.abs(du), np.abs(dv)), size)
     if motif == "triangle":
-        return _step(np.maximum(np.abs(du) * np.float32(0.87) + dv * np.float32(0.5), -dv), size * 0.7)
+        return _step(
+            np.maximum(np.abs(du) * np.float32(0.87) + dv * np.float32(0.5), -dv), size * 0.7
+        )
     if motif == "star":
         return _step(r * (1 + np.float32(0.35) * np.cos(5 * np.arctan2(dv, du))), size)
     if motif == "flower":
-        return _step(r * (1 + np.float32(0.3) * np.cos(6 * np.arctan2(dv, du))), size) * np.float32(0.7) + np.float32(0.3) * _step(
-            r, 0.1
-        )
+        return _step(r * (1 + np.float32(0.3) * np.cos(6 * np.arctan2(dv, du))), size) * np.float32(
+            0.7
+        ) + np.float32(0.3) * _step(r, 0.1)
     return np.clip(1 - r / np.float32(0.5), 0, 1) ** np.float32(0.7)  # "dome"
 
 
@@ -189,7 +207,9 @@ def _scales(rng: Rng, u: Field, v: Field) -> Field:
     for row in range(3, -1, -1):
         shifted = v + np.float32(row / 4)
         odd = np.float32(0.5) * ((np.floor(shifted) * 4 - row) % 2)
-        r = np.hypot(_saw(u + odd), (shifted - np.floor(shifted) - np.float32(0.5)) * np.float32(1.2))
+        r = np.hypot(
+            _saw(u + odd), (shifted - np.floor(shifted) - np.float32(0.5)) * np.float32(1.2)
+        )
         field = np.where(r < 0.48, np.float32(0.25) + r * np.float32(1.5), field)
     return field
 
@@ -207,8 +227,12 @@ def _cells(rng: Rng, u: Field, v: Field, *, show: str) -> Field:
         for dj in (-1, 0, 1):
             key = ((iu + di) * 37 + (iv + dj) * 101) % TABLE
             px, py = table[key, 0], table[key, 1]
-            dx = (iu + di).astype(np.float32) + np.float32(0.5) + jitter * (px - np.float32(0.5)) - u
-            dy = (iv + dj).astype(np.float32) + np.float32(0.5) + jitter * (py - np.float32(0.5)) - v
+            dx = (
+                (iu + di).astype(np.float32) + np.float32(0.5) + jitter * (px - np.float32(0.5)) - u
+            )
+            dy = (
+                (iv + dj).astype(np.float32) + np.float32(0.5) + jitter * (py - np.float32(0.5)) - v
+            )
             d = np.abs(dx) + np.abs(dy) if show == "city" else np.hypot(dx, dy)
             closer = d < near[0]
             near[1] = np.where(closer, near[0], np.minimum(near[1], d))
@@ -249,7 +273,10 @@ def _clouds(rng: Rng, u: Field, v: Field, *, kind: str) -> Field:
         return np.round(_unit(_octaves(rng, side, cell, 0.4)) * 3) / 3
     if kind == "patch":
         return _step(_octaves(rng, side, cell, 0.5), rng.uniform(-0.3, 0.3), 0.2)
-    fine, coarse = (cv2.GaussianBlur(rng.standard_normal((side, side), dtype=np.float32), (0, 0), s) for s in (cell / 8, cell / 5))
+    fine, coarse = (
+        cv2.GaussianBlur(rng.standard_normal((side, side), dtype=np.float32), (0, 0), s)
+        for s in (cell / 8, cell / 5)
+    )
     band = fine / fine.std() - coarse / coarse.std()
     return _unit(band) if kind == "spots" else _step(band, 0, 0.25)  # "labyrinth"
 
@@ -260,7 +287,9 @@ def _veins(rng: Rng, u: Field, v: Field, *, kind: str) -> Field:
     if kind == "marble":
         return np.abs(np.sin(TAU * (u / 3 + np.float32(0.22) * push)))
     if kind == "wood":
-        return _saw(u + np.float32(0.15) * push + np.float32(0.5) * _noise(rng, side, 60, 15)) + np.float32(0.5)
+        return _saw(
+            u + np.float32(0.15) * push + np.float32(0.5) * _noise(rng, side, 60, 15)
+        ) + np.float32(0.5)
     return np.sqrt(np.clip(_saw(np.float32(0.6) * push) + np.float32(0.5), 0, 1))  # "contour"
 
 
@@ -270,7 +299,9 @@ def _brushed(rng: Rng, u: Field, v: Field, *, crossed: bool) -> Field:
 
     def strokes(across: Field, along: Field, values: NDArray[np.float32]) -> Field:
         line = np.floor(across * 6)
-        return values[((line * 37 + np.floor(along / length * 3 + line % 5)) % TABLE).astype(np.int64)]
+        return values[
+            ((line * 37 + np.floor(along / length * 3 + line % 5)) % TABLE).astype(np.int64)
+        ]
 
     field = strokes(u, v, table[0])
     return _unit(np.maximum(field, strokes(v, u, table[1])) if crossed else field)
@@ -288,7 +319,11 @@ def _scatter(rng: Rng, u: Field, v: Field, *, shape: str) -> Field:
     base = rng.uniform(0, 360)
     for place in rng.uniform(0, side, (count, 2)):
         x, y = place
-        centre, size, tone = (int(x), int(y)), cell * rng.uniform(0.25, 0.6), int(rng.integers(80, 256))
+        centre, size, tone = (
+            (int(x), int(y)),
+            cell * rng.uniform(0.25, 0.6),
+            int(rng.integers(80, 256)),
+        )
         angle = base + rng.normal(0, 8) if aligned else rng.uniform(0, 360)
         axis = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))]) * size
         if shape == "disc":
@@ -296,15 +331,58 @@ def _scatter(rng: Rng, u: Field, v: Field, *, shape: str) -> Field:
         elif shape == "ring":
             cv2.circle(image, centre, int(size) + 2, tone, 2, cv2.LINE_AA)
         elif shape == "ellipse":
-            cv2.ellipse(image, centre, (int(size * 1.6) + 1, int(size * 0.5) + 1), angle, 0, 360, tone, -1, cv2.LINE_AA)
+            cv2.ellipse(
+                image,
+                centre,
+                (int(size * 1.6) + 1, int(size * 0.5) + 1),
+                angle,
+                0,
+                360,
+                tone,
+                -1,
+                cv2.LINE_AA,
+            )
         elif shape == "arc":
-            cv2.ellipse(image, centre, (int(size * 1.4) + 2, int(size * 1.4) + 2), angle, 0, 150, tone, 2, cv2.LINE_AA)
+            cv2.ellipse(
+                image,
+                centre,
+                (int(size * 1.4) + 2, int(size * 1.4) + 2),
+                angle,
+                0,
+                150,
+                tone,
+                2,
+                cv2.LINE_AA,
+            )
         elif shape == "fibre":
-            cv2.line(image, tuple(np.int32(place - 2 * axis)), tuple(np.int32(place + 2 * axis)), tone, 1, cv2.LINE_AA)
+            cv2.line(
+                image,
+                tuple(np.int32(place - 2 * axis)),
+                tuple(np.int32(place + 2 * axis)),
+                tone,
+                1,
+                cv2.LINE_AA,
+            )
         elif shape == "rod":
-            cv2.line(image, tuple(np.int32(place - axis)), tuple(np.int32(place + axis)), tone, 3, cv2.LINE_AA)
+            cv2.line(
+                image,
+                tuple(np.int32(place - axis)),
+                tuple(np.int32(place + axis)),
+                tone,
+                3,
+                cv2.LINE_AA,
+            )
         elif shape == "letter":
-            cv2.putText(image, chr(rng.integers(65, 91)), centre, cv2.FONT_HERSHEY_SIMPLEX, size / 14, tone, 2, cv2.LINE_AA)
+            cv2.putText(
+                image,
+                chr(rng.integers(65, 91)),
+                centre,
+                cv2.FONT_HERSHEY_SIMPLEX,
+                size / 14,
+                tone,
+                2,
+                cv2.LINE_AA,
+            )
         else:
             corners = {"triangle": 3, "rectangle": 4}.get(shape, 7)
             turn = np.deg2rad(angle) + np.arange(corners) * 2 * np.pi / corners
@@ -344,7 +422,9 @@ def _smooth(rng: Rng, u: Field, v: Field, *, kind: str) -> Field:
     return _unit(-np.hypot(u - np.float32(u.mean()), v - np.float32(v.mean())))  # "glow"
 
 
-def _variants(name: str, rule: Callable[..., Field], option: str, values: list, **fixed: object) -> dict[str, Rule]:
+def _variants(
+    name: str, rule: Callable[..., Field], option: str, values: list, **fixed: object
+) -> dict[str, Rule]:
     return {f"{name}_{value}": partial(rule, **{option: value}, **fixed) for value in values}
 
 
@@ -379,11 +459,15 @@ def _coloured(rng: Rng, field: Field) -> Field:
     stops = int(rng.integers(2, 6))
     hue = rng.uniform(0, 1, 3)
     grey = rng.uniform(0, 1, (stops, 1))
-    colours = np.clip(grey + rng.uniform(0, 0.5) * (rng.uniform(-1, 1, (stops, 3)) + hue - 0.5), 0, 1)
+    colours = np.clip(
+        grey + rng.uniform(0, 0.5) * (rng.uniform(-1, 1, (stops, 3)) + hue - 0.5), 0, 1
+    )
     if np.ptp(colours.mean(1)) < 0.25:  # keep the pattern visible
         colours[0], colours[-1] = colours[0] * 0.4, 0.6 + colours[-1] * 0.4
     at = np.linspace(0, 1, stops)
-    ramp = np.stack([np.interp(np.linspace(0, 1, 256), at, colours[:, c]) for c in range(3)], 1).astype(np.float32)
+    ramp = np.stack(
+        [np.interp(np.linspace(0, 1, 256), at, colours[:, c]) for c in range(3)], 1
+    ).astype(np.float32)
     return ramp[(np.clip(field, 0, 1) * 255).astype(np.uint8)]
 
 
@@ -400,7 +484,9 @@ def _lit(rng: Rng, colour: Field, field: Field) -> Field:
 
 
 def draw_texture(rng: Rng, name: str, side: int) -> NDArray[np.uint8]:
-    """A picture of the class, RGB (side, side, 3), in random colours, scale, angle, warp, relief and light."""
+    """A picture of the class, RGB (side, side, 3), in random colours, scale, angle, warp, relief
+    and light.
+    """
     axis = np.arange(side, dtype=np.float32) - np.float32(side / 2)
     x, y = np.meshgrid(axis, axis)
     bend = np.float32(rng.choice([0, rng.uniform(0.5, 3)]))
@@ -408,7 +494,9 @@ def draw_texture(rng: Rng, name: str, side: int) -> NDArray[np.uint8]:
     angle, period = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(np.log(9), np.log(30)))
     c, s = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     u, v = c * x + s * y, (c * y - s * x) * np.float32(np.exp(rng.normal(0, 0.12)))
-    field = RULES[name](rng, u + np.float32(rng.uniform(40, 60)), v + np.float32(rng.uniform(40, 60))).astype(np.float32)
+    field = RULES[name](
+        rng, u + np.float32(rng.uniform(40, 60)), v + np.float32(rng.uniform(40, 60))
+    ).astype(np.float32)
     colour = _coloured(rng, field if rng.random() < 0.5 else 1 - field)
     if rng.random() < 0.5:
         colour = _lit(rng, colour, field)

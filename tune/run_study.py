@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-# Run as a script, only tune/ is on the path: clsnf need not be installed, neither here nor for the workers that Ray starts from here.
+# Run as a script, only tune/ is on the path: clsnf need not be installed, neither here nor for the
+# workers that Ray starts from here.
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path.insert(0, ROOT)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))

@@ -1,8 +1,10 @@
-"""One cell of the benchmark: all systems for one category, one seed and one variant of the settings.
+"""One cell of the benchmark: all systems for one category, one seed and one variant of the
+settings.
 
-Unusual: what the systems share is computed once. One finetuned backbone serves ``classifier``, ``flow`` and ``fused``; one pretrained
-feature cache serves ``cflow`` and ``fused_unshared``, whose classifier is the finetuned one again. Five systems cost two trainings and
-some maps.
+Unusual: what the systems share is computed once. One finetuned backbone serves ``classifier``,
+    ``flow`` and ``fused``; one pretrained
+feature cache serves ``cflow`` and ``fused_unshared``, whose classifier is the finetuned one again.
+Five systems cost two trainings and some maps.
 """
 
 from __future__ import annotations
@@ -42,7 +44,13 @@ from clsnf.evaluation.selection import (
     validation_labels,
 )
 from clsnf.metrics import METRICS
-from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, intervals, replicate_figures
+from clsnf.metrics.bootstrap import (
+    bin_images,
+    compare,
+    draw_replicates,
+    intervals,
+    replicate_figures,
+)
 from clsnf.model.score_maps import image_scores
 from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.artifacts import StageStore
@@ -102,9 +110,13 @@ class CellRequest:
 
 
 class _Bench:
-    """Pipelines of a cell: the method's, and the baseline's where its flows are trained for another time."""
+    """Pipelines of a cell: the method's, and the baseline's where its flows are trained for another
+    time.
+    """
 
-    def __init__(self, request: CellRequest, table: pa.Table, before: Prepared | None, progress: Progress) -> None:
+    def __init__(
+        self, request: CellRequest, table: pa.Table, before: Prepared | None, progress: Progress
+    ) -> None:
         self.settings = request.settings
         store = StageStore(request.out / "stages")
         device = choose_device(request.device)
@@ -127,7 +139,9 @@ class _Bench:
 
     @property
     def depths(self) -> list[int]:
-        """What there is to choose from: flows that start from the data are a density before training, too."""
+        """What there is to choose from: flows that start from the data are a density before
+        training, too.
+        """
         depth = self.settings.flow.depth
         return [0, depth] if self.settings.flow.start == "data" and depth else [depth]
 
@@ -158,15 +172,28 @@ class _Bench:
 
 
 def _again(settings: DetectorSettings, before: Prepared | None) -> Prepared | None:
-    """What another cell of the same category and seed had prepared, where only its flows or its fusion differed; None if there is none."""
+    """What another cell of the same category and seed had prepared, where only its flows or its
+    fusion differed; None if there is none.
+    """
     if before is None:
         return None
     of = before.pipeline.settings
-    same = dataclasses.replace(settings, flow=of.flow, fusion_weight=of.fusion_weight, smoothing=of.smoothing) == of
-    return dataclasses.replace(before, pipeline=before.pipeline.with_settings(settings)) if same else None
+    same = (
+        dataclasses.replace(
+            settings, flow=of.flow, fusion_weight=of.fusion_weight, smoothing=of.smoothing
+        )
+        == of
+    )
+    return (
+        dataclasses.replace(before, pipeline=before.pipeline.with_settings(settings))
+        if same
+        else None
+    )
 
 
-def run_cell(request: CellRequest, progress: Progress = silent, before: Prepared | None = None) -> tuple[dict[str, Any], Prepared]:
+def run_cell(
+    request: CellRequest, progress: Progress = silent, before: Prepared | None = None
+) -> tuple[dict[str, Any], Prepared]:
     """Train, choose and judge.
 
     Args:
@@ -176,9 +203,10 @@ def run_cell(request: CellRequest, progress: Progress = silent, before: Prepared
 
     Returns:
         First the record:
-        ``systems``: for each its candidates' validation objective, what was chosen, its validation figures, and, with test images,
-        figures of ``selected``, ``last`` and ``oracle``, intervals and the comparison with the method. ``seconds`` by kind of work;
-        ``stages`` computed and found. Then what was prepared.
+        ``systems``: for each its candidates' validation objective, what was chosen, its validation
+            figures, and, with test images,
+        figures of ``selected``, ``last`` and ``oracle``, intervals and the comparison with the
+        method. ``seconds`` by kind of work; ``stages`` computed and found. Then what was prepared.
 
     Raises:
         ClsnfError: whatever a user can mend.
@@ -216,7 +244,8 @@ def run_cell(request: CellRequest, progress: Progress = silent, before: Prepared
     record = {
         "systems": systems,
         "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
-        "images": {name: len(rows_of(table, name)) for name in ("fit", "validation", "test")} | {"validation set": len(validation)},
+        "images": {name: len(rows_of(table, name)) for name in ("fit", "validation", "test")}
+        | {"validation set": len(validation)},
         "seconds": {name: round(value, 2) for name, value in clock.seconds.items()},
         "cost": _cost(clock.seconds, computed),
         "stages": {"computed": computed, "reused": _since(bench.store.reused, reused)},
@@ -231,10 +260,12 @@ def _since(counts: dict[str, int], before: dict[str, int]) -> dict[str, int]:
 
 
 def _cost(seconds: dict[str, float], computed: dict[str, int]) -> dict[str, float] | None:
-    """What all systems cost over the trainings in them (finetuning, flows on the finetuned and on the pretrained backbone), in seconds.
+    """What all systems cost over the trainings in them (finetuning, flows on the finetuned and on
+    the pretrained backbone), in seconds.
 
-    ``systems`` are trainings and score maps; ``everything`` counts reading, selection and figures as well. None where some of the trainings
-    were found instead of done, because then the comparison would mean nothing.
+    ``systems`` are trainings and score maps; ``everything`` counts reading, selection and figures
+    as well. None where some of the trainings were found instead of done, because then the
+    comparison would mean nothing.
     """
     if not computed.get("finetuned") or computed.get("flows", 0) < 2:
         return None
@@ -249,13 +280,16 @@ def _cost(seconds: dict[str, float], computed: dict[str, int]) -> dict[str, floa
     }
 
 
-def _select(parts: Parts, labels: ValidationLabels, bench: _Bench, progress: Progress) -> dict[str, Any]:
+def _select(
+    parts: Parts, labels: ValidationLabels, bench: _Bench, progress: Progress
+) -> dict[str, Any]:
     """Choose a candidate of each system on the validation defects."""
     values: dict[tuple[str | None, Candidate], float] = {}
 
     def objective(name: str, candidate: Candidate) -> float:
         system = SYSTEMS[name]
-        # Two systems may have the same map (the classifier alone is both fused systems' at weight 1).
+        # Two systems may have the same map (the classifier alone is both fused systems' at weight
+        # 1).
         flow = None if candidate.depth is None or candidate.weight == 1 else system.flow
         key = (flow, candidate)
         if key not in values:
@@ -280,16 +314,30 @@ def _select(parts: Parts, labels: ValidationLabels, bench: _Bench, progress: Pro
             candidates = part_candidates(system, sorted(parts.classifier), bench.depths)
         chosen = best[name] = max(candidates, key=partial(objective, name))
         if system.flow is not None and system.classifier:
-            by_weight = ((w, parts.map_of(system, dataclasses.replace(chosen, weight=w))) for w in {*WEIGHTS, weight})
-            chosen = dataclasses.replace(chosen, score_weight=choose_score_weight(by_weight, labels))
+            by_weight = (
+                (w, parts.map_of(system, dataclasses.replace(chosen, weight=w)))
+                for w in {*WEIGHTS, weight}
+            )
+            chosen = dataclasses.replace(
+                chosen, score_weight=choose_score_weight(by_weight, labels)
+            )
         validation = family_figures_of(
-            parts.map_of(system, chosen), labels, VALIDATION_FIGURES, parts.scored_map_of(system, chosen)
+            parts.map_of(system, chosen),
+            labels,
+            VALIDATION_FIGURES,
+            parts.scored_map_of(system, chosen),
         )
         result[name] = {
-            "candidates": [dataclasses.asdict(c) | {OBJECTIVE: objective(name, c)} for c in candidates],
+            "candidates": [
+                dataclasses.asdict(c) | {OBJECTIVE: objective(name, c)} for c in candidates
+            ],
             "selected": dataclasses.asdict(chosen),
-            "last": dataclasses.asdict(last_candidate(system, bench.epochs, depth, weight, bench.settings.score_weight)),
-            "validation": {figure: mean_over_families(validation, figure) for figure in VALIDATION_FIGURES},
+            "last": dataclasses.asdict(
+                last_candidate(system, bench.epochs, depth, weight, bench.settings.score_weight)
+            ),
+            "validation": {
+                figure: mean_over_families(validation, figure) for figure in VALIDATION_FIGURES
+            },
             "families": validation,
             "test": None,
         }
@@ -303,9 +351,16 @@ def _number(value: int | None) -> int:
 
 
 def _judge(
-    systems: dict[str, Any], parts: Parts, images: PlacedImages, rows: list[dict[str, Any]], bench: _Bench, progress: Progress
+    systems: dict[str, Any],
+    parts: Parts,
+    images: PlacedImages,
+    rows: list[dict[str, Any]],
+    bench: _Bench,
+    progress: Progress,
 ) -> None:
-    """Figures of the selected, the last and the oracle's candidates on the test images, with intervals."""
+    """Figures of the selected, the last and the oracle's candidates on the test images, with
+    intervals.
+    """
     labels = np.array([row["label"] for row in rows])
     weights = draw_replicates(labels, REPLICATES, bench.settings.seed)
     replicated: dict[str, dict[str, np.ndarray]] = {}
@@ -314,7 +369,9 @@ def _judge(
     for name, found in systems.items():
         system = SYSTEMS[name]
 
-        def figures(candidate: Candidate, names: Sequence[str], system: Any = system) -> dict[str, float]:
+        def figures(
+            candidate: Candidate, names: Sequence[str], system: Any = system
+        ) -> dict[str, float]:
             maps = parts.map_of(system, candidate)
             scores = image_scores(parts.scored_map_of(system, candidate), images.valid).numpy()
             return figures_of_maps(rows, maps.numpy(), scores, bench.settings.image, names)
@@ -322,7 +379,12 @@ def _judge(
         selected, last = Candidate(**found["selected"]), Candidate(**found["last"])
         tried = []
         for record in found["candidates"]:
-            tried.append(figures(Candidate(**{k: record[k] for k in ("epoch", "depth", "weight")}), ORACLE_FIGURES))
+            tried.append(
+                figures(
+                    Candidate(**{k: record[k] for k in ("epoch", "depth", "weight")}),
+                    ORACLE_FIGURES,
+                )
+            )
             done += 1
             progress("test figures", done, total)
         maps = parts.map_of(system, selected)
@@ -332,10 +394,16 @@ def _judge(
         found["test"] = {
             "selected": figures(selected, tuple(METRICS)),
             "last": figures(last, ORACLE_FIGURES),
-            "oracle": {figure: max(values[figure] for values in tried) for figure in ORACLE_FIGURES if figure in tried[0]},
+            "oracle": {
+                figure: max(values[figure] for values in tried)
+                for figure in ORACLE_FIGURES
+                if figure in tried[0]
+            },
             "intervals": intervals(replicated[name]),
         }
     for name, found in systems.items():
         if name != _COMPARED and _COMPARED in systems:
             differences = compare(replicated[_COMPARED], replicated[name])
-            found["test"][f"{_COMPARED}_ahead_by"] = {figure: dataclasses.asdict(d) for figure, d in differences.items()}
+            found["test"][f"{_COMPARED}_ahead_by"] = {
+                figure: dataclasses.asdict(d) for figure, d in differences.items()
+            }

@@ -1,12 +1,15 @@
-"""Runs the benchmark cell by cell, goes on where it stopped, and writes the tables after every cell.
+"""Runs the benchmark cell by cell, goes on where it stopped, and writes the tables after every
+cell.
 
     out/protocol.json                           everything that produced a number
     out/cells/<variant>/<category>/seed-N.json  one finished cell
     out/results.csv, out/tables/                see :mod:`clsnf.benchmark.tables`
     out/ledger.jsonl                            when test images were looked at
-    out/stages/                                 finished work, found by content: a cell half done goes on from there
+    out/stages/                                 finished work, found by content: a cell half done
+    goes on from there
 
-Unusual: machines may share a benchmark. Each takes some categories (``--categories``) with the same ``--out`` on shared storage; cells
+Unusual: machines may share a benchmark. Each takes some categories (``--categories``) with the same
+    ``--out`` on shared storage; cells
 are files, and whoever finishes one writes the tables anew from all that are there.
 """
 
@@ -87,14 +90,18 @@ class BenchmarkRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a benchmark came to: all finished cells in its folder, and the causes of those that failed now."""
+    """What a benchmark came to: all finished cells in its folder, and the causes of those that
+    failed now.
+    """
 
     cells: list[Cell]
     failed: dict[str, str]
 
 
 def run_benchmark(
-    request: BenchmarkRequest, say: Callable[[str], None] = lambda line: None, progress: Progress = silent
+    request: BenchmarkRequest,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Progress = silent,
 ) -> Outcome:
     """Run every cell that is not finished yet.
 
@@ -107,7 +114,8 @@ def run_benchmark(
     _write_protocol(request, out)
     wanted = [
         (variant, table, seed)
-        for seed in request.seeds  # every category once before any a second time: an early look shows the whole set
+        # every category once before any a second time: an early look shows the whole set
+        for seed in request.seeds
         for table in request.tables
         for variant in request.recipes
     ]
@@ -123,19 +131,38 @@ def run_benchmark(
             continue
         settings = dataclasses.replace(recipe.settings, seed=seed)
         cell = CellRequest(
-            table, settings, recipe.baseline_passes, out, request.textures, request.device, request.test, request.systems
+            table,
+            settings,
+            recipe.baseline_passes,
+            out,
+            request.textures,
+            request.device,
+            request.test,
+            request.systems,
         )
         started = time.perf_counter()
         try:
             result, prepared = run_cell(
-                cell, lambda task, done, total, name=name: progress(f"{name}: {task}", done, total), held.get((category, seed))
+                cell,
+                lambda task, done, total, name=name: progress(f"{name}: {task}", done, total),
+                held.get((category, seed)),
             )
             held = {(category, seed): prepared}  # variants of a cell come one after the other
         except ClsnfError as error:  # the other cells are worth having
             failed[name] = str(error)
             say(f"cell {number}/{len(wanted)}  {name}: failed: {error}")
             continue
-        write_json(path, {"variant": variant, "category": category, "seed": seed, "identity": identity, "at": now(), **result})
+        write_json(
+            path,
+            {
+                "variant": variant,
+                "category": category,
+                "seed": seed,
+                "identity": identity,
+                "at": now(),
+                **result,
+            },
+        )
         write_tables(out, read_cells(out))
         say(f"cell {number}/{len(wanted)}  {name}: {time.perf_counter() - started:.0f} s")
     cells = read_cells(out)
@@ -156,15 +183,21 @@ def read_cells(out: Path) -> list[Cell]:
         try:
             cells.append(Cell(content["variant"], content["category"], content["seed"], content))
         except KeyError as error:
-            raise OutputError(f"{path} is damaged (no entry {error}): delete it, and the cell is made anew.") from error
-    return sorted(cells, key=lambda cell: (cell.variant != BASE, cell.variant, cell.category, cell.seed))
+            raise OutputError(
+                f"{path} is damaged (no entry {error}): delete it, and the cell is made anew."
+            ) from error
+    return sorted(
+        cells, key=lambda cell: (cell.variant != BASE, cell.variant, cell.category, cell.seed)
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise OutputError(f"{path} is damaged ({error}): delete it, and the cell is made anew.") from error
+        raise OutputError(
+            f"{path} is damaged ({error}): delete it, and the cell is made anew."
+        ) from error
 
 
 def _place(
@@ -184,7 +217,9 @@ def _place(
 
 
 def _finished(path: Path, identity: str, request: BenchmarkRequest) -> dict[str, Any] | None:
-    """A finished cell; None where there is none, or one without the systems or the test figures that are wanted now."""
+    """A finished cell; None where there is none, or one without the systems or the test figures
+    that are wanted now.
+    """
     if not path.is_file():
         return None
     content = _read(path)
@@ -196,12 +231,18 @@ def _finished(path: Path, identity: str, request: BenchmarkRequest) -> dict[str,
     return content if judged or not request.test or not content["images"]["test"] else None
 
 
-def _checked_inputs(request: BenchmarkRequest, out: Path, say: Callable[[str], None], progress: Progress) -> list[pa.Table]:
-    """The tables without unreadable images, after everything that could stop a cell was looked at; nothing is written."""
+def _checked_inputs(
+    request: BenchmarkRequest, out: Path, say: Callable[[str], None], progress: Progress
+) -> list[pa.Table]:
+    """The tables without unreadable images, after everything that could stop a cell was looked at;
+    nothing is written.
+    """
     check_place(out, folder=True)
     if out.is_dir() and any(out.iterdir()) and not (out / "protocol.json").is_file():
         raise OutputError(f"{out} holds other things: choose another --out.")
-    for recipe in {content_key(to_dict(r.settings)): r for of in request.recipes.values() for r in of.values()}.values():
+    for recipe in {
+        content_key(to_dict(r.settings)): r for of in request.recipes.values() for r in of.values()
+    }.values():
         check_ingredients(recipe.settings, request.textures, request.device)
     tables = []
     for found in request.tables:
@@ -210,7 +251,9 @@ def _checked_inputs(request: BenchmarkRequest, out: Path, say: Callable[[str], N
         def checked(done: int, total: int, name: str = category) -> None:
             progress(f"checking {name}", done, total)
 
-        report = check_category(found, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=checked)
+        report = check_category(
+            found, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=checked
+        )
         for warning in report.warnings:
             say(f"warning: {warning}")
         tables.append(report.table)
@@ -222,16 +265,23 @@ def _checked_inputs(request: BenchmarkRequest, out: Path, say: Callable[[str], N
 
 
 def _write_protocol(request: BenchmarkRequest, out: Path) -> None:
-    """Everything that produced a number, category by category; categories of other runs into the same folder stay."""
+    """Everything that produced a number, category by category; categories of other runs into the
+    same folder stay.
+    """
     path = out / "protocol.json"
     before = _read(path) if path.is_file() else {}
     data = before.get("data", {}) | {
-        str(table["category"][0].as_py()): {"images": len(table), "sha256_of_contents": data_fingerprint(table)}
+        str(table["category"][0].as_py()): {
+            "images": len(table),
+            "sha256_of_contents": data_fingerprint(table),
+        }
         for table in request.tables
     }
     recipes = before.get("recipes", {})
     for variant, of in request.recipes.items():
-        recipes.setdefault(variant, {}).update({category: dataclasses.asdict(recipe) for category, recipe in of.items()})
+        recipes.setdefault(variant, {}).update(
+            {category: dataclasses.asdict(recipe) for category, recipe in of.items()}
+        )
     write_json(
         path,
         {
@@ -246,11 +296,20 @@ def _write_protocol(request: BenchmarkRequest, out: Path) -> None:
             "systems": {name: dataclasses.asdict(system) for name, system in SYSTEMS.items()},
             "selection": {
                 "objective": f"{OBJECTIVE}, mean over the validation defect families",
-                "candidates": "joint epochs in which the learning rate falls; flows untrained and trained; fusion weights",
+                "candidates": (
+                    "joint epochs in which the learning rate falls; flows untrained and trained; "
+                    "fusion weights"
+                ),
                 "fusion_weights": WEIGHTS,
             },
-            "image_score": "fused systems: of the fusion weight with the best image AUROC, mean over the validation defect families",
-            "oracle": {"figures": ORACLE_FIGURES, "rule": "the best candidate on the test images, figure by figure"},
+            "image_score": (
+                "fused systems: of the fusion weight with the best image AUROC, mean over the "
+                "validation defect families"
+            ),
+            "oracle": {
+                "figures": ORACLE_FIGURES,
+                "rule": "the best candidate on the test images, figure by figure",
+            },
             "bootstrap": {
                 "replicates": REPLICATES,
                 "over": "test images, normal and defective apart",
@@ -265,7 +324,15 @@ def _write_protocol(request: BenchmarkRequest, out: Path) -> None:
             },
             "versions": {
                 name: importlib.metadata.version(name)
-                for name in ("torch", "torchvision", "timm", "FrEIA", "numpy", "opencv-python-headless", "pillow")
+                for name in (
+                    "torch",
+                    "torchvision",
+                    "timm",
+                    "FrEIA",
+                    "numpy",
+                    "opencv-python-headless",
+                    "pillow",
+                )
             },
         },
     )

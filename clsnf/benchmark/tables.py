@@ -1,10 +1,13 @@
-"""Cells summed up: one table a system, one over all systems, one row a figure for whoever computes on.
+"""Cells summed up: one table a system, one over all systems, one row a figure for whoever computes
+on.
 
-    results.csv            every figure of every cell: variant, category, seed, system, column, figure, value, low, high
-    tables/<system>.md     each category: mean and standard deviation over the seeds, the authors' figure beside it
-    tables/overview.md     all systems, means over the categories; variants beside each other
+    results.csv            every figure of every cell: variant, category, seed, system, column,
+    figure, value, low, high tables/<system>.md     each category: mean and standard deviation over
+    the seeds, the authors' figure beside it tables/overview.md     all systems, means over the
+    categories; variants beside each other
 
-Unusual: standard deviations are over seeds (n - 1), which change the split, the defects and the training; intervals in ``results.csv``
+Unusual: standard deviations are over seeds (n - 1), which change the split, the defects and the
+    training; intervals in ``results.csv``
 are over test images. The two are different doubts and are not mixed.
 """
 
@@ -25,7 +28,12 @@ from clsnf.paper.presets import figures_for
 BASE = "base"  # the variant that changes nothing
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
 _VALIDATION_SHOWN = ("pixel_ap", "image_auroc", "au_pro")
-_PUBLISHED = {"image_auroc": "image_auroc", "pixel_ap": "pixel_ap", "pixel_auroc": "pixel_auroc", "au_pro": "au_pro_200_steps"}
+_PUBLISHED = {
+    "image_auroc": "image_auroc",
+    "pixel_ap": "pixel_ap",
+    "pixel_auroc": "pixel_auroc",
+    "au_pro": "au_pro_200_steps",
+}
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,16 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+        return cls(
+            statistics.fmean(values),
+            statistics.stdev(values) if len(values) > 1 else None,
+            len(values),
+        )
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.2f}" + ("" if self.deviation is None else f" ± {100 * self.deviation:.2f}")
+        return f"{100 * self.mean:.2f}" + (
+            "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
+        )
 
 
 def spread(cells: Iterable[Cell], system: str, column: str, figure: str) -> Spread | None:
@@ -73,13 +87,17 @@ def spread(cells: Iterable[Cell], system: str, column: str, figure: str) -> Spre
         found = cell.systems.get(system)
         if found is None:
             continue
-        figures = found["validation"] if column == "validation" else (found["test"] or {}).get(column, {})
+        figures = (
+            found["validation"] if column == "validation" else (found["test"] or {}).get(column, {})
+        )
         if figure in figures:
             values.setdefault(cell.seed, {})[cell.category] = figures[figure]
     common = set.intersection(*(set(of_seed) for of_seed in values.values())) if values else set()
     if not common:
         return None
-    return Spread.of([statistics.fmean(of_seed[category] for category in common) for of_seed in values.values()])
+    return Spread.of(
+        [statistics.fmean(of_seed[category] for category in common) for of_seed in values.values()]
+    )
 
 
 def long_rows(cells: Iterable[Cell]) -> list[dict[str, Any]]:
@@ -93,7 +111,11 @@ def long_rows(cells: Iterable[Cell]) -> list[dict[str, Any]]:
             }
             for column, figures in columns.items():
                 for figure, value in figures.items():
-                    low, high = test["intervals"].get(figure, (None, None)) if column == "selected" else (None, None)
+                    low, high = (
+                        test["intervals"].get(figure, (None, None))
+                        if column == "selected"
+                        else (None, None)
+                    )
                     rows.append(
                         {
                             "variant": cell.variant,
@@ -113,7 +135,9 @@ def long_rows(cells: Iterable[Cell]) -> list[dict[str, Any]]:
 def system_table(cells: Sequence[Cell], system: str) -> str:
     """One system in Markdown: a row for each category, then their mean."""
     categories = list(dict.fromkeys(cell.category for cell in cells))
-    groups = [(category, [cell for cell in cells if cell.category == category]) for category in categories]
+    groups = [
+        (category, [cell for cell in cells if cell.category == category]) for category in categories
+    ]
     if len(groups) > 1:
         groups.append(("mean", list(cells)))
     about = SYSTEMS[system].about
@@ -122,12 +146,40 @@ def system_table(cells: Sequence[Cell], system: str) -> str:
     for figure in SHOWN:
         rows = []
         for name, group in groups:
-            selected, last, oracle = (spread(group, system, column, figure) for column in ("selected", "last", "oracle"))
-            published = (figures_for(name) or {}).get(_PUBLISHED[figure]) if system == "fused" and name != "mean" else None
-            gap = None if selected is None or oracle is None else f"{100 * (oracle.mean - selected.mean):.2f}"
+            selected, last, oracle = (
+                spread(group, system, column, figure) for column in ("selected", "last", "oracle")
+            )
+            published = (
+                (figures_for(name) or {}).get(_PUBLISHED[figure])
+                if system == "fused" and name != "mean"
+                else None
+            )
+            gap = (
+                None
+                if selected is None or oracle is None
+                else f"{100 * (oracle.mean - selected.mean):.2f}"
+            )
             seeds = str(len({cell.seed for cell in group}))
-            rows.append([name, seeds, _text(selected), _text(last), _text(oracle), gap or "-", _percent(published)])
-        header = ["category", "seeds", "selected on validation", "last epoch", "oracle on test", "oracle's gain", "authors"]
+            rows.append(
+                [
+                    name,
+                    seeds,
+                    _text(selected),
+                    _text(last),
+                    _text(oracle),
+                    gap or "-",
+                    _percent(published),
+                ]
+            )
+        header = [
+            "category",
+            "seeds",
+            "selected on validation",
+            "last epoch",
+            "oracle on test",
+            "oracle's gain",
+            "authors",
+        ]
         lines += [f"## {figure}", "", *_markdown(header, rows), ""]
     return "\n".join(lines)
 
@@ -135,7 +187,12 @@ def system_table(cells: Sequence[Cell], system: str) -> str:
 def overview(cells: Sequence[Cell]) -> str:
     """All systems, and all variants where there are some, in Markdown."""
     variants = list(dict.fromkeys(cell.variant for cell in cells))
-    lines = ["# Overview", "", "Means over the categories, in percent; ± is the standard deviation over seeds.", ""]
+    lines = [
+        "# Overview",
+        "",
+        "Means over the categories, in percent; ± is the standard deviation over seeds.",
+        "",
+    ]
     for title, column, figures in (
         ("Test images, candidates chosen on validation defects", "selected", SHOWN),
         ("Test images, last epoch and the settings' fusion weight", "last", SHOWN),
@@ -151,13 +208,17 @@ def overview(cells: Sequence[Cell]) -> str:
                     rows.append([variant, system, *(_text(value) for value in found)])
         if rows:
             lines += [f"## {title}", "", *_markdown(["variant", "system", *figures], rows), ""]
-    costs = [cell.result["cost"] for cell in cells if cell.variant == BASE and cell.result.get("cost")]
+    costs = [
+        cell.result["cost"] for cell in cells if cell.variant == BASE and cell.result.get("cost")
+    ]
     if costs:
         most = max(cost["systems_over_trainings"] for cost in costs)
         total = max(cost["everything_over_trainings"] for cost in costs)
         lines += [
-            f"All systems together took at most {most:.2f} times their trainings (finetuning, flows on both backbones), "
-            f"{total:.2f} times with reading, selection and test figures: the largest of {len(costs)} cells that trained anew.",
+            f"All systems together took at most {most:.2f} times their trainings (finetuning, "
+            "flows on both backbones), "
+            f"{total:.2f} times with reading, selection and test figures: the largest of "
+            f"{len(costs)} cells that trained anew.",
             "",
         ]
     return "\n".join(lines)
@@ -192,4 +253,8 @@ def _percent(value: float | None) -> str:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [
+        f"| {' | '.join(header)} |",
+        f"|{'---|' * len(header)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

@@ -1,6 +1,7 @@
 """The command line, ``clsnf COMMAND``: one module for each group of commands.
 
-Unusual: nothing but the settings is imported before a command runs, so that ``--help`` answers at once.
+Unusual: nothing but the settings is imported before a command runs, so that ``--help`` answers at
+    once.
 """
 
 from clsnf.cli import (

@@ -1,4 +1,6 @@
-"""``clsnf data download | pack | verify | synthesize | show``: data sets, and a look at what training and selection see."""
+"""``clsnf data download | pack | verify | synthesize | show``: data sets, and a look at what
+training and selection see.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import Commands, main
-from clsnf.cli.options import location, max_bad_option, path, picture_options, setting_options, textures_option
+from clsnf.cli.options import (
+    location,
+    max_bad_option,
+    path,
+    picture_options,
+    setting_options,
+    textures_option,
+)
 from clsnf.core.errors import ClsnfError, DataError, SettingsError
 
 if TYPE_CHECKING:
@@ -25,16 +34,24 @@ if TYPE_CHECKING:
 
 @main.group(cls=Commands, short_help="Get and pack data sets; look at synthetic defects.")
 def data() -> None:
-    """Get public data sets, pack data sets, and look at the defects that training and selection use."""
+    """Get public data sets, pack data sets, and look at the defects that training and selection
+    use.
+    """
 
 
 @data.command(short_help="Get a public data set.")
 @click.argument("name", metavar="mvtec|btad|visa|dtd")
 @click.option("--root", type=path, required=True, help="The folder to put it into, as ROOT/NAME.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
-@click.option("--sources", type=path, help="A YAML file of data sets and mirrors.  [default: the one that ships with clsnf]")
+@click.option(
+    "--sources",
+    type=path,
+    help="A YAML file of data sets and mirrors.  [default: the one that ships with clsnf]",
+)
 def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
-    """Download a public data set, check it and unpack it. Give the command again to go on after an interruption."""
+    """Download a public data set, check it and unpack it. Give the command again to go on after an
+    interruption.
+    """
     from clsnf.cli.terminal import Terminal
     from clsnf.datasets.download import download as fetch
     from clsnf.datasets.download import is_there, read_source
@@ -45,7 +62,11 @@ def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
         terminal.line(f"{root / source.folder} is there already: nothing to do")
         return
     sizes = [archive.size for archive in source.archives if archive.size is not None]
-    size = f"{sum(sizes) / 1e9:.2f} GB" if len(sizes) == len(source.archives) else "not known before the download starts"
+    size = (
+        f"{sum(sizes) / 1e9:.2f} GB"
+        if len(sizes) == len(source.archives)
+        else "not known before the download starts"
+    )
     for line in (
         f"{source.title}, {source.homepage}",
         f"size     {size}",
@@ -55,7 +76,9 @@ def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
         terminal.line(line)
     if not yes:
         if not sys.stdin.isatty():
-            raise SettingsError("There is no terminal to ask on whether to download this: add --yes.")
+            raise SettingsError(
+                "There is no terminal to ask on whether to download this: add --yes."
+            )
         if not click.confirm(f"Download it to {root / source.folder}?", err=True):
             raise ClsnfError("Not downloaded.")
     with terminal.live():
@@ -63,7 +86,9 @@ def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
     terminal.line(f"{source.title} is in {place}")
 
 
-def _split_table(options: dict[str, Any], settings: DetectorSettings, terminal: Terminal) -> pa.Table:
+def _split_table(
+    options: dict[str, Any], settings: DetectorSettings, terminal: Terminal
+) -> pa.Table:
     """The category's checked table with its training rows split as a study would."""
     from clsnf.data.splits import assign_splits
 
@@ -73,7 +98,9 @@ def _split_table(options: dict[str, Any], settings: DetectorSettings, terminal: 
 
 
 def _loaded(table: pa.Table, settings: DetectorSettings) -> tuple[LoadedImages, ForegroundDecision]:
-    """The normals to fit on the network's canvas, and the decision on the object mask that they lead to."""
+    """The normals to fit on the network's canvas, and the decision on the object mask that they
+    lead to.
+    """
     from clsnf.data.images import load_images
     from clsnf.synthesis.foreground import chosen_polarity
     from clsnf.training.prepare import rows_of
@@ -85,12 +112,15 @@ def _loaded(table: pa.Table, settings: DetectorSettings) -> tuple[LoadedImages, 
 @data.command(short_help="Write the synthetic validation set.")
 @picture_options
 @click.option("--category", help="Which category of --data.  [default: the only one]")
-@click.option("--out", type=path, required=True, help="The folder to write it to, in MVTec AD's layout.")
+@click.option(
+    "--out", type=path, required=True, help="The folder to write it to, in MVTec AD's layout."
+)
 @setting_options
 def synthesize(**options: Any) -> None:
     """Write the validation set that a study with the same settings selects on.
 
-    The number of defects is --set validation.images_per_family=N, where they may lie --set defects.object_mask=auto|off|dark|bright.
+    The number of defects is --set validation.images_per_family=N, where they may lie --set
+    defects.object_mask=auto|off|dark|bright.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.core.hashing import check_place
@@ -112,7 +142,10 @@ def synthesize(**options: Any) -> None:
             progress=terminal.progress,
         )
     defects = sum(written["label"].to_pylist())
-    click.echo(f"{options['out']}: {len(written) - defects} normals, {defects} defects; look at contact_sheet.png")
+    click.echo(
+        f"{options['out']}: {len(written) - defects} normals, {defects} defects; look at "
+        "contact_sheet.png"
+    )
 
 
 @data.command(short_help="Draw a sheet of training and validation defects.")
@@ -144,7 +177,9 @@ def show(**options: Any) -> None:
         textures = texture_bank(settings, options["textures"])
         table = _split_table(options, settings, terminal)
         fit, decision = _loaded(table, settings)
-        training = page(training_bands(fit, textures, settings.defects, decision.kind, settings.seed))
+        training = page(
+            training_bands(fit, textures, settings.defects, decision.kind, settings.seed)
+        )
         few = min(6, settings.validation.images_per_family)  # the first of those that a study makes
         written = write_validation_set(
             table,
@@ -159,7 +194,10 @@ def show(**options: Any) -> None:
     options["out"].parent.mkdir(parents=True, exist_ok=True)
     write_image(options["out"], whole)
     click.echo(f"object mask: {decision.kind} ({decision.reason})")
-    click.echo(f"{options['out']}: each picture, its defect outlined, and the defect enlarged; training's rows first")
+    click.echo(
+        f"{options['out']}: each picture, its defect outlined, and the defect enlarged; "
+        "training's rows first"
+    )
 
 
 def _count(number: int, one: str, more: str | None = None) -> str:
@@ -170,12 +208,19 @@ def _count(number: int, one: str, more: str | None = None) -> str:
 @click.argument("source", metavar="SRC", type=location)
 @click.argument("destination", metavar="DEST", type=location)
 @click.option("--categories", help="Names with commas.  [default: all]")
-@click.option("--normals", is_flag=True, help="SRC is a bare folder of good pictures: one category, named after it.")
-def pack(source: Path | str, destination: Path | str, categories: str | None, normals: bool) -> None:
-    """Write the data set SRC as Parquet shards to DEST, a new folder or a URI such as s3://bucket/folder.
+@click.option(
+    "--normals",
+    is_flag=True,
+    help="SRC is a bare folder of good pictures: one category, named after it.",
+)
+def pack(
+    source: Path | str, destination: Path | str, categories: str | None, normals: bool
+) -> None:
+    """Write the data set SRC as Parquet shards to DEST, a new folder or a URI such as
+    s3://bucket/folder.
 
-    A pack takes the place of the folder in every --data, with the same figures. Pictures are packed as they are; clsnf data verify
-    says which of them can't be read.
+    A pack takes the place of the folder in every --data, with the same figures. Pictures are packed
+    as they are; clsnf data verify says which of them can't be read.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.data.layouts import read_normals
@@ -184,17 +229,24 @@ def pack(source: Path | str, destination: Path | str, categories: str | None, no
 
     if normals:
         if categories is not None or isinstance(source, str):
-            raise SettingsError("--normals is one category, a folder named after it: leave --categories out, and give a folder.")
+            raise SettingsError(
+                "--normals is one category, a folder named after it: leave --categories out, and "
+                "give a folder."
+            )
         chosen = [(source.absolute().name, partial(read_normals, source))]
     else:
         chosen = [
-            (name, partial(read_category, source, name)) for name in shared.chosen(list_categories(source), categories, source)
+            (name, partial(read_category, source, name))
+            for name in shared.chosen(list_categories(source), categories, source)
         ]
     terminal = Terminal()
     with terminal.live():
         shards = write_pack(chosen, destination, terminal.progress)
     rows, size = sum(shard.rows for shard in shards), sum(shard.bytes for shard in shards)
-    what = f"{_count(len(chosen), 'category', 'categories')}, {rows} pictures, {_count(len(shards), 'shard')}"
+    what = (
+        f"{_count(len(chosen), 'category', 'categories')}, {rows} pictures, "
+        f"{_count(len(shards), 'shard')}"
+    )
     click.echo(f"{destination}: {what}, {size / 1e6:.1f} MB")
 
 
@@ -202,7 +254,9 @@ def pack(source: Path | str, destination: Path | str, categories: str | None, no
 @click.argument("location", metavar="PACK", type=location)
 @max_bad_option
 def verify(location: Path | str, max_bad: float) -> None:
-    """Read all of a pack: sizes and checksums of the shards, and every picture. Pictures that are no images are named."""
+    """Read all of a pack: sizes and checksums of the shards, and every picture. Pictures that are
+    no images are named.
+    """
     from clsnf.cli.terminal import Terminal
     from clsnf.data.packs import is_pack, verify_pack
 
@@ -216,7 +270,11 @@ def verify(location: Path | str, max_bad: float) -> None:
     total = sum(found.rows.values())
     if len(found.unreadable) > max_bad * total:
         raise DataError(
-            f"{len(found.unreadable)} of {total} pictures in {location} can't be read, more than --max-bad {max_bad:g}."
+            f"{len(found.unreadable)} of {total} pictures in {location} can't be read, more than "
+            f"--max-bad {max_bad:g}."
         )
     rows = ", ".join(f"{category} {count}" for category, count in found.rows.items())
-    click.echo(f"{location}: whole, {_count(found.shards, 'shard')}, {found.bytes / 1e6:.1f} MB; pictures: {rows}")
+    click.echo(
+        f"{location}: whole, {_count(found.shards, 'shard')}, {found.bytes / 1e6:.1f} MB; "
+        f"pictures: {rows}"
+    )

@@ -30,11 +30,17 @@ from clsnf.core.errors import DataError, SettingsError
 @data_options
 @click.option("--category", help="Which category of --data.  [default: the only one]")
 @click.option("--out", type=path, required=True, help="The folder to save the detector to.")
-@click.option("--work", type=path, help="A folder for finished stages: interrupted training goes on from there.")
+@click.option(
+    "--work",
+    type=path,
+    help="A folder for finished stages: interrupted training goes on from there.",
+)
 @stream_option
 @setting_options
 def train(**options: Any) -> None:
-    """Train one detector on good pictures, take its threshold from held-out good pictures, and save it."""
+    """Train one detector on good pictures, take its threshold from held-out good pictures, and save
+    it.
+    """
     from clsnf.cli.terminal import Terminal
     from clsnf.core.hashing import check_place
     from clsnf.data.splits import assign_splits
@@ -51,7 +57,9 @@ def train(**options: Any) -> None:
         read = shared.check_pictures(found, options["allow_leak"], options["max_bad"], terminal)
         table = assign_splits(read, settings.validation.fraction, settings.seed)
         terminal.backbone(settings)
-        with shared.opened_stream(options["stream"], len(rows_of(table, "fit")), settings, terminal) as stream:
+        with shared.opened_stream(
+            options["stream"], len(rows_of(table, "fit")), settings, terminal
+        ) as stream:
             detector = Detector.fit(
                 table,
                 settings,
@@ -67,18 +75,32 @@ def train(**options: Any) -> None:
 
 @main.command(short_help="Take a detector's threshold anew.")
 @click.argument("model", type=path)
-@click.option("--normals", type=path, help="Good pictures that training did not see.  [default: those that the threshold rests on]")
-@click.option("--false-reject-rate", type=float, help="Share of good products that may be rejected.  [default: the detector's]")
+@click.option(
+    "--normals",
+    type=path,
+    help="Good pictures that training did not see.  [default: those that the threshold rests on]",
+)
+@click.option(
+    "--false-reject-rate",
+    type=float,
+    help="Share of good products that may be rejected.  [default: the detector's]",
+)
 @click.option("--out", type=path, help="The folder to save the detector to.  [default: MODEL]")
 @max_bad_option
 @device_option
 def calibrate(
-    model: Path, normals: Path | None, false_reject_rate: float | None, out: Path | None, max_bad: float, device: str
+    model: Path,
+    normals: Path | None,
+    false_reject_rate: float | None,
+    out: Path | None,
+    max_bad: float,
+    device: str,
 ) -> None:
-    """Take a saved detector's threshold anew, for another false-reject rate, from other good pictures, or both.
+    """Take a saved detector's threshold anew, for another false-reject rate, from other good
+    pictures, or both.
 
-    Nothing is trained, and scores stay what they are. Defects play no part: a threshold fitted to known defects promises nothing about
-    others.
+    Nothing is trained, and scores stay what they are. Defects play no part: a threshold fitted to
+    known defects promises nothing about others.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.core.hashing import check_place
@@ -105,12 +127,20 @@ def calibrate(
 @click.argument("model", type=path)
 @click.argument("images", type=path, nargs=-1, required=True)
 @click.option("--out", type=path, help="A folder for heat maps and overlays as PNG.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON a picture instead of a table.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One line of JSON a picture instead of a table."
+)
 @max_bad_option
 @stream_option
 @device_option
 def predict(
-    model: Path, images: Sequence[Path], out: Path | None, as_json: bool, max_bad: float, stream: str | None, device: str
+    model: Path,
+    images: Sequence[Path],
+    out: Path | None,
+    as_json: bool,
+    max_bad: float,
+    stream: str | None,
+    device: str,
 ) -> None:
     """Score pictures (files or folders) with a saved detector."""
     from clsnf.cli.terminal import Terminal
@@ -137,7 +167,10 @@ def predict(
 @main.command(short_help="Figures of a detector on labelled pictures.")
 @click.argument("model", type=path)
 @click.option(
-    "--data", type=location, required=True, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack."
+    "--data",
+    type=location,
+    required=True,
+    help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack.",
 )
 @click.option("--category", help="Which category.  [default: the one the detector was trained on]")
 @click.option("--json", "json_file", type=path, help="A file for all figures and scores.")
@@ -166,7 +199,10 @@ def evaluate(
         check_place(json_file, folder=False)
     table = shared.read_one_table(data, None, category or detector.provenance.category)
     if len(rows_of(table, "test")) == 0:
-        raise DataError(f"{data} has no test pictures for {table['category'][0].as_py()!r}: there is nothing to evaluate on.")
+        raise DataError(
+            f"{data} has no test pictures for {table['category'][0].as_py()!r}: there is nothing "
+            "to evaluate on."
+        )
     terminal = Terminal()
     with terminal.live():
         test = rows_of(shared.check_pictures(table, allow_leak, max_bad, terminal), "test")

@@ -1,5 +1,5 @@
-"""The command line's root, and what every command does: errors that a user can mend are one line on standard error with exit code 2;
-Ctrl-C ends with 130."""
+"""The command line's root, and what every command does: errors that a user can mend are one line on
+standard error with exit code 2; Ctrl-C ends with 130."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from clsnf.core.threads import wait_patiently
 
 
 class Command(click.Command):
-    """A command whose errors are one line: a :class:`ClsnfError` becomes exit code 2, Ctrl-C exit code 130."""
+    """A command whose errors are one line: a :class:`ClsnfError` becomes exit code 2, Ctrl-C exit
+    code 130.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         wait_patiently()
@@ -36,7 +38,9 @@ class Commands(click.Group):
     command_class = Command
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__)
 def main() -> None:
     """Find defects in pictures of products after seeing only good ones."""

@@ -13,19 +13,44 @@ from clsnf.cli.options import check_options, device_option, image_size_option, l
 from clsnf.core.errors import SettingsError
 
 
-@main.command("import-checkpoint", short_help="A detector from a checkpoint of the method's authors.")
+@main.command(
+    "import-checkpoint", short_help="A detector from a checkpoint of the method's authors."
+)
 @click.argument("files", type=path, nargs=-1, required=True, metavar="FILE...")
-@click.option("--backbone", help="The encoder's name in timm, such as wide_resnet50_2.  [default: what its tensors show]")
+@click.option(
+    "--backbone",
+    help="The encoder's name in timm, such as wide_resnet50_2.  [default: what its tensors show]",
+)
 @click.option("--out", type=path, required=True, help="The folder to save the detector to.")
-@click.option("--data", type=location, help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack.")
+@click.option(
+    "--data",
+    type=location,
+    help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack.",
+)
 @click.option("--category", help="Which category of --data.  [default: the only one]")
-@click.option("--normals", type=path, help="A folder of good pictures alone, better ones that the checkpoint was not trained on.")
+@click.option(
+    "--normals",
+    type=path,
+    help="A folder of good pictures alone, better ones that the checkpoint was not trained on.",
+)
 @image_size_option("the one that the file names")
 @click.option(
-    "--fusion-weight", type=float, help="Share of the classifier's map, in [0, 1].  [default: from the file's w_fe, or 0.25]"
+    "--fusion-weight",
+    type=float,
+    help="Share of the classifier's map, in [0, 1].  [default: from the file's w_fe, or 0.25]",
 )
-@click.option("--false-reject-rate", type=float, help="Share of good products that may be rejected.  [default: 0.01]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split into fit and validation pictures.")
+@click.option(
+    "--false-reject-rate",
+    type=float,
+    help="Share of good products that may be rejected.  [default: 0.01]",
+)
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Seed of the split into fit and validation pictures.",
+)
 @check_options
 @device_option
 def import_checkpoint(
@@ -43,11 +68,13 @@ def import_checkpoint(
     max_bad: float,
     device: str,
 ) -> None:
-    """Save a detector with the networks of the authors' checkpoint: both files of a product (fe_only_*.pt and nf_only_*.pt), or one
-    with everything. Good pictures give what the files do not hold: the level constants and the threshold."""
+    """Save a detector with the networks of the authors' checkpoint: both files of a product
+    (fe_only_*.pt and nf_only_*.pt), or one with everything. Good pictures give what the files do
+    not hold: the level constants and the threshold."""
     if data is None and normals is None:
         raise SettingsError(
-            "An imported network needs good pictures, because its level constants and its threshold are in no checkpoint: "
+            "An imported network needs good pictures, because its level constants and its "
+            "threshold are in no checkpoint: "
             "give --normals FOLDER, or --data FOLDER --category NAME."
         )
     from clsnf.cli.terminal import Terminal
@@ -77,7 +104,8 @@ def import_checkpoint(
         for note in imported.notes:
             terminal.line(f"note: {note}")
         terminal.line(
-            "note: if the checkpoint was trained on these good pictures, it rejects more good products than its threshold promises: "
+            "note: if the checkpoint was trained on these good pictures, it rejects more good "
+            "products than its threshold promises: "
             "give others with --normals where you can"
         )
         detector = calibrate_imported(imported, table, chosen, terminal.progress)

@@ -13,19 +13,29 @@ from clsnf.core.errors import SettingsError
 
 @main.command(short_help="Write a study's report, or compare studies.")
 @click.argument("runs", type=path, nargs=-1, required=True)
-@click.option("--compare", is_flag=True, help="Write what changed from the first study to each of the others.")
-@click.option("--out", type=path, help="A folder for the report.  [default: RUN/report, or comparison in the last RUN]")
+@click.option(
+    "--compare", is_flag=True, help="Write what changed from the first study to each of the others."
+)
+@click.option(
+    "--out",
+    type=path,
+    help="A folder for the report.  [default: RUN/report, or comparison in the last RUN]",
+)
 def report(runs: tuple[Path, ...], compare: bool, out: Path | None) -> None:
-    """Write what a study came to: one page that opens from disk and prints, and its tables as CSV and Markdown.
+    """Write what a study came to: one page that opens from disk and prints, and its tables as CSV
+    and Markdown.
 
-    RUN is the folder that a study wrote. A study that is under way, or failed in parts, is reported as far as it came.
+    RUN is the folder that a study wrote. A study that is under way, or failed in parts, is reported
+    as far as it came.
     """
     from clsnf.cli.terminal import Terminal
 
     terminal = Terminal()
     if compare:
         if len(runs) < 2:
-            raise SettingsError("--compare needs two studies or more: clsnf report --compare RUN RUN.")
+            raise SettingsError(
+                "--compare needs two studies or more: clsnf report --compare RUN RUN."
+            )
         from clsnf.reporting.compare import build_comparison
 
         with terminal.live():

@@ -12,7 +12,9 @@ from clsnf.cli.group import main
 from clsnf.cli.options import device_option, path
 
 
-def _settings(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
+def _settings(
+    ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> dict[str, str]:
     given = {}
     for assignment in value:
         name, equals, text = assignment.partition("=")
@@ -24,18 +26,45 @@ def _settings(ctx: click.Context, parameter: click.Parameter, value: tuple[str, 
 
 @main.command(short_help="Serve saved detectors over HTTP.")
 @click.argument("models", type=path)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all of this machine's.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for a free one.")
-@click.option("--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine.")
 @click.option(
-    "--set", "assignments", multiple=True, callback=_settings, metavar="NAME=VALUE", help="Any setting of docs/serving.md."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 for all of this machine's.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="0 for a free one.",
+)
+@click.option(
+    "--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine."
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    callback=_settings,
+    metavar="NAME=VALUE",
+    help="Any setting of docs/serving.md.",
 )
 @device_option
-def serve(models: Path, host: str, port: int, address: str | None, assignments: dict[str, str], device: str) -> None:
-    """Serve a study's winners, or one detector, over HTTP: an interface for programs, and a page for people at /.
+def serve(
+    models: Path,
+    host: str,
+    port: int,
+    address: str | None,
+    assignments: dict[str, str],
+    device: str,
+) -> None:
+    """Serve a study's winners, or one detector, over HTTP: an interface for programs, and a page
+    for people at /.
 
-    MODELS is a folder of saved detectors, such as runs/NAME/winners. The token that changes thresholds is read from CLSNF_TOKEN_FILE or
-    CLSNF_TOKEN, the paths for HTTPS from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
+    MODELS is a folder of saved detectors, such as runs/NAME/winners. The token that changes
+    thresholds is read from CLSNF_TOKEN_FILE or CLSNF_TOKEN, the paths for HTTPS from CLSNF_TLS_CERT
+    and CLSNF_TLS_KEY.
     """
     from clsnf.serving.settings import MiB, ServingSettings
     from clsnf.serving.store import read_fitting
@@ -60,13 +89,26 @@ def serve(models: Path, host: str, port: int, address: str | None, assignments: 
 
 @main.command(short_help="Write a detector's network as ONNX or as a torch program.")
 @click.argument("model", type=path)
-@click.option("--format", "kind", type=click.Choice(["onnx", "torch"]), required=True, help="onnx, or torch for torch.export.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "torch"]),
+    required=True,
+    help="onnx, or torch for torch.export.",
+)
 @click.option("--out", type=path, help="The file to write.  [default: MODEL.onnx or MODEL.pt2]")
-@click.option("--pictures", type=path, multiple=True, help="Pictures or folders of the product to compare on as well.")
+@click.option(
+    "--pictures",
+    type=path,
+    multiple=True,
+    help="Pictures or folders of the product to compare on as well.",
+)
 def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -> None:
-    """Write a saved detector's network to one file for other runtimes, and check that its maps equal the detector's.
+    """Write a saved detector's network to one file for other runtimes, and check that its maps
+    equal the detector's.
 
-    The network takes pictures on its canvas, (N, 3, H, W) uint8; size, threshold and category stand in the file's metadata.
+    The network takes pictures on its canvas, (N, 3, H, W) uint8; size, threshold and category stand
+    in the file's metadata.
     """
     from clsnf.detector import Detector
     from clsnf.evaluation.predict_files import picture_files
@@ -77,6 +119,7 @@ def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -
     file = out or model.with_name(model.name + FORMATS[kind])
     checked = export_detector(detector, file, kind, files)
     click.echo(
-        f"{file}: on {checked.pictures} pictures its maps, from {checked.lowest:.3f} to {checked.highest:.3f}, "
+        f"{file}: on {checked.pictures} pictures its maps, from {checked.lowest:.3f} to "
+        f"{checked.highest:.3f}, "
         f"differ from the detector's by {checked.difference:.1e} at most"
     )

@@ -1,4 +1,6 @@
-"""The live table of a study: how far each category is, its best value so far, what was shared, how long it may take yet."""
+"""The live table of a study: how far each category is, its best value so far, what was shared, how
+long it may take yet.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ class Board:
         rows: category -> counts.
     """
 
-    def __init__(self, categories: Sequence[str], trials: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, categories: Sequence[str], trials: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.rows = {category: Row() for category in categories}
         self.trials, self._clock = trials, clock
         self._started, self._before = clock(), 0
@@ -72,9 +76,13 @@ class Board:
         row.failed += record["status"] == "failed"
         row.reused += record["figures"].get("stages_reused") or 0
         row.computed += record["figures"].get("stages_computed") or 0
-        row.stream.append({"figures": {k: v for k, v in record["figures"].items() if k.startswith("stream_")}})
+        row.stream.append(
+            {"figures": {k: v for k, v in record["figures"].items() if k.startswith("stream_")}}
+        )
         if record["objective"] is not None:
-            row.best = record["objective"] if row.best is None else max(row.best, record["objective"])
+            row.best = (
+                record["objective"] if row.best is None else max(row.best, record["objective"])
+            )
 
     @property
     def ended(self) -> int:
@@ -85,13 +93,17 @@ class Board:
         return self.trials * len(self.rows)
 
     def seconds_to_go(self) -> float | None:
-        """At the pace so far, None before a trial ended. Later trials find more to share: it is an upper bound, mostly."""
+        """At the pace so far, None before a trial ended. Later trials find more to share: it is an
+        upper bound, mostly.
+        """
         done = self.ended - self._before
         return (self._clock() - self._started) / done * (self.total - self.ended) if done else None
 
     def __rich__(self) -> Table:
         to_go = self.seconds_to_go()
-        title = f"{self.ended} of {self.total} trials" + ("" if to_go is None else f", at most {_duration(to_go)} to go")
+        title = f"{self.ended} of {self.total} trials" + (
+            "" if to_go is None else f", at most {_duration(to_go)} to go"
+        )
         table = Table(title=title, title_justify="left", title_style="bold")
         for column in (
             "category",
@@ -105,7 +117,9 @@ class Board:
         ):
             table.add_column(column, justify="left" if column == "category" else "right")
         # Those that something happens in, where there are too many to show.
-        shown = sorted(self.rows.items(), key=lambda item: (-item[1].running, item[1].ended))[:_MOST_ROWS]
+        shown = sorted(self.rows.items(), key=lambda item: (-item[1].running, item[1].ended))[
+            :_MOST_ROWS
+        ]
         for category, row in sorted(shown) if len(shown) == len(self.rows) else shown:
             stages = row.reused + row.computed
             table.add_row(
@@ -125,10 +139,19 @@ class Board:
 def _stream(records: list[dict[str, Any]]) -> tuple[str, str]:
     """A worker's images a second at each step, and how long training waited for data."""
     found = streamed(records)
-    pace = [f"{found['images_per_second'][step]:.0f}" if step in found["images_per_second"] else "-" for step in STEPS]
+    pace = [
+        f"{found['images_per_second'][step]:.0f}" if step in found["images_per_second"] else "-"
+        for step in STEPS
+    ]
     return ", ".join(pace), f"{found['waited_seconds']:.1f} s"
 
 
 def _duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{round(seconds)} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+    return (
+        f"{round(seconds)} s"
+        if seconds < 90
+        else f"{minutes} min"
+        if minutes < 90
+        else f"{minutes / 60:.1f} h"
+    )

@@ -17,41 +17,84 @@ from clsnf.core.errors import ClsnfError, SettingsError
 @main.command(short_help="Tune, choose and save a detector for each product.")
 @data_options
 @click.option("--categories", help="Names with commas.  [default: all]")
-@click.option("--out", type=location, help="The study's folder, or a URI such as s3://BUCKET/FOLDER.  [default: runs/DATE-TIME]")
+@click.option(
+    "--out",
+    type=location,
+    help="The study's folder, or a URI such as s3://BUCKET/FOLDER.  [default: runs/DATE-TIME]",
+)
 @click.option("--trials", type=int, help="Trials of each category.  [default: 8]")
 @click.option(
     "--objectives",
-    help="The figure to raise on validation defects; several, with commas, give a Pareto front: pixel_ap,latency.  [default: pixel_ap]",
+    help=(
+        "The figure to raise on validation defects; several, with commas, give a Pareto front: "
+        "pixel_ap,latency.  [default: pixel_ap]"
+    ),
 )
-@click.option("--selection", help="How the winner is picked: mean, worst, leave_one_out, rank.  [default: mean]")
+@click.option(
+    "--selection",
+    help="How the winner is picked: mean, worst, leave_one_out, rank.  [default: mean]",
+)
 @click.option("--space", type=path, help="A YAML file of what to search (see tune/spaces/).")
 @setting_options
-@click.option("--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine.")
-@click.option("--concurrent-trials", type=int, help="Trials at once.  [default: as many as fit]")
-@click.option("--cpus-per-trial", type=int, help="CPU cores of a trial.  [default: an even share, 4 at most]")
-@click.option("--gpus-per-trial", type=float, help="GPUs of a trial, such as 1 or 0.25.  [default: 0]")
-@stream_option
-@click.option("--stream-cpus", type=int, help="CPU cores of a trial's ray stream, reserved with the trial.  [default: 1]")
-@click.option("--resume", is_flag=True, help="Go on with the study in --out.")
-@click.option("--reuse/--no-reuse", default=None, help="Trials share stages, or each starts from scratch.  [default: reuse]")
 @click.option(
-    "--stop-hopeless/--no-stop-hopeless", default=None, help="Stop trials that are far behind on their way.  [default: stop]"
+    "--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine."
 )
-@click.option("--optuna-storage", help="A file or URL for the Optuna studies.  [default: optuna.journal in --out]")
-@click.option("--warm-start", type=path, help="Folder of an earlier study: what was best there is tried first.")
+@click.option("--concurrent-trials", type=int, help="Trials at once.  [default: as many as fit]")
+@click.option(
+    "--cpus-per-trial", type=int, help="CPU cores of a trial.  [default: an even share, 4 at most]"
+)
+@click.option(
+    "--gpus-per-trial", type=float, help="GPUs of a trial, such as 1 or 0.25.  [default: 0]"
+)
+@stream_option
+@click.option(
+    "--stream-cpus",
+    type=int,
+    help="CPU cores of a trial's ray stream, reserved with the trial.  [default: 1]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the study in --out.")
+@click.option(
+    "--reuse/--no-reuse",
+    default=None,
+    help="Trials share stages, or each starts from scratch.  [default: reuse]",
+)
+@click.option(
+    "--stop-hopeless/--no-stop-hopeless",
+    default=None,
+    help="Stop trials that are far behind on their way.  [default: stop]",
+)
+@click.option(
+    "--optuna-storage",
+    help="A file or URL for the Optuna studies.  [default: optuna.journal in --out]",
+)
+@click.option(
+    "--warm-start",
+    type=path,
+    help="Folder of an earlier study: what was best there is tried first.",
+)
 @click.option("--mlflow", metavar="URI", help="Log trials to an MLflow server as well.")
 @click.option("--wandb", metavar="PROJECT", help="Log trials to Weights & Biases as well.")
 def study(**options: Any) -> None:
     """Tune, choose and save a detector for each product, on a Ray cluster or on this machine.
 
-    Without --data or --normals it studies the demo: three products drawn by code, with the small backbone that ships with clsnf.
+    Without --data or --normals it studies the demo: three products drawn by code, with the small
+    backbone that ships with clsnf.
 
-    A study has one base setting for all of its categories. With --preset paper that is the authors' where theirs are the same for all
-    of them, else what most of their categories share; without --space it then searches the fusion weight alone.
+    A study has one base setting for all of its categories. With --preset paper that is the authors'
+    where theirs are the same for all of them, else what most of their categories share; without
+    --space it then searches the fusion weight alone.
     """
     from clsnf.cli.terminal import Terminal
 
-    names = ["trials", "selection", "reuse", "stop_hopeless", "concurrent_trials", "cpus_per_trial", "gpus_per_trial"]
+    names = [
+        "trials",
+        "selection",
+        "reuse",
+        "stop_hopeless",
+        "concurrent_trials",
+        "cpus_per_trial",
+        "gpus_per_trial",
+    ]
     names += ["stream", "stream_cpus"]
     given = {name: options[name] for name in names if options[name] is not None}
     if options["objectives"] is not None:
@@ -68,7 +111,11 @@ def study(**options: Any) -> None:
     from clsnf.study.space import paper_space, read_space
 
     # The authors' settings are one recipe: the default space would leave it at once.
-    space = paper_space() if options["preset"] == "paper" and options["space"] is None else read_space(options["space"])
+    space = (
+        paper_space()
+        if options["preset"] == "paper" and options["space"] is None
+        else read_space(options["space"])
+    )
     out = options["out"] or _new_run()
     out = out if isinstance(out, str) else out.absolute()
     terminal = Terminal()
@@ -80,7 +127,9 @@ def study(**options: Any) -> None:
         write_demo(data)
         tables, origin = shared.read_tables(data, None, options["categories"])
     else:
-        tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
+        tables, origin = shared.read_tables(
+            options["data"], options["normals"], options["categories"]
+        )
 
     from clsnf.study.run import StudyRequest, names_of, run_study
 
@@ -103,7 +152,9 @@ def study(**options: Any) -> None:
         origin=origin,
     )
     with terminal.live():
-        summary = run_study(request, terminal.reporter(settings, names_of(tables), study_settings.trials))
+        summary = run_study(
+            request, terminal.reporter(settings, names_of(tables), study_settings.trials)
+        )
     terminal.summary(summary, out)
     if all("winner" not in found for found in summary["categories"].values()):
         raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")
@@ -113,7 +164,8 @@ _DEMO_SETTINGS: dict[str, Any] = {
     "backbone": {"name": "demo"},
     "image": {"height": 160, "width": 160},
     "validation": {"fraction": 0.25},
-    # A small backbone from drawings needs more of the decoder; chosen on the demo's validation defects.
+    # A small backbone from drawings needs more of the decoder; chosen on the demo's validation
+    # defects.
     "finetune": {"frozen_epochs": 16},
 }
 

@@ -1,4 +1,6 @@
-"""What the command line shows: lines, progress bars, tables. Results go to standard output, everything else to standard error."""
+"""What the command line shows: lines, progress bars, tables. Results go to standard output,
+everything else to standard error.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from clsnf.cli.study_board import Board
@@ -25,13 +34,18 @@ if TYPE_CHECKING:
     from clsnf.study.run import Reporter
     from clsnf.training.calibrate import Threshold
 
-# Names of files and categories are shown as they are: "part[a].png" is no markup, ":bug:" no picture of one.
+# Names of files and categories are shown as they are: "part[a].png" is no markup, ":bug:" no
+# picture of one.
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-_QUIET_FOR = 15.0  # seconds between lines about the same work where there is no terminal to draw a bar on
+_QUIET_FOR = (
+    15.0  # seconds between lines about the same work where there is no terminal to draw a bar on
+)
 
 
 class Terminal:
-    """Draws bars on a terminal, and writes a line now and then where there is none (a log, a cluster job)."""
+    """Draws bars on a terminal, and writes a line now and then where there is none (a log, a
+    cluster job).
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, **_PLAIN)
@@ -53,7 +67,12 @@ class Terminal:
         if not self._console.is_terminal:
             yield
             return
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bars = Progress(*columns, console=self._console)
         self._live = Live(self._bars, console=self._console, transient=True, refresh_per_second=4)
         try:
@@ -83,10 +102,14 @@ class Terminal:
         """Which pretrained weights everything rests on."""
         if settings.backbone.name == "demo":
             self.line(
-                "backbone: demo, pretrained on pictures drawn by code; real products want real weights (--backbone, --weights)"
+                "backbone: demo, pretrained on pictures drawn by code; real products want real "
+                "weights (--backbone, --weights)"
             )
         else:
-            self.line(f"backbone: {settings.backbone.name}, {settings.backbone.weights or 'pretrained weights from timm'}")
+            self.line(
+                f"backbone: {settings.backbone.name}, "
+                f"{settings.backbone.weights or 'pretrained weights from timm'}"
+            )
 
     def reporter(self, settings: DetectorSettings, categories: list[str], trials: int) -> Reporter:
         """What a study of these categories, with so many trials each, tells its steps to."""
@@ -105,7 +128,10 @@ class Terminal:
             board.trial(record)
             values = ", ".join(f"{k} {_number(v)}" for k, v in record["config"].items())
             if record["status"] == "finished":
-                outcome = f"{record['objective']:.4f} (best {board.rows[category].best:.4f}), {record['seconds']:.0f} s"
+                outcome = (
+                    f"{record['objective']:.4f} (best {board.rows[category].best:.4f}), "
+                    f"{record['seconds']:.0f} s"
+                )
             elif record["status"] == "stopped":
                 outcome = "stopped on its way: far behind the others"
             else:
@@ -139,7 +165,10 @@ class Terminal:
         def place_of(name: str) -> str:
             return join_uri(out, name) if isinstance(out, str) else str(out / name)
 
-        table = Table(title="Winners: chosen on validation defects, then evaluated once on the test images", title_justify="left")
+        table = Table(
+            title="Winners: chosen on validation defects, then evaluated once on the test images",
+            title_justify="left",
+        )
         for column in (
             "category",
             "epochs",
@@ -158,7 +187,11 @@ class Terminal:
         untested, sums = [], []
         for category, found in summary["categories"].items():
             if "winner" not in found:
-                table.add_row(category, "no winner:", found.get("error") or f"{len(found['failed_trials'])} trials failed")
+                table.add_row(
+                    category,
+                    "no winner:",
+                    found.get("error") or f"{len(found['failed_trials'])} trials failed",
+                )
                 continue
             settings, test = found["settings"], found["test"]
             figures = (test or {}).get("figures", {})
@@ -173,12 +206,17 @@ class Terminal:
                 f"{settings['fusion_weight']:.2f}",
                 f"{found['validation'][summary['study']['objectives'][0]]:.3f}",
                 f"{found['threshold']['value']:.3f}",
-                *(_figure(figures, name) for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")),
+                *(
+                    _figure(figures, name)
+                    for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
+                ),
                 _share(test, "recall"),
                 _share(test, "false_reject_rate"),
             )
         if len(sums) > 1:
-            means = (_mean(sums, name) for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro"))
+            means = (
+                _mean(sums, name) for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
+            )
             table.add_section()
             table.add_row("mean", "", "", "", "", "", *means, "", "")
         self._results.print(table)
@@ -186,20 +224,29 @@ class Terminal:
         for category, found in summary["categories"].items():
             if found.get("front"):
                 self._front(category, found["front"], place_of(f"front/{category}"))
-        thresholds = [found["threshold"] for found in summary["categories"].values() if "winner" in found]
+        thresholds = [
+            found["threshold"] for found in summary["categories"].values() if "winner" in found
+        ]
         for limit in sorted({(t["supported_rate"], t["false_reject_rate"]) for t in thresholds}):
             if limit[0] > limit[1]:
                 self.line(
-                    f"note: with so few validation normals a threshold can stand for a false-reject rate of {limit[0]:.3f} at best, "
+                    "note: with so few validation normals a threshold can stand for a "
+                    f"false-reject rate of {limit[0]:.3f} at best, "
                     f"not for {limit[1]:g}"
                 )
                 break
         for category in untested:
-            self.line(f"note: {category} has no labelled test pictures with defects: test figures are left out")
+            self.line(
+                f"note: {category} has no labelled test pictures with defects: test figures are "
+                "left out"
+            )
         for category, found in summary["categories"].items():
             if found.get("skipped"):
                 count = len(found["skipped"])
-                self.line(f"note: {category}: {count} unreadable {'picture was' if count == 1 else 'pictures were'} left out")
+                self.line(
+                    f"note: {category}: {count} unreadable "
+                    f"{'picture was' if count == 1 else 'pictures were'} left out"
+                )
             for failed in found["failed_trials"]:
                 self.line(f"note: {category}, trial {failed['trial']} failed: {failed['cause']}")
         self._results.print(
@@ -208,7 +255,11 @@ class Terminal:
             f"pictures    {place_of('examples')}\n"
             f"validation  {place_of('validation')}  (the defects that selection looked at)\n"
             f"figures     {place_of('summary.json')}, {place_of('trials.parquet')}"
-            + ("" if isinstance(out, str) else f"\nreport      clsnf report {shlex.quote(str(out))}"),
+            + (
+                ""
+                if isinstance(out, str)
+                else f"\nreport      clsnf report {shlex.quote(str(out))}"
+            ),
             soft_wrap=True,
         )
 
@@ -217,14 +268,27 @@ class Terminal:
         found = {name: c["regret"] for name, c in summary["categories"].items() if c.get("regret")}
         if not found:
             return
-        title = "Regret: what an oracle that picks on the test images would have gained (test images at the network's size)"
+        title = (
+            "Regret: what an oracle that picks on the test images would have gained (test images "
+            "at the network's size)"
+        )
         table = Table(title=title, title_justify="left")
         table.add_column("category")
-        shown = [(choice, figure) for choice in ("fusion_weight", "trial") for figure in ("pixel_ap", "image_auroc")]
+        shown = [
+            (choice, figure)
+            for choice in ("fusion_weight", "trial")
+            for figure in ("pixel_ap", "image_auroc")
+        ]
         for choice, figure in shown:
-            table.add_column(f"by {'its weight' if choice == 'fusion_weight' else 'any trial'}: {figure}", justify="right")
+            table.add_column(
+                f"by {'its weight' if choice == 'fusion_weight' else 'any trial'}: {figure}",
+                justify="right",
+            )
         for category, regret in found.items():
-            table.add_row(category, *(f"{regret[c][f]['regret']:.4f}" if f in regret[c] else "-" for c, f in shown))
+            table.add_row(
+                category,
+                *(f"{regret[c][f]['regret']:.4f}" if f in regret[c] else "-" for c, f in shown),
+            )
         self._results.print(table)
 
     def _front(self, category: str, front: list[dict[str, Any]], place: str) -> None:
@@ -234,7 +298,10 @@ class Terminal:
             table.add_column(column)
         for found in front:
             values = ", ".join(f"{k} {_number(v)}" for k, v in found["config"].items())
-            objectives = (f"{v:.2f} ms" if k == "latency" else f"{v:.4f}" for k, v in found["objectives"].items())
+            objectives = (
+                f"{v:.2f} ms" if k == "latency" else f"{v:.4f}"
+                for k, v in found["objectives"].items()
+            )
             table.add_row(str(found["trial"]), *objectives, values)
         self._results.print(table)
         self._results.print(f"each a detector in {place}", soft_wrap=True)
@@ -246,7 +313,11 @@ class Terminal:
 
         shown = ("pixel_ap", "image_auroc", "au_pro")
         judged = any(found["test"] for cell in cells for found in cell.systems.values())
-        title = "Test images: selected on validation defects (an oracle on test images)" if judged else "Validation defects"
+        title = (
+            "Test images: selected on validation defects (an oracle on test images)"
+            if judged
+            else "Validation defects"
+        )
         table = Table(title=f"{title}, in percent; ± over seeds", title_justify="left")
         for column in ("variant", "system", *(SHOWN if judged else shown)):
             table.add_column(column)
@@ -255,22 +326,32 @@ class Terminal:
             for system in SYSTEMS:
                 values = []
                 for figure in SHOWN if judged else shown:
-                    found = spread(of_variant, system, "selected" if judged else "validation", figure)
+                    found = spread(
+                        of_variant, system, "selected" if judged else "validation", figure
+                    )
                     best = spread(of_variant, system, "oracle", figure)
-                    values.append("-" if found is None else str(found) + ("" if best is None else f" ({100 * best.mean:.2f})"))
+                    values.append(
+                        "-"
+                        if found is None
+                        else str(found) + ("" if best is None else f" ({100 * best.mean:.2f})")
+                    )
                 table.add_row(variant, system, *values)
             table.add_section()
         self._results.print(table)
         self._results.print(
-            f"tables    {out / 'tables'}\nfigures   {out / 'results.csv'}\nprotocol  {out / 'protocol.json'}", soft_wrap=True
+            f"tables    {out / 'tables'}\nfigures   {out / 'results.csv'}\nprotocol  "
+            f"{out / 'protocol.json'}",
+            soft_wrap=True,
         )
 
     def trained(self, detector: Detector, out: Path) -> None:
         """A freshly trained detector."""
         threshold = detector.threshold
         self._results.print(
-            f"saved {out}: threshold {threshold.value:.4f} for a false-reject rate of {threshold.supported_rate:.3g} "
-            f"({threshold.normals} validation normals, {detector.provenance.fit_images} images fitted)",
+            f"saved {out}: threshold {threshold.value:.4f} for a false-reject rate of "
+            f"{threshold.supported_rate:.3g} "
+            f"({threshold.normals} validation normals, {detector.provenance.fit_images} images "
+            "fitted)",
             soft_wrap=True,
         )
 
@@ -279,13 +360,16 @@ class Terminal:
         threshold = detector.threshold
         low, high = threshold.interval
         self._results.print(
-            f"saved {out}: threshold {threshold.value:.4f} (was {before.value:.4f}) for a false-reject rate of "
-            f"{threshold.supported_rate:.3g} ({threshold.normals} normals; with 95 % confidence between {low:.2g} and {high:.2g})",
+            f"saved {out}: threshold {threshold.value:.4f} (was {before.value:.4f}) for a "
+            "false-reject rate of "
+            f"{threshold.supported_rate:.3g} ({threshold.normals} normals; with 95 % confidence "
+            f"between {low:.2g} and {high:.2g})",
             soft_wrap=True,
         )
         if threshold.supported_rate > threshold.false_reject_rate:
             self.line(
-                f"note: {threshold.normals} normals can promise no rate below {threshold.supported_rate:.3g}, not "
+                f"note: {threshold.normals} normals can promise no rate below "
+                f"{threshold.supported_rate:.3g}, not "
                 f"{threshold.false_reject_rate:.3g}: give more with --normals."
             )
 
@@ -311,12 +395,21 @@ class Terminal:
         """Scores of pictures."""
         table = Table(title=f"threshold {threshold:.4f}", title_justify="left")
         for column in ("picture", "score", "p-value", "verdict"):
-            table.add_column(column, justify="right" if column in ("score", "p-value") else "left", overflow="fold")
+            table.add_column(
+                column,
+                justify="right" if column in ("score", "p-value") else "left",
+                overflow="fold",
+            )
         for record in records:
             if "error" in record:
                 self.line(f"warning: left out: {record['error']}")
                 continue
-            table.add_row(record["path"], f"{record['score']:.4f}", f"{record['p_value']:.3f}", record["verdict"])
+            table.add_row(
+                record["path"],
+                f"{record['score']:.4f}",
+                f"{record['p_value']:.3f}",
+                record["verdict"],
+            )
         self._results.print(table)
 
     def figures(self, result: dict[str, Any]) -> None:
@@ -336,7 +429,9 @@ class Terminal:
                 table.add_row(name, f"{result[name]:.4f}", meaning)
         self._results.print(table)
         if not result["figures"]:
-            self.line("note: there are no pictures with defects: figures that need them are left out")
+            self.line(
+                "note: there are no pictures with defects: figures that need them are left out"
+            )
 
 
 def _number(value: Any) -> str:

@@ -1,8 +1,9 @@
 """Settings: one frozen, validated dataclass per stage.
 
-The command line's flags, the YAML keys and the tables in ``docs/settings.md`` are all made from these classes: a field's ``help``
-is its documentation. Unusual: a settings object is *content*. Its canonical form (:func:`to_dict`) is hashed into the names of
-stored stages, so a field that does not change a result must not live here.
+The command line's flags, the YAML keys and the tables in ``docs/settings.md`` are all made from
+these classes: a field's ``help`` is its documentation. Unusual: a settings object is *content*. Its
+canonical form (:func:`to_dict`) is hashed into the names of stored stages, so a field that does not
+change a result must not live here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> 
 
 def _check(owner: object, name: str, ok: bool, rule: str) -> None:
     if not ok:
-        raise SettingsError(f"{type(owner).__name__}.{name} is {getattr(owner, name)!r}: it must be {rule}.")
+        raise SettingsError(
+            f"{type(owner).__name__}.{name} is {getattr(owner, name)!r}: it must be {rule}."
+        )
 
 
 def _check_choices(owner: Any) -> None:
@@ -37,7 +40,9 @@ def _check_choices(owner: Any) -> None:
         choices = f.metadata.get("choices")
         value = getattr(owner, f.name)
         if choices and value not in choices:
-            raise SettingsError(f"{type(owner).__name__}.{f.name} is {value!r}.{nearest(str(value), choices)}")
+            raise SettingsError(
+                f"{type(owner).__name__}.{f.name} is {value!r}.{nearest(str(value), choices)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class ImageSettings:
     width: int = setting(256, "width of the network's input in pixels")
     aspect: str = setting(
         "squeeze",
-        "squeeze: resize to height x width whatever the shape; fit: keep the shape and pad (padding counts as no pixel)",
+        "squeeze: resize to height x width whatever the shape; fit: keep the shape and pad "
+        "(padding counts as no pixel)",
         ("squeeze", "fit"),
     )
 
@@ -57,7 +63,10 @@ class ImageSettings:
         for name in ("height", "width"):
             value = getattr(self, name)
             _check(
-                self, name, isinstance(value, int) and 32 <= value <= 4096 and value % 32 == 0, "a multiple of 32 from 32 to 4096"
+                self,
+                name,
+                isinstance(value, int) and 32 <= value <= 4096 and value % 32 == 0,
+                "a multiple of 32 from 32 to 4096",
             )
 
     @property
@@ -70,17 +79,26 @@ class ImageSettings:
 class BackboneSettings:
     """The shared feature extractor, a timm architecture."""
 
-    name: str = setting("resnet18", "a timm model name, or 'demo' for the small backbone that ships with clsnf")
-    levels: tuple[int, ...] = setting(
-        (1, 2, 3), "timm's feature stages, shallow to deep (ResNets: 1, 2, 3, 4 = strides 4, 8, 16, 32)"
+    name: str = setting(
+        "resnet18", "a timm model name, or 'demo' for the small backbone that ships with clsnf"
     )
-    weights: str | None = setting(None, "a weights file (.safetensors, .pth, .pt, .bin); without it, timm's pretrained weights")
+    levels: tuple[int, ...] = setting(
+        (1, 2, 3),
+        "timm's feature stages, shallow to deep (ResNets: 1, 2, 3, 4 = strides 4, 8, 16, 32)",
+    )
+    weights: str | None = setting(
+        None,
+        "a weights file (.safetensors, .pth, .pt, .bin); without it, timm's pretrained weights",
+    )
 
     def __post_init__(self) -> None:
         _check(self, "name", bool(self.name), "a timm model name")
         ok = len(self.levels) > 0 and all(isinstance(v, int) and v >= 0 for v in self.levels)
         _check(
-            self, "levels", ok and list(self.levels) == sorted(set(self.levels)), "different stages in rising order, such as 1,2,3"
+            self,
+            "levels",
+            ok and list(self.levels) == sorted(set(self.levels)),
+            "different stages in rising order, such as 1,2,3",
         )
 
 
@@ -88,14 +106,22 @@ class BackboneSettings:
 class DefectSettings:
     """Synthetic training defects (METHOD: DRAEM's recipe)."""
 
-    max_transparency: float = setting(0.8, "defects are blended in with opacity 1 - b, b uniform in [0, this]")
-    texture_share: float = setting(0.5, "share of defects filled from textures; the rest from other normal images of the category")
+    max_transparency: float = setting(
+        0.8, "defects are blended in with opacity 1 - b, b uniform in [0, this]"
+    )
+    texture_share: float = setting(
+        0.5,
+        "share of defects filled from textures; the rest from other normal images of the category",
+    )
     object_mask: str = setting(
         "auto",
-        "cut defects to the product: auto decides from the normal images; off, dark (a dark product), bright",
+        "cut defects to the product: auto decides from the normal images; off, dark (a dark "
+        "product), bright",
         ("auto", "off", "dark", "bright"),
     )
-    max_frequency_power: int = setting(5, "Perlin noise: each axis's frequency is drawn from 2^0 to 2^this")
+    max_frequency_power: int = setting(
+        5, "Perlin noise: each axis's frequency is drawn from 2^0 to 2^this"
+    )
     threshold: float = setting(0.5, "Perlin noise above this is defect")
 
     def __post_init__(self) -> None:
@@ -112,38 +138,53 @@ class FinetuneSettings:
 
     frozen_epochs: int = setting(8, "epochs in which the decoder alone trains")
     joint_epochs: int = setting(
-        8, "epochs in which decoder and backbone train together, after those (0: the backbone stays as it is)"
+        8,
+        "epochs in which decoder and backbone train together, after those (0: the backbone stays "
+        "as it is)",
     )
     schedule: str = setting(
         "trunk",
-        "learning rate; trunk: constant, then falling over the last decay_epochs (runs of different length share work); "
-        "cosine: falling from the first step to 1e-3 of the start, as the authors (they share none)",
+        "learning rate; trunk: constant, then falling over the last decay_epochs (runs of "
+        "different length share work); "
+        "cosine: falling from the first step to 1e-3 of the start, as the authors (they share "
+        "none)",
         ("trunk", "cosine"),
     )
-    decay_epochs: int = setting(3, "with schedule=trunk, the learning rate falls to nothing over this many last epochs")
-    repeats: int = setting(1, "how often each image appears in an epoch, each time with a fresh defect")
+    decay_epochs: int = setting(
+        3, "with schedule=trunk, the learning rate falls to nothing over this many last epochs"
+    )
+    repeats: int = setting(
+        1, "how often each image appears in an epoch, each time with a fresh defect"
+    )
     batch_size: int = setting(8, "images per step")
     learning_rate: float = setting(2e-3, "Adam's learning rate for the decoder")
-    backbone_factor: float = setting(0.05, "the backbone's learning rate as a share of the decoder's")
+    backbone_factor: float = setting(
+        0.05, "the backbone's learning rate as a share of the decoder's"
+    )
     weight_decay: float = setting(1e-4, "Adam's weight decay")
     loss: str = setting(
         "soft",
-        "soft: cross-entropy against the soft target; hard: against 0 and 1, weighted; regression: L1 to the change of each pixel; "
+        "soft: cross-entropy against the soft target; hard: against 0 and 1, weighted; "
+        "regression: L1 to the change of each pixel; "
         "focal, dice: against 0 and 1, meant to overfit synthetic defects less",
         ("soft", "hard", "regression", "focal", "dice"),  # the names in clsnf/training/losses.py
     )
     target: str = setting(
         "absolute",
-        "soft target of a defect: sigmoid(5 d), d the mean colour difference to the clean image; absolute: |d|, signed: d as the authors",
+        "soft target of a defect: sigmoid(5 d), d the mean colour difference to the clean image; "
+        "absolute: |d|, signed: d as the authors",
         ("absolute", "signed"),
     )
     decoder: str = setting(
         "compact",
-        "compact: small and fast; authors: their decoder, a ResNet turned round, of many times the size",
+        "compact: small and fast; authors: their decoder, a ResNet turned round, of many times "
+        "the size",
         ("compact", "authors"),
     )
     decoder_width: int = setting(128, "largest number of channels in the compact decoder")
-    skips: bool = setting(True, "the decoder sees all levels of the backbone; false: the deepest alone")
+    skips: bool = setting(
+        True, "the decoder sees all levels of the backbone; false: the deepest alone"
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -164,60 +205,96 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Stage two: conditional normalizing flows learn the density of normal features, one flow a level."""
+    """Stage two: conditional normalizing flows learn the density of normal features, one flow a
+    level.
+    """
 
     depth: int = setting(2, "coupling blocks of each flow (0, with start=data: a Gaussian)")
     start: str = setting(
         "data",
-        "data: whiten by the features' mean and covariance and start from that Gaussian; random: as the authors",
+        "data: whiten by the features' mean and covariance and start from that Gaussian; random: "
+        "as the authors",
         ("data", "random"),
     )
-    neighbourhood: int = setting(3, "vectors are means over a square of this many cells a side (odd; 1: as the authors)")
+    neighbourhood: int = setting(
+        3, "vectors are means over a square of this many cells a side (odd; 1: as the authors)"
+    )
     covariance: str = setting(
         "local",
-        "with start=data: one covariance for the whole map (shared), or one for each part of it (local)",
+        "with start=data: one covariance for the whole map (shared), or one for each part of it "
+        "(local)",
         ("local", "shared"),
     )
     memory: int = setting(
-        2000, "normal vectors remembered at each level: the distance to the nearest joins the density map (0: none, as the authors)"
+        2000,
+        "normal vectors remembered at each level: the distance to the nearest joins the density "
+        "map (0: none, as the authors)",
     )
     passes: float = setting(2.0, "how often training sees each feature vector")
     vectors_per_step: int = setting(2048, "feature vectors in a step")
     learning_rate: float = setting(1e-3, "Adam's learning rate")
-    warmup: float = setting(0.08, "share of the steps in which the learning rate rises; then it falls as a cosine")
+    warmup: float = setting(
+        0.08, "share of the steps in which the learning rate rises; then it falls as a cosine"
+    )
     clamp: float = setting(1.9, "affine clamp of a coupling block")
-    permutation: str = setting("soft", "between coupling blocks: soft (a random rotation) or hard (a shuffle)", ("soft", "hard"))
+    permutation: str = setting(
+        "soft",
+        "between coupling blocks: soft (a random rotation) or hard (a shuffle)",
+        ("soft", "hard"),
+    )
     condition_dims: int = setting(128, "size of the sine-cosine encoding of a vector's place")
     levels: str = setting(
         "mean",
-        "mean: levels are averaged by their likelihoods as they are; tails: each is first scaled by how rare its values are",
+        "mean: levels are averaged by their likelihoods as they are; tails: each is first scaled "
+        "by how rare its values are",
         ("mean", "tails"),
     )
     level_quantile: float = setting(
-        1.0, "with levels=mean: the level constant m is this quantile of the training vectors' log-likelihood (1: the largest)"
+        1.0,
+        "with levels=mean: the level constant m is this quantile of the training vectors' "
+        "log-likelihood (1: the largest)",
     )
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check(self, "depth", self.depth >= (0 if self.start == "data" else 1), "0 or more (1 or more with start=random)")
-        _check(self, "neighbourhood", self.neighbourhood >= 1 and self.neighbourhood % 2 == 1, "an odd number")
+        _check(
+            self,
+            "depth",
+            self.depth >= (0 if self.start == "data" else 1),
+            "0 or more (1 or more with start=random)",
+        )
+        _check(
+            self,
+            "neighbourhood",
+            self.neighbourhood >= 1 and self.neighbourhood % 2 == 1,
+            "an odd number",
+        )
         _check(self, "memory", self.memory >= 0, "0 or more")
         _check(self, "passes", 0 < self.passes < math.inf, "above 0 and finite")
         _check(self, "vectors_per_step", self.vectors_per_step >= 2, "2 or more")
         _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check(self, "warmup", 0 <= self.warmup < 1, "in [0, 1)")
         _check(self, "clamp", 0 < self.clamp < math.inf, "above 0 and finite")
-        _check(self, "condition_dims", self.condition_dims > 0 and self.condition_dims % 4 == 0, "a positive multiple of 4")
+        _check(
+            self,
+            "condition_dims",
+            self.condition_dims > 0 and self.condition_dims % 4 == 0,
+            "a positive multiple of 4",
+        )
         _check(self, "level_quantile", 0.5 <= self.level_quantile <= 1, "in [0.5, 1]")
 
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """What selection and the threshold rest on: held-out normal images, and defects that training never saw."""
+    """What selection and the threshold rest on: held-out normal images, and defects that training
+    never saw.
+    """
 
     fraction: float = setting(0.15, "share of the normal training images that is held out")
     images_per_family: int = setting(16, "synthetic validation defects per defect family")
-    false_reject_rate: float = setting(0.01, "share of normal products that the threshold may reject")
+    false_reject_rate: float = setting(
+        0.01, "share of normal products that the threshold may reject"
+    )
 
     def __post_init__(self) -> None:
         _check(self, "fraction", 0 < self.fraction < 1, "in (0, 1)")
@@ -237,13 +314,20 @@ class DetectorSettings:
     validation: ValidationSettings = field(default_factory=ValidationSettings)
     fusion_weight: float = setting(0.25, "share of the classifier's map in the fused map")
     score_weight: float | None = setting(
-        None, "the same share in the map whose largest value is the image's score (null: that of fusion_weight)"
+        None,
+        "the same share in the map whose largest value is the image's score (null: that of "
+        "fusion_weight)",
     )
     smoothing: float = setting(0.0, "sigma in pixels of a Gaussian over the fused map (0: none)")
     seed: int = setting(0, "seed of everything random")
 
     def __post_init__(self) -> None:
-        _check(self, "score_weight", self.score_weight is None or 0 <= self.score_weight <= 1, "null, or in [0, 1]")
+        _check(
+            self,
+            "score_weight",
+            self.score_weight is None or 0 <= self.score_weight <= 1,
+            "null, or in [0, 1]",
+        )
         _check(self, "smoothing", 0 <= self.smoothing <= 32, "from 0 to 32")
         _check(self, "fusion_weight", 0 <= self.fusion_weight <= 1, "in [0, 1]")
         # The generators' range, with room for the seeds that are derived from this one.
@@ -262,32 +346,55 @@ class StudySettings:
     trials: int = setting(8, "trials of each category")
     objectives: tuple[str, ...] = setting(
         ("pixel_ap",),
-        "the figure to raise: its mean over the validation defect families (see clsnf metrics); several give a Pareto front, "
+        "the figure to raise: its mean over the validation defect families (see clsnf metrics); "
+        "several give a Pareto front, "
         "latency (ms a picture) may be one of the others",
     )
     selection: str = setting(
-        "mean", "how the winner is picked from the families' figures: mean, worst, leave_one_out, rank (see docs/study.md)"
+        "mean",
+        "how the winner is picked from the families' figures: mean, worst, leave_one_out, rank "
+        "(see docs/study.md)",
     )
     stop_hopeless: bool = setting(
-        True, "stop a trial on its way that is worse than three quarters of its category's others (where trials share no trunk)"
+        True,
+        "stop a trial on its way that is worse than three quarters of its category's others "
+        "(where trials share no trunk)",
     )
-    reuse: bool = setting(True, "trials share stages; false: each starts from scratch, for comparison")
-    refine: int = setting(3, "at the end the fusion weight is swept exactly for this many best (backbone, depth) of each category")
-    concurrent_trials: int = setting(0, "trials at once; 0: as many as the cluster's CPUs or GPUs carry")
+    reuse: bool = setting(
+        True, "trials share stages; false: each starts from scratch, for comparison"
+    )
+    refine: int = setting(
+        3,
+        "at the end the fusion weight is swept exactly for this many best (backbone, depth) of "
+        "each category",
+    )
+    concurrent_trials: int = setting(
+        0, "trials at once; 0: as many as the cluster's CPUs or GPUs carry"
+    )
     cpus_per_trial: int = setting(
-        0, "CPU cores of a trial; 0: an even share for one trial of each category at a time, four at most"
+        0,
+        "CPU cores of a trial; 0: an even share for one trial of each category at a time, four "
+        "at most",
     )
     gpus_per_trial: float = setting(0.0, "GPUs of a trial, such as 1 or 0.25")
     stream: str = setting(
         "auto",
-        "what brings images to training: the trial itself (local), workers of the cluster (ray), or what fits (auto)",
+        "what brings images to training: the trial itself (local), workers of the cluster (ray), "
+        "or what fits (auto)",
         STREAMS,
     )
-    stream_cpus: int = setting(0, "CPU cores of a trial's ray stream, reserved with the trial; 0: 1")
+    stream_cpus: int = setting(
+        0, "CPU cores of a trial's ray stream, reserved with the trial; 0: 1"
+    )
 
     def __post_init__(self) -> None:
         _check(self, "trials", self.trials >= 1, "1 or more")
-        _check(self, "objectives", len(set(self.objectives)) == len(self.objectives) > 0, "different names, one or more")
+        _check(
+            self,
+            "objectives",
+            len(set(self.objectives)) == len(self.objectives) > 0,
+            "different names, one or more",
+        )
         _check(self, "refine", self.refine >= 1, "1 or more")
         _check(self, "concurrent_trials", self.concurrent_trials >= 0, "0 or more")
         _check(self, "cpus_per_trial", self.cpus_per_trial >= 0, "0 or more")
@@ -317,8 +424,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") 
     """Build the settings class `cls` from plain JSON or YAML types.
 
     Raises:
-        SettingsError: an unknown key (the nearest valid one is named), one that is missing and has no default, a value of the wrong
-            type, or one out of its range.
+        SettingsError: an unknown key (the nearest valid one is named), one that is missing and has
+            no default, a value of the wrong type, or one out of its range.
     """
     if not isinstance(values, Mapping):
         raise SettingsError(f"{where} must be a mapping of names to values, not {values!r}.")
@@ -329,7 +436,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") 
             raise SettingsError(f"{where}: unknown setting {key!r}.{nearest(str(key), hints)}")
         arguments[key] = _coerce(hints[key], value, f"{where}.{key}")
     fields = dataclasses.fields(typing.cast(Any, cls))
-    needed = [f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    needed = [
+        f.name
+        for f in fields
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
     missing = [name for name in needed if name not in arguments]
     if missing:
         raise SettingsError(f"{where}: {', '.join(missing)} must be given.")

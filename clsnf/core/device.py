@@ -10,7 +10,8 @@ from clsnf.core.errors import SettingsError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device to work on: ``auto`` takes CUDA, then MPS, then the CPU; any torch device name is taken at its word.
+    """The device to work on: ``auto`` takes CUDA, then MPS, then the CPU; any torch device name is
+    taken at its word.
 
     Raises:
         SettingsError: the device does not exist here.
@@ -23,15 +24,17 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(f"There is no device {name!r} on this machine: choose auto, cpu, cuda, cuda:N or mps.") from error
+        raise SettingsError(
+            f"There is no device {name!r} on this machine: choose auto, cpu, cuda, cuda:N or mps."
+        ) from error
     return device
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes it in hardware, else float32.
 
-    bfloat16 has float32's range, so training with it needs no loss scaling. On CPUs the instructions (AVX-512 BF16) make training about
-    twice as fast.
+    bfloat16 has float32's range, so training with it needs no loss scaling. On CPUs the
+    instructions (AVX-512 BF16) make training about twice as fast.
     """
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16

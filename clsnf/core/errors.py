@@ -1,7 +1,8 @@
 """The one family of errors that clsnf raises for things a user can mend.
 
-Every door (command line, study, server) catches :class:`ClsnfError` and shows its text as one line; anything else is a bug and
-keeps its traceback. A message says what was wrong, the value, what would be valid, and what to do.
+Every door (command line, study, server) catches :class:`ClsnfError` and shows its text as one line;
+anything else is a bug and keeps its traceback. A message says what was wrong, the value, what would
+be valid, and what to do.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ class SettingsError(ClsnfError):
 
 
 class DataError(ClsnfError):
-    """A data set is not what its layout promises: missing folders, masks without images, duplicates."""
+    """A data set is not what its layout promises: missing folders, masks without images,
+    duplicates.
+    """
 
 
 class ImageError(DataError):
@@ -35,11 +38,15 @@ class WeightsError(ClsnfError):
 
 
 class ModelError(ClsnfError):
-    """A saved detector can't be loaded: files missing, damaged, or written by an incompatible version."""
+    """A saved detector can't be loaded: files missing, damaged, or written by an incompatible
+    version.
+    """
 
 
 class CheckpointError(ClsnfError):
-    """A checkpoint of the method's authors can't be imported: damaged, incomplete, of another architecture, or holding unknown objects."""
+    """A checkpoint of the method's authors can't be imported: damaged, incomplete, of another
+    architecture, or holding unknown objects.
+    """
 
 
 class MetricError(ClsnfError, ValueError):
@@ -62,7 +69,9 @@ _LISTED = 20  # valid names at most: timm alone has more than a thousand models
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest valid name, or the (first) valid names where none is close."""
+    """Return ``" Did you mean 'x'?"`` for the closest valid name, or the (first) valid names where
+    none is close.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
     if close:

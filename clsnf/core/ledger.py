@@ -1,4 +1,6 @@
-"""The ledger: when test images were looked at, and what for. One line of JSON each, only ever added to."""
+"""The ledger: when test images were looked at, and what for. One line of JSON each, only ever added
+to.
+"""
 
 from __future__ import annotations
 

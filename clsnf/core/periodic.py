@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def repeated(call: Callable[[], None], every: float) -> Iterator[None]:
-    """Call `call` every `every` seconds, in a thread, while the block runs; never after it. What `call` raises ends the repeating."""
+    """Call `call` every `every` seconds, in a thread, while the block runs; never after it. What
+    `call` raises ends the repeating.
+    """
     stop = threading.Event()
 
     def run() -> None:

@@ -1,4 +1,6 @@
-"""How long work tells that it moves: one callable, so that no part below the doors knows about terminals."""
+"""How long work tells that it moves: one callable, so that no part below the doors knows about
+terminals.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""A folder on any file system that pyarrow knows: ``s3://bucket/runs``, ``gs://...``, ``abfs://...``, ``hdfs://...``, ``file:///...``.
+"""A folder on any file system that pyarrow knows: ``s3://bucket/runs``, ``gs://...``,
+``abfs://...``, ``hdfs://...``, ``file:///...``.
 
-Unusual: nothing here is ever half written. Object stores show an object when it is complete; elsewhere a file is written beside its place
-and moved there. A study whose folder is remote works in a local copy and passes on what others need (see :mod:`clsnf.study.remote_copy`).
+Unusual: nothing here is ever half written. Object stores show an object when it is complete;
+    elsewhere a file is written beside its place
+and moved there. A study whose folder is remote works in a local copy and passes on what others need
+(see :mod:`clsnf.study.remote_copy`).
 """
 
 from __future__ import annotations
@@ -51,9 +54,12 @@ class RemoteFolder:
         try:
             yield
         except (OSError, pa.ArrowException, ValueError, NotImplementedError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(self.uri, "it")
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(
+                self.uri, "it"
+            )
             raise OutputError(
-                f"{without_secrets(self.uri)} can't be used ({line}): is it a URI that pyarrow knows, and may it be written?"
+                f"{without_secrets(self.uri)} can't be used ({line}): is it a URI that pyarrow "
+                "knows, and may it be written?"
             ) from error
 
     def _at(self, name: str) -> str:
@@ -72,13 +78,21 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes, None where there is none."""
-        with self._named(), suppress(FileNotFoundError), self._files.open_input_stream(self._at(name)) as file:
+        with (
+            self._named(),
+            suppress(FileNotFoundError),
+            self._files.open_input_stream(self._at(name)) as file,
+        ):
             return bytes(file.read())
         return None
 
     def write(self, name: str, content: bytes) -> None:
         """A file with this content, in place of one that was there."""
-        with self._named(), self._whole(name) as place, self._files.open_output_stream(place) as file:
+        with (
+            self._named(),
+            self._whole(name) as place,
+            self._files.open_output_stream(place) as file,
+        ):
             file.write(content)
 
     @contextmanager
@@ -106,7 +120,12 @@ class RemoteFolder:
                 self.push(file, posixpath.join(name, file.relative_to(local).as_posix()))
             return
         with self._named(), self._whole(name) as place:
-            fs.copy_files(str(local), place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._files)
+            fs.copy_files(
+                str(local),
+                place,
+                source_filesystem=fs.LocalFileSystem(),
+                destination_filesystem=self._files,
+            )
 
     def pull(self, name: str, local: Path) -> bool:
         """A local copy of a file or folder, whole or not at all; False where there is none."""
@@ -118,7 +137,10 @@ class RemoteFolder:
                 if kind == fs.FileType.Directory:
                     draft.mkdir()
                 fs.copy_files(
-                    self._at(name), str(draft), source_filesystem=self._files, destination_filesystem=fs.LocalFileSystem()
+                    self._at(name),
+                    str(draft),
+                    source_filesystem=self._files,
+                    destination_filesystem=fs.LocalFileSystem(),
                 )
             return True
 

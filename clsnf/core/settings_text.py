@@ -1,4 +1,6 @@
-"""The settings as YAML with their documentation: ``clsnf settings``, and the table in ``docs/settings.md``."""
+"""The settings as YAML with their documentation: ``clsnf settings``, and the table in
+``docs/settings.md``.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,11 @@ def _lines(settings: Any, indent: int) -> list[str]:
         else:
             comment = textwrap.wrap(field.metadata["help"], 110)
             lines += [f"{pad}# {line}\n" for line in comment]
-            shown = yaml.safe_dump(to_dict(value), default_flow_style=True).strip().removesuffix("\n...").strip()
+            shown = (
+                yaml.safe_dump(to_dict(value), default_flow_style=True)
+                .strip()
+                .removesuffix("\n...")
+                .strip()
+            )
             lines.append(f"{pad}{field.name}: {shown}\n")
     return lines

@@ -1,4 +1,6 @@
-"""Places given by URIs, as text: ``s3://bucket/runs/night?endpoint_override=...``. What lies there is :mod:`clsnf.core.remote`'s part."""
+"""Places given by URIs, as text: ``s3://bucket/runs/night?endpoint_override=...``. What lies there
+is :mod:`clsnf.core.remote`'s part.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,13 @@ def join_uri(uri: str, name: str) -> str:
 
 
 def refuse_password(uri: str) -> None:
-    """Raises SettingsError for a URI with a password: places are named in tables, messages and reports."""
+    """Raises SettingsError for a URI with a password: places are named in tables, messages and
+    reports.
+    """
     if urlsplit(uri).password:
         raise SettingsError(
-            f"{without_secrets(uri)} was given with a password, which tables and reports would show: leave it out, and put it where "
+            f"{without_secrets(uri)} was given with a password, which tables and reports would "
+            "show: leave it out, and put it where "
             "the store's own tools look for it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, say)."
         )
 

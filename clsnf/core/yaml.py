@@ -1,6 +1,7 @@
 """Reads YAML that people write: files of settings, search spaces, single values of ``--set``.
 
-Unusual: ``1e-3`` is a number and ``off`` is a word, as in YAML 1.2; PyYAML follows 1.1, where it is the other way round. And a name
+Unusual: ``1e-3`` is a number and ``off`` is a word, as in YAML 1.2; PyYAML follows 1.1, where it is
+    the other way round. And a name
 that stands twice in one mapping is refused, where PyYAML silently takes the last.
 """
 
@@ -31,8 +32,14 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_BOOL, re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    _BOOL, re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -56,7 +63,9 @@ def read_yaml_mapping(path: Path, example: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise SettingsError(f"{path} can't be read ({error.strerror}): check the path and its permissions.") from error
+        raise SettingsError(
+            f"{path} can't be read ({error.strerror}): check the path and its permissions."
+        ) from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path} is no YAML: it is no UTF-8 text.") from error
     content = parse_yaml(text, str(path))

@@ -1,8 +1,11 @@
-"""Reads every file of a category once, so that what is wrong with it is said before the long work starts.
+"""Reads every file of a category once, so that what is wrong with it is said before the long work
+starts.
 
-Unusual: problems are collected, not met one by one: a message names the first few and counts the rest. What makes figures wrong or
-stops the work is an error; what only makes them doubtful is a warning in the report. A few unreadable pictures among very many are no
-reason to stop: up to a share of ``max_bad`` they are left out, and named in the report.
+Unusual: problems are collected, not met one by one: a message names the first few and counts the
+    rest. What makes figures wrong or
+stops the work is an error; what only makes them doubtful is a warning in the report. A few
+unreadable pictures among very many are no reason to stop: up to a share of ``max_bad`` they are
+left out, and named in the report.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Finding:
-    """What one row's files said: a problem, or the image's size, its brightest value and a digest of its pixels."""
+    """What one row's files said: a problem, or the image's size, its brightest value and a digest
+    of its pixels.
+    """
 
     problem: str | None = None
     unreadable: bool = False
@@ -58,23 +63,33 @@ class _Finding:
 
 
 def check_category(
-    table: pa.Table, *, allow_leak: bool = False, max_bad: float = MAX_BAD, progress: Progress | None = None
+    table: pa.Table,
+    *,
+    allow_leak: bool = False,
+    max_bad: float = MAX_BAD,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Read all images and masks of one category's table and compare them.
 
-    ``progress(done, total)`` is called from the calling thread after each image. ``allow_leak`` turns pictures that lie both in
-    train and in test from an error into a warning. ``max_bad``, in [0, 1), is the share of the pictures that may be unreadable: they
-    are left out of the report's table. Pictures are the same when their pixels are, however they were saved.
+    ``progress(done, total)`` is called from the calling thread after each image. ``allow_leak``
+    turns pictures that lie both in train and in test from an error into a warning. ``max_bad``, in
+    [0, 1), is the share of the pictures that may be unreadable: they are left out of the report's
+    table. Pictures are the same when their pixels are, however they were saved.
 
-    Raises a DataError with one line that names the files and the mend: an ImageError for unreadable or truncated images and masks,
-    defect images without a mask, masks of another size or without a defect pixel; then leaks, and pictures both good and defect.
-    Raises SettingsError for another ``max_bad``.
+    Raises a DataError with one line that names the files and the mend: an ImageError for unreadable
+    or truncated images and masks, defect images without a mask, masks of another size or without a
+    defect pixel; then leaks, and pictures both good and defect. Raises SettingsError for another
+    ``max_bad``.
     """
     if not 0 <= max_bad < 1:
-        raise SettingsError(f"--max-bad is {max_bad!r}: it must be a share from 0 to below 1, such as 0.01.")
+        raise SettingsError(
+            f"--max-bad is {max_bad!r}: it must be a share from 0 to below 1, such as 0.01."
+        )
     rows = table.to_pylist()
     if not any(row["split"] != TEST for row in rows):
-        raise DataError("The category has no training images: put good pictures into its train folder.")
+        raise DataError(
+            "The category has no training images: put good pictures into its train folder."
+        )
     name = f"Category {rows[0]['category']!r}"
 
     findings: list[_Finding] = []
@@ -84,15 +99,27 @@ def check_category(
             if progress is not None:
                 progress(len(findings), len(rows))
 
-    skipped = {row["path"]: str(f.problem) for row, f in zip(rows, findings, strict=True) if f.unreadable}
+    skipped = {
+        row["path"]: str(f.problem) for row, f in zip(rows, findings, strict=True) if f.unreadable
+    }
     too_many = len(skipped) > max_bad * len(rows)
-    problems = [finding.problem for finding in findings if finding.problem and (too_many or not finding.unreadable)]
+    problems = [
+        finding.problem
+        for finding in findings
+        if finding.problem and (too_many or not finding.unreadable)
+    ]
     if problems:
         # Of a small folder one is too many: that needs no explanation.
         share = f" That is {len(skipped)} of {len(rows)} pictures, more than --max-bad {max_bad:g}."
-        raise ImageError(_one_line(name, "problem", problems) + (share if too_many and len(rows) * max_bad >= 1 else ""))
+        raise ImageError(
+            _one_line(name, "problem", problems)
+            + (share if too_many and len(rows) * max_bad >= 1 else "")
+        )
     readable = table.filter(pa.array([not finding.unreadable for finding in findings]))
-    rows, findings = readable.to_pylist(), [finding for finding in findings if not finding.unreadable]
+    rows, findings = (
+        readable.to_pylist(),
+        [finding for finding in findings if not finding.unreadable],
+    )
     copies = _find_copies(rows, findings)
     if copies.contradictions:
         raise DataError(_one_line(name, "contradiction", copies.contradictions))
@@ -100,7 +127,9 @@ def check_category(
     if leaks and not allow_leak:
         raise DataError(f"{leaks[0]} Remove one of each pair, or allow it with --allow-leak.")
     named = _one_line(name, "unreadable picture", list(skipped.values()))
-    left_out = (f"{len(skipped)} of the {len(table)} pictures are left out. {named}",) if skipped else ()
+    left_out = (
+        (f"{len(skipped)} of the {len(table)} pictures are left out. {named}",) if skipped else ()
+    )
     masks = sum(row["mask_path"] is not None for row in rows)
     warnings = (*left_out, *leaks, *_doubts(name, rows, findings, copies.repeats))
     return CheckReport(len(rows), masks, warnings, readable, skipped)
@@ -120,15 +149,23 @@ def _read_row(row: dict[str, Any]) -> _Finding:
     if row["label"] and mask_path is None:
         place = f"ground_truth/{row['defect_type']}/{Path(path).stem}_mask.png"
         problem = f"{path} shows a defect but has no mask: add {place}, or remove the image."
-    return _Finding(problem, False, image.shape[:2], int(image.max()), hashlib.sha256(image.data).digest())
+    return _Finding(
+        problem, False, image.shape[:2], int(image.max()), hashlib.sha256(image.data).digest()
+    )
 
 
 def _mask_problem(mask_path: str, size: tuple[int, int]) -> str | None:
     mask = read_mask(mask_path)
     if mask.shape != size:
-        return f"{mask_path} has the size {_size(mask.shape)}, its image {_size(size)}: draw the mask at the image's size."
+        return (
+            f"{mask_path} has the size {_size(mask.shape)}, its image {_size(size)}: draw the "
+            "mask at the image's size."
+        )
     if not mask.any():
-        return f"{mask_path} marks no pixel: draw the defect, or move the image to the good ones and remove the mask."
+        return (
+            f"{mask_path} marks no pixel: draw the defect, or move the image to the good ones and "
+            "remove the mask."
+        )
     return None
 
 
@@ -142,7 +179,9 @@ def _size(size: tuple[int, ...]) -> str:
 
 @dataclass
 class _Copies:
-    """Pairs of the same picture, one text each: in train and test, as good and as defect in test, within one split."""
+    """Pairs of the same picture, one text each: in train and test, as good and as defect in test,
+    within one split.
+    """
 
     leaks: list[str] = field(default_factory=list)
     contradictions: list[str] = field(default_factory=list)
@@ -162,29 +201,42 @@ def _find_copies(rows: list[dict[str, Any]], findings: list[_Finding]) -> _Copie
             if (first["split"] == TEST) != (other["split"] == TEST):
                 copies.leaks.append(f"{pair} are the same picture, in train and in test.")
             elif first["label"] != other["label"]:
-                copies.contradictions.append(f"{pair} are the same picture, once good and once a defect: remove one.")
+                copies.contradictions.append(
+                    f"{pair} are the same picture, once good and once a defect: remove one."
+                )
             else:
                 copies.repeats.append(f"{pair} are the same picture.")
     return copies
 
 
-def _doubts(name: str, rows: list[dict[str, Any]], findings: list[_Finding], repeats: list[str]) -> list[str]:
+def _doubts(
+    name: str, rows: list[dict[str, Any]], findings: list[_Finding], repeats: list[str]
+) -> list[str]:
     """Warnings: what makes figures doubtful but not wrong."""
     warnings = [_one_line(name, "repetition", repeats)] if repeats else []
     sizes = Counter(finding.size for finding in findings)
     if len(sizes) > 1:
         listed = [f"{_size(size)} ({count} images)" for size, count in sizes.most_common()]
         warnings.append(
-            f"{name} mixes {len(sizes)} image sizes: {', '.join(listed[:_MOST_SHOWN])}: are all of one camera and crop?"
+            f"{name} mixes {len(sizes)} image sizes: {', '.join(listed[:_MOST_SHOWN])}: are all "
+            "of one camera and crop?"
         )
     brightest = max(finding.brightest for finding in findings)
     if brightest < _DARK:
         warnings.append(
-            f"{name} has no pixel above {brightest} of 255: if 10 or 12 bits of a camera lie in 16-bit files, scale them up."
+            f"{name} has no pixel above {brightest} of 255: if 10 or 12 bits of a camera lie in "
+            "16-bit files, scale them up."
         )
-    lossy = [row["mask_path"] for row in rows if row["mask_path"] and Path(row["mask_path"]).suffix.lower() in (".jpg", ".jpeg")]
+    lossy = [
+        row["mask_path"]
+        for row in rows
+        if row["mask_path"] and Path(row["mask_path"]).suffix.lower() in (".jpg", ".jpeg")
+    ]
     if lossy:
-        warnings.append(f"{name} has {len(lossy)} masks in JPEG, whose noise counts as defect: save masks as PNG ({lossy[0]}).")
+        warnings.append(
+            f"{name} has {len(lossy)} masks in JPEG, whose noise counts as defect: save masks as "
+            f"PNG ({lossy[0]})."
+        )
     return warnings
 
 

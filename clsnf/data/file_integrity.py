@@ -1,8 +1,11 @@
-"""Is an image file whole? Read from its structure alone, before any codec sees the bytes; called by :mod:`clsnf.data.images`.
+"""Is an image file whole? Read from its structure alone, before any codec sees the bytes; called by
+:mod:`clsnf.data.images`.
 
-Unusual: this exists because codecs can't be trusted with half a file. libjpeg fills the missing part with grey and only warns (a
-file whose tail is zeros after a crash passes), PNG decoders stop at the last pixel, libtiff writes to standard error. The checks
-here walk the containers' own lengths, never the compressed data, so they cost microseconds.
+Unusual: this exists because codecs can't be trusted with half a file. libjpeg fills the missing
+    part with grey and only warns (a
+file whose tail is zeros after a crash passes), PNG decoders stop at the last pixel, libtiff writes
+to standard error. The checks here walk the containers' own lengths, never the compressed data, so
+they cost microseconds.
 """
 
 from __future__ import annotations
@@ -18,13 +21,32 @@ _JPEG_SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length: TEM, RST0-7, SOI
 
 # TIFF 6.0 section 2 and the BigTIFF design: bytes per value of each field type.
-_TIFF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_TIFF_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 _TIFF_INTEGERS = {3: "u2", 4: "u4", 16: "u8"}
 _TIFF_DATA = ((273, 279), (324, 325))  # (offsets, byte counts) of strips and of tiles
 
 
 def sniff(data: bytes) -> str | None:
-    """Pillow's name of the format that the first bytes announce, whatever the file is called; None where it is not one of ours."""
+    """Pillow's name of the format that the first bytes announce, whatever the file is called; None
+    where it is not one of ours.
+    """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -37,9 +59,11 @@ def sniff(data: bytes) -> str | None:
 
 
 def damage(data: bytes, image_format: str) -> str | None:
-    """What is wrong with the file's structure, to follow its name in a message (``is cut short ...``); None where it is whole.
+    """What is wrong with the file's structure, to follow its name in a message (``is cut short
+    ...``); None where it is whole.
 
-    ``image_format`` is :func:`sniff`'s answer. BMP needs no check: its decoder counts the bytes of the rows itself.
+    ``image_format`` is :func:`sniff`'s answer. BMP needs no check: its decoder counts the bytes of
+    the rows itself.
     """
     check = _CHECKS.get(image_format)
     if check is None:
@@ -62,7 +86,9 @@ def _png(data: bytes) -> str | None:
 
 
 def _jpeg(data: bytes) -> str | None:
-    """ITU T.81, annex B: segments with lengths up to the first scan, whose entropy-coded data can't hold an end marker."""
+    """ITU T.81, annex B: segments with lengths up to the first scan, whose entropy-coded data can't
+    hold an end marker.
+    """
     position = 2
     while data[position] == 0xFF:
         marker = data[position + 1]
@@ -73,12 +99,18 @@ def _jpeg(data: bytes) -> str | None:
         else:
             position += 2 + struct.unpack_from(">H", data, position + 2)[0]
             if marker == _JPEG_SCAN:
-                return None if data.find(_JPEG_END, position) >= 0 else f"{_CUT}: its end marker is missing"
+                return (
+                    None
+                    if data.find(_JPEG_END, position) >= 0
+                    else f"{_CUT}: its end marker is missing"
+                )
     return "is damaged: its segments do not follow each other"
 
 
 def _tiff(data: bytes) -> str | None:
-    """TIFF 6.0 and BigTIFF: the first directory, the values that it points to, and its strips or tiles lie within the file."""
+    """TIFF 6.0 and BigTIFF: the first directory, the values that it points to, and its strips or
+    tiles lie within the file.
+    """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     end = len(data)
@@ -90,20 +122,30 @@ def _tiff(data: bytes) -> str | None:
 
     for offsets_tag, counts_tag in _TIFF_DATA:
         if offsets_tag in fields and counts_tag in fields:
-            offsets, counts = (_tiff_integers(data, order, *fields[tag]) for tag in (offsets_tag, counts_tag))
+            offsets, counts = (
+                _tiff_integers(data, order, *fields[tag]) for tag in (offsets_tag, counts_tag)
+            )
             if len(offsets) == len(counts) and (offsets + counts > end).any():
-                return f"{_CUT}: {int(np.minimum(counts, np.maximum(offsets + counts - end, 0)).sum())} bytes are missing"
+                return (
+                    f"{_CUT}: "
+                    f"{int(np.minimum(counts, np.maximum(offsets + counts - end, 0)).sum())} "
+                    "bytes are missing"
+                )
     return None
 
 
 def _tiff_fields(data: bytes, order: str, big: bool) -> Iterator[tuple[int, int, int, int]]:
     """(tag, type, count, position of the values) of each entry of the first directory."""
     (directory,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    count_format, entry_format, inline = (order + "Q", order + "HHQ", 8) if big else (order + "H", order + "HHI", 4)
+    count_format, entry_format, inline = (
+        (order + "Q", order + "HHQ", 8) if big else (order + "H", order + "HHI", 4)
+    )
     (entries,) = struct.unpack_from(count_format, data, directory)
     start = directory + struct.calcsize(count_format)
     stride = struct.calcsize(entry_format) + inline
-    struct.unpack_from(order + ("Q" if big else "I"), data, start + entries * stride)  # the next directory's place must be there
+    struct.unpack_from(
+        order + ("Q" if big else "I"), data, start + entries * stride
+    )  # the next directory's place must be there
     for entry in range(start, start + entries * stride, stride):
         tag, kind, count = struct.unpack_from(entry_format, data, entry)
         position = entry + stride - inline
@@ -125,4 +167,9 @@ def _webp(data: bytes) -> str | None:
     return f"{_CUT}: {missing} bytes are missing" if missing > 0 else None
 
 
-_CHECKS: dict[str, Callable[[bytes], str | None]] = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "WEBP": _webp}
+_CHECKS: dict[str, Callable[[bytes], str | None]] = {
+    "PNG": _png,
+    "JPEG": _jpeg,
+    "TIFF": _tiff,
+    "WEBP": _webp,
+}

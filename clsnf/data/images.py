@@ -1,14 +1,17 @@
-"""The one place that reads an image, and the one that lays it on the network's canvas, for training, prediction and serving.
+"""The one place that reads an image, and the one that lays it on the network's canvas, for
+training, prediction and serving.
 
-The content of a file decides its format (PNG, JPEG, BMP, TIFF, WebP), not its name. Grey becomes RGB with equal channels, alpha is
-dropped, a palette is looked up, CMYK is converted, an EXIF orientation is applied (a picture is used as viewers show it). 16-bit
-values are scaled by the type's full range, 65536 to 256 levels (the high byte): 12-bit data in 16-bit files come out dark, of which
-:mod:`clsnf.data.checks` warns. Floating point, 32-bit integers and files of several pictures are refused: their range, or which one
-is meant, would be a guess.
+The content of a file decides its format (PNG, JPEG, BMP, TIFF, WebP), not its name. Grey becomes
+RGB with equal channels, alpha is dropped, a palette is looked up, CMYK is converted, an EXIF
+orientation is applied (a picture is used as viewers show it). 16-bit values are scaled by the
+type's full range, 65536 to 256 levels (the high byte): 12-bit data in 16-bit files come out dark,
+of which :mod:`clsnf.data.checks` warns. Floating point, 32-bit integers and files of several
+pictures are refused: their range, or which one is meant, would be a guess.
 
-Unusual: Pillow decodes, not OpenCV, because half a file must never pass and nothing may be printed by a codec: OpenCV's write to
-standard error, and before version 5 return half a picture. Pillow is nearly as fast (20 against 16 ms for a JPEG of 5 megapixels)
-and releases the GIL too.
+Unusual: Pillow decodes, not OpenCV, because half a file must never pass and nothing may be printed
+    by a codec: OpenCV's write to
+standard error, and before version 5 return half a picture. Pillow is nearly as fast (20 against 16
+ms for a JPEG of 5 megapixels) and releases the GIL too.
 """
 
 from __future__ import annotations
@@ -36,7 +39,11 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # by the header: more is a decompression bomb or a mistake
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-_EXIF_FORMATS = ("JPEG", "MPO", "WEBP")  # Pillow applies a TIFF's orientation itself; the other formats' is hardly ever meant
+_EXIF_FORMATS = (
+    "JPEG",
+    "MPO",
+    "WEBP",
+)  # Pillow applies a TIFF's orientation itself; the other formats' is hardly ever meant
 _AGAIN = "copy it again from its source or remove it"
 _CONVERT = "save the image as a PNG of 8 or 16 bit"
 
@@ -45,7 +52,9 @@ _CONVERT = "save the image as a PNG of 8 or 16 bit"
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """A file's bytes as (H, W, 3) uint8 RGB, writable; ``name`` stands in messages. Raises ImageError, with the mend."""
+    """A file's bytes as (H, W, 3) uint8 RGB, writable; ``name`` stands in messages. Raises
+    ImageError, with the mend.
+    """
     with _opened(data, name) as image:
         return _rgb(image, name)
 
@@ -56,12 +65,16 @@ def read_image(path: Reference) -> np.ndarray:
 
 
 def image_size(path: Reference) -> tuple[int, int]:
-    """(height, width) from the picture's header, as :func:`read_image` would return it; the pixels are not read nor checked."""
+    """(height, width) from the picture's header, as :func:`read_image` would return it; the pixels
+    are not read nor checked.
+    """
     return _size(io.BytesIO(read_bytes(path)) if is_packed(path) else path, os.fspath(path))
 
 
 def announced_size(data: bytes, name: str) -> tuple[int, int]:
-    """:func:`image_size` of a file's bytes, for limits that come before decoding; ``name`` stands in messages."""
+    """:func:`image_size` of a file's bytes, for limits that come before decoding; ``name`` stands
+    in messages.
+    """
     if sniff(data) is None:
         raise ImageError(_no_image(data, name))
     return _size(io.BytesIO(data), name)
@@ -74,9 +87,13 @@ def _size(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple[int, 
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """A mask's bytes as (H, W) bool: True where a colour channel is not zero and the pixel, with an alpha channel, not transparent."""
+    """A mask's bytes as (H, W) bool: True where a colour channel is not zero and the pixel, with an
+    alpha channel, not transparent.
+    """
     with _opened(data, name) as image:
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # label numbers below 256 must not vanish in the high byte
+        if image.mode in ("I", "F") or image.mode.startswith(
+            "I;16"
+        ):  # label numbers below 256 must not vanish in the high byte
             return np.asarray(image) != 0
         mode = "RGBA" if image.has_transparency_data else "RGB"
         pixels = np.asarray(_converted(image, mode, name))
@@ -99,16 +116,21 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise ImageError(f"{name} {problem}: {_AGAIN}.")
 
     with _header(io.BytesIO(data), name) as image:
-        # A phone's MPO is one photograph with extras such as a preview; elsewhere more frames are more pictures.
+        # A phone's MPO is one photograph with extras such as a preview; elsewhere more frames are
+        # more pictures.
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise ImageError(f"{name} holds {image.n_frames} pictures: save each as a file of its own.")  # type: ignore[attr-defined]
+            raise ImageError(
+                f"{name} holds {image.n_frames} pictures: save each as a file of its own."
+            )  # type: ignore[attr-defined]
         image.load()
         yield ImageOps.exif_transpose(image) if image.format in _EXIF_FORMATS else image
 
 
 @contextlib.contextmanager
 def _header(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    """The opened, not yet decoded picture; whatever Pillow raises on a damaged one, here or in the body, becomes an ImageError."""
+    """The opened, not yet decoded picture; whatever Pillow raises on a damaged one, here or in the
+    body, becomes an ImageError.
+    """
     try:
         with Image.open(source, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -120,11 +142,14 @@ def _header(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[
         raise ImageError(_too_large(name, "far too many pixels")) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} has a damaged header or is of a kind that can't be read (such as floating point): {_CONVERT}."
+            f"{name} has a damaged header or is of a kind that can't be read (such as floating "
+            f"point): {_CONVERT}."
         ) from error
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist: check the path.") from error
-    except Exception as error:  # codecs raise nearly anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error ...
+    # codecs raise nearly anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error
+    # ...
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{name} is damaged or cut short ({reason}): {_AGAIN}.") from error
 
@@ -135,7 +160,10 @@ def _no_image(data: bytes, name: str) -> str:
 
 
 def _too_large(name: str, size: str) -> str:
-    return f"{name} announces {size}, more than the {MAX_PIXELS // 10**6} megapixels that are read: crop or scale it, or remove it."
+    return (
+        f"{name} announces {size}, more than the {MAX_PIXELS // 10**6} megapixels that are read: "
+        "crop or scale it, or remove it."
+    )
 
 
 def _rgb(image: Image.Image, name: str) -> np.ndarray:
@@ -144,7 +172,10 @@ def _rgb(image: Image.Image, name: str) -> np.ndarray:
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         kind = "floating point" if image.mode == "F" else "32-bit integer"
-        raise ImageError(f"{name} holds {kind} values, whose range from black to white is unknown: scale them and {_CONVERT}.")
+        raise ImageError(
+            f"{name} holds {kind} values, whose range from black to white is unknown: scale them "
+            f"and {_CONVERT}."
+        )
     return np.array(_converted(image, "RGB", name))
 
 
@@ -152,7 +183,9 @@ def _converted(image: Image.Image, mode: str, name: str) -> Image.Image:
     try:
         return image if image.mode == mode else image.convert(mode)
     except ValueError as error:
-        raise ImageError(f"{name} has the colour space {image.mode}, which can't be converted: {_CONVERT}.") from error
+        raise ImageError(
+            f"{name} has the colour space {image.mode}, which can't be converted: {_CONVERT}."
+        ) from error
 
 
 # ---- writing ----
@@ -164,7 +197,9 @@ def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
 
 
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
-    """Write (H, W) bool as a grey PNG of 0 and 255, beside its place and renamed. Raises OutputError."""
+    """Write (H, W) bool as a grey PNG of 0 and 255, beside its place and renamed. Raises
+    OutputError.
+    """
     _write_png(Path(path), Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
 
 
@@ -184,7 +219,10 @@ def _write_png(path: Path, image: Image.Image) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path} can't be written ({error.strerror}): check that its folder exists and has room.") from error
+        raise OutputError(
+            f"{path} can't be written ({error.strerror}): check that its folder exists and has "
+            "room."
+        ) from error
 
 
 # ---- the network's canvas ----
@@ -203,13 +241,19 @@ class Placement:
 
     @classmethod
     def of(cls, source: tuple[int, int], settings: ImageSettings) -> Placement:
-        """``squeeze`` fills the canvas; ``fit`` keeps the shape, as large as it goes, in the middle."""
+        """``squeeze`` fills the canvas; ``fit`` keeps the shape, as large as it goes, in the
+        middle.
+        """
         canvas_h, canvas_w = settings.size
         height, width = canvas_h, canvas_w
         if settings.aspect == "fit":
             scale = min(canvas_h / source[0], canvas_w / source[1])
-            height, width = (max(1, min(c, round(s * scale))) for s, c in zip(source, settings.size, strict=True))
-        return cls(source, settings.size, (canvas_h - height) // 2, (canvas_w - width) // 2, height, width)
+            height, width = (
+                max(1, min(c, round(s * scale))) for s, c in zip(source, settings.size, strict=True)
+            )
+        return cls(
+            source, settings.size, (canvas_h - height) // 2, (canvas_w - width) // 2, height, width
+        )
 
     @property
     def box(self) -> tuple[slice, slice]:
@@ -229,16 +273,20 @@ class Placement:
 
 
 def place(image: np.ndarray, settings: ImageSettings) -> tuple[torch.Tensor, Placement]:
-    """Resize (h, w, 3) uint8 onto the canvas: a (3, H, W) uint8 tensor and where the image lies on it. Bilinear with antialiasing.
+    """Resize (h, w, 3) uint8 onto the canvas: a (3, H, W) uint8 tensor and where the image lies on
+    it. Bilinear with antialiasing.
 
-    Padding repeats the image's border. Measured: a ResNet-18's answers inside the image come closer to those with the true
-    surroundings than with the border's mean colour as padding. A reflection comes closer still in the deepest level, but would show
-    a defect twice and reach no further than the image is wide.
+    Padding repeats the image's border. Measured: a ResNet-18's answers inside the image come closer
+    to those with the true surroundings than with the border's mean colour as padding. A reflection
+    comes closer still in the deepest level, but would show a defect twice and reach no further than
+    the image is wide.
     """
     placement = Placement.of(image.shape[:2], settings)
     # (h, w, 3) -> (1, 3, h, w) in channels-last order, for which torch has a fast path in uint8
     source = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    content = F.interpolate(source, size=(placement.height, placement.width), mode="bilinear", antialias=True)[0]
+    content = F.interpolate(
+        source, size=(placement.height, placement.width), mode="bilinear", antialias=True
+    )[0]
     if not placement.padded:
         return content.contiguous(), placement
     rows = (torch.arange(placement.canvas[0]) - placement.top).clamp(0, placement.height - 1)
@@ -247,20 +295,31 @@ def place(image: np.ndarray, settings: ImageSettings) -> tuple[torch.Tensor, Pla
 
 
 def place_mask(mask: np.ndarray, placement: Placement) -> torch.Tensor:
-    """A mask (h, w) bool at the source's size on the canvas, (H, W) bool: nearest pixel centre, False on padding."""
+    """A mask (h, w) bool at the source's size on the canvas, (H, W) bool: nearest pixel centre,
+    False on padding.
+    """
     if mask.shape != placement.source:
         have, need = (f"{height}x{width}" for height, width in (mask.shape, placement.source))
-        raise ImageError(f"A mask has {have} pixels (height x width), its image {need}: draw the mask at the image's size.")
+        raise ImageError(
+            f"A mask has {have} pixels (height x width), its image {need}: draw the mask at the "
+            "image's size."
+        )
     canvas = torch.zeros(placement.canvas, dtype=torch.bool)
     source = torch.from_numpy(np.ascontiguousarray(mask)).to(torch.uint8)[None, None]
-    canvas[placement.box] = F.interpolate(source, size=(placement.height, placement.width), mode="nearest-exact")[0, 0].bool()
+    canvas[placement.box] = F.interpolate(
+        source, size=(placement.height, placement.width), mode="nearest-exact"
+    )[0, 0].bool()
     return canvas
 
 
 def restore_map(canvas_map: np.ndarray | torch.Tensor, placement: Placement) -> np.ndarray:
-    """A map (H, W) on the canvas at the source's size, (h, w) float32: the padding cut off, bilinear."""
+    """A map (H, W) on the canvas at the source's size, (h, w) float32: the padding cut off,
+    bilinear.
+    """
     content = torch.as_tensor(canvas_map, dtype=torch.float32, device="cpu")[placement.box]
-    return F.interpolate(content[None, None], size=placement.source, mode="bilinear", antialias=True)[0, 0].numpy()
+    return F.interpolate(
+        content[None, None], size=placement.source, mode="bilinear", antialias=True
+    )[0, 0].numpy()
 
 
 # ---- many ----
@@ -268,15 +327,21 @@ def restore_map(canvas_map: np.ndarray | torch.Tensor, placement: Placement) -> 
 
 @dataclass(frozen=True)
 class LoadedImages:
-    """``images`` (N, 3, H, W) uint8 on the canvas, ``valid`` (N, H, W) bool or None where nothing is padded, N ``placements``."""
+    """``images`` (N, 3, H, W) uint8 on the canvas, ``valid`` (N, H, W) bool or None where nothing
+    is padded, N ``placements``.
+    """
 
     images: torch.Tensor
     valid: torch.Tensor | None
     placements: list[Placement]
 
 
-def load_images(paths: Sequence[Reference], settings: ImageSettings, threads: int | None = None) -> LoadedImages:
-    """Read and place images, in the order of ``paths``; the first one that can't be read raises its ImageError."""
+def load_images(
+    paths: Sequence[Reference], settings: ImageSettings, threads: int | None = None
+) -> LoadedImages:
+    """Read and place images, in the order of ``paths``; the first one that can't be read raises its
+    ImageError.
+    """
     images = torch.empty((len(paths), 3, *settings.size), dtype=torch.uint8)
 
     def load(index: int) -> Placement:
@@ -286,4 +351,6 @@ def load_images(paths: Sequence[Reference], settings: ImageSettings, threads: in
     with ThreadPoolExecutor(threads) as pool:
         placements = list(pool.map(load, range(len(paths))))
     padded = any(p.padded for p in placements)
-    return LoadedImages(images, torch.stack([p.valid for p in placements]) if padded else None, placements)
+    return LoadedImages(
+        images, torch.stack([p.valid for p in placements]) if padded else None, placements
+    )

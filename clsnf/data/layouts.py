@@ -1,10 +1,13 @@
 """How a data set lies on the disk: finds its categories and reads each into one table.
 
-Unusual: a layout is found by its folders, never by a category's name. Pictures are read from the folders that the layout names,
-never deeper. Hidden entries and files of other kinds (notes, annotations, Thumbs.db) are passed over; pictures in a format that is
-not read (gif, heic, raw ...) and pictures where none belong are errors: leaving them out silently is worse than stopping.
+Unusual: a layout is found by its folders, never by a category's name. Pictures are read from the
+    folders that the layout names,
+never deeper. Hidden entries and files of other kinds (notes, annotations, Thumbs.db) are passed
+over; pictures in a format that is not read (gif, heic, raw ...) and pictures where none belong are
+errors: leaving them out silently is worse than stopping.
 
-To add a layout, write one function that reads a category's folder into rows and one line in ``LAYOUTS``.
+To add a layout, write one function that reads a category's folder into rows and one line in
+``LAYOUTS``.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ _UNREAD_PICTURES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One picture as a layout reads it; its hash and its category are added by :func:`read_category`."""
+    """One picture as a layout reads it; its hash and its category are added by
+    :func:`read_category`.
+    """
 
     path: Path
     split: str = "fit"
@@ -60,9 +65,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """``claims`` says whether a folder is meant as a category of this layout; ``read`` reads it, or raises DataError.
+    """``claims`` says whether a folder is meant as a category of this layout; ``read`` reads it, or
+    raises DataError.
 
-    ``listed`` gives the names of the categories that a file in the root lists, for layouts that have one.
+    ``listed`` gives the names of the categories that a file in the root lists, for layouts that
+    have one.
     """
 
     about: str
@@ -75,26 +82,34 @@ class Layout:
 
 
 def list_categories(root: str | os.PathLike[str], layout: str = "auto") -> list[str]:
-    """Names of the categories below ``root`` in natural order. Raises DataError where there is none.
+    """Names of the categories below ``root`` in natural order. Raises DataError where there is
+    none.
 
-    A folder that only looks like a category (it has ``test`` but no ``train``) is listed, so that reading it says what is missing.
+    A folder that only looks like a category (it has ``test`` but no ``train``) is listed, so that
+    reading it says what is missing.
     """
     layouts = _layouts(layout)
     root = _existing(Path(root))
-    names = {folder.name for folder in _folders(root) if any(known.claims(folder) for known in layouts)}
+    names = {
+        folder.name for folder in _folders(root) if any(known.claims(folder) for known in layouts)
+    }
     names.update(name for known in layouts for name in known.listed(root))
     if names:
         return sorted(names, key=natural_key)
     if any(known.claims(root) for known in layouts):
         raise DataError(f"{root} is itself a category: give the folder above it, {root.parent}.")
-    raise DataError(f"{root} holds no category: {_expected(layouts)} (a bare folder of good pictures is read with --normals).")
+    raise DataError(
+        f"{root} holds no category: {_expected(layouts)} (a bare folder of good pictures is read "
+        "with --normals)."
+    )
 
 
 def read_category(root: str | os.PathLike[str], category: str, layout: str = "auto") -> pa.Table:
-    """One category as a table of ``CATEGORY_SCHEMA``: training normals (split "fit") first, then test, each in natural order.
+    """One category as a table of ``CATEGORY_SCHEMA``: training normals (split "fit") first, then
+    test, each in natural order.
 
-    A category with ``train`` alone has no test rows. Every file is hashed. Raises DataError for missing or empty folders, masks
-    without images, and pictures that would be left out.
+    A category with ``train`` alone has no test rows. Every file is hashed. Raises DataError for
+    missing or empty folders, masks without images, and pictures that would be left out.
     """
     layouts = _layouts(layout)
     root = _existing(Path(root))
@@ -111,7 +126,9 @@ def read_category(root: str | os.PathLike[str], category: str, layout: str = "au
 
 
 def read_normals(folder: str | os.PathLike[str], category: str | None = None) -> pa.Table:
-    """A bare folder of good pictures as one category, named after the folder unless ``category`` is given. Raises DataError."""
+    """A bare folder of good pictures as one category, named after the folder unless ``category`` is
+    given. Raises DataError.
+    """
     folder = _existing(Path(folder))
     return _table(_read_normals(folder), category or folder.name)
 
@@ -120,23 +137,33 @@ def read_normals(folder: str | os.PathLike[str], category: str | None = None) ->
 
 
 def _read_train_test(normal: str, folder: Path) -> list[Row]:
-    """``train/<normal>``, ``test/<type>`` and ``ground_truth/<type>/<stem>_mask.*`` or ``<stem>.*`` (any image format)."""
+    """``train/<normal>``, ``test/<type>`` and ``ground_truth/<type>/<stem>_mask.*`` or ``<stem>.*``
+    (any image format).
+    """
     train = folder / "train"
     if not (train / normal).is_dir():
-        raise DataError(f"{folder} has no folder train/{normal}: put the good pictures to learn from there.")
+        raise DataError(
+            f"{folder} has no folder train/{normal}: put the good pictures to learn from there."
+        )
     others = [f.name for f in _folders(train) if f.name != normal]
     if others:
         raise DataError(
-            f"{train} holds {_some(others)} besides {normal!r}: only good pictures train; move the others to {folder / 'test'}."
+            f"{train} holds {_some(others)} besides {normal!r}: only good pictures train; move "
+            f"the others to {folder / 'test'}."
         )
     astray = [str(path) for place in (train, folder / "test") for path in _pictures(place)]
     if astray:
         raise DataError(
-            f"Pictures lie beside the folders for them: {_some(astray)}: move good ones to {normal}, others to test/<defect>."
+            f"Pictures lie beside the folders for them: {_some(astray)}: move good ones to "
+            f"{normal}, others to test/<defect>."
         )
     rows = [Row(path) for path in _filled(train / normal)]
 
-    masks = {kind.name: _pictures(kind) for kind in _folders(folder / "ground_truth") if not _is_normal(kind)}
+    masks = {
+        kind.name: _pictures(kind)
+        for kind in _folders(folder / "ground_truth")
+        if not _is_normal(kind)
+    }
     unused = {path for paths in masks.values() for path in paths}
     for kind in _folders(folder / "test"):
         if _is_normal(kind):
@@ -147,7 +174,8 @@ def _read_train_test(normal: str, folder: Path) -> list[Row]:
         unused.difference_update(mask for mask in matched.values() if mask)
     if unused:
         raise DataError(
-            f"Masks without an image: {_some(sorted(map(str, unused)))}: add test/<type>/<name> for each, or remove the mask."
+            f"Masks without an image: {_some(sorted(map(str, unused)))}: add test/<type>/<name> "
+            "for each, or remove the mask."
         )
     return rows
 
@@ -161,13 +189,20 @@ def _match_masks(images: list[Path], masks: list[Path]) -> dict[Path, Path | Non
     by_stem: dict[str, Path] = {}
     for mask in masks:
         if mask.stem in by_stem:
-            raise DataError(f"{by_stem[mask.stem]} and {mask.name} are masks of the same image: remove one.")
+            raise DataError(
+                f"{by_stem[mask.stem]} and {mask.name} are masks of the same image: remove one."
+            )
         by_stem[mask.stem] = mask
-    matched = {image: by_stem.get(f"{image.stem}_mask", by_stem.get(image.stem)) for image in images}
+    matched = {
+        image: by_stem.get(f"{image.stem}_mask", by_stem.get(image.stem)) for image in images
+    }
     owner: dict[Path, Path] = {}
     for image, found in matched.items():
         if found and owner.setdefault(found, image) is not image:
-            raise DataError(f"{owner[found]} and {image.name} would share the mask {found}: rename one of them and its mask.")
+            raise DataError(
+                f"{owner[found]} and {image.name} would share the mask {found}: rename one of "
+                "them and its mask."
+            )
     return matched
 
 
@@ -176,20 +211,37 @@ def _read_normals(folder: Path) -> list[Row]:
 
 
 def _read_visa(folder: Path) -> list[Row]:
-    """The rows of the root's ``split_csv/1cls.csv`` that are this category's; which pictures are used is for that file to say."""
+    """The rows of the root's ``split_csv/1cls.csv`` that are this category's; which pictures are
+    used is for that file to say.
+    """
     root = folder.parent
     members = [entry for entry in read_split(root) if entry.category == folder.name]
-    chosen = {split: [entry for entry in members if entry.split == split] for split in ("train", "test")}
+    chosen = {
+        split: [entry for entry in members if entry.split == split] for split in ("train", "test")
+    }
     if not chosen["train"]:
-        raise DataError(f"{root / SPLIT_FILE} has no train rows for {folder.name!r}: take the file from VisA's release.")
+        raise DataError(
+            f"{root / SPLIT_FILE} has no train rows for {folder.name!r}: take the file from "
+            "VisA's release."
+        )
     rows = [Row(root / entry.image) for entry in chosen["train"]]
     for entry in chosen["test"]:
         if entry.label == "normal":
             rows.append(Row(root / entry.image, "test"))
         else:
-            rows.append(Row(root / entry.image, "test", 1, entry.label, root / entry.mask if entry.mask else None))
+            rows.append(
+                Row(
+                    root / entry.image,
+                    "test",
+                    1,
+                    entry.label,
+                    root / entry.mask if entry.mask else None,
+                )
+            )
     # Stable: the order of the splits stays, and each is in natural order.
-    return sorted(rows, key=lambda row: (row.split != "fit", row.label == 0, natural_key(row.path.name)))
+    return sorted(
+        rows, key=lambda row: (row.split != "fit", row.label == 0, natural_key(row.path.name))
+    )
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -197,18 +249,32 @@ LAYOUTS: dict[str, Layout] = {
         "<category>/Data/Images",
         lambda folder: (folder / "Data" / "Images").is_dir(),
         _read_visa,
-        lambda root: {entry.category for entry in read_split(root)} if (root / SPLIT_FILE).exists() else (),
+        lambda root: (
+            {entry.category for entry in read_split(root)} if (root / SPLIT_FILE).exists() else ()
+        ),
     ),
     # Before mvtec, which also claims what is left: any folder that means to be a category.
-    "btad": Layout("<category>/train/ok", lambda folder: (folder / "train" / "ok").is_dir(), partial(_read_train_test, "ok")),
+    "btad": Layout(
+        "<category>/train/ok",
+        lambda folder: (folder / "train" / "ok").is_dir(),
+        partial(_read_train_test, "ok"),
+    ),
     "mvtec": Layout(
         "<category>/train/good",
         lambda folder: (folder / "train").is_dir() or (folder / "test").is_dir(),
         partial(_read_train_test, "good"),
     ),
-    "normals": Layout("<category>/*.png of good pictures", lambda folder: any(map(_is_picture, _entries(folder))), _read_normals),
+    "normals": Layout(
+        "<category>/*.png of good pictures",
+        lambda folder: any(map(_is_picture, _entries(folder))),
+        _read_normals,
+    ),
 }
-_AUTO = ("btad", "mvtec", "visa")  # not normals: a folder of pictures below a data set may be anything
+_AUTO = (
+    "btad",
+    "mvtec",
+    "visa",
+)  # not normals: a folder of pictures below a data set may be anything
 
 
 def _layouts(name: str) -> list[Layout]:
@@ -228,27 +294,42 @@ def _expected(layouts: list[Layout]) -> str:
 
 def _existing(folder: Path) -> Path:
     if not folder.is_dir():
-        raise DataError(f"{folder} {'is no folder' if folder.exists() else 'does not exist'}: give the folder that holds the data.")
+        raise DataError(
+            f"{folder} {'is no folder' if folder.exists() else 'does not exist'}: give the folder "
+            "that holds the data."
+        )
     return folder.absolute()
 
 
 def _entries(folder: Path) -> list[Path]:
     """What a folder holds, hidden entries apart, in natural order; nothing where it does not exist."""
     try:
-        found = [entry for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
+        found = (
+            [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+            if folder.is_dir()
+            else []
+        )
     except OSError as error:
-        raise DataError(f"{folder} can't be listed ({error.strerror}): check its permissions.") from error
+        raise DataError(
+            f"{folder} can't be listed ({error.strerror}): check its permissions."
+        ) from error
     for entry in found:
         try:
             entry.name.encode()
         except UnicodeEncodeError:  # from an archive that was made with another character set
-            raise DataError(f"{folder} holds the name {entry.name!r}, which is no UTF-8: rename it.") from None
+            raise DataError(
+                f"{folder} holds the name {entry.name!r}, which is no UTF-8: rename it."
+            ) from None
     return sorted(found, key=lambda entry: natural_key(entry.name))
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorting key that puts 2 before 10 and does not mind case; the name itself breaks ties (7 and 007)."""
-    parts = re.split(r"(\d+)", name.casefold())  # text, digits, text, ...: the same kind at the same place in every name
+    """Sorting key that puts 2 before 10 and does not mind case; the name itself breaks ties (7 and
+    007).
+    """
+    parts = re.split(
+        r"(\d+)", name.casefold()
+    )  # text, digits, text, ...: the same kind at the same place in every name
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
@@ -262,7 +343,8 @@ def _pictures(folder: Path) -> list[Path]:
     unread = [entry.name for entry in files if entry.suffix.lower() in _UNREAD_PICTURES]
     if unread:
         raise DataError(
-            f"{folder} holds pictures in a format that is not read: {_some(unread)}: convert them to png or remove them."
+            f"{folder} holds pictures in a format that is not read: {_some(unread)}: convert them "
+            "to png or remove them."
         )
     return [entry for entry in files if _is_picture(entry)]
 
@@ -277,7 +359,8 @@ def _filled(folder: Path) -> list[Path]:
     if not pictures:
         others = [entry.name for entry in _entries(folder)]
         raise DataError(
-            f"{folder} holds no pictures ({_FORMATS}){f', only {_some(others)}' if others else ''}: put good pictures there."
+            f"{folder} holds no pictures "
+            f"({_FORMATS}){f', only {_some(others)}' if others else ''}: put good pictures there."
         )
     return pictures
 
@@ -312,4 +395,6 @@ def _sha256(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}): check the link or the permissions.") from error
+        raise DataError(
+            f"{path} can't be read ({error.strerror}): check the link or the permissions."
+        ) from error

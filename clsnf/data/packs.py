@@ -1,11 +1,15 @@
-"""A data set as Parquet shards: few large files instead of many small ones, on any file system that pyarrow knows (a folder, s3://, gs://).
+"""A data set as Parquet shards: few large files instead of many small ones, on any file system that
+pyarrow knows (a folder, s3://, gs://).
 
-    DEST/pack.json                   what belongs to it: every shard with its rows, size and sha256; written last
-    DEST/CATEGORY/00000.parquet      rows of PACK_SCHEMA: a picture's and its mask's encoded bytes as they were, and what is known of them
+    DEST/pack.json                   what belongs to it: every shard with its rows, size and sha256;
+    written last DEST/CATEGORY/00000.parquet      rows of PACK_SCHEMA: a picture's and its mask's
+    encoded bytes as they were, and what is known of them
 
-Unusual: a row group holds about half a megabyte, so that reading one picture reads little else; pages carry checksums, so that
-damaged bytes are an error even where a picture's format would not notice. A pack gives the same table as the folder that it was made
-from, apart from the references, and so the same splits, stages and figures.
+Unusual: a row group holds about half a megabyte, so that reading one picture reads little else;
+    pages carry checksums, so that
+damaged bytes are an error even where a picture's format would not notice. A pack gives the same
+table as the folder that it was made from, apart from the references, and so the same splits, stages
+and figures.
 """
 
 from __future__ import annotations
@@ -68,7 +72,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Verified:
-    """A pack that is whole: its rows by category, and the pictures in it that are no images, as they were before it was packed."""
+    """A pack that is whole: its rows by category, and the pictures in it that are no images, as
+    they were before it was packed.
+    """
 
     rows: dict[str, int]
     shards: int
@@ -83,12 +89,18 @@ def is_pack(location: Location) -> bool:
     """Whether a folder or URI is meant as a pack: one that was cut short is."""
     system, root = file_system(location)
     try:
-        found = system.get_file_info([posixpath.join(root, name) for name in (_MANIFEST, _UNFINISHED)])
+        found = system.get_file_info(
+            [posixpath.join(root, name) for name in (_MANIFEST, _UNFINISHED)]
+        )
     except OSError as error:
-        raise DataError(f"{location} can't be read ({_line(error)}): check the address and its permissions.") from error
+        raise DataError(
+            f"{location} can't be read ({_line(error)}): check the address and its permissions."
+        ) from error
     if any(info.type == fs.FileType.File for info in found):
         return True
-    return not is_uri(location) and any(Path(location).glob("*/00000.parquet"))  # one that was copied in part
+    return not is_uri(location) and any(
+        Path(location).glob("*/00000.parquet")
+    )  # one that was copied in part
 
 
 def pack_categories(location: Location) -> list[str]:
@@ -97,17 +109,22 @@ def pack_categories(location: Location) -> list[str]:
 
 
 def read_pack(location: Location, category: str) -> pa.Table:
-    """One category of a pack as a table of ``CATEGORY_SCHEMA``, like :func:`clsnf.data.layouts.read_category`. No picture is read.
+    """One category of a pack as a table of ``CATEGORY_SCHEMA``, like
+    :func:`clsnf.data.layouts.read_category`. No picture is read.
 
     Raises:
-        PackError: the pack is cut short, or a shard is missing, of another size, or of another schema.
+        PackError: the pack is cut short, or a shard is missing, of another size, or of another
+            schema.
         DataError: the pack has no such category.
     """
     forget_shards()
     shards = _manifest(location)
     own = [shard for shard in shards if shard.category == category]
     if not own:
-        raise DataError(f"{location} has no category {category!r}.{nearest(category, {shard.category for shard in shards})}")
+        raise DataError(
+            f"{location} has no category "
+            f"{category!r}.{nearest(category, {shard.category for shard in shards})}"
+        )
     return pa.concat_tables([_as_table(location, shard) for shard in own])
 
 
@@ -118,9 +135,13 @@ def _as_table(location: Location, shard: Shard) -> pa.Table:
         facts = file.read(columns=_FACTS).to_pylist()
     rows = [
         {
-            **{name: fact[name] for name in ("split", "label", "defect_type", "sha256", "category")},
+            **{
+                name: fact[name] for name in ("split", "label", "defect_type", "sha256", "category")
+            },
             "path": packed_reference(place, "image", row, fact["name"]),
-            "mask_path": None if fact["mask_name"] is None else packed_reference(place, "mask", row, fact["mask_name"]),
+            "mask_path": None
+            if fact["mask_name"] is None
+            else packed_reference(place, "mask", row, fact["mask_name"]),
         }
         for row, fact in enumerate(facts)
     ]
@@ -133,21 +154,31 @@ def _opened(location: Location, shard: Shard) -> pq.ParquetFile:
     system, path = file_system(place)
     info = system.get_file_info(path)
     if info.type != fs.FileType.File:
-        raise PackError(f"{place} is missing: the pack is cut short; copy it again, or make it again with clsnf data pack.")
+        raise PackError(
+            f"{place} is missing: the pack is cut short; copy it again, or make it again with "
+            "clsnf data pack."
+        )
     if info.size != shard.bytes:
         raise PackError(
-            f"{place} has {info.size} bytes, not the {shard.bytes} that {_MANIFEST} says: it is cut short or was changed; "
+            f"{place} has {info.size} bytes, not the {shard.bytes} that {_MANIFEST} says: it is "
+            "cut short or was changed; "
             "copy the pack again, or make it again with clsnf data pack."
         )
     try:
         file = pq.ParquetFile(system.open_input_file(path), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        raise PackError(f"{place} is no Parquet file ({_line(error)}): copy the pack again.") from error
+        raise PackError(
+            f"{place} is no Parquet file ({_line(error)}): copy the pack again."
+        ) from error
     if not file.schema_arrow.equals(PACK_SCHEMA):
-        raise PackError(f"{place} has another schema: {_difference(file.schema_arrow)}; make the pack with clsnf data pack.")
+        raise PackError(
+            f"{place} has another schema: {_difference(file.schema_arrow)}; make the pack with "
+            "clsnf data pack."
+        )
     if file.metadata.num_rows != shard.rows:
         raise PackError(
-            f"{place} has {file.metadata.num_rows} rows, not the {shard.rows} that {_MANIFEST} says: copy the pack again."
+            f"{place} has {file.metadata.num_rows} rows, not the {shard.rows} that {_MANIFEST} "
+            "says: copy the pack again."
         )
     return file
 
@@ -161,7 +192,9 @@ def _difference(schema: pa.Schema) -> str:
         if schema.field(index).type != field.type:
             return f"column {field.name!r} is {schema.field(index).type}, not {field.type}"
     strange = [name for name in schema.names if name not in PACK_SCHEMA.names]
-    return f"column {strange[0]!r} does not belong" if strange else "its columns are in another order"
+    return (
+        f"column {strange[0]!r} does not belong" if strange else "its columns are in another order"
+    )
 
 
 def _manifest(location: Location) -> list[Shard]:
@@ -177,12 +210,22 @@ def _manifest(location: Location) -> list[Shard]:
         if version == FORMAT:
             return [Shard(**shard) for shard in content["shards"]]
     except FileNotFoundError as error:
-        raise PackError(f"{location} is a pack that was cut short (no {_MANIFEST}): make it again with clsnf data pack.") from error
+        raise PackError(
+            f"{location} is a pack that was cut short (no {_MANIFEST}): make it again with clsnf "
+            "data pack."
+        ) from error
     except OSError as error:
-        raise DataError(f"{place} can't be read ({_line(error)}): check the address and its permissions.") from error
+        raise DataError(
+            f"{place} can't be read ({_line(error)}): check the address and its permissions."
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise PackError(f"{place} is damaged ({_line(error)}): make the pack again with clsnf data pack.") from error
-    raise PackError(f"{location} has format {version!r}, this version of clsnf reads {FORMAT}: pack it again with this version.")
+        raise PackError(
+            f"{place} is damaged ({_line(error)}): make the pack again with clsnf data pack."
+        ) from error
+    raise PackError(
+        f"{location} has format {version!r}, this version of clsnf reads {FORMAT}: pack it again "
+        "with this version."
+    )
 
 
 # ---- writing ----
@@ -196,17 +239,20 @@ def write_pack(
     shard_bytes: int = _SHARD_BYTES,
     group_bytes: int = _GROUP_BYTES,
 ) -> list[Shard]:
-    """Write categories as a pack, one after the other; in memory there is never more than a row group.
+    """Write categories as a pack, one after the other; in memory there is never more than a row
+    group.
 
     Args:
         categories: name, and what gives the table, as a layout's reader does.
-        destination: a folder or URI: new, empty, or holding a pack that was cut short, which is begun anew.
+        destination: a folder or URI: new, empty, or holding a pack that was cut short, which is
+            begun anew.
         progress: told about every picture.
         shard_bytes, group_bytes: of pictures in a shard and in a row group, about.
 
     Raises:
         OutputError: the destination holds something else, or can't be written.
-        DataError, ImageError: a table can't be made, or a picture is gone or was changed while it was packed.
+        DataError, ImageError: a table can't be made, or a picture is gone or was changed while it
+            was packed.
     """
     system, root = file_system(destination)
     _check_destination(system, root, destination)
@@ -216,13 +262,16 @@ def write_pack(
         _write_text(system, posixpath.join(root, _UNFINISHED), f"{_KIND}: being written\n")
         for category, read in categories:
             table = read()
-            shards += _write_category(system, root, category, table, progress, shard_bytes, group_bytes)
+            shards += _write_category(
+                system, root, category, table, progress, shard_bytes, group_bytes
+            )
         content = {"kind": _KIND, "format": FORMAT, "shards": [vars(shard) for shard in shards]}
         _write_text(system, posixpath.join(root, _MANIFEST), json.dumps(content, indent=1) + "\n")
         system.delete_file(posixpath.join(root, _UNFINISHED))
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
-            f"{destination} can't be written ({_line(error)}): check the address, its permissions and room."
+            f"{destination} can't be written ({_line(error)}): check the address, its permissions "
+            "and room."
         ) from error
     return shards
 
@@ -231,7 +280,9 @@ def _check_destination(system: fs.FileSystem, root: str, destination: Location) 
     try:
         found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     except (pa.ArrowException, OSError) as error:
-        raise OutputError(f"{destination} can't be written ({_line(error)}): give the name of a new folder.") from error
+        raise OutputError(
+            f"{destination} can't be written ({_line(error)}): give the name of a new folder."
+        ) from error
     names = {info.base_name for info in found}
     if _UNFINISHED in names and _MANIFEST not in names:
         return
@@ -241,7 +292,9 @@ def _check_destination(system: fs.FileSystem, root: str, destination: Location) 
 
 
 class _Hashing:
-    """A stream that hashes what is written to it; for Parquet's writer, which can't say what it wrote."""
+    """A stream that hashes what is written to it; for Parquet's writer, which can't say what it
+    wrote.
+    """
 
     def __init__(self, stream: pa.NativeFile) -> None:
         self._stream, self._hash, self.bytes, self.closed = stream, hashlib.sha256(), 0, False
@@ -269,7 +322,13 @@ class _Hashing:
 
 
 def _write_category(
-    system: fs.FileSystem, root: str, category: str, table: pa.Table, progress: Progress, shard_bytes: int, group_bytes: int
+    system: fs.FileSystem,
+    root: str,
+    category: str,
+    table: pa.Table,
+    progress: Progress,
+    shard_bytes: int,
+    group_bytes: int,
 ) -> list[Shard]:
     system.create_dir(posixpath.join(root, category), recursive=True)
     rows = _rows(table, category, progress)
@@ -279,8 +338,14 @@ def _write_category(
         file = f"{category}/{len(shards):05d}.parquet"
         stream = _Hashing(system.open_output_stream(posixpath.join(root, file)))
         written, count = 0, 0
-        options: dict[str, Any] = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        with pq.ParquetWriter(pa.PythonFile(stream, mode="w"), PACK_SCHEMA, write_page_checksum=True, **options) as writer:
+        options: dict[str, Any] = {
+            "compression": "none",
+            "use_dictionary": False,
+            "write_statistics": False,
+        }
+        with pq.ParquetWriter(
+            pa.PythonFile(stream, mode="w"), PACK_SCHEMA, write_page_checksum=True, **options
+        ) as writer:
             while row is not None and written < shard_bytes:
                 group: list[dict[str, Any]] = []
                 held = 0
@@ -288,7 +353,9 @@ def _write_category(
                     group.append(row)
                     held += len(row["image"]) + len(row["mask"] or b"")
                     row = next(rows, None)
-                writer.write_table(pa.Table.from_pylist(group, schema=PACK_SCHEMA), row_group_size=len(group))
+                writer.write_table(
+                    pa.Table.from_pylist(group, schema=PACK_SCHEMA), row_group_size=len(group)
+                )
                 written += held
                 count += len(group)
         stream.close()
@@ -326,7 +393,8 @@ def _write_text(system: fs.FileSystem, path: str, text: str) -> None:
 
 
 def verify_pack(location: Location, progress: Progress = silent) -> Verified:
-    """Read all of a pack: sizes, checksums of shards, of pages and of every picture; and try every picture.
+    """Read all of a pack: sizes, checksums of shards, of pages and of every picture; and try every
+    picture.
 
     Raises:
         PackError: the first shard that is not what the pack's list says.
@@ -347,9 +415,17 @@ def verify_pack(location: Location, progress: Progress = silent) -> Verified:
                     try:
                         found = file.read_row_group(group).to_pylist()
                     except (pa.ArrowException, OSError) as error:
-                        raise PackError(f"{place}, row group {group} is damaged ({_line(error)}): copy the pack again.") from error
-                    names = [packed_reference(place, "image", first + i, row["name"]) for i, row in enumerate(found)]
-                    unreadable += [problem for problem in pool.map(_problem, names, found) if problem]
+                        raise PackError(
+                            f"{place}, row group {group} is damaged ({_line(error)}): copy the "
+                            "pack again."
+                        ) from error
+                    names = [
+                        packed_reference(place, "image", first + i, row["name"])
+                        for i, row in enumerate(found)
+                    ]
+                    unreadable += [
+                        problem for problem in pool.map(_problem, names, found) if problem
+                    ]
                     first += len(found)
                     done += len(found)
                     progress("verifying", done, total)
@@ -366,15 +442,21 @@ def _check_sha256(location: Location, shard: Shard) -> None:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
     if digest.hexdigest() != shard.sha256:
-        raise PackError(f"{place} is damaged: its sha256 is not the one in {_MANIFEST}; copy the pack again.")
+        raise PackError(
+            f"{place} is damaged: its sha256 is not the one in {_MANIFEST}; copy the pack again."
+        )
 
 
 def _problem(reference: str, row: dict[str, Any]) -> str | None:
-    """Why a row's picture or mask is no image, or None. Raises PackError where a checksum is not that of its bytes."""
+    """Why a row's picture or mask is no image, or None. Raises PackError where a checksum is not
+    that of its bytes.
+    """
     for column in ("image", "mask"):
         data, wanted = row[column], row["sha256" if column == "image" else "mask_sha256"]
         if data is not None and hashlib.sha256(data).hexdigest() != wanted:
-            raise PackError(f"{reference}: the {column}'s sha256 is not the one beside it; make the pack again.")
+            raise PackError(
+                f"{reference}: the {column}'s sha256 is not the one beside it; make the pack again."
+            )
     try:
         decode_image(row["image"], reference)
         if row["mask"] is not None:

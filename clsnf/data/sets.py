@@ -19,7 +19,9 @@ def list_categories(location: str | Path) -> list[str]:
 
 
 def read_category(location: str | Path, category: str) -> pa.Table:
-    """One category of a folder or pack as a table of ``CATEGORY_SCHEMA``. Raises DataError, PackError."""
+    """One category of a folder or pack as a table of ``CATEGORY_SCHEMA``. Raises DataError,
+    PackError.
+    """
     if _is_pack(location):
         return packs.read_pack(location, category)
     return layouts.read_category(location, category)
@@ -29,5 +31,8 @@ def _is_pack(location: str | Path) -> bool:
     if packs.is_pack(location):
         return True
     if is_uri(location):
-        raise DataError(f"{location} is no pack (there is no pack.json): folders of pictures are read from file systems alone.")
+        raise DataError(
+            f"{location} is no pack (there is no pack.json): folders of pictures are read from "
+            "file systems alone."
+        )
     return False

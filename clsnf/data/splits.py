@@ -1,6 +1,7 @@
 """Divides the normal training images into "fit" and "validation".
 
-Unusual: an image's side is decided by its content's hash and the seed alone, so it stays put when files are added, renamed or read
+Unusual: an image's side is decided by its content's hash and the seed alone, so it stays put when
+    files are added, renamed or read
 in another order, and copies of one file never lie on both sides.
 """
 
@@ -19,35 +20,53 @@ MIN_FIT = 2  # one image has no spread to learn
 
 
 def assign_splits(table: pa.Table, fraction: float, seed: int, *, minimum: int = 4) -> pa.Table:
-    """The category's table with its training rows marked "fit" or "validation"; test rows and the rows' order stay.
+    """The category's table with its training rows marked "fit" or "validation"; test rows and the
+    rows' order stay.
 
-    ``fraction`` in (0, 1) is the share to validate on, kept on average: an image validates where the hash of (seed, content), a
-    uniform number in [0, 1), lies below it. Where that leaves fewer than ``minimum`` different files to validate on, those with the
-    lowest numbers join; where fewer than two stay to fit, those with the highest stay. So only the last few images of a small set
+    ``fraction`` in (0, 1) is the share to validate on, kept on average: an image validates where
+    the hash of (seed, content), a uniform number in [0, 1), lies below it. Where that leaves fewer
+    than ``minimum`` different files to validate on, those with the lowest numbers join; where fewer
+    than two stay to fit, those with the highest stay. So only the last few images of a small set
     can change sides when files are added.
 
-    Raises DataError where there are fewer than ``minimum + 2`` different files, SettingsError for a fraction outside (0, 1).
+    Raises DataError where there are fewer than ``minimum + 2`` different files, SettingsError for a
+    fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
-        raise SettingsError(f"The validation fraction is {fraction!r}: it must lie between 0 and 1, both excluded.")
+        raise SettingsError(
+            f"The validation fraction is {fraction!r}: it must lie between 0 and 1, both excluded."
+        )
     if minimum < 1:
-        raise SettingsError(f"The least number of validation images is {minimum!r}: it must be 1 or more.")
+        raise SettingsError(
+            f"The least number of validation images is {minimum!r}: it must be 1 or more."
+        )
 
     training = table.filter(pc.not_equal(table["split"], TEST))
-    validation = _validation(training["sha256"].unique().to_pylist(), fraction, seed, minimum, _name(table))
+    validation = _validation(
+        training["sha256"].unique().to_pylist(), fraction, seed, minimum, _name(table)
+    )
     splits = [
         TEST if split == TEST else VALIDATION if digest in validation else FIT
-        for split, digest in zip(table["split"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+        for split, digest in zip(
+            table["split"].to_pylist(), table["sha256"].to_pylist(), strict=True
+        )
     ]
-    return table.set_column(table.schema.get_field_index("split"), table.schema.field("split"), pa.array(splits, pa.string()))
+    return table.set_column(
+        table.schema.get_field_index("split"),
+        table.schema.field("split"),
+        pa.array(splits, pa.string()),
+    )
 
 
-def _validation(digests: Iterable[str], fraction: float, seed: int, minimum: int, name: str) -> set[str]:
+def _validation(
+    digests: Iterable[str], fraction: float, seed: int, minimum: int, name: str
+) -> set[str]:
     """The contents to validate on, out of the different ones that there are."""
     position = {digest: _position(seed, digest) for digest in digests}
     if len(position) < minimum + MIN_FIT:
         raise DataError(
-            f"{name} has {len(position)} different good pictures to learn from: at least {minimum + MIN_FIT} are needed "
+            f"{name} has {len(position)} different good pictures to learn from: at least "
+            f"{minimum + MIN_FIT} are needed "
             f"({MIN_FIT} to fit, {minimum} to validate): add good pictures."
         )
     ranked = sorted(position, key=lambda digest: (position[digest], digest))

@@ -1,6 +1,7 @@
 """Reads VisA's split, ``split_csv/1cls.csv`` in the data set's root (Zou et al., ECCV 2022).
 
-Unusual: the whole file is checked whichever category is asked for; a split that is wrong in one place is trusted nowhere. Called by
+Unusual: the whole file is checked whichever category is asked for; a split that is wrong in one
+    place is trusted nowhere. Called by
 :mod:`clsnf.data.layouts`.
 """
 
@@ -22,7 +23,9 @@ _LABELS = ("normal", "anomaly")
 
 @dataclass(frozen=True)
 class SplitRow:
-    """One picture; ``image`` and ``mask`` ("" without one) are relative to the data set's root and inside it."""
+    """One picture; ``image`` and ``mask`` ("" without one) are relative to the data set's root and
+    inside it.
+    """
 
     category: str
     split: str  # train | test
@@ -34,8 +37,9 @@ class SplitRow:
 def read_split(root: Path) -> list[SplitRow]:
     """All rows of ``root / SPLIT_FILE``, in the file's order; the files that they name exist.
 
-    Raises DataError, with the line's number, for a file that is missing or no such CSV, an unknown split or label, an anomaly in
-    train, a normal with a mask, a path that leaves the root, a file that is missing, and a picture that is listed twice.
+    Raises DataError, with the line's number, for a file that is missing or no such CSV, an unknown
+    split or label, an anomaly in train, a normal with a mask, a path that leaves the root, a file
+    that is missing, and a picture that is listed twice.
     """
     path = root / SPLIT_FILE
     rows, seen = [], dict[str, int]()
@@ -46,7 +50,10 @@ def read_split(root: Path) -> list[SplitRow]:
             first = seen.setdefault(PurePosixPath(row.image).as_posix(), line)
             problem = None if first == line else f"{row.image!r} is listed in line {first} already"
         if problem is not None:
-            raise DataError(f"{path}, line {line}: {problem}: take the file from VisA's release, or mend the line.")
+            raise DataError(
+                f"{path}, line {line}: {problem}: take the file from VisA's release, or mend the "
+                "line."
+            )
         rows.append(row)
     return rows
 
@@ -59,11 +66,17 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, fields) for fields in reader if fields]
     except FileNotFoundError:
-        raise DataError(f"{path} is missing, which says what trains and what tests in VisA's layout: {again}") from None
+        raise DataError(
+            f"{path} is missing, which says what trains and what tests in VisA's layout: {again}"
+        ) from None
     except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror}): check its permissions.") from error
+        raise DataError(
+            f"{path} can't be read ({error.strerror}): check its permissions."
+        ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV in UTF-8 ({' '.join(str(error).split())}): {again}") from error
+        raise DataError(
+            f"{path} is no CSV in UTF-8 ({' '.join(str(error).split())}): {again}"
+        ) from error
     if not lines or lines[0][1] != _COLUMNS:
         raise DataError(f"{path} does not begin with the columns {','.join(_COLUMNS)}: {again}")
     return lines[1:]
@@ -93,4 +106,8 @@ def _problem(root: Path, fields: list[str]) -> str | None:
 
 def _inside(name: str) -> bool:
     """Whether a relative name stays below its root, on this system or another."""
-    return not PurePosixPath(name).is_absolute() and not PureWindowsPath(name).anchor and ".." not in PureWindowsPath(name).parts
+    return (
+        not PurePosixPath(name).is_absolute()
+        and not PureWindowsPath(name).anchor
+        and ".." not in PureWindowsPath(name).parts
+    )

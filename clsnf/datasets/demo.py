@@ -1,8 +1,10 @@
-"""The demo data set: three products drawn by code in MVTec AD's layout, with good pictures, defective ones and exact masks.
+"""The demo data set: three products drawn by code in MVTec AD's layout, with good pictures,
+defective ones and exact masks.
 
-Who calls it: a study, a test or a benchmark that was given no data. Unusual: nothing here or in ``clsnf/datasets/products/`` is shared
-with the code that makes defects for training or validation. A test defect is a change of the product's own geometry, of a kind that
-no detector has seen before it is evaluated.
+Who calls it: a study, a test or a benchmark that was given no data. Unusual: nothing here or in
+``clsnf/datasets/products/`` is shared with the code that makes defects for training or validation.
+A test defect is a change of the product's own geometry, of a kind that no detector has seen before
+it is evaluated.
 
 A new product is one file in ``clsnf/datasets/products/`` and one line in :data:`PRODUCTS`.
 """
@@ -28,7 +30,8 @@ PRODUCTS: dict[str, Product] = {
     "fabric": fabric.PRODUCT,  # texture
     "gear": gear.PRODUCT,  # object on a background
 }
-VERSION = 1  # raise it with any change to what is drawn: a data set of another version is not taken for this one
+# raise it with any change to what is drawn: a data set of another version is not taken for this one
+VERSION = 1
 MANIFEST = "demo.json"
 
 
@@ -41,15 +44,17 @@ def write_demo(
     good: int = 12,
     defective: int = 8,
 ) -> list[str]:
-    """Make the demo data set in the folder ``root``, or find it there; takes about 20 s on one core at its full size.
+    """Make the demo data set in the folder ``root``, or find it there; takes about 20 s on one core
+    at its full size.
 
-    A picture depends on the seed, its category, its folder and its number alone: asking for fewer pictures or categories does not
-    change the others. The bytes are the same for the same versions of numpy, OpenCV and
-    Pillow. The data set is written beside ``root`` and
-    renamed, so it is there whole or not at all; a whole one of the same seed, version and size is used as it is.
+    A picture depends on the seed, its category, its folder and its number alone: asking for fewer
+    pictures or categories does not change the others. The bytes are the same for the same versions
+    of numpy, OpenCV and Pillow. The data set is written beside ``root`` and renamed, so it is there
+    whole or not at all; a whole one of the same seed, version and size is used as it is.
 
     Args:
-        root: the data set's folder; it must not exist, be empty, or hold what this call would write.
+        root: the data set's folder; it must not exist, be empty, or hold what this call would
+            write.
         seed: another seed gives other pictures; from 0 up.
         categories: which products to draw; all of :data:`PRODUCTS` by default.
         train: good training pictures a category.
@@ -61,17 +66,28 @@ def write_demo(
 
     Raises:
         SettingsError: an unknown category, a negative seed, or a number of pictures below 1.
-        OutputError: ``root`` holds something else, another demo data set or a part of one, or can't be written.
+        OutputError: ``root`` holds something else, another demo data set or a part of one, or can't
+            be written.
     """
     names = sorted(PRODUCTS if categories is None else set(categories))
     for name in names:
         if name not in PRODUCTS:
             raise SettingsError(f"There is no demo category {name!r}.{nearest(name, PRODUCTS)}")
-    recipe = {"version": VERSION, "seed": seed, "train": train, "good": good, "defective": defective, "categories": names}
+    recipe = {
+        "version": VERSION,
+        "seed": seed,
+        "train": train,
+        "good": good,
+        "defective": defective,
+        "categories": names,
+    }
     for key, lowest in (("seed", 0), ("train", 1), ("good", 1), ("defective", 1)):
         value = recipe[key]
         if not isinstance(value, int) or value < lowest:
-            raise SettingsError(f"The demo data set's {key} is {value!r}: it must be a whole number from {lowest} up.")
+            raise SettingsError(
+                f"The demo data set's {key} is {value!r}: it must be a whole number from {lowest} "
+                "up."
+            )
 
     root = Path(root)
     if _is_written(root, recipe):
@@ -82,7 +98,10 @@ def write_demo(
             made = Path(beside) / root.name
             for name in names:
                 _write_category(made / name, name, seed, train, good, defective)
-            (made / MANIFEST).write_text(json.dumps(recipe | {"files": _count_files(made)}, indent=2) + "\n", encoding="utf-8")
+            (made / MANIFEST).write_text(
+                json.dumps(recipe | {"files": _count_files(made)}, indent=2) + "\n",
+                encoding="utf-8",
+            )
             if root.is_dir():
                 root.rmdir()  # empty, or it would have been refused above
             os.rename(made, root)
@@ -90,7 +109,8 @@ def write_demo(
         if _is_written(root, recipe):  # another process was quicker
             return names
         raise OutputError(
-            f"The demo data set can't be written to {root}: {error.strerror or error}. Give another folder."
+            f"The demo data set can't be written to {root}: {error.strerror or error}. Give "
+            "another folder."
         ) from error
     return names
 
@@ -103,15 +123,21 @@ def _is_written(root: Path, recipe: dict[str, object]) -> bool:
         found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
         files = found.pop("files")
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        raise OutputError(f"{root} is in use and holds no demo data set. Give an empty or new folder for it.") from None
-    if found != recipe:
-        differs = ", ".join(f"{k} {found.get(k)!r} instead of {v!r}" for k, v in recipe.items() if found.get(k) != v)
         raise OutputError(
-            f"{root} holds another demo data set ({differs or 'with unknown fields'}). Give another folder, or delete it."
+            f"{root} is in use and holds no demo data set. Give an empty or new folder for it."
+        ) from None
+    if found != recipe:
+        differs = ", ".join(
+            f"{k} {found.get(k)!r} instead of {v!r}" for k, v in recipe.items() if found.get(k) != v
+        )
+        raise OutputError(
+            f"{root} holds another demo data set ({differs or 'with unknown fields'}). Give "
+            "another folder, or delete it."
         )
     if (present := _count_files(root)) < files:
         raise OutputError(
-            f"The demo data set in {root} has {present} of its {files} pictures and masks. Delete it to have it made again."
+            f"The demo data set in {root} has {present} of its {files} pictures and masks. Delete "
+            "it to have it made again."
         )
     return True
 
@@ -120,10 +146,15 @@ def _count_files(root: Path) -> int:
     return sum(1 for _ in root.glob("**/*.png"))
 
 
-def _write_category(folder: Path, name: str, seed: int, train: int, good: int, defective: int) -> None:
+def _write_category(
+    folder: Path, name: str, seed: int, train: int, good: int, defective: int
+) -> None:
     """Draw one product's pictures and masks into ``folder``."""
     product = PRODUCTS[name]
-    groups: list[tuple[str, str | None, int]] = [("train/good", None, train), ("test/good", None, good)]
+    groups: list[tuple[str, str | None, int]] = [
+        ("train/good", None, train),
+        ("test/good", None, good),
+    ]
     groups += [(f"test/{defect}", defect, defective) for defect in sorted(product.damage)]
     for group, defect, count in groups:
         (folder / group).mkdir(parents=True)

@@ -1,8 +1,10 @@
-"""Fetches public data sets: resumable, verified where a sha256 is known, unpacked whole or not at all.
+"""Fetches public data sets: resumable, verified where a sha256 is known, unpacked whole or not at
+all.
 
-Unusual: a half download stays as ``ROOT/ARCHIVE.part`` with a note beside it (``.part.json``: address, size, ETag or date) that says
-what it is half of; it is gone on with only where the server says that the file is still that one, or where a sha256 will tell.
-Called by ``clsnf data download``.
+Unusual: a half download stays as ``ROOT/ARCHIVE.part`` with a note beside it (``.part.json``:
+    address, size, ETag or date) that says
+what it is half of; it is gone on with only where the server says that the file is still that one,
+or where a sha256 will tell. Called by ``clsnf data download``.
 """
 
 from __future__ import annotations
@@ -50,13 +52,25 @@ class Archive:
         if not _is_name(self.name):
             raise SettingsError(f"The archive name {self.name!r} is no plain file name.")
         if self.inside is not None and not _is_name(self.inside):
-            raise SettingsError(f"{self.name}: inside is {self.inside!r}: give one folder's name, or null.")
-        if not self.mirrors or any(urlsplit(url).scheme not in ("http", "https") for url in self.mirrors):
-            raise SettingsError(f"{self.name}: mirrors must be one or more addresses that begin with https:// or http://.")
+            raise SettingsError(
+                f"{self.name}: inside is {self.inside!r}: give one folder's name, or null."
+            )
+        if not self.mirrors or any(
+            urlsplit(url).scheme not in ("http", "https") for url in self.mirrors
+        ):
+            raise SettingsError(
+                f"{self.name}: mirrors must be one or more addresses that begin with https:// or "
+                "http://."
+            )
         if self.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
-            raise SettingsError(f"{self.name}: sha256 is {self.sha256!r}: give 64 hex digits in lower case, or null.")
+            raise SettingsError(
+                f"{self.name}: sha256 is {self.sha256!r}: give 64 hex digits in lower case, or "
+                "null."
+            )
         if self.unpacked_limit < 1 or (self.size is not None and self.size < 1):
-            raise SettingsError(f"{self.name}: size and unpacked_limit are numbers of bytes, 1 or more.")
+            raise SettingsError(
+                f"{self.name}: size and unpacked_limit are numbers of bytes, 1 or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -82,27 +96,40 @@ def _is_name(name: str) -> bool:
 
 
 def sources_file() -> Path:
-    """The ``sources.yaml`` that ships with clsnf: in a checkout, or below share/clsnf of an installation. Raises DownloadError."""
+    """The ``sources.yaml`` that ships with clsnf: in a checkout, or below share/clsnf of an
+    installation. Raises DownloadError.
+    """
     import importlib.metadata
 
     checkout = Path(__file__).parents[2]
-    places = [checkout / "datasets" / "sources.yaml"] if (checkout / "pyproject.toml").exists() else []
+    places = (
+        [checkout / "datasets" / "sources.yaml"] if (checkout / "pyproject.toml").exists() else []
+    )
     try:
         files = importlib.metadata.files("clsnf") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    places += [Path(str(file.locate())).resolve() for file in files if file.as_posix().endswith("share/clsnf/sources.yaml")]
-    places.append(checkout / "share" / "clsnf" / "sources.yaml")  # pip install --target: its list of files misses this one
+    places += [
+        Path(str(file.locate())).resolve()
+        for file in files
+        if file.as_posix().endswith("share/clsnf/sources.yaml")
+    ]
+    places.append(
+        checkout / "share" / "clsnf" / "sources.yaml"
+    )  # pip install --target: its list of files misses this one
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise DownloadError(
-            "The list of data sets (sources.yaml) is not installed: name one with --sources, or install clsnf again."
+            "The list of data sets (sources.yaml) is not installed: name one with --sources, or "
+            "install clsnf again."
         )
     return found
 
 
 def read_source(name: str, path: Path | None = None) -> Source:
-    """One data set of a sources file (default: the one that ships with clsnf). Raises SettingsError."""
+    """One data set of a sources file (default: the one that ships with clsnf). Raises
+    SettingsError.
+    """
     path = path or sources_file()
     content = read_yaml_mapping(path, "mvtec: {title: ...}")
     if name not in content:
@@ -119,11 +146,14 @@ def is_there(source: Source, root: Path) -> bool:
     return place.is_dir() and any(place.iterdir())
 
 
-def download(source: Source, root: Path, say: Callable[[str], None], progress: Progress = silent) -> Path:
+def download(
+    source: Source, root: Path, say: Callable[[str], None], progress: Progress = silent
+) -> Path:
     """Fetch, verify and unpack a data set; return its folder, ``root / source.folder``.
 
-    Raises DownloadError where no mirror gives what was promised or an archive is refused, OutputError where the disk has too little
-    room or can't be written. What was fetched is kept for the next try, unless it proved wrong.
+    Raises DownloadError where no mirror gives what was promised or an archive is refused,
+    OutputError where the disk has too little room or can't be written. What was fetched is kept for
+    the next try, unless it proved wrong.
     """
     place = root / source.folder
     if is_there(source, root):
@@ -135,10 +165,18 @@ def download(source: Source, root: Path, say: Callable[[str], None], progress: P
             parts = [_fetched(archive, root, say, progress) for archive in source.archives]
             _unpacked(source, place, parts, progress)
     except Timeout as error:
-        raise OutputError(f"{place} is being downloaded by another process: wait for it.") from error
+        raise OutputError(
+            f"{place} is being downloaded by another process: wait for it."
+        ) from error
     except OSError as error:
-        hint = "the disk is full: make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"{error.strerror}: mend that"
-        raise OutputError(f"{root} can't be written, {hint} and give the command again; what was fetched is kept.") from error
+        hint = (
+            "the disk is full: make room"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else f"{error.strerror}: mend that"
+        )
+        raise OutputError(
+            f"{root} can't be written, {hint} and give the command again; what was fetched is kept."
+        ) from error
     for part in parts:
         part.unlink(missing_ok=True)
         _note_of(part).unlink(missing_ok=True)
@@ -155,7 +193,8 @@ def _check_room(source: Source, root: Path) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
         raise OutputError(
-            f"{root} has {free / 1e9:.1f} GB free, {source.title} may need {needed / 1e9:.1f} GB: make room or choose another --root."
+            f"{root} has {free / 1e9:.1f} GB free, {source.title} may need {needed / 1e9:.1f} GB: "
+            "make room or choose another --root."
         )
 
 
@@ -174,7 +213,12 @@ def _fetched(archive: Archive, root: Path, say: Callable[[str], None], progress:
     """The whole, verified archive as its part file."""
     part = root / f"{archive.name}.part"
     with requests.Session() as session:
-        retry = Retry(total=2, backoff_factor=0.2, status_forcelist=(429, 502, 503, 504), raise_on_status=False)
+        retry = Retry(
+            total=2,
+            backoff_factor=0.2,
+            status_forcelist=(429, 502, 503, 504),
+            raise_on_status=False,
+        )
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
         problems = []
@@ -199,8 +243,12 @@ def _fetched(archive: Archive, root: Path, say: Callable[[str], None], progress:
     raise DownloadError(f"{archive.name} can't be fetched ({'; '.join(problems)}){kept}.")
 
 
-def _transfer(session: requests.Session, url: str, archive: Archive, part: Path, progress: Progress) -> None:
-    """Fetch what is missing of ``part``. Raises _BrokenOffError, _WrongFileError; OSError of the disk."""
+def _transfer(
+    session: requests.Session, url: str, archive: Archive, part: Path, progress: Progress
+) -> None:
+    """Fetch what is missing of ``part``. Raises _BrokenOffError, _WrongFileError; OSError of the
+    disk.
+    """
     note = _read_note(part)
     have = part.stat().st_size if part.exists() else 0
     if have and note.get("whole"):
@@ -215,10 +263,14 @@ def _transfer(session: requests.Session, url: str, archive: Archive, part: Path,
     except requests.RequestException as error:
         raise _BrokenOffError(f"no answer ({type(error).__name__})") from error
     with response:
-        if response.status_code == 416 or (response.status_code == 206 and not _fits(response, have, note)):
+        if response.status_code == 416 or (
+            response.status_code == 206 and not _fits(response, have, note)
+        ):
             _drop(part)  # another file, or more than there is
             raise _WrongFileError("the file has changed")
-        if response.status_code not in (200, 206) or (response.status_code == 206 and "Range" not in headers):
+        if response.status_code not in (200, 206) or (
+            response.status_code == 206 and "Range" not in headers
+        ):
             raise _WrongFileError(f"it answers {response.status_code}")
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise _WrongFileError("it gives a web page and no archive")
@@ -229,9 +281,13 @@ def _transfer(session: requests.Session, url: str, archive: Archive, part: Path,
             raise _WrongFileError(f"it offers {total} bytes where {archive.size} are expected")
         most = archive.size or total
         if most is not None and shutil.disk_usage(part.parent).free < most - start:
-            raise OutputError(f"{part.parent} has too little room for {most - start} bytes more: make room.")
+            raise OutputError(
+                f"{part.parent} has too little room for {most - start} bytes more: make room."
+            )
         etag = response.headers.get("ETag", "")
-        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        validator = (
+            etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        )
         write_json(_note_of(part), {"url": url, "total": total, "validator": validator})
         with part.open("ab" if start else "wb") as file:
             done = start
@@ -241,7 +297,11 @@ def _transfer(session: requests.Session, url: str, archive: Archive, part: Path,
                     done += len(chunk)
                     if most is not None and done > most:
                         break
-                    progress(f"download {archive.name} (MB)", done // _MB, max(done, most or 0) // _MB + 1)
+                    progress(
+                        f"download {archive.name} (MB)",
+                        done // _MB,
+                        max(done, most or 0) // _MB + 1,
+                    )
             except requests.RequestException as error:
                 raise _BrokenOffError(f"the connection broke off after {done} bytes") from error
     progress(f"download {archive.name} (MB)", 1, 1)
@@ -254,9 +314,15 @@ def _transfer(session: requests.Session, url: str, archive: Archive, part: Path,
 
 
 def _fits(response: requests.Response, have: int, note: dict[str, Any]) -> bool:
-    """Whether a partial answer goes on exactly where the part file ends, in a file of the size that was noted."""
+    """Whether a partial answer goes on exactly where the part file ends, in a file of the size that
+    was noted.
+    """
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    return match is not None and int(match[1]) == have and match[2] in ("*", str(note.get("total") or match[2]))
+    return (
+        match is not None
+        and int(match[1]) == have
+        and match[2] in ("*", str(note.get("total") or match[2]))
+    )
 
 
 def _verify(archive: Archive, part: Path, say: Callable[[str], None]) -> None:
@@ -270,7 +336,10 @@ def _verify(archive: Archive, part: Path, say: Callable[[str], None]) -> None:
         problem = "what it gave is no archive"
     else:
         if archive.sha256 is None:
-            say(f"{archive.name} could not be verified: no sha256 of it is known. This one has {found}")
+            say(
+                f"{archive.name} could not be verified: no sha256 of it is known. This one has "
+                f"{found}"
+            )
         return
     _drop(part)
     raise _WrongFileError(problem)
@@ -297,8 +366,12 @@ def _drop(part: Path) -> None:
 
 
 def _unpacked(source: Source, place: Path, parts: list[Path], progress: Progress) -> None:
-    """Unpack all archives into a draft that takes its place when whole. An archive that is refused is removed."""
-    for beside in place.parent.glob(f".{place.name}.*.part"):  # what a killed run left: nobody else writes here under the lock
+    """Unpack all archives into a draft that takes its place when whole. An archive that is refused
+    is removed.
+    """
+    for beside in place.parent.glob(
+        f".{place.name}.*.part"
+    ):  # what a killed run left: nobody else writes here under the lock
         shutil.rmtree(beside, ignore_errors=True)
     with written_whole(place) as draft:
         draft.mkdir()
@@ -308,10 +381,15 @@ def _unpacked(source: Source, place: Path, parts: list[Path], progress: Progress
                 unpack(part, opened, archive.unpacked_limit, progress)
                 top = opened / archive.inside if archive.inside else opened
                 if not top.is_dir() or not any(top.iterdir()):
-                    raise DownloadError(f"{archive.name} holds no {archive.inside or 'files'}: it is not the expected archive.")
+                    raise DownloadError(
+                        f"{archive.name} holds no {archive.inside or 'files'}: it is not the "
+                        "expected archive."
+                    )
                 for entry in top.iterdir():
                     if (draft / entry.name).exists():
-                        raise DownloadError(f"{archive.name} holds {entry.name!r}, which another archive holds too.")
+                        raise DownloadError(
+                            f"{archive.name} holds {entry.name!r}, which another archive holds too."
+                        )
                     entry.rename(draft / entry.name)
             except DownloadError:
                 _drop(part)

@@ -1,11 +1,14 @@
-"""Primitives to draw lit, photographed surfaces with numpy and OpenCV: noise fields, relief shading, edges, a camera.
+"""Primitives to draw lit, photographed surfaces with numpy and OpenCV: noise fields, relief
+shading, edges, a camera.
 
-Who calls it: the demo products in ``clsnf/datasets/products/``. Unusual: products are drawn in linear light on a canvas ``OVERSAMPLING``
-times finer than the picture, in coordinates whose unit is one pixel of the *picture*: a product's numbers do not depend on the
-oversampling. A defect's mask is not drawn: it is where the damaged product looks different from the same product undamaged, before
-the camera adds its noise (:func:`changed_pixels`).
+Who calls it: the demo products in ``clsnf/datasets/products/``. Unusual: products are drawn in
+linear light on a canvas ``OVERSAMPLING`` times finer than the picture, in coordinates whose unit is
+one pixel of the *picture*: a product's numbers do not depend on the oversampling. A defect's mask
+is not drawn: it is where the damaged product looks different from the same product undamaged,
+before the camera adds its noise (:func:`changed_pixels`).
 
-Legend: S = canvas side, P = picture side = S / OVERSAMPLING; a field is float32 (S, S); a canvas is float32 (3, S, S), linear RGB
+Legend: S = canvas side, P = picture side = S / OVERSAMPLING; a field is float32 (S, S); a canvas is
+    float32 (3, S, S), linear RGB
 in [0, 1], channels first because numpy is several times faster that way.
 """
 
@@ -24,18 +27,22 @@ Field = NDArray[np.float32]
 PICTURE_SIDE = 256
 OVERSAMPLING = 2
 CANVAS_SIDE = PICTURE_SIDE * OVERSAMPLING
-VISIBLE_CHANGE = 0.035  # smallest change of display value, 1 = white, that counts as seen: about three times the camera's noise
+# smallest change of display value, 1 = white, that counts as seen: about three times the camera's
+# noise
+VISIBLE_CHANGE = 0.035
 SMALLEST_DEFECT = 30  # pixels; a draw that hides its own defect is drawn again
 GAMMA = 2.2
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product that can be drawn: ``sample`` makes a good one, ``damage`` changes it, ``render`` shows either.
+    """A product that can be drawn: ``sample`` makes a good one, ``damage`` changes it, ``render``
+    shows either.
 
-    ``damage`` maps the name of a defect type to a function (rng, scene) -> damaged scene; a scene is the product's own dataclass.
-    ``render`` must be a pure function of the scene: the mask compares two of its canvases. ``bridge`` is the width in pixels of the
-    gaps that the mask closes between the visible parts of one defect.
+    ``damage`` maps the name of a defect type to a function (rng, scene) -> damaged scene; a scene
+    is the product's own dataclass. ``render`` must be a pure function of the scene: the mask
+    compares two of its canvases. ``bridge`` is the width in pixels of the gaps that the mask closes
+    between the visible parts of one defect.
     """
 
     sample: Callable[[np.random.Generator], Any]
@@ -43,11 +50,14 @@ class Product:
     render: Callable[[Any], Field]
     bridge: int = 5
 
-    def picture(self, rng: np.random.Generator, defect: str | None) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def picture(
+        self, rng: np.random.Generator, defect: str | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Draw one picture, good (``defect`` None) or with a defect of that type.
 
         Returns:
-            the photograph, uint8 RGB (P, P, 3), and the mask of the pixels that the defect changed, bool (P, P).
+            the photograph, uint8 RGB (P, P, 3), and the mask of the pixels that the defect changed,
+            bool (P, P).
         """
         scene = self.sample(rng)
         good = self.render(scene)
@@ -61,7 +71,9 @@ class Product:
 
 
 def grid() -> tuple[Field, Field]:
-    """Coordinates x (to the right) and y (down) of the canvas's pixel centres, 0 at the centre, in picture pixels; two (S, S)."""
+    """Coordinates x (to the right) and y (down) of the canvas's pixel centres, 0 at the centre, in
+    picture pixels; two (S, S).
+    """
     axis = ((np.arange(CANVAS_SIDE) + 0.5) / OVERSAMPLING - PICTURE_SIDE / 2).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
     return x, y
@@ -74,28 +86,42 @@ def turned(x: Field, y: Field, angle: float) -> tuple[Field, Field]:
 
 
 def smooth_noise(rng: np.random.Generator, cell: float) -> Field:
-    """A random field (S, S) of mean about 0 and deviation about 1 that changes over ``cell`` picture pixels."""
+    """A random field (S, S) of mean about 0 and deviation about 1 that changes over ``cell``
+    picture pixels.
+    """
     n = int(np.ceil(PICTURE_SIDE / cell)) + 3
     coarse = rng.standard_normal((n, n), dtype=np.float32)
-    return cv2.resize(coarse, (CANVAS_SIDE, CANVAS_SIDE), interpolation=cv2.INTER_CUBIC) * np.float32(1.3)
+    return cv2.resize(
+        coarse, (CANVAS_SIDE, CANVAS_SIDE), interpolation=cv2.INTER_CUBIC
+    ) * np.float32(1.3)
 
 
 def grain(rng: np.random.Generator, across: float, along: float) -> Field:
-    """Fine noise (S, S) of deviation about 1, blurred by ``across`` picture pixels in x and ``along`` in y: fibres, brush marks."""
-    noise = rng.random((CANVAS_SIDE, CANVAS_SIDE), dtype=np.float32) - np.float32(0.5)  # the blur makes it bell-shaped
+    """Fine noise (S, S) of deviation about 1, blurred by ``across`` picture pixels in x and
+    ``along`` in y: fibres, brush marks.
+    """
+    noise = rng.random((CANVAS_SIDE, CANVAS_SIDE), dtype=np.float32) - np.float32(
+        0.5
+    )  # the blur makes it bell-shaped
     sigma_x, sigma_y = (max(0.3, OVERSAMPLING * v) for v in (across, along))
-    blurred = cv2.GaussianBlur(noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REFLECT)
+    blurred = cv2.GaussianBlur(
+        noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REFLECT
+    )
     return blurred / np.float32(blurred.std())
 
 
 def ramp(value: Field, start: float, end: float) -> Field:
-    """Smoothstep: 0 up to ``start``, 1 from ``end`` on, 3t^2 - 2t^3 between; ``start`` > ``end`` falls instead of rising."""
+    """Smoothstep: 0 up to ``start``, 1 from ``end`` on, 3t^2 - 2t^3 between; ``start`` > ``end``
+    falls instead of rising.
+    """
     t = np.clip((value - np.float32(start)) / np.float32(end - start), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def inside(distance: Field, softness: float = 0.5) -> Field:
-    """Coverage in [0, 1] of a shape given by its signed distance in picture pixels, negative inside."""
+    """Coverage in [0, 1] of a shape given by its signed distance in picture pixels, negative
+    inside.
+    """
     return np.clip(0.5 - distance / np.float32(2 * softness), 0, 1)
 
 
@@ -111,7 +137,10 @@ def mix(below: Field, above: Field, alpha: Field) -> Field:
 
 def blur(field: Field, sigma: float) -> Field:
     """Gaussian blur by ``sigma`` picture pixels."""
-    return np.asarray(cv2.GaussianBlur(field, (0, 0), sigma * OVERSAMPLING, borderType=cv2.BORDER_REFLECT), np.float32)
+    return np.asarray(
+        cv2.GaussianBlur(field, (0, 0), sigma * OVERSAMPLING, borderType=cv2.BORDER_REFLECT),
+        np.float32,
+    )
 
 
 def slopes(field: Field) -> tuple[Field, Field]:
@@ -131,7 +160,9 @@ def normals(height: Field) -> tuple[Field, Field, Field]:
 
 @dataclass(frozen=True)
 class Light:
-    """One lamp far away: ``azimuth`` is where it stands in the picture plane, ``elevation`` its height, both in radians."""
+    """One lamp far away: ``azimuth`` is where it stands in the picture plane, ``elevation`` its
+    height, both in radians.
+    """
 
     azimuth: float
     elevation: float
@@ -139,13 +170,20 @@ class Light:
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Light:
         """A lamp at the upper left, as it stands on one inspection station, give or take."""
-        return cls(azimuth=np.deg2rad(-125 + rng.normal(0, 5)), elevation=np.deg2rad(52 + rng.normal(0, 2.5)))
+        return cls(
+            azimuth=np.deg2rad(-125 + rng.normal(0, 5)),
+            elevation=np.deg2rad(52 + rng.normal(0, 2.5)),
+        )
 
     @property
     def direction(self) -> tuple[float, float, float]:
         """Unit vector from the surface to the lamp."""
         flat = np.cos(self.elevation)
-        return float(flat * np.cos(self.azimuth)), float(flat * np.sin(self.azimuth)), float(np.sin(self.elevation))
+        return (
+            float(flat * np.cos(self.azimuth)),
+            float(flat * np.sin(self.azimuth)),
+            float(np.sin(self.elevation)),
+        )
 
     def diffuse(self, n: tuple[Field, Field, Field]) -> Field:
         """Lambert's cosine, relative to a surface that lies flat (there 1)."""
@@ -153,11 +191,15 @@ class Light:
         return np.maximum(n[0] * lx + n[1] * ly + n[2] * lz, 0) / np.float32(lz)
 
     def gloss(self, n: tuple[Field, Field, Field], exponent: float) -> Field:
-        """Blinn's highlight, (n . h)^exponent with h halfway between the lamp and the camera above; in [0, 1]."""
+        """Blinn's highlight, (n . h)^exponent with h halfway between the lamp and the camera above;
+        in [0, 1].
+        """
         lx, ly, lz = self.direction
         half = np.array([lx, ly, lz + 1], np.float32)
         half /= np.linalg.norm(half)
-        return np.maximum(n[0] * half[0] + n[1] * half[1] + n[2] * half[2], 0) ** np.float32(exponent)
+        return np.maximum(n[0] * half[0] + n[1] * half[1] + n[2] * half[2], 0) ** np.float32(
+            exponent
+        )
 
     def shadow_offset(self, height: float) -> tuple[float, float]:
         """Where the shadow of a point ``height`` picture pixels above the table falls, as (dx, dy)."""
@@ -168,31 +210,45 @@ class Light:
 def shifted(field: Field, dx: float, dy: float) -> Field:
     """The field moved by (dx, dy) picture pixels."""
     matrix = np.array([[1, 0, dx * OVERSAMPLING], [0, 1, dy * OVERSAMPLING]], np.float64)
-    moved = cv2.warpAffine(field, matrix, field.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    moved = cv2.warpAffine(
+        field, matrix, field.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     return np.asarray(moved, np.float32)
 
 
 def shrunk(canvas: Field) -> Field:
     """The canvas (3, S, S) at the picture's size, (P, P, 3), by averaging areas."""
-    return cv2.resize(cv2.merge(list(canvas)), (PICTURE_SIDE, PICTURE_SIDE), interpolation=cv2.INTER_AREA)
+    return cv2.resize(
+        cv2.merge(list(canvas)), (PICTURE_SIDE, PICTURE_SIDE), interpolation=cv2.INTER_AREA
+    )
 
 
 def changed_pixels(good: Field, bad: Field, bridge: int) -> NDArray[np.bool_]:
-    """Where two canvases differ by more than VISIBLE_CHANGE, without specks, gaps below ``bridge`` pixels closed: bool (P, P)."""
+    """Where two canvases differ by more than VISIBLE_CHANGE, without specks, gaps below ``bridge``
+    pixels closed: bool (P, P).
+    """
     seen = [np.clip(shrunk(c), 0, 1) ** np.float32(1 / GAMMA) for c in (good, bad)]
     change = np.abs(seen[0] - seen[1]).max(axis=2)
     mask = (change > VISIBLE_CHANGE).astype(np.uint8)
-    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
-    closed = [cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones(size, np.uint8)) for size in ((1, bridge), (bridge, 1))]
+    mask = cv2.morphologyEx(
+        mask, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    )
+    closed = [
+        cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones(size, np.uint8))
+        for size in ((1, bridge), (bridge, 1))
+    ]
     return np.maximum(*closed).astype(np.bool_)
 
 
 def photograph(rng: np.random.Generator, canvas: Field) -> NDArray[np.uint8]:
     """What the station's camera makes of a canvas: uint8 RGB (P, P, 3).
 
-    Each picture has its own exposure, white balance, fall-off of the light across the field, focus, and shot and read noise.
+    Each picture has its own exposure, white balance, fall-off of the light across the field, focus,
+    and shot and read noise.
     """
-    image = cv2.GaussianBlur(shrunk(canvas), (0, 0), rng.uniform(0.35, 0.6), borderType=cv2.BORDER_REFLECT)
+    image = cv2.GaussianBlur(
+        shrunk(canvas), (0, 0), rng.uniform(0.35, 0.6), borderType=cv2.BORDER_REFLECT
+    )
     axis = np.linspace(-1, 1, PICTURE_SIDE, dtype=np.float32)
     tilt_x, tilt_y = rng.normal(0, 0.035, 2)
     falloff = (1 + np.float32(tilt_x) * axis) * (1 + np.float32(tilt_y) * axis)[:, None]

@@ -1,6 +1,8 @@
-"""Unpacks archives that nobody vouches for: plain files and folders below one folder, up to a stated size, or nothing at all.
+"""Unpacks archives that nobody vouches for: plain files and folders below one folder, up to a
+stated size, or nothing at all.
 
-Unusual: a name is refused, never mended, and a name that comes twice too: what an archive means must not depend on who unpacks it.
+Unusual: a name is refused, never mended, and a name that comes twice too: what an archive means
+    must not depend on who unpacks it.
 Called by :mod:`clsnf.datasets.download`.
 """
 
@@ -33,8 +35,10 @@ def is_archive(path: Path) -> bool:
 def unpack(archive: Path, folder: Path, limit: int, progress: Progress = silent) -> None:
     """Unpack a tar or zip into ``folder``, which is made; the caller removes it after an error.
 
-    ``limit``: bytes that all files together may have. Raises DownloadError for an archive that is damaged, larger, or holds a link,
-    a device, a name that is absolute, leaves the folder, or comes twice; OSError where the disk is full.
+    ``limit``: bytes that all files together may have. Raises DownloadError for an archive that is
+        damaged, larger, or holds a link,
+    a device, a name that is absolute, leaves the folder, or comes twice; OSError where the disk is
+    full.
     """
     folder.mkdir(parents=True)
     seen: dict[str, str] = {}
@@ -44,8 +48,14 @@ def unpack(archive: Path, folder: Path, limit: int, progress: Progress = silent)
             parts = _parts(archive, name)
             if not parts and is_folder:  # "./"
                 continue
-            key = "/".join(parts).casefold()  # two names that differ in case are one file on some disks
-            if not parts or len(seen) >= _MEMBERS or (key in seen and not (is_folder and seen[key] == "folder")):
+            key = "/".join(
+                parts
+            ).casefold()  # two names that differ in case are one file on some disks
+            if (
+                not parts
+                or len(seen) >= _MEMBERS
+                or (key in seen and not (is_folder and seen[key] == "folder"))
+            ):
                 raise _refused(archive, f"{name!r} comes twice, or there are too many entries")
             seen[key] = "folder" if is_folder else "file"
             place = folder.joinpath(*parts)
@@ -53,7 +63,9 @@ def unpack(archive: Path, folder: Path, limit: int, progress: Progress = silent)
                 place.mkdir(parents=True, exist_ok=True)
                 continue
             if written + size > limit:
-                raise _refused(archive, f"it unpacks to more than the {limit} bytes that its source states")
+                raise _refused(
+                    archive, f"it unpacks to more than the {limit} bytes that its source states"
+                )
             place.parent.mkdir(parents=True, exist_ok=True)
             source = opened()
             if source is None:
@@ -62,12 +74,25 @@ def unpack(archive: Path, folder: Path, limit: int, progress: Progress = silent)
                 while chunk := source.read(_CHUNK):
                     written += len(chunk)
                     if written > limit:
-                        raise _refused(archive, f"it unpacks to more than the {limit} bytes that its source states")
+                        raise _refused(
+                            archive,
+                            f"it unpacks to more than the {limit} bytes that its source states",
+                        )
                     file.write(chunk)
-            progress(f"unpack {archive.name.removesuffix('.part')} (files)", len(seen), len(seen) + 1)
+            progress(
+                f"unpack {archive.name.removesuffix('.part')} (files)", len(seen), len(seen) + 1
+            )
     except (FileExistsError, NotADirectoryError) as error:
         raise _refused(archive, "one name is a file and a folder") from error
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        lzma.LZMAError,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        ValueError,
+    ) as error:
         raise _refused(archive, " ".join(str(error).split()) or "it is damaged") from error
     progress(f"unpack {archive.name.removesuffix('.part')} (files)", len(seen), len(seen))
 
@@ -81,7 +106,12 @@ def _members(archive: Path, folder: Path) -> Iterator[_Member]:
                     raise _refused(archive, f"{info.filename!r} is a link or a device")
                 if info.flag_bits & 1:
                     raise _refused(archive, f"{info.filename!r} is encrypted")
-                yield info.filename, info.is_dir(), info.file_size, lambda info=info: zipped.open(info)  # type: ignore[misc]
+                yield (
+                    info.filename,
+                    info.is_dir(),
+                    info.file_size,
+                    lambda info=info: zipped.open(info),
+                )  # type: ignore[misc]
     else:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
@@ -89,13 +119,24 @@ def _members(archive: Path, folder: Path) -> Iterator[_Member]:
                     raise _refused(archive, f"{member.name!r} is a link or a device")
                 _parts(archive, member.name)  # before the filter, which mends some names
                 tarfile.data_filter(member, str(folder))
-                yield member.name, member.isdir(), member.size, lambda member=member: tar.extractfile(member)  # type: ignore[misc]
+                yield (
+                    member.name,
+                    member.isdir(),
+                    member.size,
+                    lambda member=member: tar.extractfile(member),
+                )  # type: ignore[misc]
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
 
 
 def _parts(archive: Path, name: str) -> list[str]:
     """A member's name in parts, or DownloadError where it is not plainly below the folder."""
-    if name.startswith("/") or PureWindowsPath(name).anchor or "\\" in name or "\0" in name or ".." in name.split("/"):
+    if (
+        name.startswith("/")
+        or PureWindowsPath(name).anchor
+        or "\\" in name
+        or "\0" in name
+        or ".." in name.split("/")
+    ):
         raise _refused(archive, f"the name {name!r} leaves the folder")
     return [part for part in name.split("/") if part not in ("", ".")]
 

@@ -33,12 +33,14 @@ def evaluate_detector(
 
     Args:
         detector: fitted on other images.
-        table: rows with label, defect_type and mask_path; masks may be missing for all defects, then there are no pixel figures.
+        table: rows with label, defect_type and mask_path; masks may be missing for all defects,
+            then there are no pixel figures.
         stream: who scores the images, see :meth:`clsnf.detector.Detector.predict`.
 
     Returns:
-        ``figures`` (name to value in [0, 1], see :data:`clsnf.metrics.METRICS`), ``counts`` of images by defect type, ``scores`` (one
-        record an image), ``false_reject_rate`` and ``recall`` at the detector's threshold (None without normals or without defects).
+        ``figures`` (name to value in [0, 1], see :data:`clsnf.metrics.METRICS`), ``counts`` of
+        images by defect type, ``scores`` (one record an image), ``false_reject_rate`` and
+        ``recall`` at the detector's threshold (None without normals or without defects).
 
     Raises:
         DataError: no rows.
@@ -47,7 +49,9 @@ def evaluate_detector(
     if len(table) == 0:
         raise DataError("There are no images to evaluate on.")
     rows = table.to_pylist()
-    prediction = detector.predict([row["path"] for row in rows], progress=progress, task=task, stream=stream)
+    prediction = detector.predict(
+        [row["path"] for row in rows], progress=progress, task=task, stream=stream
+    )
     labels = np.array([row["label"] for row in rows])
     figures = figures_of_maps(rows, prediction.maps, prediction.scores, detector.settings.image)
     counts: dict[str, int] = {}
@@ -63,7 +67,13 @@ def evaluate_detector(
         "false_reject_rate": share(labels == 0),
         "recall": share(labels == 1),
         "scores": [
-            {"path": row["path"], "defect_type": row["defect_type"], "label": row["label"], "score": float(s), "verdict": bool(v)}
+            {
+                "path": row["path"],
+                "defect_type": row["defect_type"],
+                "label": row["label"],
+                "score": float(s),
+                "verdict": bool(v),
+            }
             for row, s, v in zip(rows, prediction.scores, prediction.verdicts, strict=True)
         ],
     }
@@ -93,20 +103,30 @@ def figures_of_maps(
     allowed = [
         name
         for name in names
-        if (samples is not None if METRICS[name].kind == "pixel" else has_normals) and (has_normals or name not in _NEEDS_NORMALS)
+        if (samples is not None if METRICS[name].kind == "pixel" else has_normals)
+        and (has_normals or name not in _NEEDS_NORMALS)
     ]
     return evaluate(scores, labels, samples, allowed)
 
 
-def samples_of_maps(rows: list[dict[str, Any]], maps: np.ndarray, settings: ImageSettings) -> LazySamples | None:
-    """Maps (N, H, W) of the canvas at the masks' own size, each with its mask; None where a defect has no mask."""
+def samples_of_maps(
+    rows: list[dict[str, Any]], maps: np.ndarray, settings: ImageSettings
+) -> LazySamples | None:
+    """Maps (N, H, W) of the canvas at the masks' own size, each with its mask; None where a defect
+    has no mask.
+    """
     if any(row["mask_path"] is None for row in rows if row["label"]):
         return None
 
     def sample(index: int) -> PixelSample:
-        # Read again whenever a figure passes over the images: full-size maps and masks of a whole test set would not fit.
+        # Read again whenever a figure passes over the images: full-size maps and masks of a whole
+        # test set would not fit.
         row = rows[index]
-        mask = np.zeros(image_size(row["path"]), bool) if row["mask_path"] is None else read_mask(row["mask_path"])
+        mask = (
+            np.zeros(image_size(row["path"]), bool)
+            if row["mask_path"] is None
+            else read_mask(row["mask_path"])
+        )
         return PixelSample(restore_map(maps[index], Placement.of(mask.shape, settings)), mask, None)
 
     return LazySamples(sample, len(rows))

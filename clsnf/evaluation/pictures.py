@@ -23,7 +23,8 @@ def heat_map(score_map: Map, low: float, high: float) -> Image:
 
 
 def overlay(image: Image, score_map: Map, low: float, threshold: float) -> Image:
-    """The image with the heat map laid over it where the map is high, and the outline of what lies above the threshold.
+    """The image with the heat map laid over it where the map is high, and the outline of what lies
+    above the threshold.
 
     Args:
         image: (h, w, 3) uint8 RGB.
@@ -41,19 +42,27 @@ def overlay(image: Image, score_map: Map, low: float, threshold: float) -> Image
 def outline(image: Image, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Image:
     """The image with the mask's outline drawn in; thickness grows with the image."""
     result = np.ascontiguousarray(image.copy())
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    contours, _ = cv2.findContours(
+        mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
     cv2.drawContours(result, contours, -1, colour, max(1, round(min(image.shape[:2]) / 256)))
     return result
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image]]], cell: int = 200) -> Image:
-    """A contact sheet: rows of pictures, each row with its caption above it; pictures are fitted into cells of `cell` pixels."""
+    """A contact sheet: rows of pictures, each row with its caption above it; pictures are fitted
+    into cells of `cell` pixels.
+    """
     lines = []
     columns = max(len(pictures) for _, pictures in rows)
     for caption, pictures in rows:
         strip = np.full((22, columns * cell, 3), 255, np.uint8)
-        cv2.putText(strip, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-        cells = [_fitted(p, cell) for p in pictures] + [np.full((cell, cell, 3), 255, np.uint8)] * (columns - len(pictures))
+        cv2.putText(
+            strip, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA
+        )
+        cells = [_fitted(p, cell) for p in pictures] + [np.full((cell, cell, 3), 255, np.uint8)] * (
+            columns - len(pictures)
+        )
         lines += [strip, np.hstack(cells)]
     return np.vstack(lines)
 
@@ -61,7 +70,9 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image]]], cell: int = 200) -> Image
 def _fitted(picture: Image, cell: int) -> Image:
     h, w = picture.shape[:2]
     scale = (cell - 4) / max(h, w)
-    small = cv2.resize(picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(
+        picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA
+    )
     canvas = np.full((cell, cell, 3), 255, np.uint8)
     top, left = (cell - small.shape[0]) // 2, (cell - small.shape[1]) // 2
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small

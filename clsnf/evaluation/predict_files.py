@@ -21,7 +21,8 @@ from clsnf.streams.choice import StreamChoice
 
 
 def picture_files(given: Sequence[Path]) -> list[Path]:
-    """The files themselves, and the pictures in given folders (not in folders below them), in natural order.
+    """The files themselves, and the pictures in given folders (not in folders below them), in
+    natural order.
 
     Raises:
         ImageError: a path does not exist.
@@ -30,9 +31,15 @@ def picture_files(given: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in given:
         if path.is_dir():
-            found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+            found = [
+                p
+                for p in path.iterdir()
+                if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            ]
             if not found:
-                raise DataError(f"{path} holds no pictures: give files, or a folder with pictures right in it.")
+                raise DataError(
+                    f"{path} holds no pictures: give files, or a folder with pictures right in it."
+                )
             files += sorted(found, key=lambda p: natural_key(p.name))
         elif path.is_file():
             files.append(path)
@@ -49,7 +56,8 @@ def predict_files(
     max_bad: float = MAX_BAD,
     stream: StreamChoice | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Score files one after the other, after all were read once: many damaged ones must not leave half of the answers.
+    """Score files one after the other, after all were read once: many damaged ones must not leave
+    half of the answers.
 
     Memory: a few batches, however many files there are.
 
@@ -62,8 +70,9 @@ def predict_files(
 
     Yields:
         First for every unreadable file ``path`` and ``error``; then for every other one
-        ``path``, ``score``, ``threshold``, ``verdict`` (``good`` or ``defect``) and ``p_value`` (the share of validation normals that
-        score at least as high, counted with the picture itself: split-conformal), and ``pictures`` where `out` is given.
+        ``path``, ``score``, ``threshold``, ``verdict`` (``good`` or ``defect``) and ``p_value``
+        (the share of validation normals that score at least as high, counted with the picture
+        itself: split-conformal), and ``pictures`` where `out` is given.
 
     Raises:
         ImageError: more files than `max_bad` allows can't be read.
@@ -75,13 +84,21 @@ def predict_files(
         errors = list(pool.map(_error_of, files))
     bad = [error for error in errors if error is not None]
     if len(bad) > max_bad * len(files):
-        share = f" ({len(bad)} of {len(files)} pictures can't be read, more than --max-bad {max_bad:g})"
+        share = (
+            f" ({len(bad)} of {len(files)} pictures can't be read, more than --max-bad {max_bad:g})"
+        )
         raise ImageError(str(bad[0]) + (share if len(bad) > 1 else ""))
-    yield from ({"path": str(f), "error": str(error)} for f, error in zip(files, errors, strict=True) if error is not None)
+    yield from (
+        {"path": str(f), "error": str(error)}
+        for f, error in zip(files, errors, strict=True)
+        if error is not None
+    )
     files = [f for f, error in zip(files, errors, strict=True) if error is None]
     names = _names(files) if out is not None else []
     normals = np.asarray(detector.provenance.validation_scores)
-    for index, (score_map, score, verdict) in enumerate(detector.predict_each(files, stream=stream)):
+    for index, (score_map, score, verdict) in enumerate(
+        detector.predict_each(files, stream=stream)
+    ):
         record: dict[str, Any] = {
             "path": str(files[index]),
             "score": score,
@@ -92,8 +109,15 @@ def predict_files(
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             pictures = [out / f"{names[index]}_map.png", out / f"{names[index]}_overlay.png"]
-            write_image(pictures[0], heat_map(score_map, detector.shown_from, 1.2 * detector.map_threshold))
-            write_image(pictures[1], overlay(read_image(files[index]), score_map, detector.shown_from, detector.map_threshold))
+            write_image(
+                pictures[0], heat_map(score_map, detector.shown_from, 1.2 * detector.map_threshold)
+            )
+            write_image(
+                pictures[1],
+                overlay(
+                    read_image(files[index]), score_map, detector.shown_from, detector.map_threshold
+                ),
+            )
             record["pictures"] = [str(p) for p in pictures]
         yield record
 
@@ -107,12 +131,15 @@ def _error_of(file: Path) -> ImageError | None:
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """A name for each file's pictures: its own, with the folder's before it where two files share theirs."""
+    """A name for each file's pictures: its own, with the folder's before it where two files share
+    theirs.
+    """
     stems = Counter(f.stem for f in files)
     names = [f"{f.absolute().parent.name}_{f.stem}" if stems[f.stem] > 1 else f.stem for f in files]
     repeated = next((name for name, times in Counter(names).items() if times > 1), None)
     if repeated is not None:
         raise OutputError(
-            f"Several pictures would be written as {repeated}_map.png: give them in separate calls with their own --out."
+            f"Several pictures would be written as {repeated}_map.png: give them in separate "
+            "calls with their own --out."
         )
     return names

@@ -1,7 +1,10 @@
-"""What selection looks at: figures on validation normals and on validation defects, family by family.
+"""What selection looks at: figures on validation normals and on validation defects, family by
+family.
 
-Unusual: a family's figure is computed on its own images and all validation normals, and the objective is the plain mean over the
-families, so that a family with large, easy defects can't hide one with small ones. Test images are nowhere near.
+Unusual: a family's figure is computed on its own images and all validation normals, and the
+    objective is the plain mean over the
+families, so that a family with large, easy defects can't hide one with small ones. Test images are
+nowhere near.
 """
 
 from __future__ import annotations
@@ -38,22 +41,31 @@ class ValidationLabels:
     valid: Tensor | None
 
 
-def validation_labels(rows: list[dict[str, Any]], settings: DetectorSettings, images: PlacedImages) -> ValidationLabels:
+def validation_labels(
+    rows: list[dict[str, Any]], settings: DetectorSettings, images: PlacedImages
+) -> ValidationLabels:
     """Families and masks of a table's rows, the masks on the network's canvas."""
     masks = np.zeros((len(rows), *settings.image.size), bool)
     for canvas, row in zip(masks, rows, strict=True):
         if row["mask_path"] is not None:
-            canvas[:] = _placed(read_mask(row["mask_path"]), Placement.of(image_size(row["path"]), settings.image))
+            canvas[:] = _placed(
+                read_mask(row["mask_path"]), Placement.of(image_size(row["path"]), settings.image)
+            )
     return ValidationLabels(tuple(row["defect_type"] for row in rows), masks, images.valid)
 
 
 def _placed(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
-    """A mask (h, w) on the canvas (H, W); one that falls between the canvas's pixels marks those that it lies in."""
+    """A mask (h, w) on the canvas (H, W); one that falls between the canvas's pixels marks those
+    that it lies in.
+    """
     canvas: NDArray[np.bool_] = place_mask(mask, placement).numpy()
     if mask.any() and not canvas.any():  # or the figures of its family would not be defined
         rows, columns = mask.nonzero()
         height, width = placement.source
-        canvas[placement.top + rows * placement.height // height, placement.left + columns * placement.width // width] = True
+        canvas[
+            placement.top + rows * placement.height // height,
+            placement.left + columns * placement.width // width,
+        ] = True
     return canvas
 
 
@@ -68,8 +80,12 @@ def check_objective(name: str) -> None:
         raise SettingsError(f"The objective is {name!r}.{nearest(name, usable)}")
 
 
-def family_figures(maps: ScoreMaps, labels: ValidationLabels, weight: float, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Figures of the fused map for each defect family: :func:`family_figures_of` at fusion weight `weight`."""
+def family_figures(
+    maps: ScoreMaps, labels: ValidationLabels, weight: float, names: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    """Figures of the fused map for each defect family: :func:`family_figures_of` at fusion weight
+    `weight`.
+    """
     return family_figures_of(maps.fused(weight), labels, names)
 
 
@@ -99,19 +115,25 @@ def family_figures_of(
     for family in sorted(set(labels.families) - {"good"}):
         chosen = normals + [i for i, f in enumerate(labels.families) if f == family]
         is_defect = np.array([labels.families[i] != "good" for i in chosen])
-        result[family] = evaluate(scores[chosen], is_defect, [sample(i) for i in chosen], list(names))
+        result[family] = evaluate(
+            scores[chosen], is_defect, [sample(i) for i in chosen], list(names)
+        )
     return result
 
 
-def choose_score_weight(candidates: Iterable[tuple[float, Tensor]], labels: ValidationLabels) -> float:
-    """The fusion weight whose map gives the best image scores: the largest mean image AUROC over the families, of equals the smallest.
+def choose_score_weight(
+    candidates: Iterable[tuple[float, Tensor]], labels: ValidationLabels
+) -> float:
+    """The fusion weight whose map gives the best image scores: the largest mean image AUROC over
+    the families, of equals the smallest.
 
-    A map that outlines defects well is chosen by its pixels. Whether an image has one at all is another question: there a single pixel
-    decides, and the classifier is more often wrong about a single pixel than the density is.
+    A map that outlines defects well is chosen by its pixels. Whether an image has one at all is
+    another question: there a single pixel decides, and the classifier is more often wrong about a
+    single pixel than the density is.
 
     Args:
-        candidates: fusion weights, each with its maps (N, H, W) of the validation images; looked at one after the other, so that a
-            generator needs no memory for all of them.
+        candidates: fusion weights, each with its maps (N, H, W) of the validation images; looked at
+            one after the other, so that a generator needs no memory for all of them.
         labels: of the same images.
     """
     values = {}
@@ -143,5 +165,7 @@ def sweep_weights(
     with torch.inference_mode():
         for weight in weights:
             figures = family_figures(maps, labels, float(weight), (objective,))
-            swept.append((float(weight), {family: values[objective] for family, values in figures.items()}))
+            swept.append(
+                (float(weight), {family: values[objective] for family, values in figures.items()})
+            )
     return swept

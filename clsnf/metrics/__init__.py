@@ -1,7 +1,9 @@
-"""Figures for detectors: exact, ties merged, at the masks' own size, in memory bounded by the number of defect pixels.
+"""Figures for detectors: exact, ties merged, at the masks' own size, in memory bounded by the
+number of defect pixels.
 
-``METRICS`` is the registry. A new figure is one function of :class:`ScoreCounts` (images) or :class:`PixelCounts` (pixels) and
-one line in it; :func:`evaluate`, its tests and every table that names figures then know it.
+``METRICS`` is the registry. A new figure is one function of :class:`ScoreCounts` (images) or
+:class:`PixelCounts` (pixels) and one line in it; :func:`evaluate`, its tests and every table that
+names figures then know it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Metric:
     """One figure. All are in [0, 1], higher is better, 1 is perfect.
 
     kind: "image" figures need scores and labels, "pixel" figures need samples.
-    function: the figure, from the counts that all figures of its kind share: ScoreCounts for images, PixelCounts for pixels.
+    function: the figure, from the counts that all figures of its kind share: ScoreCounts for
+        images, PixelCounts for pixels.
     oracle: True where the figure chooses a threshold with the labels that it is judged by.
     help: one line for tables and the command line.
     """
@@ -71,17 +74,45 @@ def _of_pixels(figure: Callable[[ScoreCounts], float]) -> Callable[[PixelCounts]
 
 
 METRICS: dict[str, Metric] = {
-    "image_auroc": Metric("image", ranking.auroc, False, "area under the ROC curve of the image scores"),
-    "image_ap": Metric("image", ranking.average_precision, False, "average precision of the image scores"),
-    "image_f1_max": Metric("image", ranking.f1_max, True, "largest F1 of the image scores over all thresholds (oracle)"),
-    "pixel_auroc": Metric("pixel", _of_pixels(ranking.auroc), False, "area under the ROC curve over all pixels"),
-    "pixel_ap": Metric("pixel", _of_pixels(ranking.average_precision), False, "average precision over all pixels"),
-    "pixel_f1_max": Metric("pixel", _of_pixels(ranking.f1_max), True, "largest F1 over all pixels and thresholds (oracle)"),
-    "au_pro": Metric("pixel", partial(overlap.area_under_pro, limit=0.3), False, "area under the per-region overlap up to FPR 0.3"),
-    "au_pro_05": Metric(
-        "pixel", partial(overlap.area_under_pro, limit=0.05), False, "area under the per-region overlap up to FPR 0.05"
+    "image_auroc": Metric(
+        "image", ranking.auroc, False, "area under the ROC curve of the image scores"
     ),
-    "aupimo": Metric("pixel", pimo.mean_aupimo, False, "per-image recall over FPR 1e-5 to 1e-4 on normal images, log scale"),
+    "image_ap": Metric(
+        "image", ranking.average_precision, False, "average precision of the image scores"
+    ),
+    "image_f1_max": Metric(
+        "image", ranking.f1_max, True, "largest F1 of the image scores over all thresholds (oracle)"
+    ),
+    "pixel_auroc": Metric(
+        "pixel", _of_pixels(ranking.auroc), False, "area under the ROC curve over all pixels"
+    ),
+    "pixel_ap": Metric(
+        "pixel", _of_pixels(ranking.average_precision), False, "average precision over all pixels"
+    ),
+    "pixel_f1_max": Metric(
+        "pixel",
+        _of_pixels(ranking.f1_max),
+        True,
+        "largest F1 over all pixels and thresholds (oracle)",
+    ),
+    "au_pro": Metric(
+        "pixel",
+        partial(overlap.area_under_pro, limit=0.3),
+        False,
+        "area under the per-region overlap up to FPR 0.3",
+    ),
+    "au_pro_05": Metric(
+        "pixel",
+        partial(overlap.area_under_pro, limit=0.05),
+        False,
+        "area under the per-region overlap up to FPR 0.05",
+    ),
+    "aupimo": Metric(
+        "pixel",
+        pimo.mean_aupimo,
+        False,
+        "per-image recall over FPR 1e-5 to 1e-4 on normal images, log scale",
+    ),
 }
 
 
@@ -91,14 +122,16 @@ def evaluate(
     samples: Iterable[PixelSample] | None,
     names: Iterable[str] | None = None,
 ) -> dict[str, float]:
-    """Compute the figures that ``names`` asks for, by default all of ``METRICS``, in the order asked for.
+    """Compute the figures that ``names`` asks for, by default all of ``METRICS``, in the order
+    asked for.
 
-    scores: (N,) image scores. labels: (N,), 0 normal, 1 defect. samples: a re-iterable of N samples in the same order, passed over
+    scores: (N,) image scores. labels: (N,), 0 normal, 1 defect. samples: a re-iterable of N samples
+        in the same order, passed over
     exactly twice whatever the number of pixel figures; None where only image figures are asked for.
 
-    Raises MetricError where a figure is not defined (a set of one class, an image labelled a defect whose mask is empty, scores
-    that are not finite, unknown names, ...): no figure is ever left out or replaced by a stand-in. A caller with a set of normal
-    images alone asks for none.
+    Raises MetricError where a figure is not defined (a set of one class, an image labelled a defect
+    whose mask is empty, scores that are not finite, unknown names, ...): no figure is ever left out
+    or replaced by a stand-in. A caller with a set of normal images alone asks for none.
     """
     wanted = list(METRICS) if names is None else list(names)
     for name in wanted:
@@ -110,6 +143,9 @@ def evaluate(
         counts["image"] = count_images(scores, labels)
     if "pixel" in kinds:
         if samples is None:
-            raise MetricError("samples is None: pixel figures need maps and masks; give samples, or names of image figures only.")
+            raise MetricError(
+                "samples is None: pixel figures need maps and masks; give samples, or names of "
+                "image figures only."
+            )
         counts["pixel"] = count_pixels(samples, labels)
     return {name: METRICS[name].function(counts[METRICS[name].kind]) for name in wanted}

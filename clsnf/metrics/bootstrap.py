@@ -1,9 +1,12 @@
-"""Bootstrap over test images: intervals for every figure, and paired comparisons of two systems on the same images.
+"""Bootstrap over test images: intervals for every figure, and paired comparisons of two systems on
+the same images.
 
-Images are drawn with replacement, normal and defective ones apart (the test set's make-up is the experimenter's choice, not chance), and a
-drawn image brings all its pixels. Unusual: no pixel is looked at twice. Each image is binned once by score, a replicate's
-curves are weighted sums of the images' bins, and a thousand replicates of all figures take seconds. Bins tie scores that lie close
-together, so replicates are good to about 1e-3; the figures themselves are always exact (:func:`clsnf.metrics.evaluate`).
+Images are drawn with replacement, normal and defective ones apart (the test set's make-up is the
+experimenter's choice, not chance), and a drawn image brings all its pixels. Unusual: no pixel is
+looked at twice. Each image is binned once by score, a replicate's curves are weighted sums of the
+images' bins, and a thousand replicates of all figures take seconds. Bins tie scores that lie close
+together, so replicates are good to about 1e-3; the figures themselves are always exact
+(:func:`clsnf.metrics.evaluate`).
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (percentile intervals).
 
@@ -36,8 +39,10 @@ class BinnedImages:
     """What replicates are made from.
 
     scores, labels: (N,), of the images.
-    hits, misses: (N, B) defect pixels and defect-free pixels by score, highest bin first; None without masks.
-    shares: (N, B) sum over the image's regions of the share of the region's pixels; None without masks.
+    hits, misses: (N, B) defect pixels and defect-free pixels by score, highest bin first; None
+        without masks.
+    shares: (N, B) sum over the image's regions of the share of the region's pixels; None without
+        masks.
     aupimo: (N,) of each image, NaN for normal ones; None without masks or normal images.
     """
 
@@ -49,7 +54,9 @@ class BinnedImages:
     aupimo: Floats | None
 
 
-def bin_images(scores: ArrayLike, labels: ArrayLike, samples: Iterable[PixelSample] | None) -> BinnedImages:
+def bin_images(
+    scores: ArrayLike, labels: ArrayLike, samples: Iterable[PixelSample] | None
+) -> BinnedImages:
     """Bin a test set's images.
 
     scores, labels, samples: as for :func:`clsnf.metrics.evaluate`; passed over four times.
@@ -59,7 +66,9 @@ def bin_images(scores: ArrayLike, labels: ArrayLike, samples: Iterable[PixelSamp
     known = checked_labels(labels)
     values = np.asarray(scores, np.float64)
     if values.shape != known.shape or not np.isfinite(values).all():
-        raise MetricError(f"there are {values.size} scores for {known.size} labels, or some are not finite.")
+        raise MetricError(
+            f"there are {values.size} scores for {known.size} labels, or some are not finite."
+        )
     if samples is None:
         return BinnedImages(values, known, None, None, None, None)
     aupimo = None if known.all() else image_aupimo(count_pixels(samples, known))
@@ -70,24 +79,44 @@ def bin_images(scores: ArrayLike, labels: ArrayLike, samples: Iterable[PixelSamp
 
 
 def _edges(samples: Iterable[PixelSample]) -> NDArray[np.float32]:
-    """Rising edges that cut the defect pixels evenly, and the others more finely the higher they score."""
+    """Rising edges that cut the defect pixels evenly, and the others more finely the higher they
+    score.
+    """
     defects: list[NDArray[np.float32]] = []
     others: list[NDArray[np.float32]] = []
     for sample in read_samples(samples):
         background = ~sample.mask if sample.valid is None else sample.valid & ~sample.mask
         values = np.sort(sample.score_map[background])[::-1]
-        others.append(np.concatenate([values[:500], values[500::37]]))  # the highest decide figures at low false-positive rates
-        defects.append(sample.score_map[sample.mask][::7] if sample.mask.sum() > 700 else sample.score_map[sample.mask])
+        others.append(
+            np.concatenate([values[:500], values[500::37]])
+        )  # the highest decide figures at low false-positive rates
+        defects.append(
+            sample.score_map[sample.mask][::7]
+            if sample.mask.sum() > 700
+            else sample.score_map[sample.mask]
+        )
     ranked = np.sort(np.concatenate(others))[::-1]
-    falling = np.unique((np.geomspace(1, max(2, len(ranked)), _BINS) - 1).astype(np.int64).clip(0, len(ranked) - 1))
+    falling = np.unique(
+        (np.geomspace(1, max(2, len(ranked)), _BINS) - 1).astype(np.int64).clip(0, len(ranked) - 1)
+    )
     even = np.linspace(0, len(ranked) - 1, _BINS // 4).astype(np.int64)
     flat = np.sort(np.concatenate(defects))
-    return np.unique(np.concatenate([ranked[falling], ranked[even], flat[np.linspace(0, len(flat) - 1, _BINS).astype(np.int64)]]))
+    return np.unique(
+        np.concatenate(
+            [
+                ranked[falling],
+                ranked[even],
+                flat[np.linspace(0, len(flat) - 1, _BINS).astype(np.int64)],
+            ]
+        )
+    )
 
 
 def _bin_image(sample: PixelSample, edges: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
     def counted(values: NDArray[np.float32], weights: Floats | None = None) -> Floats:
-        return np.bincount(np.searchsorted(edges, values, side="right"), weights, minlength=len(edges) + 1).astype(np.float64)
+        return np.bincount(
+            np.searchsorted(edges, values, side="right"), weights, minlength=len(edges) + 1
+        ).astype(np.float64)
 
     background = ~sample.mask if sample.valid is None else sample.valid & ~sample.mask
     misses = counted(np.sort(sample.score_map[background]))
@@ -100,20 +129,29 @@ def _bin_image(sample: PixelSample, edges: NDArray[np.float32]) -> tuple[Floats,
 
 
 def draw_replicates(labels: ArrayLike, replicates: int, seed: int) -> Floats:
-    """(R, N): how often each image occurs in each replicate; the numbers of normal and of defective images stay as they are."""
+    """(R, N): how often each image occurs in each replicate; the numbers of normal and of defective
+    images stay as they are.
+    """
     known = checked_labels(labels)
     generator = np.random.default_rng(seed)
     weights = np.zeros((replicates, len(known)))
     for kind in (False, True):
         place = np.flatnonzero(known == kind)
         if len(place):
-            weights[:, place] = generator.multinomial(len(place), np.full(len(place), 1 / len(place)), size=replicates)
+            weights[:, place] = generator.multinomial(
+                len(place), np.full(len(place), 1 / len(place)), size=replicates
+            )
     return weights
 
 
 def replicate_figures(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
-    """Every figure that the images allow, in each replicate: name of :data:`clsnf.metrics.METRICS` -> (R,)."""
-    parts = [_figures(images, weights[start : start + _CHUNK]) for start in range(0, len(weights), _CHUNK)]
+    """Every figure that the images allow, in each replicate: name of :data:`clsnf.metrics.METRICS`
+    -> (R,).
+    """
+    parts = [
+        _figures(images, weights[start : start + _CHUNK])
+        for start in range(0, len(weights), _CHUNK)
+    ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -123,7 +161,11 @@ def _figures(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
         _, place = np.unique(-images.scores, return_inverse=True)
         bins = np.zeros((len(images.scores), place.max() + 1))
         bins[np.arange(len(place)), place] = 1
-        result |= _ranking("image", weights @ (bins * images.labels[:, None]), weights @ (bins * ~images.labels[:, None]))
+        result |= _ranking(
+            "image",
+            weights @ (bins * images.labels[:, None]),
+            weights @ (bins * ~images.labels[:, None]),
+        )
     if images.hits is not None and images.misses is not None and images.shares is not None:
         hits, misses = weights @ images.hits, weights @ images.misses
         result |= _ranking("pixel", hits, misses)
@@ -132,7 +174,8 @@ def _figures(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
         overlap /= overlap[:, -1:]
         result |= {"au_pro": _area(rate, overlap, 0.3), "au_pro_05": _area(rate, overlap, 0.05)}
     if images.aupimo is not None:
-        # Its thresholds stay those of all normal images: a false-positive rate of 1e-5 is not resolved by fewer.
+        # Its thresholds stay those of all normal images: a false-positive rate of 1e-5 is not
+        # resolved by fewer.
         defects = ~np.isnan(images.aupimo)
         drawn = weights[:, defects]
         result["aupimo"] = drawn @ images.aupimo[defects] / drawn.sum(axis=1)
@@ -140,19 +183,24 @@ def _figures(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
 
 
 def _ranking(kind: str, hits: Floats, misses: Floats) -> dict[str, Floats]:
-    """AUROC, AP and F1-max of (R, B) counts, scores falling; formulas as in :mod:`clsnf.metrics.ranking`."""
+    """AUROC, AP and F1-max of (R, B) counts, scores falling; formulas as in
+    :mod:`clsnf.metrics.ranking`.
+    """
     true, false = np.cumsum(hits, axis=1), np.cumsum(misses, axis=1)
     positives, negatives = true[:, -1:], false[:, -1:]
     met = np.maximum(true + false, 1)
     return {
-        f"{kind}_auroc": (hits * (negatives - false + 0.5 * misses)).sum(axis=1) / (positives * negatives)[:, 0],
+        f"{kind}_auroc": (hits * (negatives - false + 0.5 * misses)).sum(axis=1)
+        / (positives * negatives)[:, 0],
         f"{kind}_ap": (hits * true / met).sum(axis=1) / positives[:, 0],
         f"{kind}_f1_max": (2 * true / (true + false + positives)).max(axis=1),
     }
 
 
 def _area(x: Floats, y: Floats, limit: float) -> Floats:
-    """Area under curves (R, B) from (0, 0) by trapezoids up to x = limit, interpolated there, over the limit."""
+    """Area under curves (R, B) from (0, 0) by trapezoids up to x = limit, interpolated there, over
+    the limit.
+    """
     x, y = (np.concatenate([np.zeros((len(v), 1)), v], axis=1) for v in (x, y))
     width = np.diff(x, axis=1)
     kept = np.clip(limit - x[:, :-1], 0, width)
@@ -163,7 +211,10 @@ def _area(x: Floats, y: Floats, limit: float) -> Floats:
 def intervals(figures: Mapping[str, Floats], level: float = 0.95) -> dict[str, tuple[float, float]]:
     """Percentile intervals of replicated figures."""
     tail = (1 - level) / 2
-    return {name: (float(np.quantile(v, tail)), float(np.quantile(v, 1 - tail))) for name, v in figures.items()}
+    return {
+        name: (float(np.quantile(v, tail)), float(np.quantile(v, 1 - tail)))
+        for name, v in figures.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -180,11 +231,15 @@ class PairedDifference:
     ahead: float
 
 
-def compare(first: Mapping[str, Floats], second: Mapping[str, Floats]) -> dict[str, PairedDifference]:
+def compare(
+    first: Mapping[str, Floats], second: Mapping[str, Floats]
+) -> dict[str, PairedDifference]:
     """Paired differences of figures that were replicated with the same weights."""
     result = {}
     for name in first.keys() & second.keys():
         difference = first[name] - second[name]
         low, high = intervals({name: difference})[name]
-        result[name] = PairedDifference(low, high, float(((difference > 0) + 0.5 * (difference == 0)).mean()))
+        result[name] = PairedDifference(
+            low, high, float(((difference > 0) + 0.5 * (difference == 0)).mean())
+        )
     return result

@@ -1,9 +1,11 @@
-"""Single figures, for whoever wants one; :func:`clsnf.metrics.evaluate` computes several from the same two passes.
+"""Single figures, for whoever wants one; :func:`clsnf.metrics.evaluate` computes several from the
+same two passes.
 
-Image figures take ``scores`` (N,) real numbers, higher = more of a defect, and ``labels`` (N,), 0 normal and 1 defect. Pixel
-figures take ``samples``, a re-iterable of :class:`~clsnf.metrics.samples.PixelSample` that is passed over exactly twice, one map
-in memory at a time. All raise :class:`~clsnf.core.errors.MetricError` where the figure is not defined: no images, one class only,
-scores that are not finite, shapes that differ.
+Image figures take ``scores`` (N,) real numbers, higher = more of a defect, and ``labels`` (N,), 0
+normal and 1 defect. Pixel figures take ``samples``, a re-iterable of
+:class:`~clsnf.metrics.samples.PixelSample` that is passed over exactly twice, one map in memory at
+a time. All raise :class:`~clsnf.core.errors.MetricError` where the figure is not defined: no
+images, one class only, scores that are not finite, shapes that differ.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def image_ap(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def image_f1_max(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Largest F1 of the image scores over all thresholds, in (0, 1]; an oracle, no threshold that a user could have known."""
+    """Largest F1 of the image scores over all thresholds, in (0, 1]; an oracle, no threshold that a
+    user could have known.
+    """
     return ranking.f1_max(count_images(scores, labels))
 
 
@@ -40,7 +44,9 @@ def pixel_auroc(samples: Iterable[PixelSample]) -> float:
 
 
 def pixel_ap(samples: Iterable[PixelSample]) -> float:
-    """Average precision over the pixels of all images, in (0, 1]; the method's authors call it AUPR."""
+    """Average precision over the pixels of all images, in (0, 1]; the method's authors call it
+    AUPR.
+    """
     return ranking.average_precision(count_pixels(samples).scores)
 
 
@@ -50,7 +56,9 @@ def pixel_f1_max(samples: Iterable[PixelSample]) -> float:
 
 
 def au_pro(samples: Iterable[PixelSample], limit: float = 0.3) -> float:
-    """Area under the per-region overlap curve up to the false-positive rate ``limit`` in (0, 1], divided by it; in [0, 1]."""
+    """Area under the per-region overlap curve up to the false-positive rate ``limit`` in (0, 1],
+    divided by it; in [0, 1].
+    """
     overlap.check_limit(limit)  # before the long work
     return overlap.area_under_pro(count_pixels(samples), limit)
 
@@ -61,8 +69,10 @@ def aupimo(samples: Iterable[PixelSample]) -> float:
 
 
 def aupimo_per_image(samples: Iterable[PixelSample]) -> NDArray[np.float64]:
-    """Each image's recall averaged over log FPR in [1e-5, 1e-4]: (N,) in the samples' order, NaN for normal images.
+    """Each image's recall averaged over log FPR in [1e-5, 1e-4]: (N,) in the samples' order, NaN
+    for normal images.
 
-    Definition, and how it differs from the published implementation: :func:`clsnf.metrics.pimo.image_aupimo`.
+    Definition, and how it differs from the published implementation:
+    :func:`clsnf.metrics.pimo.image_aupimo`.
     """
     return pimo.image_aupimo(count_pixels(samples))

@@ -1,9 +1,12 @@
-"""Pixel counts: two passes over the maps of a data set turn it into everything that the pixel figures depend on.
+"""Pixel counts: two passes over the maps of a data set turn it into everything that the pixel
+figures depend on.
 
-Pass one keeps the scores of the defect pixels (a few per cent of all) and the region that each belongs to. Pass two sorts each
-image's defect-free pixels and looks them up among the distinct defect scores. Unusual: exact at native size for any number of
-images, because memory is bounded by the number of defect pixels (about 130 bytes each at the peak) plus two maps; no histogram,
-no subsampling. Called by the figures and by :func:`clsnf.metrics.evaluate`, which shares one result among all of them.
+Pass one keeps the scores of the defect pixels (a few per cent of all) and the region that each
+belongs to. Pass two sorts each image's defect-free pixels and looks them up among the distinct
+defect scores. Unusual: exact at native size for any number of images, because memory is bounded by
+the number of defect pixels (about 130 bytes each at the peak) plus two maps; no histogram, no
+subsampling. Called by the figures and by :func:`clsnf.metrics.evaluate`, which shares one result
+among all of them.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ class PixelCounts:
     """What the pixel figures depend on, for K distinct scores among P defect pixels, highest first.
 
     scores: pixels counted by score; negatives are the defect-free pixels of all images.
-    region_share: (K,) float64, what PRO gains at each score: sum over its pixels of 1 / (region's size * number of regions).
-    normal_rate: (K,) float64 in [0, 1], mean over the normal images of the share of their pixels at or above the score; None
-        where there is no normal image.
+    region_share: (K,) float64, what PRO gains at each score: sum over its pixels of 1 / (region's
+        size * number of regions).
+    normal_rate: (K,) float64 in [0, 1], mean over the normal images of the share of their pixels at
+        or above the score; None where there is no normal image.
     pixel_rank: (P,) int64, which of the K scores each defect pixel has.
     pixel_image: (P,) int32, the index of the image that it lies in.
     images: number of images, normal ones included.
@@ -43,7 +47,9 @@ class PixelCounts:
 
 @dataclass(frozen=True, eq=False)
 class _Defects:
-    """Pass one's result, scores rising: K distinct scores, P pixels sorted by score, and each image's two pixel counts."""
+    """Pass one's result, scores rising: K distinct scores, P pixels sorted by score, and each
+    image's two pixel counts.
+    """
 
     scores: Map  # (K,)
     starts: NDArray[np.int64]  # (K,) where each distinct score begins among the P pixels
@@ -56,10 +62,12 @@ def count_pixels(samples: Iterable[PixelSample], labels: ArrayLike | None = None
     """Count the pixels of a data set in exactly two passes over ``samples``.
 
     samples: a re-iterable that gives the same samples in the same order each time.
-    labels: (N,) 0 normal, 1 defect, to hold the masks against; without it, an image with defect pixels is a defect.
+    labels: (N,) 0 normal, 1 defect, to hold the masks against; without it, an image with defect
+        pixels is a defect.
 
-    Raises MetricError: what :func:`clsnf.metrics.samples.read_samples` refuses, no images, no defect pixel or no defect-free
-    pixel in the whole set, masks that contradict the labels, a second pass unlike the first.
+    Raises MetricError: what :func:`clsnf.metrics.samples.read_samples` refuses, no images, no
+    defect pixel or no defect-free pixel in the whole set, masks that contradict the labels, a
+    second pass unlike the first.
     """
     known = None if labels is None else checked_labels(labels)
     defects = _collect_defects(samples)
@@ -67,8 +75,9 @@ def count_pixels(samples: Iterable[PixelSample], labels: ArrayLike | None = None
         _check_labels(known, defects.sizes)
     slots, rates = _count_background(samples, defects)
     normal_images = sum(defect == 0 for defect, _ in defects.sizes)
-    # Slots rise with the score; from here on everything falls with it. Sums run from the highest score down, so that the rates
-    # near zero, which AUPIMO takes the logarithm of, keep their digits.
+    # Slots rise with the score; from here on everything falls with it. Sums run from the highest
+    # score down, so that the rates near zero, which AUPIMO takes the logarithm of, keep their
+    # digits.
     met = np.cumsum(slots[::-1])  # (2K + 1,)
     normal_met = np.cumsum(rates[::-1])
     count = len(defects.scores)
@@ -96,7 +105,9 @@ def _collect_defects(samples: Iterable[PixelSample]) -> _Defects:
         sizes.append(_sizes(sample))
         if sizes[-1][0] == 0:
             continue
-        _, components = cv2.connectedComponents(sample.mask.astype(np.uint8), connectivity=8)  # 0 = background
+        _, components = cv2.connectedComponents(
+            sample.mask.astype(np.uint8), connectivity=8
+        )  # 0 = background
         region = np.asarray(components[sample.mask], np.int32) - 1
         region_sizes.append(np.bincount(region))
         region_images.append(np.full(len(region_sizes[-1]), index, np.int32))
@@ -110,14 +121,19 @@ def _collect_defects(samples: Iterable[PixelSample]) -> _Defects:
     region = np.concatenate(regions)[order]
     starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))
     weights = 1.0 / (np.concatenate(region_sizes) * region_count)
-    return _Defects(flat[starts], starts, weights[region], np.concatenate(region_images)[region], sizes)
+    return _Defects(
+        flat[starts], starts, weights[region], np.concatenate(region_images)[region], sizes
+    )
 
 
-def _count_background(samples: Iterable[PixelSample], defects: _Defects) -> tuple[Counts, NDArray[np.float64]]:
+def _count_background(
+    samples: Iterable[PixelSample], defects: _Defects
+) -> tuple[Counts, NDArray[np.float64]]:
     """Defect-free pixels by where they lie among the K defect scores.
 
-    Returns two (2K + 1,) arrays, slot 2i for the gap below score i and slot 2i + 1 for score i itself: counts over all images, and
-    the sum over the normal images of the share of the image's pixels.
+    Returns two (2K + 1,) arrays, slot 2i for the gap below score i and slot 2i + 1 for score i
+    itself: counts over all images, and the sum over the normal images of the share of the image's
+    pixels.
     """
     slots = np.zeros(2 * len(defects.scores) + 1, np.int64)
     rates = np.zeros(len(slots), np.float64)
@@ -126,7 +142,10 @@ def _count_background(samples: Iterable[PixelSample], defects: _Defects) -> tupl
         read += 1
         defect_pixels, background_pixels = size = _sizes(sample)
         if index >= len(defects.sizes) or size != defects.sizes[index]:
-            raise MetricError(f"image {index} was another one in the first pass: samples must give the same each time.")
+            raise MetricError(
+                f"image {index} was another one in the first pass: samples must give the same "
+                "each time."
+            )
         if background_pixels == 0:
             continue
         background = ~sample.mask if sample.valid is None else sample.valid & ~sample.mask
@@ -135,24 +154,35 @@ def _count_background(samples: Iterable[PixelSample], defects: _Defects) -> tupl
         if defect_pixels == 0:
             rates[slot] += count / background_pixels
     if read != len(defects.sizes):
-        raise MetricError(f"samples gave {len(defects.sizes)} images, then {read}: they must give the same each time.")
+        raise MetricError(
+            f"samples gave {len(defects.sizes)} images, then {read}: they must give the same each "
+            "time."
+        )
     return slots, rates
 
 
 def _among(scores: Map, values: Map) -> tuple[Counts, Counts]:
-    """Which slots of K rising scores sorted values fall into, each slot once, and how many values each gets.
+    """Which slots of K rising scores sorted values fall into, each slot once, and how many values
+    each gets.
 
-    Looks up whichever are fewer, always in sorted order, which stays in the cache: several times faster than unsorted look-ups, the
-    sort included.
+    Looks up whichever are fewer, always in sorted order, which stays in the cache: several times
+    faster than unsorted look-ups, the sort included.
     """
     if len(scores) < len(values):
-        below, up_to = np.searchsorted(values, scores, side="left"), np.searchsorted(values, scores, side="right")
-        ends = np.empty(2 * len(scores) + 2, np.int64)  # where each slot begins among the values, and the end
+        below, up_to = (
+            np.searchsorted(values, scores, side="left"),
+            np.searchsorted(values, scores, side="right"),
+        )
+        ends = np.empty(
+            2 * len(scores) + 2, np.int64
+        )  # where each slot begins among the values, and the end
         ends[0], ends[1:-1:2], ends[2:-1:2], ends[-1] = 0, below, up_to, len(values)
         count = np.diff(ends)
         slot = np.flatnonzero(count)
         return slot, count[slot]
-    edges = np.append(scores, np.float32(np.inf))  # no score equals infinity, so the top gap needs no case of its own
+    edges = np.append(
+        scores, np.float32(np.inf)
+    )  # no score equals infinity, so the top gap needs no case of its own
     rank = np.searchsorted(edges, values)
     each = 2 * rank + (edges[rank] == values)
     starts = np.flatnonzero(np.append(True, each[1:] != each[:-1]))
@@ -168,27 +198,36 @@ def _sizes(sample: PixelSample) -> tuple[int, int]:
 
 def _check_classes(sizes: list[tuple[int, int]]) -> None:
     if not sizes:
-        raise MetricError("no images were given: pixel figures need at least one image with defect pixels.")
+        raise MetricError(
+            "no images were given: pixel figures need at least one image with defect pixels."
+        )
     if not any(defects for defects, _ in sizes):
         raise MetricError(
-            f"all {len(sizes)} images are normal (no mask marks a pixel): pixel figures need defect pixels; leave them out."
+            f"all {len(sizes)} images are normal (no mask marks a pixel): pixel figures need "
+            "defect pixels; leave them out."
         )
     if not any(background for _, background in sizes):
         raise MetricError(
-            f"every pixel of all {len(sizes)} images is a defect: pixel figures need defect-free pixels; check the masks."
+            f"every pixel of all {len(sizes)} images is a defect: pixel figures need defect-free "
+            "pixels; check the masks."
         )
 
 
 def _check_labels(labels: NDArray[np.bool_], sizes: list[tuple[int, int]]) -> None:
     if len(labels) != len(sizes):
-        raise MetricError(f"there are {len(labels)} labels for {len(sizes)} samples: give one label an image, in the same order.")
+        raise MetricError(
+            f"there are {len(labels)} labels for {len(sizes)} samples: give one label an image, "
+            "in the same order."
+        )
     for index, (label, (defects, _)) in enumerate(zip(labels, sizes, strict=True)):
         if label and not defects:
             raise MetricError(
-                f"image {index} is labelled a defect and has regions without pixels: its mask marks none; "
+                f"image {index} is labelled a defect and has regions without pixels: its mask "
+                "marks none; "
                 "give its mask, or leave the image out of the pixel figures."
             )
         if not label and defects:
             raise MetricError(
-                f"image {index} is labelled normal, but its mask marks {defects} defect pixels: mend the label or the mask."
+                f"image {index} is labelled normal, but its mask marks {defects} defect pixels: "
+                "mend the label or the mask."
             )

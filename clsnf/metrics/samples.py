@@ -1,8 +1,10 @@
-"""What the pixel figures read: one score map with its mask at a time, checked once, at the mask's own size.
+"""What the pixel figures read: one score map with its mask at a time, checked once, at the mask's
+own size.
 
-Unusual: nothing here holds more than one map. A data set is any *re-iterable* of :class:`PixelSample`; the counting passes over
-it at most twice, so a caller with small maps hands over a :class:`LazySamples` that upsamples when asked. Called by
-:mod:`clsnf.metrics.pixels`; callers outside make the samples.
+Unusual: nothing here holds more than one map. A data set is any *re-iterable* of
+    :class:`PixelSample`; the counting passes over
+it at most twice, so a caller with small maps hands over a :class:`LazySamples` that upsamples when
+asked. Called by :mod:`clsnf.metrics.pixels`; callers outside make the samples.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ Mask = NDArray[np.bool_]
 class PixelSample:
     """One image's scores and truth, at the mask's own size; sizes may differ from image to image.
 
-    score_map: (H, W) float32, finite where valid; higher = more of a defect. Compared exactly, as float32.
+    score_map: (H, W) float32, finite where valid; higher = more of a defect. Compared exactly, as
+        float32.
     mask: (H, W) bool, True on defect pixels; all False for a normal image.
-    valid: (H, W) bool or None (all valid). False pixels, padding for instance, count as no pixel at all: neither as defect nor
-        as background, nor do they join two regions; what the map holds there is never looked at.
+    valid: (H, W) bool or None (all valid). False pixels, padding for instance, count as no pixel at
+        all: neither as defect nor as background, nor do they join two regions; what the map holds
+        there is never looked at.
     """
 
     score_map: Map
@@ -36,9 +40,11 @@ class PixelSample:
 
 @dataclass(frozen=True)
 class LazySamples:
-    """A re-iterable that makes each sample when it is asked for, so that one map is in memory at a time.
+    """A re-iterable that makes each sample when it is asked for, so that one map is in memory at a
+    time.
 
-    load: image index in [0, count) -> PixelSample; called up to twice per image, and must give the same each time.
+    load: image index in [0, count) -> PixelSample; called up to twice per image, and must give the
+        same each time.
     """
 
     load: Callable[[int], PixelSample]
@@ -51,14 +57,17 @@ class LazySamples:
 def read_samples(samples: Iterable[PixelSample]) -> Iterator[PixelSample]:
     """One pass over ``samples``, each one checked.
 
-    Yields the samples with ``mask`` cut to ``valid``: a defect pixel that does not count is no defect pixel.
+    Yields the samples with ``mask`` cut to ``valid``: a defect pixel that does not count is no
+    defect pixel.
 
-    Raises MetricError, with the image's index: a one-shot iterator, wrong dtypes, shapes that differ, an image without pixels,
-    scores that are not finite, a mask whose defect pixels are all invalid.
+    Raises MetricError, with the image's index: a one-shot iterator, wrong dtypes, shapes that
+    differ, an image without pixels, scores that are not finite, a mask whose defect pixels are all
+    invalid.
     """
     if isinstance(samples, Iterator):
         raise MetricError(
-            f"samples is a {type(samples).__name__}, which can be read only once: the pixel figures pass over it twice; "
+            f"samples is a {type(samples).__name__}, which can be read only once: the pixel "
+            "figures pass over it twice; "
             "give a list or LazySamples."
         )
     for index, sample in enumerate(samples):
@@ -75,28 +84,41 @@ def _checked(sample: PixelSample, index: int) -> PixelSample:
         defects = mask & valid
         if mask.any() and not defects.any():
             raise MetricError(
-                f"image {index} has regions without pixels: all {int(mask.sum())} defect pixels of its mask are marked invalid; "
+                f"image {index} has regions without pixels: all {int(mask.sum())} defect pixels "
+                "of its mask are marked invalid; "
                 "check its valid mask."
             )
     if score_map.size == 0 or (valid is not None and not valid.any()):
-        raise MetricError(f"image {index} has no pixel that counts (shape {score_map.shape}): leave it out.")
+        raise MetricError(
+            f"image {index} has no pixel that counts (shape {score_map.shape}): leave it out."
+        )
     finite = np.isfinite(score_map)
     if valid is not None:
         finite |= ~valid
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
         raise MetricError(
-            f"the score map of image {index} holds {score_map[row, column]} at row {row}, column {column}: "
+            f"the score map of image {index} holds {score_map[row, column]} at row {row}, column "
+            f"{column}: "
             "scores must be finite; mend the model that made it."
         )
     return PixelSample(score_map, defects, valid)
 
 
-def _check_array(what: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int, ...], index: int) -> None:
-    """Both must hold before any figure: a uint8 mask would be inverted bitwise, a float64 map compared at another precision."""
+def _check_array(
+    what: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int, ...], index: int
+) -> None:
+    """Both must hold before any figure: a uint8 mask would be inverted bitwise, a float64 map
+    compared at another precision.
+    """
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise MetricError(f"the {what} of image {index} is {given}: it must be a numpy array of {dtype}.")
+        raise MetricError(
+            f"the {what} of image {index} is {given}: it must be a numpy array of {dtype}."
+        )
     if array.ndim != 2 or array.shape != shape:
         wanted = f"{shape}, the score map's" if what != "score map" else "(H, W)"
-        raise MetricError(f"the {what} of image {index} has shape {array.shape}: it must be {wanted}; resize the map to the mask.")
+        raise MetricError(
+            f"the {what} of image {index} has shape {array.shape}: it must be {wanted}; resize "
+            "the map to the mask."
+        )

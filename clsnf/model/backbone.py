@@ -1,12 +1,14 @@
 """The shared feature extractor: any timm architecture that gives feature maps.
 
-Unusual: padded convolutions pad by reflection, so that the border of a picture does not look like a defect; batch-norm statistics never
-move (the module stays in evaluation mode), only the affine parameters train. And there is no silent fallback: without weights that fit,
-there is no backbone.
+Unusual: padded convolutions pad by reflection, so that the border of a picture does not look like a
+    defect; batch-norm statistics never
+move (the module stays in evaluation mode), only the affine parameters train. And there is no silent
+fallback: without weights that fit, there is no backbone.
 
-Weights are matched by parameter name with dots and underscores taken as the same, because timm flattens ``blocks.0`` to ``blocks_0``
-in its feature extractors; a file for the whole classifier therefore fits as it is. Tables that go with the image size (positions in
-a transformer) are resampled by timm.
+Weights are matched by parameter name with dots and underscores taken as the same, because timm
+flattens ``blocks.0`` to ``blocks_0`` in its feature extractors; a file for the whole classifier
+therefore fits as it is. Tables that go with the image size (positions in a transformer) are
+resampled by timm.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, extractor: nn.Module, architecture: str, image_size: tuple[int, int]) -> None:
+    def __init__(
+        self, extractor: nn.Module, architecture: str, image_size: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.extractor = extractor
         self._channels_last = getattr(extractor, "output_fmt", None) == "NHWC"  # Swin and its kind
@@ -72,17 +76,28 @@ class Backbone(nn.Module):
                 maps = self(torch.zeros(1, 3, *image_size))
         except (RuntimeError, AssertionError) as error:
             size = "x".join(map(str, image_size))
-            raise SettingsError(f"Backbone {architecture!r} can't take images of {size} pixels: {_first_line(error)}") from error
-        self.info = BackboneInfo(architecture, tuple(m.shape[1] for m in maps), tuple((m.shape[2], m.shape[3]) for m in maps))
+            raise SettingsError(
+                f"Backbone {architecture!r} can't take images of {size} pixels: "
+                f"{_first_line(error)}"
+            ) from error
+        self.info = BackboneInfo(
+            architecture,
+            tuple(m.shape[1] for m in maps),
+            tuple((m.shape[2], m.shape[3]) for m in maps),
+        )
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode: batch-norm statistics are frozen at their pretrained values."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W), RGB in [0, 1], to L feature maps (B, C_l, h_l, w_l), shallow to deep."""
+        """Images (B, 3, H, W), RGB in [0, 1], to L feature maps (B, C_l, h_l, w_l), shallow to
+        deep.
+        """
         features: list[Tensor] = self.extractor((images - self.mean) / self.std)
-        return [level.permute(0, 3, 1, 2) for level in features] if self._channels_last else features
+        return (
+            [level.permute(0, 3, 1, 2) for level in features] if self._channels_last else features
+        )
 
 
 def _first_line(error: BaseException) -> str:
@@ -105,7 +120,8 @@ def weights_file(settings: BackboneSettings) -> Path | None:
         path = Path(settings.weights).expanduser()
         if not path.is_file():
             raise WeightsError(
-                f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of {settings.name!r}."
+                f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of "
+                f"{settings.name!r}."
             )
         return path
     return _demo_assets()[1] if settings.name == DEMO else None
@@ -121,17 +137,25 @@ def architecture_of(settings: BackboneSettings) -> str:
 
     name: str = _demo_assets()[0]["architecture"] if settings.name == DEMO else settings.name
     if not timm.is_model(name):
-        raise SettingsError(f"There is no timm model {name!r}.{nearest(name, [*timm.list_models(), DEMO])}")
+        raise SettingsError(
+            f"There is no timm model {name!r}.{nearest(name, [*timm.list_models(), DEMO])}"
+        )
     return name
 
 
-def empty_backbone(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]) -> Backbone:
-    """A backbone with random parameters, to be filled by :func:`load_backbone` or from a saved detector.
+def empty_backbone(
+    architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]
+) -> Backbone:
+    """A backbone with random parameters, to be filled by :func:`load_backbone` or from a saved
+    detector.
 
     Raises:
-        SettingsError: the model gives no feature maps, or not those levels, or does not take that image size.
+        SettingsError: the model gives no feature maps, or not those levels, or does not take that
+            image size.
     """
-    return Backbone(_extractor(architecture, levels, image_size, pretrained=False), architecture, image_size)
+    return Backbone(
+        _extractor(architecture, levels, image_size, pretrained=False), architecture, image_size
+    )
 
 
 def _extractor(
@@ -144,11 +168,17 @@ def _extractor(
     """timm's feature extractor; `state` takes the place of timm's own pretrained weights."""
     import timm
 
-    arguments: dict[str, Any] = {"features_only": True, "out_indices": levels, "pretrained": pretrained}
+    arguments: dict[str, Any] = {
+        "features_only": True,
+        "out_indices": levels,
+        "pretrained": pretrained,
+    }
     if state is not None:
         arguments["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
-        return timm.create_model(architecture, img_size=image_size, **arguments)  # transformers are built for one size
+        return timm.create_model(
+            architecture, img_size=image_size, **arguments
+        )  # transformers are built for one size
     except TypeError:
         pass  # a convolutional network knows no img_size
     except (AssertionError, IndexError, ValueError, RuntimeError) as error:
@@ -162,7 +192,8 @@ def _extractor(
 def _no_levels(architecture: str, levels: tuple[int, ...], error: BaseException) -> SettingsError:
     wanted = ",".join(map(str, levels))
     return SettingsError(
-        f"Backbone {architecture!r} gives no feature maps for levels {wanted} ({_first_line(error)}): choose others."
+        f"Backbone {architecture!r} gives no feature maps for levels {wanted} "
+        f"({_first_line(error)}): choose others."
     )
 
 
@@ -170,11 +201,13 @@ def load_backbone(settings: BackboneSettings, image_size: tuple[int, int]) -> tu
     """Build the backbone with its pretrained weights.
 
     Returns:
-        The backbone, and a fingerprint of its weights (sha256 over names and values), whatever file they came from.
+        The backbone, and a fingerprint of its weights (sha256 over names and values), whatever file
+        they came from.
 
     Raises:
         SettingsError: see :func:`architecture_of` and :func:`empty_backbone`.
-        WeightsError: the weights are not there, can't be read or fetched, or belong to another architecture.
+        WeightsError: the weights are not there, can't be read or fetched, or belong to another
+            architecture.
     """
     architecture = architecture_of(settings)
     path = weights_file(settings)
@@ -191,21 +224,28 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
-def _fetch_pretrained(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]) -> nn.Module:
+def _fetch_pretrained(
+    architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]
+) -> nn.Module:
     import timm
 
     help_line = (
         f"give a file with --weights FILE (on a machine with internet: "
-        f"python -c \"import timm, safetensors.torch as s; s.save_file(timm.create_model('{architecture}', pretrained=True)"
+        'python -c "import timm, safetensors.torch as s; '
+        f"s.save_file(timm.create_model('{architecture}', pretrained=True)"
         f".state_dict(), '{architecture}.safetensors')\")"
     )
     if not timm.is_model_pretrained(architecture):
         raise WeightsError(f"timm has no pretrained weights for {architecture!r}: {help_line}.")
-    _extractor(architecture, levels, image_size, pretrained=False)  # levels that do not exist are no fault of the hub's
+    _extractor(
+        architecture, levels, image_size, pretrained=False
+    )  # levels that do not exist are no fault of the hub's
     try:
         with _hub_reached_or_offline():
             return _extractor(architecture, levels, image_size, pretrained=True)
@@ -219,7 +259,9 @@ def _fetch_pretrained(architecture: str, levels: tuple[int, ...], image_size: tu
 
 @contextmanager
 def _hub_reached_or_offline() -> Iterator[None]:
-    """Let the hub's client look into its cache only, where the hub can't be reached: by itself it would retry for a minute."""
+    """Let the hub's client look into its cache only, where the hub can't be reached: by itself it
+    would retry for a minute.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -236,7 +278,9 @@ def _reached(url: str) -> bool:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
     except urllib.error.HTTPError:
         return True
-    except OSError as error:  # a certificate that Python does not know may be known to the hub's client
+    except (
+        OSError
+    ) as error:  # a certificate that Python does not know may be known to the hub's client
         return isinstance(getattr(error, "reason", None), ssl.SSLError)
     return True
 
@@ -266,8 +310,12 @@ def _canonical(name: str) -> str:
     return name.removeprefix("module.").removeprefix("model.").replace(".", "_")
 
 
-def _filled_extractor(architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], path: Path) -> nn.Module:
-    """An extractor with a file's weights; what the file holds beyond them (deeper stages, the classifier head) is left out."""
+def _filled_extractor(
+    architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], path: Path
+) -> nn.Module:
+    """An extractor with a file's weights; what the file holds beyond them (deeper stages, the
+    classifier head) is left out.
+    """
     extractor = _extractor(architecture, levels, image_size, pretrained=False)
     state = _read_weights(path)
     given = {_canonical(name): value for name, value in state.items()}
@@ -299,10 +347,17 @@ def _filled_extractor(architecture: str, levels: tuple[int, ...], image_size: tu
 
 
 def _resampled_extractor(
-    architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], state: dict[str, Tensor]
+    architecture: str,
+    levels: tuple[int, ...],
+    image_size: tuple[int, int],
+    state: dict[str, Tensor],
 ) -> nn.Module | None:
-    """An extractor for weights whose names all fit, filled by timm, which resamples what goes with the image size; None if that fails."""
-    plain = {name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()}
+    """An extractor for weights whose names all fit, filled by timm, which resamples what goes with
+    the image size; None if that fails.
+    """
+    plain = {
+        name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()
+    }
     try:
         return _extractor(architecture, levels, image_size, pretrained=True, state=plain)
     except SettingsError:  # a shape that does not go with the image size

@@ -1,7 +1,9 @@
 """The pixelwise classifier's decoder: a feature pyramid to one logit map at the image's size.
 
-From the deepest level up: bicubic upsampling, the next level as a skip (or none), a residual bottleneck block; then on to full resolution.
-Unusual: the width falls with the stride, and the last, full-resolution part has 8 channels: that is where a decoder spends its time.
+From the deepest level up: bicubic upsampling, the next level as a skip (or none), a residual
+bottleneck block; then on to full resolution.
+Unusual: the width falls with the stride, and the last, full-resolution part has 8 channels: that is
+    where a decoder spends its time.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class ConvNorm(nn.Sequential):
 
 
 class Bottleneck(nn.Module):
-    """Residual bottleneck: 1x1 to half the width, 3x3, 1x1 to the width; (B, C_in, h, w) to (B, C_out, h, w)."""
+    """Residual bottleneck: 1x1 to half the width, 3x3, 1x1 to the width; (B, C_in, h, w) to (B,
+    C_out, h, w).
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -47,7 +51,8 @@ class Bottleneck(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """What every decoder is: called with L maps (B, C_l, h_l, w_l), shallow to deep, it gives logits (B, H, W).
+    """What every decoder is: called with L maps (B, C_l, h_l, w_l), shallow to deep, it gives
+    logits (B, H, W).
 
     Args:
         image_size: (H, W) of the logit map.
@@ -66,7 +71,8 @@ class Decoder(PixelDecoder):
         grids: (h, w) of each level.
         image_size: (H, W) of the logit map.
         width: largest number of channels.
-        skips: False leaves all levels but the deepest out: the others lend their grids and widths, none of their features.
+        skips: False leaves all levels but the deepest out: the others lend their grids and widths,
+            none of their features.
     """
 
     def __init__(
@@ -86,14 +92,15 @@ class Decoder(PixelDecoder):
             Bottleneck(widths[level + 1] + (channels[level] if skips else 0), widths[level])
             for level in reversed(range(len(channels) - 1))
         )
-        # Halfway between the shallowest level and the image, so that the full-resolution part can be narrow.
+        # Halfway between the shallowest level and the image, so that the full-resolution part can
+        # be narrow.
         h, w = grids[0]
         self.halfway = (max(h, self.image_size[0] // 2), max(w, self.image_size[1] // 2))
         self.middle = ConvNorm(widths[0], 16, 3)
         self.last = ConvNorm(16, 8, 3)
         self.head = ReflectConv2d(8, 1, 3, padding=1)
-        # Defects are rare: start from their share, not from one half, or hundreds of steps go into learning the bias
-        # (Lin et al., Focal Loss, ICCV 2017).
+        # Defects are rare: start from their share, not from one half, or hundreds of steps go into
+        # learning the bias (Lin et al., Focal Loss, ICCV 2017).
         assert self.head.bias is not None
         nn.init.constant_(self.head.bias, math.log(_PRIOR / (1 - _PRIOR)))
 

@@ -1,11 +1,16 @@
-"""The density of one level's feature vectors: a conditional normalizing flow of FrEIA coupling blocks.
+"""The density of one level's feature vectors: a conditional normalizing flow of FrEIA coupling
+blocks.
 
-Source: Gudovskiy et al., CFLOW-AD, WACV 2022, for the conditional flow on positions; Ardizzone et al., FrEIA, for the blocks.
+Source: Gudovskiy et al., CFLOW-AD, WACV 2022, for the conditional flow on positions; Ardizzone et
+    al., FrEIA, for the blocks.
 
-Unusual: a flow can start *from the data*. An invertible first layer (:mod:`clsnf.model.whitening`) takes off the mean of the
-vector's position and whitens by the vectors' covariance, and the last linear layer of every subnet starts at zero, so that before the
-first training step the flow is exactly the Gaussian of the features. A flow of depth 0 is that Gaussian. On small machines, where flows
-are always undertrained, this is the difference between a flow that is worse than a closed form and one that can only improve on it.
+Unusual: a flow can start *from the data*. An invertible first layer (:mod:`clsnf.model.whitening`)
+    takes off the mean of the
+vector's position and whitens by the vectors' covariance, and the last linear layer of every subnet
+starts at zero, so that before the first training step the flow is exactly the Gaussian of the
+features. A flow of depth 0 is that Gaussian. On small machines, where flows are always
+undertrained, this is the difference between a flow that is worse than a closed form and one that
+can only improve on it.
 
 Legend: B images, N vectors, C channels, P positions (h w), D condition.
 """
@@ -33,7 +38,9 @@ class Subnet(nn.Sequential):
     """Linear(in, 2 in), ReLU, Linear(2 in, out): predicts the coupling's scale and shift."""
 
     def __init__(self, dims_in: int, dims_out: int) -> None:
-        super().__init__(nn.Linear(dims_in, 2 * dims_in), nn.ReLU(), nn.Linear(2 * dims_in, dims_out))
+        super().__init__(
+            nn.Linear(dims_in, 2 * dims_in), nn.ReLU(), nn.Linear(2 * dims_in, dims_out)
+        )
 
     def start_at_identity(self) -> None:
         """Zero the last layer: the coupling block passes its input through."""
@@ -46,8 +53,9 @@ class Subnet(nn.Sequential):
 def position_encoding(grid: tuple[int, int], dims: int) -> Tensor:
     """Sine-cosine encoding of row and column.
 
-    The first half of the dimensions encodes the column, the second the row; in each, sines and cosines alternate with wavelengths from
-    2 pi to 10000 * 2 pi in geometric progression (Vaswani et al., 2017, in two dimensions as Wang and Liu, 2019).
+    The first half of the dimensions encodes the column, the second the row; in each, sines and
+    cosines alternate with wavelengths from 2 pi to 10000 * 2 pi in geometric progression (Vaswani
+    et al., 2017, in two dimensions as Wang and Liu, 2019).
 
     Returns:
         (h * w, dims) float32, row by row.
@@ -66,7 +74,8 @@ def position_encoding(grid: tuple[int, int], dims: int) -> Tensor:
 
 
 class LevelScale(NamedTuple):
-    """What log-likelihoods of a level are compared with; both numbers come from the training vectors.
+    """What log-likelihoods of a level are compared with; both numbers come from the training
+    vectors.
 
     Attributes:
         constant: m, the log-likelihood per dimension of what is entirely normal.
@@ -82,7 +91,8 @@ def level_vectors(level: Tensor, neighbourhood: int) -> Tensor:
 
     Args:
         level: (B, C, h, w).
-        neighbourhood: side of the square of cells, odd; 1 for the cell alone. The map is continued by reflection.
+        neighbourhood: side of the square of cells, odd; 1 for the cell alone. The map is continued
+            by reflection.
 
     Returns:
         (B, P, C).
@@ -94,7 +104,8 @@ def level_vectors(level: Tensor, neighbourhood: int) -> Tensor:
 
 
 class LevelFlow(nn.Module):
-    """What is normal at one level: the conditional flow, and beside it, where the settings ask for one, a memory of vectors.
+    """What is normal at one level: the conditional flow, and beside it, where the settings ask for
+    one, a memory of vectors.
 
     Args:
         channels: C.
@@ -105,14 +116,18 @@ class LevelFlow(nn.Module):
 
     encoding: Tensor
 
-    def __init__(self, channels: int, grid: tuple[int, int], settings: FlowSettings, generator_seed: int = 0) -> None:
+    def __init__(
+        self, channels: int, grid: tuple[int, int], settings: FlowSettings, generator_seed: int = 0
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.grid = grid
         self.neighbourhood = settings.neighbourhood
         self.whitening = Whitening(channels, grid)
         self.memory = Memory(settings.memory, channels) if settings.memory else None
-        self.register_buffer("encoding", position_encoding(grid, settings.condition_dims), persistent=False)
+        self.register_buffer(
+            "encoding", position_encoding(grid, settings.condition_dims), persistent=False
+        )
         self.blocks: nn.Module | None = None
         if settings.depth > 0:
             with _seeded(generator_seed), warnings.catch_warnings():
@@ -123,10 +138,13 @@ class LevelFlow(nn.Module):
         """Log-likelihood per dimension of whole maps: features (B, P, C) to (B, h, w) float32."""
         b, p, c = features.shape
         positions = torch.arange(p, device=features.device).repeat(b)
-        return self.log_prob_of_white(self.whitening(features).reshape(b * p, c), positions).view(b, *self.grid)
+        return self.log_prob_of_white(self.whitening(features).reshape(b * p, c), positions).view(
+            b, *self.grid
+        )
 
     def relative_likelihood(self, features: Tensor, scale: LevelScale) -> Tensor:
-        """How normal each vector is: exp(steepness (log p - m)), averaged with the memory's likelihood where there is one.
+        """How normal each vector is: exp(steepness (log p - m)), averaged with the memory's
+        likelihood where there is one.
 
         Args:
             features: (B, P, C).
@@ -135,8 +153,14 @@ class LevelFlow(nn.Module):
         Returns:
             (B, h, w) float32 in [0, 1].
         """
-        likelihood = torch.exp(scale.steepness * (self.log_prob(features) - scale.constant).clamp_max(0.0))
-        return likelihood if self.memory is None else (likelihood + self.memory(features).view_as(likelihood)) / 2
+        likelihood = torch.exp(
+            scale.steepness * (self.log_prob(features) - scale.constant).clamp_max(0.0)
+        )
+        return (
+            likelihood
+            if self.memory is None
+            else (likelihood + self.memory(features).view_as(likelihood)) / 2
+        )
 
     def log_prob_of_white(self, white: Tensor, positions: Tensor) -> Tensor:
         """Log-likelihood per dimension of vectors that the whitening layer has been through.
@@ -146,7 +170,8 @@ class LevelFlow(nn.Module):
             positions: (N,) int64, row * w + column, where each comes from.
 
         Returns:
-            (N,) float32: (C * -0.5 ln 2 pi - 0.5 |z|^2 + log|det J|) / C, the whitening's part of the determinant included.
+            (N,) float32: (C * -0.5 ln 2 pi - 0.5 |z|^2 + log|det J|) / C, the whitening's part of
+            the determinant included.
         """
         z = white
         log_det = self.whitening.log_det[self.whitening.tile_of(positions)]
@@ -183,7 +208,9 @@ def _coupling_blocks(channels: int, settings: FlowSettings) -> nn.Module:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and NumPy's global generators (FrEIA draws permutations from the latter) and put both back afterwards."""
+    """Seed torch and NumPy's global generators (FrEIA draws permutations from the latter) and put
+    both back afterwards.
+    """
     state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,9 +1,10 @@
 """A memory of normal vectors: how far is a vector from the nearest one that was seen?
 
-Unusual: the vectors to remember are those that cover all others best (greedy k-center, Gonzalez, 1985; for memories of features
-Roth et al., PatchCore, CVPR 2022), because rare normal vectors decide false rejects, and a random choice forgets them. Distances become
-likelihoods relative to a perfect match by a Gaussian kernel whose width comes from the training vectors, so that they can be averaged
-with those of a flow.
+Unusual: the vectors to remember are those that cover all others best (greedy k-center, Gonzalez,
+    1985; for memories of features
+Roth et al., PatchCore, CVPR 2022), because rare normal vectors decide false rejects, and a random
+choice forgets them. Distances become likelihoods relative to a perfect match by a Gaussian kernel
+whose width comes from the training vectors, so that they can be averaged with those of a flow.
 
 Legend: B images, P positions, C channels, M remembered vectors.
 """
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 _CANDIDATES = 100_000  # vectors to choose from: more cost time and cover little more
-_PROJECTION = 64  # dimensions in which coverage is judged (random projections keep distances; Johnson and Lindenstrauss, 1984)
+# dimensions in which coverage is judged (random projections keep distances; Johnson and
+# Lindenstrauss, 1984)
+_PROJECTION = 64
 _WIDTH_SAMPLE = 20_000
 _WIDTH_QUANTILE = 0.99  # this share of the normal vectors has a likelihood of one half or more
 
@@ -47,37 +50,52 @@ class Memory(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         chosen = rows[torch.randperm(len(rows), generator=generator)[:_CANDIDATES]]
         candidates = vectors[chosen].float().to(self.vectors.device)
-        projection = torch.randn(candidates.shape[1], _PROJECTION, generator=generator).to(candidates.device)
+        projection = torch.randn(candidates.shape[1], _PROJECTION, generator=generator).to(
+            candidates.device
+        )
         projected = candidates @ projection if candidates.shape[1] > _PROJECTION else candidates
         self.vectors.copy_(candidates[cover(projected, len(self.vectors))])
         sample = candidates[:_WIDTH_SAMPLE]
-        distances = torch.cat([self.squared_distances(rows[None])[0] for rows in sample.split(4096)]).sqrt()
+        distances = torch.cat(
+            [self.squared_distances(rows[None])[0] for rows in sample.split(4096)]
+        ).sqrt()
         rank = min(len(distances) - 1, int(_WIDTH_QUANTILE * len(distances)))
         self.width.copy_(distances.sort().values[rank].clamp_min(1e-6))
 
     def squared_distances(self, features: Tensor) -> Tensor:
         """Squared distance to the nearest remembered vector: features (B, P, C) to (B, P) float32."""
-        # |x - v|^2 = |x|^2 - 2 x v + |v|^2 is fast, but exact only near the origin: bring the vectors there.
+        # |x - v|^2 = |x|^2 - 2 x v + |v|^2 is fast, but exact only near the origin: bring the
+        # vectors there.
         centre = self.vectors.mean(dim=0)
         vectors = self.vectors - centre
         norms = vectors.square().sum(dim=1)
-        if torch.compiler.is_compiling():  # a loop over the images would build their number into an exported network
+        if (
+            torch.compiler.is_compiling()
+        ):  # a loop over the images would build their number into an exported network
             rows = features.float() - centre
-            return (rows.square().sum(dim=2) + (norms - 2 * (rows @ vectors.t())).amin(dim=2)).clamp_min(0)
+            return (
+                rows.square().sum(dim=2) + (norms - 2 * (rows @ vectors.t())).amin(dim=2)
+            ).clamp_min(0)
         nearest = []
-        for image in features.float():  # one image at a time: all distances of a batch at once would fill the memory
+        for image in (
+            features.float()
+        ):  # one image at a time: all distances of a batch at once would fill the memory
             rows = image - centre
             products = torch.addmm(norms, rows, vectors.t(), alpha=-2)  # (P, M)
             nearest.append(products.amin(dim=1) + rows.square().sum(dim=1))
         return torch.stack(nearest).clamp_min(0)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Likelihood relative to a perfect match: features (B, P, C) to (B, P) float32 in [0, 1], one half at the kernel's width."""
+        """Likelihood relative to a perfect match: features (B, P, C) to (B, P) float32 in [0, 1],
+        one half at the kernel's width.
+        """
         return torch.exp2(-self.squared_distances(features) / self.width.square())
 
 
 def cover(points: Tensor, size: int) -> Tensor:
-    """Indices (size,) of points (N, D) that cover all points: each next one is the farthest from those before."""
+    """Indices (size,) of points (N, D) that cover all points: each next one is the farthest from
+    those before.
+    """
     norms = points.square().sum(dim=1)
     distances = torch.full_like(norms, torch.inf)
     place = torch.zeros((), dtype=torch.int64, device=points.device)

@@ -16,15 +16,21 @@ from clsnf.model.paper_decoder import AuthorsDecoder
 from clsnf.model.score_maps import density_map
 
 
-def build_decoder(info: BackboneInfo, image: ImageSettings, settings: FinetuneSettings, seed: int) -> PixelDecoder:
-    """A decoder with initial parameters drawn from `seed`, whatever else has drawn random numbers before."""
+def build_decoder(
+    info: BackboneInfo, image: ImageSettings, settings: FinetuneSettings, seed: int
+) -> PixelDecoder:
+    """A decoder with initial parameters drawn from `seed`, whatever else has drawn random numbers
+    before.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder: PixelDecoder
         if settings.decoder == "authors":
             decoder = AuthorsDecoder(info.channels, info.grids, image.size, skips=settings.skips)
         else:
-            decoder = Decoder(info.channels, info.grids, image.size, settings.decoder_width, settings.skips)
+            decoder = Decoder(
+                info.channels, info.grids, image.size, settings.decoder_width, settings.skips
+            )
     return decoder.to(memory_format=torch.channels_last)
 
 
@@ -39,7 +45,8 @@ def build_flows(info: BackboneInfo, settings: FlowSettings, seed: int) -> nn.Mod
 def empty_flows(info: BackboneInfo, settings: FlowSettings) -> nn.ModuleList:
     """Flows whose parameters are about to be loaded.
 
-    Soft permutations take seconds to draw where there are many channels; both kinds are matrices of the same shape.
+    Soft permutations take seconds to draw where there are many channels; both kinds are matrices of
+    the same shape.
     """
     return build_flows(info, dataclasses.replace(settings, permutation="hard"), seed=0)
 
@@ -54,7 +61,13 @@ class ScoreNetwork(nn.Module):
         scales: of each level (see :meth:`clsnf.model.flow.LevelFlow.relative_likelihood`).
     """
 
-    def __init__(self, backbone: Backbone, decoder: PixelDecoder, flows: nn.ModuleList, scales: Sequence[LevelScale]) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        decoder: PixelDecoder,
+        flows: nn.ModuleList,
+        scales: Sequence[LevelScale],
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
@@ -69,14 +82,20 @@ class ScoreNetwork(nn.Module):
             valid: (B, H, W) bool, False where a pixel is padding; None where none is.
 
         Returns:
-            The density map and the classifier's map, both (B, H, W) float32 in [0, 1]; what they hold on padding means nothing.
+            The density map and the classifier's map, both (B, H, W) float32 in [0, 1]; what they
+            hold on padding means nothing.
         """
         features = self.backbone(images)
         classifier = torch.sigmoid(self.decoder(features).float())
         likelihoods = []
-        # Distances and determinants are differences of large numbers: in mixed precision they stay float32.
+        # Distances and determinants are differences of large numbers: in mixed precision they stay
+        # float32.
         with torch.autocast(images.device.type, enabled=False):
             for flow, scale, level in zip(self.flows, self.scales, features, strict=True):
                 assert isinstance(flow, LevelFlow)
-                likelihoods.append(flow.relative_likelihood(level_vectors(level.float(), flow.neighbourhood), scale))
+                likelihoods.append(
+                    flow.relative_likelihood(
+                        level_vectors(level.float(), flow.neighbourhood), scale
+                    )
+                )
             return density_map(likelihoods, self.decoder.image_size, valid), classifier

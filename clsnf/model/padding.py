@@ -1,8 +1,10 @@
 """Convolutions that pad by reflection, fast on CPUs.
 
-Unusual: ``torch.nn.functional.pad(mode="reflect")`` leaves channels-last memory and copies the whole map several times on CPUs, which makes
-it the most expensive operation of a small network (``benchmarks/cpu_operators.py``). Here the border rows and columns are copied by
-hand, in whatever memory format the map has, with a backward pass of the same cost. Other devices use PyTorch's own.
+Unusual: ``torch.nn.functional.pad(mode="reflect")`` leaves channels-last memory and copies the
+    whole map several times on CPUs, which makes
+it the most expensive operation of a small network (``benchmarks/cpu_operators.py``). Here the
+border rows and columns are copied by hand, in whatever memory format the map has, with a backward
+pass of the same cost. Other devices use PyTorch's own.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class _ReflectPad(torch.autograd.Function):
         b, c, h, w = x.shape
         nhwc = x.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if nhwc else torch.contiguous_format
-        y = torch.empty((b, c, h + 2 * p, w + 2 * q), dtype=x.dtype, device=x.device, memory_format=layout)
+        y = torch.empty(
+            (b, c, h + 2 * p, w + 2 * q), dtype=x.dtype, device=x.device, memory_format=layout
+        )
         y[:, :, p : p + h, q : q + w] = x
         for i in range(1, q + 1):  # the column i steps outside is the column i steps inside
             y[:, :, p : p + h, q - i] = x[:, :, :, i]
@@ -52,11 +56,15 @@ class _ReflectPad(torch.autograd.Function):
 
 
 def reflect_pad(x: Tensor, p: int, q: int) -> Tensor:
-    """Pad (B, C, h, w) by reflection: p rows above and below, q columns left and right (p < h, q < w)."""
+    """Pad (B, C, h, w) by reflection: p rows above and below, q columns left and right (p < h, q <
+    w).
+    """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return F.pad(x, (q, q, p, p), mode="reflect")
     if p >= x.shape[2] or q >= x.shape[3]:
-        raise RuntimeError(f"a map of {x.shape[2]}x{x.shape[3]} is too small to pad by {p} rows and {q} columns")
+        raise RuntimeError(
+            f"a map of {x.shape[2]}x{x.shape[3]} is too small to pad by {p} rows and {q} columns"
+        )
     padded: Tensor = _ReflectPad.apply(x, p, q)
     return padded
 
@@ -67,14 +75,22 @@ class ReflectConv2d(nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         p, q = (int(v) for v in self.padding)
         if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))  # before the copy, not after it
+            input = input.to(
+                torch.get_autocast_dtype(input.device.type)
+            )  # before the copy, not after it
         x = reflect_pad(input, p, q) if p or q else input
         return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
 
 
 def pad_by_reflection(module: nn.Module) -> None:
-    """Let every padded convolution below `module` pad by reflection; parameters stay where they are."""
+    """Let every padded convolution below `module` pad by reflection; parameters stay where they
+    are.
+    """
     for layer in module.modules():
         # timm's "same"-padding convolutions are subclasses that pad by themselves.
-        if type(layer) is nn.Conv2d and layer.padding != (0, 0) and not isinstance(layer.padding, str):
+        if (
+            type(layer) is nn.Conv2d
+            and layer.padding != (0, 0)
+            and not isinstance(layer.padding, str)
+        ):
             layer.__class__ = ReflectConv2d

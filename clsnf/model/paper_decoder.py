@@ -1,15 +1,17 @@
 """The authors' decoder: a ResNet turned round, for their checkpoints and to train as they do.
 
-It is many times the size of :mod:`clsnf.model.decoder`. Source: S. Oh and J. Kim, IEEE Access 12 (2024); their public code (MIT) for
-what the paper leaves open: that a stage upsamples *before* its blocks, that the skip comes *before* the upsampled map in the
-concatenation, the ReLU after each of the two first convolutions, and that their decoder for ResNet-18 has another shape than the one
-for Wide ResNet-50-2 (see ``BASIC`` and ``BOTTLENECK``).
+It is many times the size of :mod:`clsnf.model.decoder`. Source: S. Oh and J. Kim, IEEE Access 12
+(2024); their public code (MIT) for what the paper leaves open: that a stage upsamples *before* its
+blocks, that the skip comes *before* the upsampled map in the concatenation, the ReLU after each of
+the two first convolutions, and that their decoder for ResNet-18 has another shape than the one for
+Wide ResNet-50-2 (see ``BASIC`` and ``BOTTLENECK``).
 
 Unusual: modules have the authors' names, so that their state dicts fit as they are.
 
-Ours, where theirs says nothing: other backbones take ``BASIC`` up to 512 channels in the deepest level and ``BOTTLENECK`` beyond;
-a level of an unusual size joins the stage nearest to it, resampled; and without skips the widths stay the same (theirs for Wide
-ResNet-50-2 can't be run without skips, because its shapes do not chain up).
+Ours, where theirs says nothing: other backbones take ``BASIC`` up to 512 channels in the deepest
+level and ``BOTTLENECK`` beyond; a level of an unusual size joins the stage nearest to it,
+resampled; and without skips the widths stay the same (theirs for Wide ResNet-50-2 can't be run
+without skips, because its shapes do not chain up).
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ class Shape:
     Attributes:
         blocks: residual blocks of each stage.
         planes: each stage's planes; its width is ``planes * expansion``.
-        expansion: 2 for bottleneck blocks, whose 3x3 convolution is twice the planes wide as well; 1 for basic blocks.
-        entry: output channels of the two first convolutions as shares of the deepest level's channels.
+        expansion: 2 for bottleneck blocks, whose 3x3 convolution is twice the planes wide as well;
+            1 for basic blocks.
+        entry: output channels of the two first convolutions as shares of the deepest level's
+            channels.
         upsampling: ``bicubic`` or ``bilinear``.
     """
 
@@ -48,12 +52,16 @@ class Shape:
     upsampling: str
 
 
-BOTTLENECK = Shape((3, 6, 4, 3), (128, 64, 32, 16), 2, (0.5, 0.5), "bicubic")  # for Wide ResNet-50-2
+BOTTLENECK = Shape(
+    (3, 6, 4, 3), (128, 64, 32, 16), 2, (0.5, 0.5), "bicubic"
+)  # for Wide ResNet-50-2
 BASIC = Shape((2, 2, 1, 1), (256, 128, 64, 32), 1, (0.5, 1.0), "bilinear")  # for ResNet-18
 
 
 def shape_for(channels: int) -> Shape:
-    """The decoder for a deepest level of that many channels: 512 for ResNet-18, 2048 for Wide ResNet-50-2."""
+    """The decoder for a deepest level of that many channels: 512 for ResNet-18, 2048 for Wide
+    ResNet-50-2.
+    """
     return BASIC if channels <= 512 else BOTTLENECK
 
 
@@ -90,11 +98,13 @@ class BasicBlock(nn.Module):
 class AuthorsDecoder(PixelDecoder):
     """Feature pyramid to logit map, as the authors.
 
-    Two 1x1 convolutions on the deepest level; four stages at 1/16, 1/8, 1/4 and 1/2 of the image's size, each an upsampling, the
-    concatenation of the levels of that size, and residual blocks; a last upsampling and two 3x3 convolutions. No convolution has
-    a bias, all pad by reflection. For Wide ResNet-50-2 with stages 2, 3 and 4 at 256 x 256, channels at each size:
+    Two 1x1 convolutions on the deepest level; four stages at 1/16, 1/8, 1/4 and 1/2 of the image's
+    size, each an upsampling, the concatenation of the levels of that size, and residual blocks; a
+    last upsampling and two 3x3 convolutions. No convolution has a bias, all pad by reflection. For
+    Wide ResNet-50-2 with stages 2, 3 and 4 at 256 x 256, channels at each size:
 
-        8: 2048, nin 1024;   16: 1024 + 1024 (stage 3), uplayer1 256;   32: 512 (stage 2) + 256, uplayer2 128;
+        8: 2048, nin 1024;   16: 1024 + 1024 (stage 3), uplayer1 256;   32: 512 (stage 2) + 256,
+            uplayer2 128;
         64: 128, uplayer3 64;   128: 64, uplayer4 32;   256: 32, conv1 8, conv2 1.
 
     Args:
@@ -105,7 +115,11 @@ class AuthorsDecoder(PixelDecoder):
     """
 
     def __init__(
-        self, channels: Sequence[int], grids: Sequence[tuple[int, int]], image_size: tuple[int, int], skips: bool = True
+        self,
+        channels: Sequence[int],
+        grids: Sequence[tuple[int, int]],
+        image_size: tuple[int, int],
+        skips: bool = True,
     ) -> None:
         super().__init__(image_size)
         self.shape = shape = shape_for(channels[-1])
@@ -114,11 +128,18 @@ class AuthorsDecoder(PixelDecoder):
         self.skip_levels = _skip_levels(grids, self.sizes) if skips else [[] for _ in self.sizes]
         first, second = (int(channels[-1] * share) for share in shape.entry)
         self.nin = nn.Sequential(
-            _convolution(channels[-1], first, 1), nn.ReLU(inplace=True), _convolution(first, second, 1), nn.ReLU(inplace=True)
+            _convolution(channels[-1], first, 1),
+            nn.ReLU(inplace=True),
+            _convolution(first, second, 1),
+            nn.ReLU(inplace=True),
         )
         width, stages = second, []
-        for number, planes, levels in zip(shape.blocks, shape.planes, self.skip_levels, strict=True):
-            stages.append(_stage(shape, width + sum(channels[level] for level in levels), planes, number))
+        for number, planes, levels in zip(
+            shape.blocks, shape.planes, self.skip_levels, strict=True
+        ):
+            stages.append(
+                _stage(shape, width + sum(channels[level] for level in levels), planes, number)
+            )
             width = planes * shape.expansion
         self.uplayer1, self.uplayer2, self.uplayer3, self.uplayer4 = stages
         narrow = shape.planes[0] // 16
@@ -155,11 +176,17 @@ def _shortcut(channels_in: int, channels_out: int) -> nn.Module:
 def _stage(shape: Shape, channels_in: int, planes: int, blocks: int) -> nn.Sequential:
     block = BottleneckBlock if shape.expansion == 2 else BasicBlock
     inner = planes * shape.expansion
-    return nn.Sequential(block(channels_in, planes), *(block(inner, planes) for _ in range(1, blocks)))
+    return nn.Sequential(
+        block(channels_in, planes), *(block(inner, planes) for _ in range(1, blocks))
+    )
 
 
-def _skip_levels(grids: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """For each stage the levels, the deepest left out, whose height is nearest to its own (as a ratio)."""
+def _skip_levels(
+    grids: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
+) -> list[list[int]]:
+    """For each stage the levels, the deepest left out, whose height is nearest to its own (as a
+    ratio).
+    """
     chosen: list[list[int]] = [[] for _ in sizes]
     for level, (h, _) in enumerate(grids[:-1]):
         distances = [abs(math.log(h / size[0])) for size in sizes]

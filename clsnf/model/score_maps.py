@@ -1,7 +1,9 @@
 """From log-likelihoods and logits to score maps: METHOD section 5.
 
-Unusual: every constant here comes from training data. The largest log-likelihood of a level is that of the *training* vectors, never of
-the images in question, so that a score means the same tomorrow and for one picture as for a thousand.
+Unusual: every constant here comes from training data. The largest log-likelihood of a level is that
+    of the *training* vectors, never of
+the images in question, so that a score means the same tomorrow and for one picture as for a
+thousand.
 """
 
 from __future__ import annotations
@@ -24,36 +26,47 @@ def valid_cells(valid: Tensor, grid: tuple[int, int]) -> Tensor:
         grid: (h, w).
 
     Returns:
-        (B, h, w) bool: where at least half of a cell is no padding, or, on an image too thin for that, most of what there is.
+        (B, h, w) bool: where at least half of a cell is no padding, or, on an image too thin for
+        that, most of what there is.
     """
     share = F.adaptive_avg_pool2d(valid[:, None].float(), grid)[:, 0]
     return share >= share.amax(dim=(1, 2), keepdim=True).clamp_max(0.5)
 
 
-def density_map(likelihoods: Sequence[Tensor], image_size: tuple[int, int], valid: Tensor | None = None) -> Tensor:
+def density_map(
+    likelihoods: Sequence[Tensor], image_size: tuple[int, int], valid: Tensor | None = None
+) -> Tensor:
     """The density's anomaly map.
 
     Args:
         likelihoods: for each of L levels (B, h_l, w_l) in [0, 1], relative to the most normal (see
             :meth:`clsnf.model.flow.LevelFlow.relative_likelihood`).
         image_size: (H, W).
-        valid: (B, H, W) bool, False where a pixel is padding, a rectangle of True in each image; None where none is. Cells of padding
-            were never trained on: they take the value of the nearest cell of the image, so that they move no score inside it.
+        valid: (B, H, W) bool, False where a pixel is padding, a rectangle of True in each image;
+            None where none is. Cells of padding were never trained on: they take the value of the
+            nearest cell of the image, so that they move no score inside it.
 
     Returns:
-        (B, H, W) float32 in [0, 1]: the mean over the levels of one minus the likelihood, each upsampled bilinearly with aligned corners.
+        (B, H, W) float32 in [0, 1]: the mean over the levels of one minus the likelihood, each
+        upsampled bilinearly with aligned corners.
     """
     total = torch.zeros((), device=likelihoods[0].device)
     for likelihood in likelihoods:
         if valid is not None:
-            likelihood = _spread(likelihood, valid_cells(valid, (likelihood.shape[1], likelihood.shape[2])))
+            likelihood = _spread(
+                likelihood, valid_cells(valid, (likelihood.shape[1], likelihood.shape[2]))
+            )
         total = total + 1.0 - resample(likelihood[:, None], image_size, "bilinear")[:, 0]
     return (total / len(likelihoods)).clamp(0.0, 1.0)
 
 
 def _spread(maps: Tensor, inside: Tensor) -> Tensor:
-    """Maps (B, h, w) in which every cell outside the rectangle `inside` (B, h, w) repeats the nearest one in it."""
-    batch = torch.arange(maps.shape[0], device=maps.device)[:, None, None]  # not len(): it would fix an exported network's N
+    """Maps (B, h, w) in which every cell outside the rectangle `inside` (B, h, w) repeats the
+    nearest one in it.
+    """
+    batch = torch.arange(maps.shape[0], device=maps.device)[
+        :, None, None
+    ]  # not len(): it would fix an exported network's N
     rows, columns = _nearest_inside(inside.any(dim=2)), _nearest_inside(inside.any(dim=1))
     return maps[batch, rows[:, :, None], columns[:, None, :]]
 
@@ -81,7 +94,9 @@ def fuse(density: Tensor, classifier: Tensor, weight: float, smoothing: float = 
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Maps (B, H, W) under a Gaussian of `sigma` pixels, cut at three sigma, continued by reflection."""
+    """Maps (B, H, W) under a Gaussian of `sigma` pixels, cut at three sigma, continued by
+    reflection.
+    """
     radius = min(max(1, round(3 * sigma)), min(maps.shape[1:]) - 1)
     places = torch.arange(-radius, radius + 1, device=maps.device)
     kernel = torch.exp(-0.5 * (places / sigma) ** 2)

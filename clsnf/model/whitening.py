@@ -1,7 +1,10 @@
-"""An invertible linear layer that makes the features of normal images white: the Gaussian that a flow can start from.
+"""An invertible linear layer that makes the features of normal images white: the Gaussian that a
+flow can start from.
 
-Unusual: the covariance may be *local*, one for each tile of the map, as products that lie aligned want it. Defard et al. (PaDiM, 2021) have
-one for each position; a tile has more vectors to estimate it from, and is smaller to store by the number of its positions.
+Unusual: the covariance may be *local*, one for each tile of the map, as products that lie aligned
+    want it. Defard et al. (PaDiM, 2021) have
+one for each position; a tile has more vectors to estimate it from, and is smaller to store by the
+number of its positions.
 
 Legend: B images, N vectors, C channels, P positions (h w), T tiles.
 """
@@ -13,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_COVARIANCE_FLOOR = 1e-2  # share of the mean variance added to the covariance's diagonal: keeps dead channels from dividing by zero
+# share of the mean variance added to the covariance's diagonal: keeps dead channels from dividing
+# by zero
+_COVARIANCE_FLOOR = 1e-2
 
 
 class Whitening(nn.Module):
-    """Invertible linear layer z = (x - mean[position]) W[tile of position]; the identity until :meth:`fit`.
+    """Invertible linear layer z = (x - mean[position]) W[tile of position]; the identity until
+    :meth:`fit`.
 
     Args:
         channels: C.
@@ -47,8 +53,14 @@ class Whitening(nn.Module):
             covariances: (T, C, C) of the vectors about it, tile by tile, row by row.
             tiles: (rows, columns) of tiles, rows * columns = T; they divide the grid evenly.
         """
-        if self.grid[0] % tiles[0] or self.grid[1] % tiles[1] or len(covariances) != tiles[0] * tiles[1]:
-            raise ValueError(f"{len(covariances)} covariances do not tile a grid of {self.grid} by {tiles}")
+        if (
+            self.grid[0] % tiles[0]
+            or self.grid[1] % tiles[1]
+            or len(covariances) != tiles[0] * tiles[1]
+        ):
+            raise ValueError(
+                f"{len(covariances)} covariances do not tile a grid of {self.grid} by {tiles}"
+            )
         c = covariances.shape[1]
         eye = torch.eye(c, dtype=torch.float64, device=covariances.device)
         covariances = covariances.double()
@@ -64,7 +76,11 @@ class Whitening(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, P, C) of whole maps to white ones, float32."""
-        return untiled(torch.bmm(tiled(features - self.mean, self.grid, self.tiles), self.matrix), self.grid, self.tiles)
+        return untiled(
+            torch.bmm(tiled(features - self.mean, self.grid, self.tiles), self.matrix),
+            self.grid,
+            self.tiles,
+        )
 
     def of_vectors(self, vectors: Tensor, positions: Tensor) -> Tensor:
         """Single vectors (N, C) at positions (N,) to white ones: slower than whole maps."""
@@ -74,9 +90,13 @@ class Whitening(nn.Module):
     def tile_of(self, positions: Tensor) -> Tensor:
         """Positions (N,) to the tiles they lie in (N,)."""
         rows, columns = positions // self.grid[1], positions % self.grid[1]
-        return (rows * self.tiles[0] // self.grid[0]) * self.tiles[1] + columns * self.tiles[1] // self.grid[1]
+        return (rows * self.tiles[0] // self.grid[0]) * self.tiles[1] + columns * self.tiles[
+            1
+        ] // self.grid[1]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any, **more: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *rest: Any, **more: Any
+    ) -> None:
         # How many tiles there are was decided by the data: take the stored layer's number.
         stored = state_dict.get(f"{prefix}tile_counts")
         if stored is not None and stored.shape == (2,):
@@ -88,10 +108,13 @@ class Whitening(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest, **more)
 
 
-def choose_tiles(grid: tuple[int, int], images: int, channels: int, most: int = 16) -> tuple[int, int]:
+def choose_tiles(
+    grid: tuple[int, int], images: int, channels: int, most: int = 16
+) -> tuple[int, int]:
     """Into how many (rows, columns) of tiles a grid is divided for local covariances.
 
-    As many as divide the grid evenly, `most` on a side at most, while each tile holds at least 2 C vectors.
+    As many as divide the grid evenly, `most` on a side at most, while each tile holds at least 2 C
+    vectors.
     """
 
     def divisors(n: int) -> list[int]:
@@ -121,4 +144,8 @@ def untiled(rows: Tensor, grid: tuple[int, int], tiles: tuple[int, int]) -> Tens
     if tiles == (1, 1):
         return rows.reshape(-1, grid[0] * grid[1], c)
     height, width = grid[0] // tiles[0], grid[1] // tiles[1]
-    return rows.reshape(tiles[0], tiles[1], -1, height, width, c).permute(2, 0, 3, 1, 4, 5).reshape(-1, grid[0] * grid[1], c)
+    return (
+        rows.reshape(tiles[0], tiles[1], -1, height, width, c)
+        .permute(2, 0, 3, 1, 4, 5)
+        .reshape(-1, grid[0] * grid[1], c)
+    )

@@ -1,8 +1,11 @@
-"""What the authors published: the settings of their scripts and their test figures, category by category.
+"""What the authors published: the settings of their scripts and their test figures, category by
+category.
 
-Both lie as tables beside the code (``assets/authors_presets.csv``, ``assets/authors_figures.csv``; the first line of each names its source:
-S. Oh and J. Kim, IEEE Access 12 (2024), 75873-75887, and their public repository). ``--preset paper`` is made from the first; reports
-compare with the second. Unusual: settings that the authors keep for all categories are not in the table but in :attr:`Preset.overrides`.
+Both lie as tables beside the code (``assets/authors_presets.csv``, ``assets/authors_figures.csv``;
+the first line of each names its source: S. Oh and J. Kim, IEEE Access 12 (2024), 75873-75887, and
+their public repository). ``--preset paper`` is made from the first; reports compare with the
+second. Unusual: settings that the authors keep for all categories are not in the table but in
+:attr:`Preset.overrides`.
 """
 
 from __future__ import annotations
@@ -31,15 +34,19 @@ class Preset:
     """The settings of the authors' scripts for one category, a row of their table.
 
     Attributes:
-        dataset, category: names as the data sets write them; empty for settings that several categories share.
+        dataset, category: names as the data sets write them; empty for settings that several
+            categories share.
         finetune_lr, finetune_batch: stage one's learning rate and images per step.
         warmup: whether stage one's learning rate rises first (in none of their scripts it does).
         freeze_epochs, joint_epochs: epochs of the decoder alone, then of decoder and backbone.
-        passes_per_epoch, repeat: an epoch is so many passes over the images, each of which a pass shows `repeat` times.
-        in_domain: whether half of the defects are filled from other images of the category; else textures fill all.
+        passes_per_epoch, repeat: an epoch is so many passes over the images, each of which a pass
+            shows `repeat` times.
+        in_domain: whether half of the defects are filled from other images of the category; else
+            textures fill all.
         levels: the backbone's stages.
         loss: stage one's loss.
-        flow_lr, flow_batch: stage two's learning rate, and images per batch (256 of their vectors make a step).
+        flow_lr, flow_batch: stage two's learning rate, and images per batch (256 of their vectors
+            make a step).
         flow_epochs, flow_passes: meta epochs and passes over the images in each.
         base_flow_epochs, base_flow_passes: the same for the baseline on the pretrained backbone.
         w_fe: weight of the classifier's map where it is added to the sum over the levels.
@@ -67,9 +74,19 @@ class Preset:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            _check(not isinstance(value, float) or 0 < value < math.inf, name, value, "above 0 and finite")
+            _check(
+                not isinstance(value, float) or 0 < value < math.inf,
+                name,
+                value,
+                "above 0 and finite",
+            )
             _check(type(value) is not int or value >= 1, name, value, "1 or more")
-        _check(bool(self.levels) and list(self.levels) == sorted(set(self.levels)), "levels", self.levels, "stages in rising order")
+        _check(
+            bool(self.levels) and list(self.levels) == sorted(set(self.levels)),
+            "levels",
+            self.levels,
+            "stages in rising order",
+        )
 
     @property
     def recipe(self) -> Preset:
@@ -78,7 +95,9 @@ class Preset:
 
     @property
     def fusion_weight(self) -> float:
-        """w in (1 - w) a_nf + w a_cls: ``w_fe / (L + w_fe)``, because the authors add to the *sum* over L levels."""
+        """w in (1 - w) a_nf + w a_cls: ``w_fe / (L + w_fe)``, because the authors add to the *sum*
+        over L levels.
+        """
         return self.w_fe / (len(self.levels) + self.w_fe)
 
     @property
@@ -88,10 +107,12 @@ class Preset:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Settings that differ from, or repeat, the defaults, as plain types by section; :class:`clsnf.core.config.DetectorSettings` takes them.
+        """Settings that differ from, or repeat, the defaults, as plain types by section;
+        :class:`clsnf.core.config.DetectorSettings` takes them.
 
-        What the table leaves out is the same for all categories. Learning rates of the flows rise over 2 of 25 meta epochs, a share of
-        0.08; for BTAD's 8 meta epochs that share is our reading.
+        What the table leaves out is the same for all categories. Learning rates of the flows rise
+        over 2 of 25 meta epochs, a share of 0.08; for BTAD's 8 meta epochs that share is our
+        reading.
         """
         return {
             "image": {"height": 256, "width": 256, "aspect": "squeeze"},
@@ -138,7 +159,9 @@ class Preset:
 
 @dataclass(frozen=True)
 class Figures:
-    """The authors' test figures for one category in percent, mean of three runs; AU-PRO with 200 thresholds and hole-filled regions."""
+    """The authors' test figures for one category in percent, mean of three runs; AU-PRO with 200
+    thresholds and hole-filled regions.
+    """
 
     dataset: str
     category: str
@@ -167,9 +190,11 @@ def presets() -> dict[str, Preset]:
 
 
 def preset_for(category: str | None) -> Preset:
-    """The authors' settings for a category, or, where they have none (or for None), those that most of their categories share.
+    """The authors' settings for a category, or, where they have none (or for None), those that most
+    of their categories share.
 
-    The latter are one row of their table, a recipe that they did run, not the most frequent value of each column; its name is empty.
+    The latter are one row of their table, a recipe that they did run, not the most frequent value
+    of each column; its name is empty.
     """
     return _presets().get(category or "") or common_preset()
 
@@ -189,10 +214,13 @@ def figures_for(category: str) -> dict[str, float] | None:
     """The authors' test figures for a category, as shares in [0, 1]; None where they have none.
 
     Returns:
-        ``image_auroc``, ``pixel_ap``, ``pixel_auroc``, and ``au_pro_200_steps``, which is not quite AU-PRO as this project computes it.
+        ``image_auroc``, ``pixel_ap``, ``pixel_auroc``, and ``au_pro_200_steps``, which is not quite
+        AU-PRO as this project computes it.
     """
     found = _figures().get(category)
-    return None if found is None else {name: round(getattr(found, name) / 100, 6) for name in _PERCENT}
+    return (
+        None if found is None else {name: round(getattr(found, name) / 100, 6) for name in _PERCENT}
+    )
 
 
 @cache
@@ -206,34 +234,49 @@ def _figures() -> Mapping[str, Figures]:
 
 
 def _asset(cls: type[T], name: str) -> list[T]:
-    return parse_rows(cls, (resources.files("clsnf") / "assets" / name).read_text(encoding="utf-8"), name)
+    return parse_rows(
+        cls, (resources.files("clsnf") / "assets" / name).read_text(encoding="utf-8"), name
+    )
 
 
 # ---- reading ----
 
 
 def parse_rows(cls: type[T], text: str, where: str) -> list[T]:
-    """The rows of a table with commas as objects of the dataclass `cls`, whose fields are its columns.
+    """The rows of a table with commas as objects of the dataclass `cls`, whose fields are its
+    columns.
 
-    Lines that start with ``#`` are notes. Numbers are plain, booleans ``yes`` or ``no``, stages a range such as ``2-4``.
+    Lines that start with ``#`` are notes. Numbers are plain, booleans ``yes`` or ``no``, stages a
+    range such as ``2-4``.
 
     Raises:
-        SettingsError: columns or cells are missing, unknown or not of their type, or a value is out of its range; with the line's number.
+        SettingsError: columns or cells are missing, unknown or not of their type, or a value is out
+            of its range; with the line's number.
     """
     kinds = typing.get_type_hints(cls)
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("#")]
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.startswith("#")
+    ]
     reader = csv.DictReader(line for _, line in lines)
     wrong = sorted(set(kinds) ^ set(reader.fieldnames or ()))
     if wrong:
-        raise SettingsError(f"{where}: the column {wrong[0]!r} is {'missing' if wrong[0] in kinds else 'unknown'}.")
+        raise SettingsError(
+            f"{where}: the column {wrong[0]!r} is {'missing' if wrong[0] in kinds else 'unknown'}."
+        )
     rows = []
     for cells in reader:
         try:
             if None in cells or None in cells.values():
                 raise SettingsError(f"it must have {len(kinds)} cells.")
-            rows.append(cls(**{name: _cell(name, cells[name], kind) for name, kind in kinds.items()}))
+            rows.append(
+                cls(**{name: _cell(name, cells[name], kind) for name, kind in kinds.items()})
+            )
         except SettingsError as error:
-            raise SettingsError(f"{where}, line {lines[reader.line_num - 1][0]}: {error}") from error
+            raise SettingsError(
+                f"{where}, line {lines[reader.line_num - 1][0]}: {error}"
+            ) from error
     return rows
 
 

@@ -1,4 +1,6 @@
-"""What a report is made of: sections, and in them texts, tables, charts, cases. Plain content; ``page`` knows how it looks."""
+"""What a report is made of: sections, and in them texts, tables, charts, cases. Plain content;
+``page`` knows how it looks.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,13 @@ class Table:
 
     def without(self, *keys: str) -> Table:
         """The same without some of its columns."""
-        return Table(self.name, self.title, [c for c in self.columns if c.key not in keys], self.rows, self.note)
+        return Table(
+            self.name,
+            self.title,
+            [c for c in self.columns if c.key not in keys],
+            self.rows,
+            self.note,
+        )
 
     def choices(self, column: Column) -> list[str]:
         """The values of a column that readers may pick from, in order."""
@@ -67,19 +75,28 @@ class Table:
         return len(self.rows) > 8
 
     def csv(self) -> str:
-        """Values as they are; texts that a spreadsheet would take for a formula get an apostrophe before them."""
+        """Values as they are; texts that a spreadsheet would take for a formula get an apostrophe
+        before them.
+        """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([column.key for column in self.columns])
-        writer.writerows([_cell(row.get(column.key)) for column in self.columns] for row in self.rows)
+        writer.writerows(
+            [_cell(row.get(column.key)) for column in self.columns] for row in self.rows
+        )
         return text.getvalue()
 
     def markdown(self) -> str:
         """Values as the page shows them."""
         lines = [f"# {_plain(self.title)}", "", *([_plain(self.note), ""] if self.note else [])]
         lines.append(f"| {' | '.join(_plain(column.title) for column in self.columns)} |")
-        lines.append(f"|{'|'.join('---:' if column.is_number else '---' for column in self.columns)}|")
-        lines += [f"| {' | '.join(_plain(column.text(row)) for column in self.columns)} |" for row in self.rows]
+        lines.append(
+            f"|{'|'.join('---:' if column.is_number else '---' for column in self.columns)}|"
+        )
+        lines += [
+            f"| {' | '.join(_plain(column.text(row)) for column in self.columns)} |"
+            for row in self.rows
+        ]
         return "\n".join(lines) + "\n"
 
 
@@ -103,7 +120,8 @@ class Chart:
 
     Attributes:
         title: what it shows.
-        figure: ``data`` and ``layout``; colours are names of the page's palette, such as ``@1`` (see ``report.js``).
+        figure: ``data`` and ``layout``; colours are names of the page's palette, such as ``@1``
+            (see ``report.js``).
         reading: how to read it, and what it shows in words.
         height: in pixels.
     """
@@ -169,5 +187,10 @@ class Section:
 
     @property
     def groups(self) -> list[list[Block]]:
-        """The blocks, those charts together that follow each other: the page lays them out beside each other."""
-        return [list(group) for _, group in groupby(self.blocks, key=lambda block: block.kind == "chart")]
+        """The blocks, those charts together that follow each other: the page lays them out beside
+        each other.
+        """
+        return [
+            list(group)
+            for _, group in groupby(self.blocks, key=lambda block: block.kind == "chart")
+        ]

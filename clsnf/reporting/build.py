@@ -22,7 +22,13 @@ from clsnf.reporting.page import render
 from clsnf.reporting.pictures import Budget
 from clsnf.reporting.sections import Context, product_sections, study_sections
 from clsnf.reporting.study_files import Product, StudyFiles, read_study
-from clsnf.reporting.tables import SHOWN_FIGURES, all_tables, published, settings_line, trial_seconds
+from clsnf.reporting.tables import (
+    SHOWN_FIGURES,
+    all_tables,
+    published,
+    settings_line,
+    trial_seconds,
+)
 
 PAGE = "report.html"
 
@@ -48,8 +54,10 @@ def build_report(run: Path, out: Path | None = None, progress: Progress = silent
     """Write the report of a study.
 
     Args:
-        run: the study's folder; a study that is under way or failed in parts is reported as far as it came.
-        out: a folder for the report; ``report`` in the study's own where None. Files of an earlier report there are replaced.
+        run: the study's folder; a study that is under way or failed in parts is reported as far as
+            it came.
+        out: a folder for the report; ``report`` in the study's own where None. Files of an earlier
+            report there are replaced.
         progress: told about every product.
 
     Raises:
@@ -81,7 +89,9 @@ def build_report(run: Path, out: Path | None = None, progress: Progress = silent
     )
     write_page(out / PAGE, text)
     write_tables(out / "tables", tables.values())
-    decisions = {product.name: one.title for product, one in zip(study.products, advice, strict=True)}
+    decisions = {
+        product.name: one.title for product, one in zip(study.products, advice, strict=True)
+    }
     return Built(out / PAGE, out / "tables", decisions, study.missing)
 
 
@@ -92,7 +102,11 @@ def headline(counts: dict[str, int]) -> str:
     if not total:
         return "The study holds no product yet."
     if ready == total:
-        return "The product is ready to deploy." if total == 1 else f"All {total} products are ready to deploy."
+        return (
+            "The product is ready to deploy."
+            if total == 1
+            else f"All {total} products are ready to deploy."
+        )
     says = {
         "failed": ("has no winner", "have no winner"),
         "unfinished": ("has no winner yet", "have no winner yet"),
@@ -103,21 +117,34 @@ def headline(counts: dict[str, int]) -> str:
     }
     if total == 1:
         return f"The product {next(says[key][0] for key, count in counts.items() if count)}."
-    rest = ", ".join(f"{count} {says[key][count > 1]}" for key, count in counts.items() if key != "ready" and count)
-    return f"{ready or 'None'} of {total} {products} {'are' if ready > 1 else 'is'} ready to deploy: {rest}."
+    rest = ", ".join(
+        f"{count} {says[key][count > 1]}"
+        for key, count in counts.items()
+        if key != "ready" and count
+    )
+    return (
+        f"{ready or 'None'} of {total} {products} {'are' if ready > 1 else 'is'} ready to deploy: "
+        f"{rest}."
+    )
 
 
 def _lead(study: StudyFiles) -> str:
     trials = sum(len(p.finished_trials) for p in study.products)
     took = duration(sum(trial_seconds(p) for p in study.products))
     gains = [found for p in study.products if (found := gain_of(p, gain_figure(study, p)))]
-    parts = [f"{trials} trials in {took} of work, chosen by {figure_name(study.objective)} on validation defects."]
+    parts = [
+        f"{trials} trials in {took} of work, chosen by {figure_name(study.objective)} on "
+        "validation defects."
+    ]
     if len(gains) == 1:
-        parts.append(f"On the test images the winner's gain on the baseline: {gains[0]['verdict']}.")
+        parts.append(
+            f"On the test images the winner's gain on the baseline: {gains[0]['verdict']}."
+        )
     elif gains:
         ahead, behind = sum(g["low"] > 0 for g in gains), sum(g["high"] < 0 for g in gains)
         parts.append(
-            f"On the test images {ahead} of {len(gains)} winners are significantly ahead of the baseline"
+            f"On the test images {ahead} of {len(gains)} winners are significantly ahead of the "
+            "baseline"
             + (f", {behind} significantly behind." if behind else ", none is significantly behind.")
         )
     if study.ledger:

@@ -1,8 +1,10 @@
-"""What all charts share. Charts are Plotly figures in plain types, told apart by marker, dash and place as well as by colour.
+"""What all charts share. Charts are Plotly figures in plain types, told apart by marker, dash and
+place as well as by colour.
 
-Unusual: no colour is named here. ``@1`` to ``@5``, ``@ink``, ``@muted`` are looked up in the page's palette (``report.js``) when a chart is
-drawn, which follows the reader's light or dark screen. Texts from the user's data pass :func:`shown`, because Plotly takes tags in
-texts for markup.
+Unusual: no colour is named here. ``@1`` to ``@5``, ``@ink``, ``@muted`` are looked up in the page's
+    palette (``report.js``) when a chart is
+drawn, which follows the reader's light or dark screen. Texts from the user's data pass
+:func:`shown`, because Plotly takes tags in texts for markup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Charts of a winner's answers: scores, recall, calibration, validation families; and of how it learned."""
+"""Charts of a winner's answers: scores, recall, calibration, validation families; and of how it
+learned.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,13 @@ def score_chart(product: Product) -> Chart | None:
     groups: dict[str, list[Record]] = {}
     for row in product.images:
         title = {"validation": "validation", "test": "test"}[row["split"]]
-        groups.setdefault(f"{title}: {'normals' if not row['label'] else row['defect_type']}", []).append(row)
-    order = sorted(groups, key=lambda name: (not name.endswith(": normals"), name.startswith("validation"), name))
+        groups.setdefault(
+            f"{title}: {'normals' if not row['label'] else row['defect_type']}", []
+        ).append(row)
+    order = sorted(
+        groups,
+        key=lambda name: (not name.endswith(": normals"), name.startswith("validation"), name),
+    )
     data = []
     for name in order:
         rows = [row for row in groups[name] if is_finite(row["score"])]
@@ -47,7 +54,10 @@ def score_chart(product: Product) -> Chart | None:
             }
         )
     threshold = (product.result.get("threshold") or {}).get("value")
-    layout: dict[str, Any] = {"xaxis": axis("score"), "yaxis": {"autorange": "reversed", "type": "category"}}
+    layout: dict[str, Any] = {
+        "xaxis": axis("score"),
+        "yaxis": {"autorange": "reversed", "type": "category"},
+    }
     if is_finite(threshold):
         layout["shapes"] = [rule("x", threshold)]
         layout["annotations"] = [
@@ -61,10 +71,15 @@ def score_chart(product: Product) -> Chart | None:
             }
         ]
     strange = sum(not is_finite(row["score"]) for row in product.images)
-    reading = "Left of the line passes, right of it is rejected. Validation defects are synthetic: they chose the winner only."
+    reading = (
+        "Left of the line passes, right of it is rejected. Validation defects are synthetic: they "
+        "chose the winner only."
+    )
     if strange:
         reading += f" {strange} scores are not finite and not drawn."
-    return Chart("Scores of every picture", {"data": data, "layout": layout}, reading, 130 + 42 * len(order))
+    return Chart(
+        "Scores of every picture", {"data": data, "layout": layout}, reading, 130 + 42 * len(order)
+    )
 
 
 def recall_chart(product: Product, key: str, title: str, unit: str, scale: float) -> Chart | None:
@@ -88,7 +103,10 @@ def recall_chart(product: Product, key: str, title: str, unit: str, scale: float
         if not chosen:
             continue
         n, k = len(chosen), sum(row["found"] for row in chosen)
-        names.append(f"{_short(scale * edges[place])} to {_short(scale * edges[min(place + 1, len(edges) - 1)])}")
+        names.append(
+            f"{_short(scale * edges[place])} to "
+            f"{_short(scale * edges[min(place + 1, len(edges) - 1)])}"
+        )
         found.append(k / n)
         low.append(k / n - (float(beta.ppf(0.025, k, n - k + 1)) if k else 0.0))
         high.append((float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0) - k / n)
@@ -101,7 +119,14 @@ def recall_chart(product: Product, key: str, title: str, unit: str, scale: float
             "name": "regions found",
             "x": names,
             "y": found,
-            "error_y": {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": "@1", "thickness": 1.5},
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": high,
+                "arrayminus": low,
+                "color": "@1",
+                "thickness": 1.5,
+            },
             "marker": {"color": "@1", "symbol": "circle", "size": 9},
             "line": {"color": "@1", "width": 1},
             "text": sizes,
@@ -118,10 +143,14 @@ def recall_chart(product: Product, key: str, title: str, unit: str, scale: float
             "hovertemplate": "%{x}: %{y:.0%} of the pixels<extra></extra>",
         },
     ]
-    layout = {"xaxis": axis(unit, type="category"), "yaxis": axis("share found", range=[-0.03, 1.05], tickformat=".0%")}
+    layout = {
+        "xaxis": axis(unit, type="category"),
+        "yaxis": axis("share found", range=[-0.03, 1.05], tickformat=".0%"),
+    }
     share = np.mean([row["found"] for row in regions])
     reading = (
-        f"{len(regions)} defect regions of the test images in bins of equal counts; {share:.0%} have a pixel above the line that pictures "
+        f"{len(regions)} defect regions of the test images in bins of equal counts; {share:.0%} "
+        "have a pixel above the line that pictures "
         "draw. Bars: 95 % intervals (Clopper and Pearson)."
     )
     return Chart(title, {"data": data, "layout": layout}, reading, 320)
@@ -132,12 +161,24 @@ def _short(value: float) -> str:
 
 
 def calibration_chart(product: Product) -> Chart | None:
-    """False-reject rates promised by validation normals against those seen on test normals, and the recall that each buys."""
+    """False-reject rates promised by validation normals against those seen on test normals, and the
+    recall that each buys.
+    """
     scores = {
-        kind: np.array([r["score"] for r in product.images if (r["split"], bool(r["label"])) == kind and is_finite(r["score"])])
+        kind: np.array(
+            [
+                r["score"]
+                for r in product.images
+                if (r["split"], bool(r["label"])) == kind and is_finite(r["score"])
+            ]
+        )
         for kind in (("validation", False), ("test", False), ("test", True))
     }
-    held_out, normals, defects = scores["validation", False], scores["test", False], scores["test", True]
+    held_out, normals, defects = (
+        scores["validation", False],
+        scores["test", False],
+        scores["test", True],
+    )
     if not len(held_out) or not len(normals):
         return None
     n = len(held_out)
@@ -194,12 +235,16 @@ def calibration_chart(product: Product) -> Chart | None:
         )
     most = max(0.3, 4 / (n + 1))
     layout = {
-        "xaxis": axis("false-reject rate that the threshold stands for", tickformat=".0%", range=[0, most]),
+        "xaxis": axis(
+            "false-reject rate that the threshold stands for", tickformat=".0%", range=[0, most]
+        ),
         "yaxis": axis("share rejected", tickformat=".0%", range=[-0.02, 1.02]),
     }
     reading = (
-        f"Each point is a threshold that {n} held-out normals allow. Inside the band, test normals behave as promised; above it, they "
-        "are not like those it was calibrated on. The dashed line says what a laxer threshold would buy."
+        f"Each point is a threshold that {n} held-out normals allow. Inside the band, test "
+        "normals behave as promised; above it, they "
+        "are not like those it was calibrated on. The dashed line says what a laxer threshold "
+        "would buy."
     )
     return Chart("Calibration: promised and seen", {"data": data, "layout": layout}, reading, 340)
 
@@ -207,7 +252,9 @@ def calibration_chart(product: Product) -> Chart | None:
 def families_chart(product: Product) -> Chart | None:
     """Validation figures of the winner, family by family."""
     families = (product.result.get("validation") or {}).get("families") or {}
-    names = [n for n in dict.fromkeys(n for found in families.values() for n in found) if n in METRICS]
+    names = [
+        n for n in dict.fromkeys(n for found in families.values() for n in found) if n in METRICS
+    ]
     if not families or not names:
         return None
     data = []
@@ -218,20 +265,26 @@ def families_chart(product: Product) -> Chart | None:
                 "type": "scatter",
                 "mode": "markers",
                 "name": figure_name(name),
-                "x": [found.get(name) if is_finite(found.get(name)) else None for found in families.values()],
+                "x": [
+                    found.get(name) if is_finite(found.get(name)) else None
+                    for found in families.values()
+                ],
                 "y": [shown(family) for family in families],
                 "marker": {"color": look["colour"], "symbol": look["marker"], "size": 10},
                 "hovertemplate": "%{y}: %{x:.3f}<extra>" + figure_name(name) + "</extra>",
             }
         )
     layout = {
-        "xaxis": axis("figure on the family's defects and all validation normals", range=[-0.03, 1.03]),
+        "xaxis": axis(
+            "figure on the family's defects and all validation normals", range=[-0.03, 1.03]
+        ),
         "yaxis": {"type": "category"},
     }
     return Chart(
         "Validation defects, family by family",
         {"data": data, "layout": layout},
-        "What the winner was chosen by: synthetic defects of families that training never saw. A family far to the left is a kind of "
+        "What the winner was chosen by: synthetic defects of families that training never saw. A "
+        "family far to the left is a kind of "
         "defect that this product hides.",
         130 + 34 * len(families),
     )
@@ -257,16 +310,32 @@ def learning_charts(product: Product) -> list[Chart]:
                     "yanchor": "bottom",
                 }
             ]
-        reading = f"From {finetuning[0]:.4g} to {finetuning[-1]:.4g}. A last stretch that still falls steeply asks for more epochs."
+        reading = (
+            f"From {finetuning[0]:.4g} to {finetuning[-1]:.4g}. A last stretch that still falls "
+            "steeply asks for more epochs."
+        )
         charts.append(
-            Chart("Stage one: the classifier's loss", {"data": [_curve("loss", finetuning, 0)], "layout": layout}, reading, 300)
+            Chart(
+                "Stage one: the classifier's loss",
+                {"data": [_curve("loss", finetuning, 0)], "layout": layout},
+                reading,
+                300,
+            )
         )
     flows = [curve for curve in losses.get("flows") or [] if curve]
     if flows:
         data = [_curve(f"level {index + 1}", curve, index) for index, curve in enumerate(flows)]
-        layout = {"xaxis": axis("fiftieth of the steps"), "yaxis": axis("−log σ(log-likelihood per dimension)")}
-        reading = "One curve a level of the feature pyramid. Flows begin as the Gaussian of the data, so they have little to lose."
-        charts.append(Chart("Stage two: the flows' loss", {"data": data, "layout": layout}, reading, 300))
+        layout = {
+            "xaxis": axis("fiftieth of the steps"),
+            "yaxis": axis("−log σ(log-likelihood per dimension)"),
+        }
+        reading = (
+            "One curve a level of the feature pyramid. Flows begin as the Gaussian of the data, "
+            "so they have little to lose."
+        )
+        charts.append(
+            Chart("Stage two: the flows' loss", {"data": data, "layout": layout}, reading, 300)
+        )
     return charts
 
 

@@ -1,7 +1,9 @@
 """What changed from one study to others, category by category: a page and its tables.
 
-Unusual: where both studies kept the scores of the same test images, image AUROC is compared pairwise, image by image. Pixel figures can't
-be, because no study keeps its maps: there only intervals stand beside each other, and the table says so.
+Unusual: where both studies kept the scores of the same test images, image AUROC is compared
+    pairwise, image by image. Pixel figures can't
+be, because no study keeps its maps: there only intervals stand beside each other, and the table
+says so.
 """
 
 from __future__ import annotations
@@ -54,7 +56,11 @@ def build_comparison(runs: Sequence[Path], out: Path | None = None) -> Built:
         Section("changes", "Category by category", [shown_changes, *_charts(studies, names)]),
         Section("settings", "Settings, data, decisions", [settings, *_facts(studies, names)]),
     ]
-    missing = [f"{name}: {line}" for name, study in zip(names, studies, strict=True) for line in study.missing]
+    missing = [
+        f"{name}: {line}"
+        for name, study in zip(names, studies, strict=True)
+        for line in study.missing
+    ]
     text = render(
         "compare.html.j2",
         title=f"{names[0]} compared with {', '.join(names[1:])}",
@@ -75,16 +81,23 @@ def _names(studies: Sequence[StudyFiles]) -> list[str]:
     names = [study.name for study in studies]
     if len(set(names)) < len(names):
         names = [f"{study.folder.parent.name}/{study.name}" for study in studies]
-    return [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({index + 1})"
+        for index, name in enumerate(names)
+    ]
 
 
 def _pairs(studies: Sequence[StudyFiles]) -> list[tuple[str, Product | None, int, Product | None]]:
-    """(category, the first study's, number of another study, that one's) for every category that either has."""
+    """(category, the first study's, number of another study, that one's) for every category that
+    either has.
+    """
     found = []
     first = {product.name: product for product in studies[0].products}
     for number, study in enumerate(studies[1:], 1):
         other = {product.name: product for product in study.products}
-        found += [(name, first.get(name), number, other.get(name)) for name in sorted({*first, *other})]
+        found += [
+            (name, first.get(name), number, other.get(name)) for name in sorted({*first, *other})
+        ]
     return found
 
 
@@ -95,15 +108,30 @@ def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
         for name in _FIGURES:
             old, new = (product.figures.get(name) if product else None for product in (before, now))
             both = is_finite(old) and is_finite(new)
-            row |= {f"{name}_before": old, f"{name}_now": new, f"{name}_change": new - old if both else None}  # type: ignore[operator]
+            row |= {
+                f"{name}_before": old,
+                f"{name}_now": new,
+                f"{name}_change": new - old if both else None,
+            }  # type: ignore[operator]
         paired = _paired(before, now)
-        row |= {"low": paired.get("low"), "high": paired.get("high"), "significance": paired["verdict"]}
-        row |= {"decision_before": _decision(studies[0], before), "decision_now": _decision(studies[number], now)}
+        row |= {
+            "low": paired.get("low"),
+            "high": paired.get("high"),
+            "significance": paired["verdict"],
+        }
+        row |= {
+            "decision_before": _decision(studies[0], before),
+            "decision_now": _decision(studies[number], now),
+        }
         rows.append(row)
     figures = {
         name: [
             Column(f"{name}_{part}", f"{figure_name(name)}, {title}", kind)
-            for part, title, kind in (("before", "before", "figure"), ("now", "now", "figure"), ("change", "change", "gain"))
+            for part, title, kind in (
+                ("before", "before", "figure"),
+                ("now", "now", "figure"),
+                ("change", "change", "gain"),
+            )
         ]
         for name in _FIGURES
     }
@@ -121,8 +149,10 @@ def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
         *figures["au_pro"],
     ]
     note = (
-        f"Before: {names[0]}. Test images; in short: image AUROC and pixel AP moved by more than {_NEAR:g}. The interval is of image "
-        f"AUROC, paired on the test images whose scores both studies kept (95 %, {_REPLICATES} bootstrap replicates). Pixel figures can't "
+        f"Before: {names[0]}. Test images; in short: image AUROC and pixel AP moved by more than "
+        f"{_NEAR:g}. The interval is of image "
+        f"AUROC, paired on the test images whose scores both studies kept (95 %, {_REPLICATES} "
+        "bootstrap replicates). Pixel figures can't "
         "be paired: no study keeps its maps."
     )
     return Table("changes", "What changed", columns, rows, note)
@@ -136,7 +166,13 @@ def _change(before: Product | None, now: Product | None) -> str:
     moved = []
     for name in ("image_auroc", "pixel_ap"):
         old, new = before.figures.get(name), now.figures.get(name)
-        if old is not None and new is not None and is_finite(old) and is_finite(new) and abs(new - old) > _NEAR:
+        if (
+            old is not None
+            and new is not None
+            and is_finite(old)
+            and is_finite(new)
+            and abs(new - old) > _NEAR
+        ):
             moved.append(new > old)
     if not moved:
         return "about the same" if before.figures and now.figures else "not tested"
@@ -162,13 +198,23 @@ def _paired(before: Product | None, now: Product | None) -> dict[str, Any]:
     weights = draw_replicates(labels, _REPLICATES, 0)
     first, second = (replicate_figures(bin_images(own, labels, None), weights) for own in scores)
     found = asdict(compare(second, first)["image_auroc"])
-    verdict = "significantly better" if found["low"] > 0 else "significantly worse" if found["high"] < 0 else "no clear difference"
+    verdict = (
+        "significantly better"
+        if found["low"] > 0
+        else "significantly worse"
+        if found["high"] < 0
+        else "no clear difference"
+    )
     return found | {"verdict": verdict}
 
 
 def _scores(product: Product) -> dict[tuple[str, ...], Record]:
     """Test images by the end of their path: the data may have moved between studies."""
-    return {(*Path(row["path"]).parts[-2:], str(row["label"])): row for row in product.images if row["split"] == "test"}
+    return {
+        (*Path(row["path"]).parts[-2:], str(row["label"])): row
+        for row in product.images
+        if row["split"] == "test"
+    }
 
 
 def _charts(studies: Sequence[StudyFiles], names: list[str]) -> list[Block]:
@@ -179,10 +225,16 @@ def _charts(studies: Sequence[StudyFiles], names: list[str]) -> list[Block]:
             products = [p for p in study.products if is_finite(p.figures.get(figure))]
             if products:
                 look = style(index)
-                data.append(figure_points(products, figure, shown(name), look["colour"], look["marker"]))
+                data.append(
+                    figure_points(products, figure, shown(name), look["colour"], look["marker"])
+                )
         if data:
-            reading = "Winners on test images, with 95 % intervals over images where the study kept them."
-            blocks.append(figure_chart(f"{figure_name(figure)}, study by study", figure, data, reading))
+            reading = (
+                "Winners on test images, with 95 % intervals over images where the study kept them."
+            )
+            blocks.append(
+                figure_chart(f"{figure_name(figure)}, study by study", figure, data, reading)
+            )
     return blocks
 
 
@@ -190,13 +242,26 @@ def _settings(studies: Sequence[StudyFiles], names: list[str]) -> Table:
     """What differs in what the winners are made of and rest on."""
     rows = []
     for category, before, number, now in _pairs(studies):
-        if before is None or now is None or "winner" not in before.result or "winner" not in now.result:
+        if (
+            before is None
+            or now is None
+            or "winner" not in before.result
+            or "winner" not in now.result
+        ):
             continue
-        lines = list(differences(before.result.get("settings") or {}, now.result.get("settings") or {}))
-        for what, key in (("training pictures", "data_fingerprint"), ("held-out normals", "validation_fingerprint")):
+        lines = list(
+            differences(before.result.get("settings") or {}, now.result.get("settings") or {})
+        )
+        for what, key in (
+            ("training pictures", "data_fingerprint"),
+            ("held-out normals", "validation_fingerprint"),
+        ):
             lines += _other(before, now, what, key)
         lines += _other(before, now, "backbone weights", "backbone_fingerprint")
-        rows += [{"category": category, "study": names[number], "difference": line} for line in lines or ["nothing"]]
+        rows += [
+            {"category": category, "study": names[number], "difference": line}
+            for line in lines or ["nothing"]
+        ]
     columns = [
         Column("category", "product", pick=True),
         Column("study", "study", pick=True),
@@ -230,5 +295,7 @@ def _headline(changes: Table, names: list[str]) -> str:
     counts: dict[str, int] = {}
     for row in changes.rows:
         counts[row["change"]] = counts.get(row["change"], 0) + 1
-    told = ", ".join(f"{count} {change}" for change, count in sorted(counts.items(), key=lambda item: -item[1]))
+    told = ", ".join(
+        f"{count} {change}" for change, count in sorted(counts.items(), key=lambda item: -item[1])
+    )
     return f"From {names[0]} to {names[1]}: {told or 'no product in either'}"

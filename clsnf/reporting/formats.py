@@ -1,4 +1,6 @@
-"""Numbers and names as people read them. A figure that is not finite, or not there, never looks like a number."""
+"""Numbers and names as people read them. A figure that is not finite, or not there, never looks
+like a number.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The trials of a study that has not ended: from its Optuna journal, in the shape of ``trials.parquet``."""
+"""The trials of a study that has not ended: from its Optuna journal, in the shape of
+``trials.parquet``.
+"""
 
 from __future__ import annotations
 

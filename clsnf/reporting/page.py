@@ -1,7 +1,9 @@
 """From blocks to one HTML file that carries all it needs: styles, scripts, Plotly, pictures.
 
-Unusual: the page forbids itself the network. Its content-security policy lets in no address at all and only the scripts whose hashes it
-names, so that nothing in a user's names could run even if it were not escaped; all of it passes Jinja's autoescaping.
+Unusual: the page forbids itself the network. Its content-security policy lets in no address at all
+    and only the scripts whose hashes it
+names, so that nothing in a user's names could run even if it were not escaped; all of it passes
+Jinja's autoescaping.
 """
 
 from __future__ import annotations
@@ -23,15 +25,26 @@ from clsnf.reporting import formats
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("clsnf.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("clsnf.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(formats.FORMATS)
-    environment.filters |= {"interval": formats.interval, "slug": formats.slug, "json": script_json, "finite": formats.is_finite}
+    environment.filters |= {
+        "interval": formats.interval,
+        "slug": formats.slug,
+        "json": script_json,
+        "finite": formats.is_finite,
+    }
     return environment
 
 
 def script_json(content: Any) -> Markup:
-    """JSON for a script element: values that are not finite become null, no text can end the element."""
+    """JSON for a script element: values that are not finite become null, no text can end the
+    element.
+    """
     text = json.dumps(_finite(content), separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
@@ -54,13 +67,21 @@ def render(template: str, **content: Any) -> str:
     from plotly.offline import get_plotlyjs
 
     scripts = [get_plotlyjs(), _asset("report.js")]
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    policy = f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes}"
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"
+        for s in scripts
+    )
+    policy = (
+        f"default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src {hashes}"
+    )
     return (
         _environment()
         .get_template(template)
         .render(
-            style=Markup(_asset("report.css")), scripts=[Markup(script) for script in scripts], policy=Markup(policy), **content
+            style=Markup(_asset("report.css")),
+            scripts=[Markup(script) for script in scripts],
+            policy=Markup(policy),
+            **content,
         )
     )
 

@@ -1,4 +1,6 @@
-"""Pictures as data URIs, within a budget: a page that opens from disk must carry all of them, and still open at once."""
+"""Pictures as data URIs, within a budget: a page that opens from disk must carry all of them, and
+still open at once.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,14 @@ class Budget:
             seen: dict[str, int] = {}
             for case in product.facts.get("pictures") or []:
                 place = seen[case["kind"]] = seen.get(case["kind"], 0) + 1
-                files = [product.pictures / Path(name).name for name in (case.get("files") or {}).values()]
-                sizes[place] = sizes.get(place, 0) + sum(f.stat().st_size for f in files if f.is_file()) * 4 // 3
+                files = [
+                    product.pictures / Path(name).name
+                    for name in (case.get("files") or {}).values()
+                ]
+                sizes[place] = (
+                    sizes.get(place, 0)
+                    + sum(f.stat().st_size for f in files if f.is_file()) * 4 // 3
+                )
         total, self.cases_of_a_kind = 0, 1
         for place in sorted(sizes):
             total += sizes[place]
@@ -41,6 +49,10 @@ class Budget:
         """The file's content as ``data:image/webp;base64,...``; empty where it is gone."""
         kind = _KINDS.get(path.suffix)
         try:
-            return "" if kind is None else f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            return (
+                ""
+                if kind is None
+                else f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+            )
         except OSError:
             return ""

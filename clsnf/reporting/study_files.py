@@ -1,6 +1,7 @@
 """A study as its folder tells it: read whole where it ended, in part where it did not.
 
-Unusual: nothing that is missing or damaged ends a report. It becomes a line in ``missing``, which the report shows; only a folder that
+Unusual: nothing that is missing or damaged ends a report. It becomes a line in ``missing``, which
+    the report shows; only a folder that
 holds no study at all is refused.
 """
 
@@ -27,7 +28,8 @@ class Product:
     Attributes:
         name: as the user's folder has it: any text.
         result: its part of ``summary.json``; empty where it was not finished.
-        trials: records with ``trial``, ``status``, ``cause``, ``objective``, ``seconds``, ``wall_seconds``, ``config/*`` and figures.
+        trials: records with ``trial``, ``status``, ``cause``, ``objective``, ``seconds``,
+            ``wall_seconds``, ``config/*`` and figures.
         images, regions: rows of its evidence; empty where there is none.
         facts: its evidence's facts; empty where there are none.
         pictures: folder of its evidence's pictures.
@@ -51,7 +53,11 @@ class Product:
     @property
     def parameters(self) -> list[str]:
         """Names of what was searched."""
-        return list(dict.fromkeys(n.removeprefix("config/") for t in self.trials for n in t if n.startswith("config/")))
+        return list(
+            dict.fromkeys(
+                n.removeprefix("config/") for t in self.trials for n in t if n.startswith("config/")
+            )
+        )
 
     @property
     def figures(self) -> dict[str, float]:
@@ -75,7 +81,8 @@ class StudyFiles:
 
     Attributes:
         folder: where it lies.
-        summary: ``summary.json`` without its categories; of an unfinished study what ``study.json`` has of it.
+        summary: ``summary.json`` without its categories; of an unfinished study what ``study.json``
+            has of it.
         finished: whether it came to its end.
         products: its categories, by name.
         ledger: entries of ``ledger.jsonl``.
@@ -117,20 +124,34 @@ def read_study(folder: Path) -> StudyFiles:
     """
     folder = folder.absolute()
     if not any((folder / name).is_file() for name in ("summary.json", "study.json")):
-        raise OutputError(f"{folder} holds no study (no summary.json or study.json in it): give the folder that a study wrote.")
+        raise OutputError(
+            f"{folder} holds no study (no summary.json or study.json in it): give the folder that "
+            "a study wrote."
+        )
     missing: list[str] = []
     begun = _read(folder / "study.json", _json, {}, missing)
     finished = (folder / "summary.json").is_file()
     summary = _read(folder / "summary.json", _json, {}, missing) if finished else {}
     finished = bool(summary)
     if not finished:
-        missing.append("The study has not come to its end: categories without a winner are shown as far as they came.")
+        missing.append(
+            "The study has not come to its end: categories without a winner are shown as far as "
+            "they came."
+        )
     results = dict(summary.get("categories") or {})
     trials = _trials(folder, finished, str(begun.get("studies") or ""), missing)
-    names = dict.fromkeys([*results, *(begun.get("data") or {}), *(str(t["category"]) for t in trials)])
-    products = [_product(folder, name, results.get(name), trials, missing) for name in sorted(names)]
+    names = dict.fromkeys(
+        [*results, *(begun.get("data") or {}), *(str(t["category"]) for t in trials)]
+    )
+    products = [
+        _product(folder, name, results.get(name), trials, missing) for name in sorted(names)
+    ]
     kept = {key: value for key, value in (begun | summary).items() if key != "categories"}
-    ledger = _read(folder / "ledger.jsonl", _json_lines, [], missing) if (folder / "ledger.jsonl").is_file() else []
+    ledger = (
+        _read(folder / "ledger.jsonl", _json_lines, [], missing)
+        if (folder / "ledger.jsonl").is_file()
+        else []
+    )
     return StudyFiles(folder, kept, finished, products, ledger, missing)
 
 
@@ -143,16 +164,21 @@ def _trials(folder: Path, finished: bool, prefix: str, missing: list[str]) -> li
     if table.is_file():
         return _read(table, _rows, [], missing)
     missing.append(
-        "The trials of the study lie in another Optuna storage, and trials.parquet is not written yet: no trial is shown."
+        "The trials of the study lie in another Optuna storage, and trials.parquet is not written "
+        "yet: no trial is shown."
         if prefix
         else "There are neither trials.parquet nor optuna.journal: no trial is shown."
     )
     return []
 
 
-def _product(folder: Path, name: str, result: Record | None, trials: list[Record], missing: list[str]) -> Product:
+def _product(
+    folder: Path, name: str, result: Record | None, trials: list[Record], missing: list[str]
+) -> Product:
     own = [trial for trial in trials if trial["category"] == name]
-    if Path(name).name != name:  # a category is a folder's name: whoever wrote this wants files from elsewhere shown
+    if (
+        Path(name).name != name
+    ):  # a category is a folder's name: whoever wrote this wants files from elsewhere shown
         missing.append(f"{name} is no name of a category: its files are left out.")
         return Product(name, result or {}, own)
     if result is None:
@@ -167,7 +193,8 @@ def _product(folder: Path, name: str, result: Record | None, trials: list[Record
         missing.append(f"{name}: no winner yet ({ended} of its trials finished).")
     elif not whole:
         missing.append(
-            f"{name}: the study left no evidence (it is of an earlier version, or the folder was not copied whole): pictures, score "
+            f"{name}: the study left no evidence (it is of an earlier version, or the folder was "
+            "not copied whole): pictures, score "
             "distributions, the baseline and learning curves are left out."
         )
     if "winner" in result and result.get("test") is None:
@@ -177,7 +204,9 @@ def _product(folder: Path, name: str, result: Record | None, trials: list[Record
     for failed in result.get("failed_trials") or []:
         missing.append(f"{name}: trial {failed.get('trial')} failed: {failed.get('cause')}")
     detector = folder / "winners" / name / "detector.json"
-    provenance = _read(detector, _json, {}, missing).get("provenance", {}) if detector.is_file() else {}
+    provenance = (
+        _read(detector, _json, {}, missing).get("provenance", {}) if detector.is_file() else {}
+    )
     if not whole:
         return Product(name, result, own, provenance=provenance)
     return Product(
@@ -193,7 +222,9 @@ def _product(folder: Path, name: str, result: Record | None, trials: list[Record
 
 
 def _read(path: Path, how: Callable[[Path], Any], otherwise: Any, missing: list[str]) -> Any:
-    """What a file holds, or `otherwise` and a line in `missing`: others wrote it, and a report is no place to fall over it."""
+    """What a file holds, or `otherwise` and a line in `missing`: others wrote it, and a report is
+    no place to fall over it.
+    """
     try:
         return how(path)
     except Exception as error:  # a damaged file makes every library raise its own

@@ -1,6 +1,8 @@
-"""The report's tables, over all products of a study: what the page shows, and what lies beside it as CSV and Markdown.
+"""The report's tables, over all products of a study: what the page shows, and what lies beside it
+as CSV and Markdown.
 
-``TABLES`` is the registry. A new table is one function of a study and one line in it; a section shows it with :func:`table_of`.
+``TABLES`` is the registry. A new table is one function of a study and one line in it; a section
+shows it with :func:`table_of`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ from clsnf.reporting.trials import importances, saved_seconds, seconds_by_kind
 
 SHOWN_FIGURES = ("image_auroc", "pixel_ap", "au_pro")  # of the verdict
 _PRODUCT = Column("category", "product", pick=True)
-_PUBLISHED = {"image_auroc": "image_auroc", "pixel_ap": "pixel_ap", "pixel_auroc": "pixel_auroc", "au_pro": "au_pro_200_steps"}
+_PUBLISHED = {
+    "image_auroc": "image_auroc",
+    "pixel_ap": "pixel_ap",
+    "pixel_auroc": "pixel_auroc",
+    "au_pro": "au_pro_200_steps",
+}
 
 
 def published(product: Product, name: str) -> float | None:
@@ -35,7 +42,9 @@ def trial_seconds(product: Product) -> float:
 
 def settings_line(product: Product) -> str:
     """The winner's searched values in one line."""
-    return ", ".join(f"{name} {setting(value)}" for name, value in (product.result.get("chosen") or {}).items())
+    return ", ".join(
+        f"{name} {setting(value)}" for name, value in (product.result.get("chosen") or {}).items()
+    )
 
 
 def _verdicts(study: StudyFiles) -> Table:
@@ -44,14 +53,24 @@ def _verdicts(study: StudyFiles) -> Table:
         advice, test = advise(study, product), product.result.get("test") or {}
         shown = gain_figure(study, product)
         found = gain_of(product, shown) or {}
-        row: dict[str, Any] = {"category": product.name, "decision": advice.title, "next": " ".join(advice.next_steps)}
+        row: dict[str, Any] = {
+            "category": product.name,
+            "decision": advice.title,
+            "next": " ".join(advice.next_steps),
+        }
         for name in SHOWN_FIGURES:
             low, high = (product.evidence.get("intervals") or {}).get(name, (None, None))
             row |= {name: product.figures.get(name), f"{name}_low": low, f"{name}_high": high}
             row |= {f"{name}_baseline": (product.baseline.get("figures") or {}).get(name)}
             row |= {f"{name}_authors": published(product, name)}
-        row |= {"gain_in": figure_name(shown) if found else None, "significance": found.get("verdict")}
-        row |= {f"gain{part}": found.get(key) for part, key in (("", "gain"), ("_low", "low"), ("_high", "high"))}
+        row |= {
+            "gain_in": figure_name(shown) if found else None,
+            "significance": found.get("verdict"),
+        }
+        row |= {
+            f"gain{part}": found.get(key)
+            for part, key in (("", "gain"), ("_low", "low"), ("_high", "high"))
+        }
         row |= {"recall": test.get("recall"), "false_rejects": test.get("false_reject_rate")}
         row |= {"settings": settings_line(product), "trial_seconds": trial_seconds(product)}
         row |= {"finish_seconds": product.result.get("seconds")}
@@ -83,7 +102,13 @@ def _verdicts(study: StudyFiles) -> Table:
         Column("finish_seconds", "choosing and testing", "seconds"),
         Column("next", "what to do next"),
     ]
-    return Table("verdicts", "Verdicts", columns, rows, "Test images; low and high bound 95 % intervals over images.")
+    return Table(
+        "verdicts",
+        "Verdicts",
+        columns,
+        rows,
+        "Test images; low and high bound 95 % intervals over images.",
+    )
 
 
 def _figures(study: StudyFiles) -> Table:
@@ -130,23 +155,46 @@ def _figures(study: StudyFiles) -> Table:
         Column("about", "what it is"),
     ]
     note = (
-        "Winner and baseline (cflow: flows on the pretrained backbone) on the same test images. Intervals: 95 %, bootstrap over images, "
-        "1000 replicates; gains: paired, on the same replicates. The authors' AU-PRO uses 200 thresholds and filled regions."
+        "Winner and baseline (cflow: flows on the pretrained backbone) on the same test images. "
+        "Intervals: 95 %, bootstrap over images, "
+        "1000 replicates; gains: paired, on the same replicates. The authors' AU-PRO uses 200 "
+        "thresholds and filled regions."
     )
     return Table("figures", "Test figures", columns, rows, note)
 
 
 def _trials(study: StudyFiles) -> Table:
-    rows, names = [], list(dict.fromkeys(name for product in study.products for name in product.parameters))
+    rows, names = (
+        [],
+        list(dict.fromkeys(name for product in study.products for name in product.parameters)),
+    )
     for product in study.products:
         for trial in product.trials:
             own = {
-                k: trial.get(k) for k in ("trial", "status", "objective", "seconds", "stages_reused", "stages_computed", "cause")
+                k: trial.get(k)
+                for k in (
+                    "trial",
+                    "status",
+                    "objective",
+                    "seconds",
+                    "stages_reused",
+                    "stages_computed",
+                    "cause",
+                )
             }
-            figures = {name: trial.get(f"validation_{name}") for name in ("image_auroc", "pixel_auroc")}
+            figures = {
+                name: trial.get(f"validation_{name}") for name in ("image_auroc", "pixel_auroc")
+            }
             mark = {"winner": "winner" if trial["trial"] == product.result.get("trial") else ""}
             values = {f"config/{name}": trial.get(f"config/{name}") for name in names}
-            rows.append({"category": product.name} | own | figures | mark | values | {"latency": trial.get("latency")})
+            rows.append(
+                {"category": product.name}
+                | own
+                | figures
+                | mark
+                | values
+                | {"latency": trial.get("latency")}
+            )
     columns = [
         _PRODUCT,
         Column("trial", "trial", "count"),
@@ -155,14 +203,24 @@ def _trials(study: StudyFiles) -> Table:
         Column("objective", f"{figure_name(study.objective)} (objective)", "figure"),
         Column("image_auroc", "image AUROC", "figure"),
         Column("pixel_auroc", "pixel AUROC", "figure"),
-        *([Column("latency", "latency, ms", "number")] if any(row["latency"] is not None for row in rows) else []),
+        *(
+            [Column("latency", "latency, ms", "number")]
+            if any(row["latency"] is not None for row in rows)
+            else []
+        ),
         *(Column(f"config/{name}", name, "setting") for name in names),
         Column("seconds", "time", "seconds"),
         Column("stages_reused", "stages reused", "count"),
         Column("stages_computed", "computed", "count"),
         Column("cause", "why it failed"),
     ]
-    return Table("trials", "Every trial", columns, rows, "Figures are means over the validation defect families.")
+    return Table(
+        "trials",
+        "Every trial",
+        columns,
+        rows,
+        "Figures are means over the validation defect families.",
+    )
 
 
 def _importances(study: StudyFiles) -> Table:
@@ -170,14 +228,19 @@ def _importances(study: StudyFiles) -> Table:
     for product in study.products:
         count = len(product.finished_trials)
         for name, value in importances(product, study.space).items():
-            rows.append({"category": product.name, "parameter": name, "importance": value, "trials": count})
+            rows.append(
+                {"category": product.name, "parameter": name, "importance": value, "trials": count}
+            )
     columns = [
         _PRODUCT,
         Column("parameter", "parameter", pick=True),
         Column("importance", "importance", "percent"),
         Column("trials", "from trials", "count"),
     ]
-    note = "The share of the objective's variance that a parameter explains (fANOVA, Hutter et al., ICML 2014). From few trials, a hint."
+    note = (
+        "The share of the objective's variance that a parameter explains (fANOVA, Hutter et al., "
+        "ICML 2014). From few trials, a hint."
+    )
     return Table("importances", "Parameter importances", columns, rows, note)
 
 
@@ -185,9 +248,13 @@ def _time(study: StudyFiles) -> Table:
     rows = []
     for product in study.products:
         trials = product.finished_trials
-        reused, computed = (sum(t.get(f"stages_{kind}") or 0 for t in trials) for kind in ("reused", "computed"))
+        reused, computed = (
+            sum(t.get(f"stages_{kind}") or 0 for t in trials) for kind in ("reused", "computed")
+        )
         kinds = seconds_by_kind(trials)
-        most = ", ".join(f"{name.replace('_', ' ')} {duration(value)}" for name, value in list(kinds.items())[:3])
+        most = ", ".join(
+            f"{name.replace('_', ' ')} {duration(value)}" for name, value in list(kinds.items())[:3]
+        )
         rows.append(
             {
                 "category": product.name,
@@ -210,7 +277,10 @@ def _time(study: StudyFiles) -> Table:
         Column("finish", "choosing and testing", "seconds"),
         Column("most", "most time went into"),
     ]
-    note = "Saved: each kind of work that a trial found done, at the median time of this product's trials that did it. An estimate."
+    note = (
+        "Saved: each kind of work that a trial found done, at the median time of this product's "
+        "trials that did it. An estimate."
+    )
     return Table("time", "Time, and what sharing stages saved", columns, rows, note)
 
 
@@ -218,7 +288,10 @@ def _regret(study: StudyFiles) -> Table:
     rows = []
     for product in study.products:
         found = product.result.get("regret") or {}
-        for choice, title in (("fusion_weight", "by another fusion weight"), ("trial", "by any trial")):
+        for choice, title in (
+            ("fusion_weight", "by another fusion weight"),
+            ("trial", "by any trial"),
+        ):
             for name, values in (found.get(choice) or {}).items():
                 picked = f"trial {values['trial']}, " if values.get("trial") is not None else ""
                 rows.append(
@@ -241,7 +314,10 @@ def _regret(study: StudyFiles) -> Table:
         Column("regret", "regret", "figure"),
         Column("picked", "what it picked"),
     ]
-    note = "What an oracle that picks on the test images would have gained, at the network's size. It was asked last and chose nothing."
+    note = (
+        "What an oracle that picks on the test images would have gained, at the network's size. "
+        "It was asked last and chose nothing."
+    )
     return Table("regret", "Regret against the oracle", columns, rows, note)
 
 
@@ -273,11 +349,23 @@ def _families(study: StudyFiles) -> Table:
     rows = []
     names: list[str] = []
     for product in study.products:
-        for family, figures in ((product.result.get("validation") or {}).get("families") or {}).items():
+        for family, figures in (
+            (product.result.get("validation") or {}).get("families") or {}
+        ).items():
             rows.append({"category": product.name, "family": family, **figures})
             names += [name for name in figures if name not in names]
-    columns = [_PRODUCT, Column("family", "family", pick=True), *(Column(n, figure_name(n), "figure") for n in names)]
-    return Table("families", "Validation figures by defect family", columns, rows, "Of the winner, on the defects that chose it.")
+    columns = [
+        _PRODUCT,
+        Column("family", "family", pick=True),
+        *(Column(n, figure_name(n), "figure") for n in names),
+    ]
+    return Table(
+        "families",
+        "Validation figures by defect family",
+        columns,
+        rows,
+        "Of the winner, on the defects that chose it.",
+    )
 
 
 def _suspects(study: StudyFiles) -> Table:
@@ -288,7 +376,11 @@ def _suspects(study: StudyFiles) -> Table:
     ]
     columns = [_PRODUCT, Column("picture", "picture"), Column("why", "why")]
     return Table(
-        "suspects", "Pictures to check", columns, rows, "They contradict their label by far: mislabelled, damaged, or very hard."
+        "suspects",
+        "Pictures to check",
+        columns,
+        rows,
+        "They contradict their label by far: mislabelled, damaged, or very hard.",
     )
 
 
@@ -311,7 +403,9 @@ def _images(study: StudyFiles) -> Table:
 
 
 def _regions(study: StudyFiles) -> Table:
-    rows = [{"category": product.name, **row} for product in study.products for row in product.regions]
+    rows = [
+        {"category": product.name, **row} for product in study.products for row in product.regions
+    ]
     columns = [
         _PRODUCT,
         Column("path", "picture"),
@@ -333,7 +427,13 @@ def _ledger(study: StudyFiles) -> Table:
         Column("opened", "opened"),
         Column("for", "what for"),
     ]
-    return Table("ledger", "When test images were opened", columns, study.ledger, "Nothing before these lines saw a test image.")
+    return Table(
+        "ledger",
+        "When test images were opened",
+        columns,
+        study.ledger,
+        "Nothing before these lines saw a test image.",
+    )
 
 
 def _fingerprints(study: StudyFiles) -> Table:
@@ -349,8 +449,12 @@ def _fingerprints(study: StudyFiles) -> Table:
                     "validation": made.get("validation_fingerprint"),
                     "backbone": made.get("architecture"),
                     "weights": made.get("backbone_fingerprint"),
-                    "versions": ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items()),
-                    "machine": ", ".join(f"{name} {value}" for name, value in machine.items()) or None,
+                    "versions": ", ".join(
+                        f"{name} {version}"
+                        for name, version in (made.get("versions") or {}).items()
+                    ),
+                    "machine": ", ".join(f"{name} {value}" for name, value in machine.items())
+                    or None,
                 }
             )
     columns = [

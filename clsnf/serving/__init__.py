@@ -1,1 +1,3 @@
-"""Winners behind HTTP: FastAPI on Ray Serve. All but ``deployment.py`` and ``local.py`` runs without Ray."""
+"""Winners behind HTTP: FastAPI on Ray Serve. All but ``deployment.py`` and ``local.py`` runs
+without Ray.
+"""

@@ -54,11 +54,16 @@ class Answer:
         """The fields, with the map in base64 where there is one."""
         if self.picture is None:
             return self.fields
-        return {**self.fields, "map": {"format": kind, "base64": base64.b64encode(self.picture).decode()}}
+        return {
+            **self.fields,
+            "map": {"format": kind, "base64": base64.b64encode(self.picture).decode()},
+        }
 
 
 def p_value(score: float, normals: tuple[float, ...]) -> float:
-    """The share of validation normals that score at least as high, counted with the picture itself (split-conformal), in (0, 1]."""
+    """The share of validation normals that score at least as high, counted with the picture itself
+    (split-conformal), in (0, 1].
+    """
     return (int((np.asarray(normals) >= score).sum()) + 1) / (len(normals) + 1)
 
 
@@ -66,7 +71,9 @@ def verdict_of(score: float, in_force: InForce) -> str:
     return "defect" if score > in_force.value else "good"
 
 
-def answer(picture: Picture, seen: Seen, entry: Entry, detector: Detector, in_force: InForce, kind: str) -> Answer:
+def answer(
+    picture: Picture, seen: Seen, entry: Entry, detector: Detector, in_force: InForce, kind: str
+) -> Answer:
     """What is answered about one picture, with a map of `kind` (one of :data:`MAPS`)."""
     normals = entry.provenance.validation_scores
     higher = int((np.asarray(normals) >= seen.score).sum())
@@ -90,10 +97,14 @@ def _reading(higher: int, normals: int) -> str:
     """The p-value in words."""
     if higher == 0:
         return f"none of {normals} normal pictures scores as high"
-    return f"{higher} of {normals} normal pictures score{'s' if higher == 1 else ''} as high or higher"
+    return (
+        f"{higher} of {normals} normal pictures score{'s' if higher == 1 else ''} as high or higher"
+    )
 
 
-def _drawn(picture: Picture, seen: Seen, detector: Detector, in_force: InForce, kind: str) -> bytes | None:
+def _drawn(
+    picture: Picture, seen: Seen, detector: Detector, in_force: InForce, kind: str
+) -> bytes | None:
     if kind == "none":
         return None
     score_map = restore_map(seen.canvas_map, picture.placement)
@@ -120,7 +131,9 @@ def model_line(entry: Entry, setting: Setting | None, loaded: bool) -> dict[str,
 
 
 def model_page(entry: Entry, setting: Setting | None, loaded: bool) -> dict[str, Any]:
-    """All that is known about a model: what it was trained on, its figures, its threshold, the scores of its validation normals."""
+    """All that is known about a model: what it was trained on, its figures, its threshold, the
+    scores of its validation normals.
+    """
     threshold, source = resolve(entry, setting)
     low, high = threshold.interval if source != "value" else (None, None)
     said = entry.provenance

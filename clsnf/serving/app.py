@@ -1,4 +1,6 @@
-"""The FastAPI application around an :class:`InspectionService`: v1, health, metrics, the page. Runs under Ray Serve or any ASGI server."""
+"""The FastAPI application around an :class:`InspectionService`: v1, health, metrics, the page. Runs
+under Ray Serve or any ASGI server.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ _ABOUT = """Finds defects in pictures of products. Each category has a model of 
 A score in [0, 1] is compared with the category's threshold; the p-value says where it stands among the held-out good pictures.
 """
 _BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with.")
-# Nothing on the page comes from elsewhere; the documentation's own page starts itself by a line of script.
+# Nothing on the page comes from elsewhere; the documentation's own page starts itself by a line of
+# script.
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
 _DOCS_POLICY = f"{_POLICY}; script-src 'self' 'unsafe-inline'"
 
@@ -56,7 +59,12 @@ def build_app(service: InspectionService) -> FastAPI:
         await service.close()
 
     app: FastAPI = FastAPIOffline(
-        title="clsnf", version=__version__, description=_ABOUT, lifespan=life, redoc_url=None, static_url="/docs-static"
+        title="clsnf",
+        version=__version__,
+        description=_ABOUT,
+        lifespan=life,
+        redoc_url=None,
+        static_url="/docs-static",
     )
     app.add_middleware(Measured, service=service)
     _add_problems(app)
@@ -78,7 +86,10 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong(request: Request, error: RequestValidationError) -> Response:
-        found = [f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}" for e in error.errors()]
+        found = [
+            f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}"
+            for e in error.errors()
+        ]
         return JSONResponse({"error": "; ".join(found)[:1000]}, 422)
 
     @app.exception_handler(HTTPException)
@@ -88,14 +99,18 @@ def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JSONResponse({"error": "This is a bug in clsnf; the server's log has the details."}, 500)
+        return JSONResponse(
+            {"error": "This is a bug in clsnf; the server's log has the details."}, 500
+        )
 
 
 # ---- models ----
 
 
 def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> None:
-    def allowed(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+    def allowed(
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+    ) -> None:
         check_token(token, credentials.credentials if credentials else None)
 
     def loaded_versions() -> set[tuple[str, str]]:
@@ -109,16 +124,29 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
     @app.get("/v1/models", response_model=schemas.ModelList, tags=["models"])
     async def models() -> Response:
         """All models, with the threshold in force."""
-        catalogue, loaded, settings = service.store.catalogue, loaded_versions(), service.thresholds.settings
+        catalogue, loaded, settings = (
+            service.store.catalogue,
+            loaded_versions(),
+            service.thresholds.settings,
+        )
         lines = [
             model_line(entry, settings.get(category), (category, entry.version) in loaded)
             for category, entry in sorted(catalogue.entries.items())
         ]
-        return JSONResponse({"models": lines, "folder": str(catalogue.folder), "refused": service.store.refused})
+        return JSONResponse(
+            {"models": lines, "folder": str(catalogue.folder), "refused": service.store.refused}
+        )
 
-    @app.get("/v1/models/{category}", response_model=schemas.ModelPage, responses=schemas.problems(404), tags=["models"])
+    @app.get(
+        "/v1/models/{category}",
+        response_model=schemas.ModelPage,
+        responses=schemas.problems(404),
+        tags=["models"],
+    )
     async def model(category: str) -> Response:
-        """What a model was trained on, its figures, its threshold, the scores of its validation normals."""
+        """What a model was trained on, its figures, its threshold, the scores of its validation
+        normals.
+        """
         return JSONResponse(page_of(category))
 
     @app.put(
@@ -129,7 +157,9 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
         tags=["models"],
     )
     async def set_threshold(category: str, new: schemas.NewThreshold) -> Response:
-        """Set a category's threshold, on all replicas and for good: a false-reject rate, or a value for this version of the model."""
+        """Set a category's threshold, on all replicas and for good: a false-reject rate, or a value
+        for this version of the model.
+        """
         entry = service.store.entry(category)
         await asyncio.to_thread(service.thresholds.set, entry, **new.model_dump(exclude_unset=True))
         return JSONResponse(page_of(category))
@@ -169,13 +199,20 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
         category: str,
         kind: Annotated[
             Literal["none", "png", "npy", "overlay"],
-            Query(alias="map", description="png: the heat map; npy: its values; overlay: heat map and outline over the image"),
+            Query(
+                alias="map",
+                description=(
+                    "png: the heat map; npy: its values; overlay: heat map and outline over the "
+                    "image"
+                ),
+            ),
         ] = "none",
     ) -> Response:
         """Inspect images.
 
-        An image as the body gets one answer; the images of a multipart body are looked at as one batch and get a list of answers.
-        With `Accept: image/png` the overlay alone is answered, with the figures in headers `Clsnf-Score` and so on.
+        An image as the body gets one answer; the images of a multipart body are looked at as one
+        batch and get a list of answers. With `Accept: image/png` the overlay alone is answered,
+        with the figures in headers `Clsnf-Score` and so on.
         """
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         service.store.entry(category)
@@ -184,12 +221,19 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
             files = await image_files(request, body, most)
             alone = _wants_picture(request.headers.get("accept", ""))
             if alone and len(files) > 1:
-                raise NotAcceptable(f"There are {len(files)} images: with Accept: image/png send one at a time.")
+                raise NotAcceptable(
+                    f"There are {len(files)} images: with Accept: image/png send one at a time."
+                )
             async with service.before(deadline):
-                answers = await service.inspect(category, files, "overlay" if alone else kind, admitted=1)
+                answers = await service.inspect(
+                    category, files, "overlay" if alone else kind, admitted=1
+                )
         if alone:
             shown = ("score", "threshold", "verdict", "p_value", "version")
-            headers = {f"Clsnf-{name.replace('_', '-').title()}": str(answers[0].fields[name]) for name in shown}
+            headers = {
+                f"Clsnf-{name.replace('_', '-').title()}": str(answers[0].fields[name])
+                for name in shown
+            }
             return Response(answers[0].picture, media_type="image/png", headers=headers)
         if media_type(request) == MULTIPART:
             return JSONResponse({"answers": [a.json(kind) for a in answers]})
@@ -224,9 +268,18 @@ def _add_health(app: FastAPI, service: InspectionService) -> None:
         """Models can be asked."""
         if not service.ready:
             raise Unavailable("The server is closing.")
-        return {"status": "ready", "models": len(service.store.catalogue.entries), "loaded": len(service.store.loaded)}
+        return {
+            "status": "ready",
+            "models": len(service.store.catalogue.entries),
+            "loaded": len(service.store.loaded),
+        }
 
-    @app.get("/metrics", tags=["health"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get(
+        "/metrics",
+        tags=["health"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+    )
     async def metrics() -> Response:
         """Counters and histograms of this replica, for Prometheus."""
         return Response(service.meters.text(), media_type=CONTENT_TYPE)
@@ -242,5 +295,9 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+        headers = {
+            "Content-Security-Policy": _POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-cache",
+        }
         return Response(index, media_type="text/html", headers=headers)

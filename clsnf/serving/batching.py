@@ -1,9 +1,11 @@
 """Images that wait for the network go through it together: dynamic batches, one model at a time.
 
-Unusual: a batch is formed at the moment at which the network is free, from whatever waits by then, so that waiting for a batch to fill
-is hardly ever worth it (the wait is 0 by default). A request's images are never torn apart, images of different models are never mixed,
-and models take turns by the age of their oldest request. Requests whose client has given up are dropped before they cost anything. Ray
-Serve's own ``@serve.batch`` knows no groups and no turns, and does not run without Ray.
+Unusual: a batch is formed at the moment at which the network is free, from whatever waits by then,
+    so that waiting for a batch to fill
+is hardly ever worth it (the wait is 0 by default). A request's images are never torn apart, images
+of different models are never mixed, and models take turns by the age of their oldest request.
+Requests whose client has given up are dropped before they cost anything. Ray Serve's own
+``@serve.batch`` knows no groups and no turns, and does not run without Ray.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ class Batcher(Generic[Key, Item, Result]):
     """
 
     def __init__(
-        self, run: Callable[[Key, Sequence[Item]], Sequence[Result]], executor: Executor, size: int, wait: float = 0.0
+        self,
+        run: Callable[[Key, Sequence[Item]], Sequence[Result]],
+        executor: Executor,
+        size: int,
+        wait: float = 0.0,
     ) -> None:
         self._run, self._executor, self._size, self._wait = run, executor, size, wait
         self._queues: OrderedDict[Key, deque[_Group[Item, Result]]] = OrderedDict()
@@ -98,7 +104,9 @@ class Batcher(Generic[Key, Item, Result]):
                 start += len(group.items)
 
     def _oldest(self) -> Key | None:
-        """The key whose first request is the oldest; requests that nobody waits for any more are dropped on the way."""
+        """The key whose first request is the oldest; requests that nobody waits for any more are
+        dropped on the way.
+        """
         for key in list(self._queues):
             queue = self._queues[key]
             while queue and queue[0].answer.done():

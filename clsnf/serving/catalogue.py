@@ -1,7 +1,9 @@
 """What a folder of models holds, read from the models' facts without loading a network.
 
-Unusual: a name from a request is looked up in the catalogue and never made into a path, so that no name leads out of the folder. A
-model's version is the hash of its facts, in which the hash of its tensors stands: equal versions answer equally.
+Unusual: a name from a request is looked up in the catalogue and never made into a path, so that no
+    name leads out of the folder. A
+model's version is the hash of its facts, in which the hash of its tensors stands: equal versions
+answer equally.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All models of a folder; immutable, so that a request that holds one sees one state of affairs."""
+    """All models of a folder; immutable, so that a request that holds one sees one state of
+    affairs.
+    """
 
     folder: Path
     entries: dict[str, Entry]
@@ -66,22 +70,35 @@ def read_catalogue(folder: Path) -> Catalogue:
     try:
         inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError as error:
-        raise SettingsError(f"{folder} can't be read as a folder of models ({error.strerror}): check the path.") from error
+        raise SettingsError(
+            f"{folder} can't be read as a folder of models ({error.strerror}): check the path."
+        ) from error
     if (folder / FACTS).is_file():
         facts = read_facts(folder)
         places = {_category_of(folder, facts): folder}
     else:
         root = folder.resolve()
-        # A link out of the folder would let whoever may write links in it serve any model of the machine.
-        places = {p.name: p for p in inside if (p / FACTS).is_file() and p.resolve().is_relative_to(root)}
+        # A link out of the folder would let whoever may write links in it serve any model of the
+        # machine.
+        places = {
+            p.name: p for p in inside if (p / FACTS).is_file() and p.resolve().is_relative_to(root)
+        }
     if not places:
-        raise SettingsError(f"{folder} holds no saved detectors: give a study's winners folder, or a detector's.")
+        raise SettingsError(
+            f"{folder} holds no saved detectors: give a study's winners folder, or a detector's."
+        )
     figures = _figures(folder.parent / "summary.json")
-    return Catalogue(folder, {name: _entry(name, place, figures.get(name, {})) for name, place in places.items()})
+    return Catalogue(
+        folder, {name: _entry(name, place, figures.get(name, {})) for name, place in places.items()}
+    )
 
 
 def _category_of(folder: Path, facts: dict[str, Any]) -> str:
-    name = facts.get("provenance", {}).get("category") if isinstance(facts.get("provenance"), dict) else None
+    name = (
+        facts.get("provenance", {}).get("category")
+        if isinstance(facts.get("provenance"), dict)
+        else None
+    )
     return name if isinstance(name, str) and name else folder.name
 
 
@@ -108,12 +125,18 @@ def _entry(category: str, folder: Path, figures: dict[str, float]) -> Entry:
 
 
 def _figures(summary: Path) -> dict[str, dict[str, float]]:
-    """The test figures of each category, as a study's summary beside its winners holds them; none where there is no such file."""
+    """The test figures of each category, as a study's summary beside its winners holds them; none
+    where there is no such file.
+    """
     try:
         categories = json.loads(summary.read_text())["categories"]
         tests = {name: found.get("test") or {} for name, found in categories.items()}
         return {
-            name: {figure: float(value) for figure, value in (test.get("figures") or {}).items() if isinstance(value, (int, float))}
+            name: {
+                figure: float(value)
+                for figure, value in (test.get("figures") or {}).items()
+                if isinstance(value, (int, float))
+            }
             for name, test in tests.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

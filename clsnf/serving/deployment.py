@@ -2,9 +2,11 @@
 
     serve run clsnf.serving.deployment:app models=runs/NAME/winners
 
-Unusual: the folder of models travels in the deployment's ``user_config``, because Serve hands a new one to running replicas without
-restarting them: ``serve deploy`` of a config that differs there alone rolls new winners in. What can't be rolled in is refused, and the
-replicas go on with what they have; raising would make Serve replace them by replicas that can't start.
+Unusual: the folder of models travels in the deployment's ``user_config``, because Serve hands a new
+    one to running replicas without
+restarting them: ``serve deploy`` of a config that differs there alone rolls new winners in. What
+can't be rolled in is refused, and the replicas go on with what they have; raising would make Serve
+replace them by replicas that can't start.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class Inspector:
 
 
 def app(args: dict[str, Any]) -> Application:
-    """The application for ``serve run`` and ``serve deploy``; arguments are the fields of :class:`ServingSettings`.
+    """The application for ``serve run`` and ``serve deploy``; arguments are the fields of
+    :class:`ServingSettings`.
 
     Raises:
         SettingsError: an argument is wrong, or there are no models that fit.
@@ -93,7 +96,8 @@ def bound(settings: ServingSettings) -> Application:
         name="Inspector",
         logging_config=LoggingConfig(enable_access_log=False),
         user_config={"models": settings.models},
-        # A replica refuses by itself, with what it knows of its queue; Serve's own queue is the net behind it.
+        # A replica refuses by itself, with what it knows of its queue; Serve's own queue is the net
+        # behind it.
         max_ongoing_requests=2 * settings.queue,
         max_queued_requests=settings.queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),

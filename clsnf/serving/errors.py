@@ -20,7 +20,9 @@ class RequestError(ClsnfError):
 
     status = 400
 
-    def __init__(self, reason: str, more: dict[str, Any] | None = None, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, reason: str, more: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(reason)
         self.more, self.headers = more or {}, headers or {}
 

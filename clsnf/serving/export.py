@@ -1,8 +1,10 @@
-"""A detector as one file for other runtimes: ONNX, or a program of ``torch.export``; checked against the detector before it is kept.
+"""A detector as one file for other runtimes: ONNX, or a program of ``torch.export``; checked
+against the detector before it is kept.
 
-The exported network takes pictures that lie on the canvas, ``images`` (N, 3, H, W) uint8, and where the detector keeps the shape of
-pictures also ``valid`` (N, H, W) bool, False on padding; it gives ``maps`` (N, H, W) and ``scores`` (N,), float32, N of any size.
-Reading, resizing and the threshold stay with the caller: the file's metadata say which.
+The exported network takes pictures that lie on the canvas, ``images`` (N, 3, H, W) uint8, and where
+the detector keeps the shape of pictures also ``valid`` (N, H, W) bool, False on padding; it gives
+``maps`` (N, H, W) and ``scores`` (N,), float32, N of any size. Reading, resizing and the threshold
+stay with the caller: the file's metadata say which.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ from clsnf.detector import Detector
 from clsnf.model.score_maps import fuse, image_scores
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
-# Largest difference of maps and scores, which lie in [0, 1]: rounding of float32 in another order of operations.
+# Largest difference of maps and scores, which lie in [0, 1]: rounding of float32 in another order
+# of operations.
 TOLERANCE = {"onnx": 1e-4, "torch": 1e-4}
 _METADATA = "clsnf.json"  # name of the metadata inside a torch program
 
 
 class Checked(NamedTuple):
-    """How an exported network compares: pictures looked at, largest difference, the detector's lowest and highest map value."""
+    """How an exported network compares: pictures looked at, largest difference, the detector's
+    lowest and highest map value.
+    """
 
     pictures: int
     difference: float
@@ -43,12 +48,17 @@ class Checked(NamedTuple):
 
 
 class ExportedNetwork(nn.Module):
-    """What is exported: from pictures on the canvas to fused maps and scores, as :meth:`Detector.score_placed`."""
+    """What is exported: from pictures on the canvas to fused maps and scores, as
+    :meth:`Detector.score_placed`.
+    """
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.network = detector.network
-        self.fusion_weight, self.image_weight = detector.fusion_weight, detector.settings.image_weight
+        self.fusion_weight, self.image_weight = (
+            detector.fusion_weight,
+            detector.settings.image_weight,
+        )
         self.smoothing = detector.settings.smoothing
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -60,7 +70,9 @@ class ExportedNetwork(nn.Module):
         return maps if valid is None else maps * valid, image_scores(scored, valid)
 
 
-def export_detector(detector: Detector, file: Path, kind: str, pictures: Sequence[Path] = ()) -> Checked:
+def export_detector(
+    detector: Detector, file: Path, kind: str, pictures: Sequence[Path] = ()
+) -> Checked:
     """Write a detector's network to a file, if what is written gives the detector's maps.
 
     Args:
@@ -71,25 +83,37 @@ def export_detector(detector: Detector, file: Path, kind: str, pictures: Sequenc
 
     Raises:
         SettingsError: the packages for ONNX are not installed.
-        ModelError: the network can't be expressed in that format, or the result differs from the detector.
+        ModelError: the network can't be expressed in that format, or the result differs from the
+            detector.
         ImageError: a picture can't be read.
     """
     check_place(file, folder=False)
     if kind == "onnx":
         _need_onnx()
     images, valid = _examples(detector, pictures)
-    # First the detector itself: what it keeps between calls (resampling matrices) must be made of real numbers, not of a tracer's.
-    counts = (len(images), 1)  # all at once, and the first alone: the number of pictures must not be built in
-    expected = [detector.score_placed(images[:n], None if valid is None else valid[:n]) for n in counts]
+    # First the detector itself: what it keeps between calls (resampling matrices) must be made of
+    # real numbers, not of a tracer's.
+    counts = (
+        len(images),
+        1,
+    )  # all at once, and the first alone: the number of pictures must not be built in
+    expected = [
+        detector.score_placed(images[:n], None if valid is None else valid[:n]) for n in counts
+    ]
     network = ExportedNetwork(detector).eval()
     program = _program(network, images[:2], None if valid is None else valid[:2])
     metadata = _metadata(detector)
     with written_whole(file) as draft:
-        run = _write_onnx(program, draft, metadata) if kind == "onnx" else _write_torch(program, draft, metadata)
+        run = (
+            _write_onnx(program, draft, metadata)
+            if kind == "onnx"
+            else _write_torch(program, draft, metadata)
+        )
         checked = _compare(expected, run, images, valid)
         if not checked.difference <= TOLERANCE[kind]:
             raise ModelError(
-                f"The exported network's maps differ from the detector's by {checked.difference:.2g}, more than {TOLERANCE[kind]:g}: "
+                "The exported network's maps differ from the detector's by "
+                f"{checked.difference:.2g}, more than {TOLERANCE[kind]:g}: "
                 f"nothing was written. Report it with the detector's settings."
             )
     return checked
@@ -98,18 +122,27 @@ def export_detector(detector: Detector, file: Path, kind: str, pictures: Sequenc
 Run = Callable[[Tensor, "Tensor | None"], tuple[np.ndarray, np.ndarray]]
 
 
-def _program(network: nn.Module, images: Tensor, valid: Tensor | None) -> torch.export.ExportedProgram:
+def _program(
+    network: nn.Module, images: Tensor, valid: Tensor | None
+) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=4096)
     arguments = (images,) if valid is None else (images, valid)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(network, arguments, dynamic_shapes=tuple({0: batch} for _ in arguments), strict=False)
+            return torch.export.export(
+                network,
+                arguments,
+                dynamic_shapes=tuple({0: batch} for _ in arguments),
+                strict=False,
+            )
     except Exception as error:  # torch raises errors of its compiler's own
         raise ModelError(f"This network can't be exported ({_line(error)}).") from error
 
 
-def _write_torch(program: torch.export.ExportedProgram, file: Path, metadata: dict[str, Any]) -> Run:
+def _write_torch(
+    program: torch.export.ExportedProgram, file: Path, metadata: dict[str, Any]
+) -> Run:
     with file.open("wb") as target:
         torch.export.save(program, target, extra_files={_METADATA: json.dumps(metadata)})
     with file.open("rb") as source:
@@ -129,7 +162,9 @@ def _need_onnx() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise SettingsError(f"{error.name} is not installed: pip install 'clsnf[export]', or take --format torch.") from error
+        raise SettingsError(
+            f"{error.name} is not installed: pip install 'clsnf[export]', or take --format torch."
+        ) from error
 
 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dict[str, Any]) -> Run:
@@ -139,11 +174,19 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dic
     names = ["images", "valid"][: len(program.graph_signature.user_inputs)]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
-            written = torch.onnx.export(program, dynamo=True, input_names=names, output_names=["maps", "scores"])
+            written = torch.onnx.export(
+                program, dynamo=True, input_names=names, output_names=["maps", "scores"]
+            )
     except Exception as error:
-        raise ModelError(f"ONNX can't express this network ({_line(error)}): take --format torch.") from error
+        raise ModelError(
+            f"ONNX can't express this network ({_line(error)}): take --format torch."
+        ) from error
     assert written is not None
     model = written.model_proto
     for name, value in metadata.items():
@@ -162,27 +205,44 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, metadata: dic
     return run
 
 
-def _compare(expected: Sequence[tuple[np.ndarray, np.ndarray]], run: Run, images: Tensor, valid: Tensor | None) -> Checked:
+def _compare(
+    expected: Sequence[tuple[np.ndarray, np.ndarray]],
+    run: Run,
+    images: Tensor,
+    valid: Tensor | None,
+) -> Checked:
     worst, lowest, highest = 0.0, 1.0, 0.0
     for maps, scores in expected:
         count = len(maps)
         found_maps, found_scores = run(images[:count], None if valid is None else valid[:count])
-        worst = max(worst, float(np.abs(found_maps - maps).max()), float(np.abs(found_scores - scores).max()))
+        worst = max(
+            worst,
+            float(np.abs(found_maps - maps).max()),
+            float(np.abs(found_scores - scores).max()),
+        )
         lowest, highest = min(lowest, float(maps.min())), max(highest, float(maps.max()))
     return Checked(len(images), worst, lowest, highest)
 
 
 def _examples(detector: Detector, pictures: Sequence[Path]) -> tuple[Tensor, Tensor | None]:
-    """Pictures on the canvas, and where they are valid if the detector keeps shapes: grey, noise, waves, and those given."""
+    """Pictures on the canvas, and where they are valid if the detector keeps shapes: grey, noise,
+    waves, and those given.
+    """
     height, width = detector.settings.image.size
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:height, :width]
     waves = 128 + 100 * np.sin(columns / 17) * np.cos(rows / 23)
-    drawn = [np.full((height, width, 3), 128), rng.integers(0, 256, (height, 2 * width, 3)), np.repeat(waves[..., None], 3, axis=2)]
+    drawn = [
+        np.full((height, width, 3), 128),
+        rng.integers(0, 256, (height, 2 * width, 3)),
+        np.repeat(waves[..., None], 3, axis=2),
+    ]
     images = [image.astype(np.uint8) for image in drawn] + [read_image(path) for path in pictures]
     placed = [place(image, detector.settings.image) for image in images]
     keeps = detector.settings.image.aspect == "fit"
-    return torch.stack([p for p, _ in placed]), torch.stack([p.valid for _, p in placed]) if keeps else None
+    return torch.stack([p for p, _ in placed]), torch.stack(
+        [p.valid for _, p in placed]
+    ) if keeps else None
 
 
 def _metadata(detector: Detector) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""``clsnf serve``: Ray Serve on this machine, or on a cluster, in one command that ends with Ctrl-C."""
+"""``clsnf serve``: Ray Serve on this machine, or on a cluster, in one command that ends with
+Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MALLOC_ARENA_MAX": "2",  # threads that decode would each keep a heap full of holes
-    # Fewer hand-overs on the way of each request; the service keeps its own work off the event loop.
+    # Fewer hand-overs on the way of each request; the service keeps its own work off the event
+    # loop.
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
@@ -39,7 +42,9 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Door:
-    """Where a server listens: ``port`` 0 for a free one; paths of a certificate and its key for HTTPS, both or none."""
+    """Where a server listens: ``port`` 0 for a free one; paths of a certificate and its key for
+    HTTPS, both or none.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -56,11 +61,15 @@ class Door:
         found = {name: os.environ.get(name) for name in (TLS_CERTIFICATE, TLS_KEY)}
         missing = [name for name, value in found.items() if not value]
         if len(missing) == 1:
-            raise SettingsError(f"{missing[0]} is not set: HTTPS needs both {TLS_CERTIFICATE} and {TLS_KEY}.")
+            raise SettingsError(
+                f"{missing[0]} is not set: HTTPS needs both {TLS_CERTIFICATE} and {TLS_KEY}."
+            )
         paths = [Path(value).expanduser() for value in found.values() if value]
         for path in paths:
             if not path.is_file():
-                raise SettingsError(f"There is no file {path}, which {TLS_CERTIFICATE} or {TLS_KEY} names.")
+                raise SettingsError(
+                    f"There is no file {path}, which {TLS_CERTIFICATE} or {TLS_KEY} names."
+                )
         return cls(host, port or _free_port(host), *paths)
 
     @property
@@ -70,8 +79,11 @@ class Door:
         return f"{scheme}://{host}:{self.port}/"
 
 
-def serve_until_told(settings: ServingSettings, door: Door, address: str | None, tell: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; SIGHUP looks at the folder of models again and rolls in what is there.
+def serve_until_told(
+    settings: ServingSettings, door: Door, address: str | None, tell: Callable[[str], None]
+) -> None:
+    """Serve until SIGINT or SIGTERM; SIGHUP looks at the folder of models again and rolls in what
+    is there.
 
     Args:
         settings: resolved.
@@ -84,7 +96,10 @@ def serve_until_told(settings: ServingSettings, door: Door, address: str | None,
     """
     if os.environ.get(_HA_PROXY) == "1":
         if door.certificate is not None:
-            raise SettingsError(f"{_HA_PROXY}=1 speaks plain HTTP: unset it, or unset {TLS_CERTIFICATE} and {TLS_KEY}.")
+            raise SettingsError(
+                f"{_HA_PROXY}=1 speaks plain HTTP: unset it, or unset {TLS_CERTIFICATE} and "
+                f"{TLS_KEY}."
+            )
         tell(f"{_HA_PROXY}=1: ports are open to the network, whatever --host says")
     _check_free(door)
     for name, value in _QUIET.items():
@@ -101,10 +116,21 @@ def serve_until_told(settings: ServingSettings, door: Door, address: str | None,
         (again if number == signal.SIGHUP else told).set()
 
     private = address is None
-    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "serve"}
+    arguments: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "namespace": "serve",
+    }
     if private:
-        cpus = max(os.cpu_count() or 1, 2 + settings.cpus_per_replica * (settings.max_replicas + 1))  # a roll starts one more
-        arguments |= {"address": "local", "include_dashboard": False, "object_store_memory": 200 * 2**20, "num_cpus": int(cpus)}
+        cpus = max(
+            os.cpu_count() or 1, 2 + settings.cpus_per_replica * (settings.max_replicas + 1)
+        )  # a roll starts one more
+        arguments |= {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": 200 * 2**20,
+            "num_cpus": int(cpus),
+        }
     else:
         arguments["address"] = address
     try:
@@ -120,7 +146,10 @@ def serve_until_told(settings: ServingSettings, door: Door, address: str | None,
             options |= {"ssl_certfile": str(door.certificate), "ssl_keyfile": str(door.key)}
         serve.start(http_options=options)
         _run(settings)
-        tell(f"serving {settings.models} at {door.url} (Ctrl-C ends, SIGHUP looks at the models again)")
+        tell(
+            f"serving {settings.models} at {door.url} (Ctrl-C ends, SIGHUP looks at the models "
+            "again)"
+        )
         while not told.wait(0.2):
             if again.is_set():
                 again.clear()
@@ -151,12 +180,16 @@ def _run(settings: ServingSettings) -> None:
 
 def _cause(messages: str) -> str:
     """The line of a replica's traceback that says what is wrong; empty where none does."""
-    lines = [line.strip() for line in messages.splitlines() if re.match(r"\s*clsnf\.errors\.\w+: ", line)]
+    lines = [
+        line.strip() for line in messages.splitlines() if re.match(r"\s*clsnf\.errors\.\w+: ", line)
+    ]
     return lines[-1].partition(": ")[2] if lines else ""
 
 
 def _roll(settings: ServingSettings, tell: Callable[[str], None]) -> None:
-    """Replace the replicas by some that serve what the folder holds now; those of before serve until then."""
+    """Replace the replicas by some that serve what the folder holds now; those of before serve
+    until then.
+    """
     try:
         read_catalogue(Path(settings.models))
         _run(settings)
@@ -179,5 +212,6 @@ def _check_free(door: Door) -> None:
             probe.bind((door.host, door.port))
     except (OSError, OverflowError) as error:
         raise SettingsError(
-            f"There is no listening at {door.host}:{door.port} ({error}): choose another --host or --port."
+            f"There is no listening at {door.host}:{door.port} ({error}): choose another --host "
+            "or --port."
         ) from error

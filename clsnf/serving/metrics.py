@@ -1,7 +1,10 @@
-"""What a server counts and measures, for Prometheus: one table of meters, shown at ``/metrics`` and, inside Ray, also told to Ray.
+"""What a server counts and measures, for Prometheus: one table of meters, shown at ``/metrics``
+and, inside Ray, also told to Ray.
 
-Unusual: behind one address several replicas may answer ``/metrics`` in turn, so each series carries its replica's name, and none of
-them ever runs backwards. Whoever wants all replicas at every look scrapes Ray's own endpoint, which has the same figures.
+Unusual: behind one address several replicas may answer ``/metrics`` in turn, so each series carries
+    its replica's name, and none of
+them ever runs backwards. Whoever wants all replicas at every look scrapes Ray's own endpoint, which
+has the same figures.
 """
 
 from __future__ import annotations
@@ -29,20 +32,31 @@ class Meter(NamedTuple):
 
 
 METERS = {
-    "clsnf_requests_total": Meter("counter", "Requests by outcome.", ("category", "endpoint", "status")),
-    "clsnf_request_seconds": Meter("histogram", "Time from request to answer.", ("category", "endpoint"), _SECONDS),
-    "clsnf_network_seconds": Meter("histogram", "Time of the network for a batch.", ("category",), _SECONDS),
+    "clsnf_requests_total": Meter(
+        "counter", "Requests by outcome.", ("category", "endpoint", "status")
+    ),
+    "clsnf_request_seconds": Meter(
+        "histogram", "Time from request to answer.", ("category", "endpoint"), _SECONDS
+    ),
+    "clsnf_network_seconds": Meter(
+        "histogram", "Time of the network for a batch.", ("category",), _SECONDS
+    ),
     "clsnf_batch_images": Meter("histogram", "Images in a batch.", ("category",), _BATCHES),
-    "clsnf_verdicts_total": Meter("counter", "Images by verdict: good or defect.", ("category", "verdict")),
+    "clsnf_verdicts_total": Meter(
+        "counter", "Images by verdict: good or defect.", ("category", "verdict")
+    ),
     "clsnf_score": Meter("histogram", "Image scores.", ("category",), _SCORES),
     "clsnf_drift": Meter(
         "gauge",
-        "Looks of the last 50 images or so, as standard deviations from the normal images the model was calibrated on.",
+        "Looks of the last 50 images or so, as standard deviations from the normal images the "
+        "model was calibrated on.",
         ("category", "look"),
     ),
     "clsnf_waiting_images": Meter("gauge", "Images that wait for their answer.", ()),
     "clsnf_model_bytes": Meter("gauge", "Parameters of loaded models.", ("category", "version")),
-    "clsnf_models_refused": Meter("gauge", "1 while the last winners that should have rolled in were refused.", ()),
+    "clsnf_models_refused": Meter(
+        "gauge", "1 while the last winners that should have rolled in were refused.", ()
+    ),
 }
 
 
@@ -64,7 +78,9 @@ class PrometheusSink:
         for name, meter in METERS.items():
             labels = (*meter.labels, "replica")
             if meter.kind == "histogram":
-                self._series[name] = Histogram(name, meter.about, labels, buckets=meter.bounds, registry=self._registry)
+                self._series[name] = Histogram(
+                    name, meter.about, labels, buckets=meter.bounds, registry=self._registry
+                )
             else:
                 kind = Counter if meter.kind == "counter" else Gauge
                 self._series[name] = kind(name, meter.about, labels, registry=self._registry)

@@ -9,7 +9,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clsnf.serving.metrics import OTHER
 from clsnf.serving.service import InspectionService
 
-_MEASURED = {"inspect": "inspect", "infer": "infer", "infer_version": "infer"}  # endpoint functions to names
+_MEASURED = {
+    "inspect": "inspect",
+    "infer": "infer",
+    "infer_version": "infer",
+}  # endpoint functions to names
 
 
 class Measured:
@@ -37,5 +41,9 @@ class Measured:
             if endpoint is not None:
                 asked = scope.get("path_params", {}).get("category")
                 category = asked if asked in self._service.store.catalogue.entries else OTHER
-                self._service.meters.record("clsnf_requests_total", 1, category, endpoint, str(status))
-                self._service.meters.record("clsnf_request_seconds", time.perf_counter() - started, category, endpoint)
+                self._service.meters.record(
+                    "clsnf_requests_total", 1, category, endpoint, str(status)
+                )
+                self._service.meters.record(
+                    "clsnf_request_seconds", time.perf_counter() - started, category, endpoint
+                )

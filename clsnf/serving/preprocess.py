@@ -1,4 +1,6 @@
-"""From a request's bytes to pictures on the canvas: limits first, by the header, then the one reader and the one preprocessing."""
+"""From a request's bytes to pictures on the canvas: limits first, by the header, then the one
+reader and the one preprocessing.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ class Picture:
         placed: (3, H, W) uint8 on the canvas.
         placement: where it lies there.
         looks: (5,), see :func:`clsnf.data.image_statistics.looks_of`.
-        source: what it came as, a file's bytes or (h, w, 3) uint8: an overlay decodes it again, because the decoded pictures of all
-            that wait could fill the memory.
+        source: what it came as, a file's bytes or (h, w, 3) uint8: an overlay decodes it again,
+            because the decoded pictures of all that wait could fill the memory.
     """
 
     name: str
@@ -38,7 +40,9 @@ class Picture:
 
     def image(self) -> np.ndarray:
         """(h, w, 3) uint8."""
-        return decode_image(self.source, self.name) if isinstance(self.source, bytes) else self.source
+        return (
+            decode_image(self.source, self.name) if isinstance(self.source, bytes) else self.source
+        )
 
 
 def take_file(data: bytes, name: str, settings: ImageSettings, max_megapixels: int) -> Picture:
@@ -61,7 +65,9 @@ def take_array(image: np.ndarray, name: str, settings: ImageSettings) -> Picture
     return _taken(image, image, name, settings)
 
 
-def _taken(image: np.ndarray, source: bytes | np.ndarray, name: str, settings: ImageSettings) -> Picture:
+def _taken(
+    image: np.ndarray, source: bytes | np.ndarray, name: str, settings: ImageSettings
+) -> Picture:
     placed, placement = place(image, settings)
     return Picture(name, placed, placement, looks_of(placed), source)
 
@@ -70,8 +76,11 @@ def check_sides(size: tuple[int, int], name: str, max_megapixels: int) -> None:
     """Refuse (height, width) that no picture of a product has. Raises BadRequest."""
     height, width = size
     if min(size) < SHORTEST or max(size) > LONGEST:
-        raise BadRequest(f"{name} has {width}x{height} pixels: each side must have {SHORTEST} to {LONGEST}.")
+        raise BadRequest(
+            f"{name} has {width}x{height} pixels: each side must have {SHORTEST} to {LONGEST}."
+        )
     if height * width > max_megapixels * 1_000_000:
         raise BadRequest(
-            f"{name} announces {width}x{height} pixels, more than the {max_megapixels} megapixels that are read: scale it down."
+            f"{name} announces {width}x{height} pixels, more than the {max_megapixels} megapixels "
+            "that are read: scale it down."
         )

@@ -17,9 +17,13 @@ class RaySink:
         for name, meter in METERS.items():
             labels: Any = meter.labels  # Ray's annotation speaks of one label
             if meter.kind == "histogram":
-                self._series[name] = metrics.Histogram(name, meter.about, list(meter.bounds), labels)
+                self._series[name] = metrics.Histogram(
+                    name, meter.about, list(meter.bounds), labels
+                )
             elif meter.kind == "counter":
-                self._series[name] = metrics.Counter(name.removesuffix("_total"), meter.about, labels)  # Ray adds it again
+                self._series[name] = metrics.Counter(
+                    name.removesuffix("_total"), meter.about, labels
+                )  # Ray adds it again
             else:
                 self._series[name] = metrics.Gauge(name, meter.about, labels)
 

@@ -12,13 +12,25 @@ from starlette.requests import ClientDisconnect, Request
 
 from clsnf.serving.errors import BadRequest, TooLarge, TooSlow, WrongKind
 
-IMAGE_TYPES = ("image/png", "image/jpeg", "image/bmp", "image/tiff", "image/webp", "application/octet-stream")
+IMAGE_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/bmp",
+    "image/tiff",
+    "image/webp",
+    "application/octet-stream",
+)
 MULTIPART = "multipart/form-data"
-_UNSAID = ("", "application/x-www-form-urlencoded")  # the latter is what curl says of a body where nobody told it
+_UNSAID = (
+    "",
+    "application/x-www-form-urlencoded",
+)  # the latter is what curl says of a body where nobody told it
 
 
 def media_type(request: Request) -> str:
-    """Of the body, without parameters, in lower case; ``application/octet-stream`` where none is said."""
+    """Of the body, without parameters, in lower case; ``application/octet-stream`` where none is
+    said.
+    """
     said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return "application/octet-stream" if said in _UNSAID else said
 
@@ -43,16 +55,22 @@ async def read_body(request: Request, limit: int) -> bytes:
             parts.append(chunk)
     except ClientDisconnect as error:
         raise BadRequest("The request broke off within its body.") from error
-    return _decompressed(b"".join(parts), request.headers.get("content-encoding", "").strip().lower(), limit)
+    return _decompressed(
+        b"".join(parts), request.headers.get("content-encoding", "").strip().lower(), limit
+    )
 
 
 async def body_before(deadline: float, reading: Awaitable[bytes]) -> bytes:
-    """A body that is being read, if it is there by `deadline` in the event loop's time. Raises TooSlow."""
+    """A body that is being read, if it is there by `deadline` in the event loop's time. Raises
+    TooSlow.
+    """
     try:
         async with asyncio.timeout_at(deadline):
             return await reading
     except TimeoutError as error:
-        raise TooSlow("The body did not arrive before the deadline: is the network slow?") from error
+        raise TooSlow(
+            "The body did not arrive before the deadline: is the network slow?"
+        ) from error
 
 
 async def image_files(request: Request, body: bytes, most: int) -> list[tuple[str, bytes]]:
@@ -67,7 +85,10 @@ async def image_files(request: Request, body: bytes, most: int) -> list[tuple[st
     if kind == MULTIPART:
         return await _files(request.headers, body, most)
     if kind not in IMAGE_TYPES:
-        raise WrongKind(f"A body of type {kind[:100]!r} is not read: send one of {', '.join((*IMAGE_TYPES, MULTIPART))}.")
+        raise WrongKind(
+            f"A body of type {kind[:100]!r} is not read: send one of "
+            f"{', '.join((*IMAGE_TYPES, MULTIPART))}."
+        )
     return [("the image", body)]
 
 
@@ -84,7 +105,9 @@ async def _files(headers: Headers, body: bytes, most: int) -> list[tuple[str, by
             raise TooLarge(_too_many(most)) from error
         raise BadRequest(f"The multipart body can't be read: {error.message}") from error
     except Exception as error:  # the parser raises nearly anything on damaged headers
-        raise BadRequest(f"The multipart body is damaged ({type(error).__name__}): send it again.") from error
+        raise BadRequest(
+            f"The multipart body is damaged ({type(error).__name__}): send it again."
+        ) from error
     files = []
     for index, (field, part) in enumerate(form.multi_items()):
         if not isinstance(part, UploadFile):
@@ -99,18 +122,25 @@ async def _files(headers: Headers, body: bytes, most: int) -> list[tuple[str, by
 
 
 def _too_many(most: int) -> str:
-    return f"There are more than {most} images in one request: at most that many are looked at together. Send them in several requests."
+    return (
+        f"There are more than {most} images in one request: at most that many are looked at "
+        "together. Send them in several requests."
+    )
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The body is larger than {limit / 2**20:g} MiB: scale images down, or send fewer of them.")
+    return TooLarge(
+        f"The body is larger than {limit / 2**20:g} MiB: scale images down, or send fewer of them."
+    )
 
 
 def _decompressed(data: bytes, encoding: str, limit: int) -> bytes:
     if encoding in ("", "identity"):
         return data
     if encoding not in ("gzip", "deflate"):
-        raise WrongKind(f"The encoding {encoding[:100]!r} is not read: send gzip, deflate, or as it is.")
+        raise WrongKind(
+            f"The encoding {encoding[:100]!r} is not read: send gzip, deflate, or as it is."
+        )
     expander = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
     try:
         plain = expander.decompress(data, limit + 1)

@@ -1,7 +1,8 @@
-"""The Open Inference Protocol (KServe v2) over HTTP: health, metadata, inference, for clients such as ``tritonclient[http]``.
+"""The Open Inference Protocol (KServe v2) over HTTP: health, metadata, inference, for clients such
+as ``tritonclient[http]``.
 
-A model takes either ``images``, pixels of N pictures of one size, or ``files``, N encoded pictures of any size. ``map`` is on the network's
-canvas, as :meth:`clsnf.Detector.predict` gives it.
+A model takes either ``images``, pixels of N pictures of one size, or ``files``, N encoded pictures
+of any size. ``map`` is on the network's canvas, as :meth:`clsnf.Detector.predict` gives it.
 """
 
 from __future__ import annotations
@@ -38,14 +39,19 @@ def open_inference_routes(service: InspectionService) -> APIRouter:
         entry = service.store.entry(category)
         if version is not None and version != entry.version:
             raise Unknown(
-                f"{category!r} has no version {version[:50]!r}: it serves {entry.version}.", {"versions": [entry.version]}
+                f"{category!r} has no version {version[:50]!r}: it serves {entry.version}.",
+                {"versions": [entry.version]},
             )
         return entry
 
     @routes.get("")
     async def server() -> dict[str, Any]:
         """The server's name and extensions."""
-        return {"name": "clsnf", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
+        return {
+            "name": "clsnf",
+            "version": __version__,
+            "extensions": ["binary_tensor_data", "model_repository"],
+        }
 
     @routes.get("/health/live")
     async def live() -> dict[str, bool]:
@@ -63,7 +69,10 @@ def open_inference_routes(service: InspectionService) -> APIRouter:
     async def repository() -> list[dict[str, str]]:
         """All models; those that are not loaded are on their first use."""
         entries = service.store.catalogue.entries
-        return [{"name": c, "version": e.version, "state": "READY", "reason": ""} for c, e in sorted(entries.items())]
+        return [
+            {"name": c, "version": e.version, "state": "READY", "reason": ""}
+            for c, e in sorted(entries.items())
+        ]
 
     async def answer(request: Request, category: str, version: str | None) -> Response:
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
@@ -71,20 +80,30 @@ def open_inference_routes(service: InspectionService) -> APIRouter:
         with service.room():
             body = await body_before(deadline, read_body(request, limit))
             async with service.before(deadline):
-                question: Question = await service.aside(partial(read_question, body, request.headers.get(_LENGTH)))
+                question: Question = await service.aside(
+                    partial(read_question, body, request.headers.get(_LENGTH))
+                )
                 images: list[tuple[str, bytes | np.ndarray]] = []
                 for index, image in enumerate(question.images):
                     if isinstance(image, np.ndarray):
-                        check_sides((image.shape[0], image.shape[1]), f"image {index}", service.settings.max_megapixels)
+                        check_sides(
+                            (image.shape[0], image.shape[1]),
+                            f"image {index}",
+                            service.settings.max_megapixels,
+                        )
                     images.append((f"image {index}", image))
                 answers = await service.inspect(category, images, admitted=1)
                 head = {"model_name": category, "model_version": answers[0].fields["version"]}
                 if question.id is not None:
                     head["id"] = question.id
-                content, length = await service.aside(partial(write_answer, head, _tensors(answers), question.outputs))
+                content, length = await service.aside(
+                    partial(write_answer, head, _tensors(answers), question.outputs)
+                )
         if length is None:
             return Response(content, media_type="application/json")
-        return Response(content, media_type="application/octet-stream", headers={_LENGTH: str(length)})
+        return Response(
+            content, media_type="application/octet-stream", headers={_LENGTH: str(length)}
+        )
 
     @routes.get("/models/{category}", responses=schemas.problems(404))
     async def metadata(category: str) -> Response:
@@ -111,7 +130,11 @@ def open_inference_routes(service: InspectionService) -> APIRouter:
         """Inspect images: JSON, or JSON followed by binary tensors."""
         return await answer(request, category, None)
 
-    @routes.post("/models/{category}/versions/{version}/infer", responses=_ERRORS, openapi_extra=schemas.INFER_BODY)
+    @routes.post(
+        "/models/{category}/versions/{version}/infer",
+        responses=_ERRORS,
+        openapi_extra=schemas.INFER_BODY,
+    )
     async def infer_version(request: Request, category: str, version: str) -> Response:
         """The same, of the version that is served."""
         return await answer(request, category, version)
@@ -122,8 +145,17 @@ def open_inference_routes(service: InspectionService) -> APIRouter:
 def _metadata(entry: Entry) -> dict[str, Any]:
     height, width = entry.image_size
     shapes = {"map": [-1, height, width]}
-    outputs = [{"name": name, "datatype": kind, "shape": shapes.get(name, [-1])} for name, kind in OUTPUTS.items()]
-    return {"name": entry.category, "versions": [entry.version], "platform": "clsnf", "inputs": INPUTS, "outputs": outputs}
+    outputs = [
+        {"name": name, "datatype": kind, "shape": shapes.get(name, [-1])}
+        for name, kind in OUTPUTS.items()
+    ]
+    return {
+        "name": entry.category,
+        "versions": [entry.version],
+        "platform": "clsnf",
+        "inputs": INPUTS,
+        "outputs": outputs,
+    }
 
 
 def _tensors(answers: list[Answer]) -> dict[str, np.ndarray]:

@@ -1,4 +1,6 @@
-"""Shapes of requests and answers, for the OpenAPI page and for checking what is set. Answers themselves are made in :mod:`answers`."""
+"""Shapes of requests and answers, for the OpenAPI page and for checking what is set. Answers
+themselves are made in :mod:`answers`.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ class ImageAnswer(BaseModel):
     verdict: Literal["good", "defect"]
     score: float
     threshold: float = Field(description="scores above it are defects")
-    p_value: float = Field(description="share of validation normals that score at least as high, counted with the image itself")
+    p_value: float = Field(
+        description=(
+            "share of validation normals that score at least as high, counted with the image itself"
+        )
+    )
     reading: str = Field(description="the same in words")
     width: int
     height: int
@@ -52,7 +58,9 @@ class ModelLine(BaseModel):
 class ModelList(BaseModel):
     models: list[ModelLine]
     folder: str
-    refused: str | None = Field(description="why the last winners that should have rolled in were not")
+    refused: str | None = Field(
+        description="why the last winners that should have rolled in were not"
+    )
 
 
 class ThresholdState(BaseModel):
@@ -60,7 +68,9 @@ class ThresholdState(BaseModel):
     source: Literal["model", "rate", "value"]
     false_reject_rate: float
     supported_rate: float
-    interval: list[float | None] = Field(description="what the false-reject rate really is, with 95 % confidence")
+    interval: list[float | None] = Field(
+        description="what the false-reject rate really is, with 95 % confidence"
+    )
     normals: int
     models_own: float
 
@@ -73,18 +83,25 @@ class ModelPage(BaseModel):
     image_size: list[int]
     fusion_weight: float
     megabytes: float
-    figures: dict[str, float] = Field(description="of the test images, where the study that made the model noted them")
+    figures: dict[str, float] = Field(
+        description="of the test images, where the study that made the model noted them"
+    )
     threshold: ThresholdState
     validation_scores: list[float]
     looks: dict[str, list[float]]
 
 
 class NewThreshold(BaseModel):
-    """One of both: a false-reject rate keeps its meaning when new winners roll in, a value holds for this version of the model alone."""
+    """One of both: a false-reject rate keeps its meaning when new winners roll in, a value holds
+    for this version of the model alone.
+    """
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"minProperties": 1, "maxProperties": 1}
+    )
 
-    false_reject_rate: float = Field(default=None, gt=0, lt=1)  # type: ignore[assignment]  # absent, never null
+    # absent, never null
+    false_reject_rate: float = Field(default=None, gt=0, lt=1)  # type: ignore[assignment]
     value: float = Field(default=None, ge=0, le=1)  # type: ignore[assignment]
 
     @model_validator(mode="after")
@@ -144,7 +161,11 @@ INFER_BODY = {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {"type": "object", "properties": {"inputs": {"type": "array", "minItems": 1}}, "required": ["inputs"]}
+                "schema": {
+                    "type": "object",
+                    "properties": {"inputs": {"type": "array", "minItems": 1}},
+                    "required": ["inputs"],
+                }
             },
             "application/octet-stream": {"schema": _BINARY},
         },

@@ -1,4 +1,6 @@
-"""How a server serves: one settings type, from which the app's arguments, the command's options and the documentation come."""
+"""How a server serves: one settings type, from which the app's arguments, the command's options and
+the documentation come.
+"""
 
 from __future__ import annotations
 
@@ -19,50 +21,98 @@ MiB = 2**20
 class ServingSettings:
     """What decides how a server answers, apart from its models. Sizes are per replica."""
 
-    models: str = setting("", "folder of saved detectors, such as a study's winners; or one detector")
-    state: str | None = setting(None, "folder for thresholds that were set by hand (null: serving beside models)")
-    token_file: str | None = setting(None, "file with the token that changes thresholds (null: the environment's CLSNF_TOKEN)")
+    models: str = setting(
+        "", "folder of saved detectors, such as a study's winners; or one detector"
+    )
+    state: str | None = setting(
+        None, "folder for thresholds that were set by hand (null: serving beside models)"
+    )
+    token_file: str | None = setting(
+        None, "file with the token that changes thresholds (null: the environment's CLSNF_TOKEN)"
+    )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting(
-        "auto", "auto: mixed on CUDA, float32 elsewhere; mixed: bfloat16 in backbone and decoder", ("auto", "float32", "mixed")
+        "auto",
+        "auto: mixed on CUDA, float32 elsewhere; mixed: bfloat16 in backbone and decoder",
+        ("auto", "float32", "mixed"),
     )
-    memory_mb: int = setting(2048, "parameters of the models that are kept loaded, in MiB; least recently used out first")
-    preload: bool = setting(False, "load as many models as fit at the start; false: each on its first use")
-    batch_size: int = setting(0, "images that the network looks at together; 0: 4 on a CPU, whose caches hold no more, else 16")
-    images_per_request: int = setting(16, "images that one request may hold; they are looked at together whatever batch_size is")
-    batch_wait_ms: float = setting(0.0, "how long a batch that is not full waits for more; 0: never, what waits goes together")
+    memory_mb: int = setting(
+        2048, "parameters of the models that are kept loaded, in MiB; least recently used out first"
+    )
+    preload: bool = setting(
+        False, "load as many models as fit at the start; false: each on its first use"
+    )
+    batch_size: int = setting(
+        0,
+        "images that the network looks at together; 0: 4 on a CPU, whose caches hold no more, "
+        "else 16",
+    )
+    images_per_request: int = setting(
+        16, "images that one request may hold; they are looked at together whatever batch_size is"
+    )
+    batch_wait_ms: float = setting(
+        0.0, "how long a batch that is not full waits for more; 0: never, what waits goes together"
+    )
     queue: int = setting(64, "images that may wait in a replica; beyond, requests get 429")
     deadline_s: float = setting(30.0, "seconds from a request's start after which it gets 504")
     max_megabytes: int = setting(64, "size of a request's body in MiB; beyond, requests get 413")
     max_megapixels: int = setting(50, "size of an image by its header; beyond, requests get 400")
-    threads: int = setting(0, "threads of the network; 0: the machine's cores divided by max_replicas")
+    threads: int = setting(
+        0, "threads of the network; 0: the machine's cores divided by max_replicas"
+    )
     readers: int = setting(2, "threads that decode and resize images")
     min_replicas: int = setting(1, "replicas that always run")
     max_replicas: int = setting(1, "replicas when queues grow")
     target_requests: float = setting(8.0, "requests per replica that scaling aims at")
     cpus_per_replica: float = setting(1.0, "CPU cores that Ray sets aside for a replica")
-    gpus_per_replica: float = setting(0.0, "GPUs that Ray sets aside for a replica, such as 1 or 0.25")
+    gpus_per_replica: float = setting(
+        0.0, "GPUs that Ray sets aside for a replica, such as 1 or 0.25"
+    )
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, rule: str) -> None:
             if not ok:
-                raise SettingsError(f"serving.{name} is {getattr(self, name)!r}: it must be {rule}.")
+                raise SettingsError(
+                    f"serving.{name} is {getattr(self, name)!r}: it must be {rule}."
+                )
 
         check("precision", self.precision in ("auto", "float32", "mixed"), "auto, float32 or mixed")
-        for name in ("memory_mb", "images_per_request", "queue", "max_megabytes", "readers", "min_replicas"):
+        for name in (
+            "memory_mb",
+            "images_per_request",
+            "queue",
+            "max_megabytes",
+            "readers",
+            "min_replicas",
+        ):
             check(name, getattr(self, name) >= 1, "1 or more")
         most = self.images_per_request
-        check("queue", self.queue >= most, f"images_per_request ({most}) or more, or a full request could never enter")
-        check("max_replicas", self.max_replicas >= self.min_replicas, f"min_replicas ({self.min_replicas}) or more")
+        check(
+            "queue",
+            self.queue >= most,
+            f"images_per_request ({most}) or more, or a full request could never enter",
+        )
+        check(
+            "max_replicas",
+            self.max_replicas >= self.min_replicas,
+            f"min_replicas ({self.min_replicas}) or more",
+        )
         check("max_megapixels", 1 <= self.max_megapixels <= 100, "from 1 to 100")
-        for name in ("batch_size", "threads", "batch_wait_ms", "cpus_per_replica", "gpus_per_replica"):
+        for name in (
+            "batch_size",
+            "threads",
+            "batch_wait_ms",
+            "cpus_per_replica",
+            "gpus_per_replica",
+        ):
             check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("deadline_s", "target_requests"):
             check(name, getattr(self, name) > 0, "above 0")
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ServingSettings:
-        """Settings from an app's arguments: plain values from a config file, or texts from ``serve run ... NAME=VALUE``.
+        """Settings from an app's arguments: plain values from a config file, or texts from ``serve
+        run ... NAME=VALUE``.
 
         Raises:
             SettingsError: an unknown name, or a value that makes no sense.
@@ -71,9 +121,15 @@ class ServingSettings:
 
         def plain(name: str, value: Any) -> Any:
             is_text = "str" in str(kinds.get(name, "str"))
-            return value if is_text or not isinstance(value, str) else parse_yaml(value, f"serving.{name}")
+            return (
+                value
+                if is_text or not isinstance(value, str)
+                else parse_yaml(value, f"serving.{name}")
+            )
 
-        return from_dict(cls, {name: plain(name, value) for name, value in args.items()}, "serving").resolved()
+        return from_dict(
+            cls, {name: plain(name, value) for name, value in args.items()}, "serving"
+        ).resolved()
 
     def resolved(self) -> ServingSettings:
         """The same with whole paths.
@@ -82,10 +138,19 @@ class ServingSettings:
             SettingsError: there is no such folder of models.
         """
         if not self.models:
-            raise SettingsError("There are no models: give models=FOLDER, such as models=runs/NAME/winners.")
+            raise SettingsError(
+                "There are no models: give models=FOLDER, such as models=runs/NAME/winners."
+            )
         models = Path(self.models).expanduser().absolute()
         if not models.is_dir():
-            raise SettingsError(f"There is no folder of models {models}: give a path that this machine reaches, best a whole one.")
-        state = Path(self.state).expanduser().absolute() if self.state else models.parent / "serving"
-        token = None if self.token_file is None else str(Path(self.token_file).expanduser().absolute())
+            raise SettingsError(
+                f"There is no folder of models {models}: give a path that this machine reaches, "
+                "best a whole one."
+            )
+        state = (
+            Path(self.state).expanduser().absolute() if self.state else models.parent / "serving"
+        )
+        token = (
+            None if self.token_file is None else str(Path(self.token_file).expanduser().absolute())
+        )
         return dataclasses.replace(self, models=str(models), state=str(state), token_file=token)

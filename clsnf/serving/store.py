@@ -1,8 +1,11 @@
-"""The models that are loaded: each on its first use, within a bound of memory, the least recently used out first.
+"""The models that are loaded: each on its first use, within a bound of memory, the least recently
+used out first.
 
-Unusual: the catalogue is one immutable reference. A new study's winners *roll in* by exchanging it, after those models that are in use
-have been loaded from the new folder: no request waits for a load, none sees half of the change, and requests under way end with the
-model that they began with. Winners that can't be loaded are not rolled in at all. To roll back is to roll in the folder of before.
+Unusual: the catalogue is one immutable reference. A new study's winners *roll in* by exchanging it,
+    after those models that are in use
+have been loaded from the new folder: no request waits for a load, none sees half of the change, and
+requests under way end with the model that they began with. Winners that can't be loaded are not
+rolled in at all. To roll back is to roll in the folder of before.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ class Model:
 
 
 class ModelStore:
-    """Models of one folder, none before the first :meth:`roll`; :meth:`get` belongs to one event loop.
+    """Models of one folder, none before the first :meth:`roll`; :meth:`get` belongs to one event
+    loop.
 
     Args:
         memory: bytes of parameters that may stay loaded.
@@ -44,9 +48,16 @@ class ModelStore:
         on_change: told the loaded models, whenever they change.
     """
 
-    def __init__(self, memory: int, load: Loader, on_change: Callable[[list[Model]], None] = lambda models: None) -> None:
+    def __init__(
+        self,
+        memory: int,
+        load: Loader,
+        on_change: Callable[[list[Model]], None] = lambda models: None,
+    ) -> None:
         self._memory, self._load, self._on_change = memory, load, on_change
-        self._loaded: OrderedDict[tuple[str, str], Model] = OrderedDict()  # least recently used first
+        self._loaded: OrderedDict[tuple[str, str], Model] = (
+            OrderedDict()
+        )  # least recently used first
         self._lock = threading.Lock()  # over _loaded
         self._loading: dict[tuple[str, str], asyncio.Future[Model]] = {}
         # One at a time: two networks that are built at once would need the memory of both.
@@ -70,7 +81,9 @@ class ModelStore:
         found = catalogue.entries.get(category)
         if found is None:
             hint = nearest(category[:100], catalogue.categories)
-            raise Unknown(f"There is no model {category[:100]!r}.{hint}", {"categories": catalogue.categories})
+            raise Unknown(
+                f"There is no model {category[:100]!r}.{hint}", {"categories": catalogue.categories}
+            )
         return found
 
     async def get(self, category: str) -> Model:
@@ -96,14 +109,17 @@ class ModelStore:
             raise Unavailable(f"The model {category!r} can't be loaded: {error}") from error
 
     def roll(self, folder: Path, preload: bool = False) -> None:
-        """Let the models of a folder (see :func:`read_catalogue`) take the place of this one's; blocks until they have.
+        """Let the models of a folder (see :func:`read_catalogue`) take the place of this one's;
+        blocks until they have.
 
         Args:
             folder: of models.
-            preload: load all that fit before the change, not only those whose categories are in use.
+            preload: load all that fit before the change, not only those whose categories are in
+                use.
 
         Raises:
-            ClsnfError: those models can't be used; everything stays as it is, and :attr:`refused` says why.
+            ClsnfError: those models can't be used; everything stays as it is, and :attr:`refused`
+                says why.
         """
         try:
             catalogue = read_fitting(folder, self._memory)
@@ -133,7 +149,10 @@ class ModelStore:
         with self._lock:
             if key in self._loaded:
                 return self._loaded[key]
-            while self._loaded and sum(m.bytes for m in self._loaded.values()) + entry.size > self._memory:
+            while (
+                self._loaded
+                and sum(m.bytes for m in self._loaded.values()) + entry.size > self._memory
+            ):
                 self._loaded.popitem(last=False)
         detector = self._load(entry)
         model = Model(entry, detector, max(entry.size, size_of(detector)))
@@ -144,12 +163,15 @@ class ModelStore:
 
 
 def read_fitting(folder: Path, memory: int) -> Catalogue:
-    """:func:`read_catalogue`, where each model fits into the memory that all of them share. Raises SettingsError, ModelError."""
+    """:func:`read_catalogue`, where each model fits into the memory that all of them share. Raises
+    SettingsError, ModelError.
+    """
     catalogue = read_catalogue(folder)
     for entry in catalogue.entries.values():
         if entry.size > memory:
             raise SettingsError(
-                f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models together may have "
+                f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models "
+                "together may have "
                 f"{memory / 2**20:.0f}: raise memory_mb."
             )
     return catalogue
@@ -162,7 +184,8 @@ def size_of(detector: Detector) -> int:
 
 
 def load_detector(entry: Entry, device: str) -> Detector:
-    """Load a saved detector, see that it is the one that the catalogue speaks of, and let it look at one black picture.
+    """Load a saved detector, see that it is the one that the catalogue speaks of, and let it look
+    at one black picture.
 
     Raises:
         ModelError: it is damaged, was exchanged meanwhile, or gives figures that are none.
@@ -172,5 +195,7 @@ def load_detector(entry: Entry, device: str) -> Detector:
         raise ModelError(f"{entry.folder} has changed since it was looked at: roll it in again.")
     _, scores = detector.score_placed(torch.zeros((1, 3, *entry.image_size), dtype=torch.uint8))
     if not np.isfinite(scores).all():
-        raise ModelError(f"{entry.folder} gives no finite score for a black picture: train it again.")
+        raise ModelError(
+            f"{entry.folder} gives no finite score for a black picture: train it again."
+        )
     return detector

@@ -1,7 +1,10 @@
-"""Tensors of the Open Inference Protocol (KServe v2), as JSON or with the binary extension that Triton's clients speak.
+"""Tensors of the Open Inference Protocol (KServe v2), as JSON or with the binary extension that
+Triton's clients speak.
 
-Source: the protocol's REST specification of KServe, and Triton's "binary tensor data" extension: the JSON comes first, its length in the
-header ``Inference-Header-Content-Length``, then the tensors' bytes in the order of the inputs that say ``binary_data_size``.
+Source: the protocol's REST specification of KServe, and Triton's "binary tensor data" extension:
+    the JSON comes first, its length in the
+header ``Inference-Header-Content-Length``, then the tensors' bytes in the order of the inputs that
+say ``binary_data_size``.
 """
 
 from __future__ import annotations
@@ -20,10 +23,21 @@ from clsnf.serving.errors import BadRequest
 
 PIXELS, FILES = "images", "files"
 INPUTS = [
-    {"name": PIXELS, "datatype": "UINT8", "shape": [-1, -1, -1, 3], "parameters": {"optional": True}},
+    {
+        "name": PIXELS,
+        "datatype": "UINT8",
+        "shape": [-1, -1, -1, 3],
+        "parameters": {"optional": True},
+    },
     {"name": FILES, "datatype": "BYTES", "shape": [-1], "parameters": {"optional": True}},
 ]
-OUTPUTS = {"score": "FP32", "threshold": "FP32", "verdict": "BOOL", "p_value": "FP32", "map": "FP32"}
+OUTPUTS = {
+    "score": "FP32",
+    "threshold": "FP32",
+    "verdict": "BOOL",
+    "p_value": "FP32",
+    "map": "FP32",
+}
 
 
 @dataclass(frozen=True)
@@ -46,27 +60,40 @@ def read_question(body: bytes, header_length: str | None) -> Question:
     text, rest = body, b""
     if header_length is not None:
         if not header_length.isdecimal() or int(header_length) > len(body):
-            raise BadRequest(f"Inference-Header-Content-Length is {header_length[:30]!r}, the body has {len(body)} bytes.")
+            raise BadRequest(
+                f"Inference-Header-Content-Length is {header_length[:30]!r}, the body has "
+                f"{len(body)} bytes."
+            )
         text, rest = body[: int(header_length)], body[int(header_length) :]
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body is no JSON ({type(error).__name__}: {str(error)[:200]}).") from error
+        raise BadRequest(
+            f"The body is no JSON ({type(error).__name__}: {str(error)[:200]})."
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
-        raise BadRequest('The body must be {"inputs": [...]}, as the Open Inference Protocol has it.')
+        raise BadRequest(
+            'The body must be {"inputs": [...]}, as the Open Inference Protocol has it.'
+        )
     tensors = []
     for tensor in content["inputs"]:
         checked = _Tensor.of(tensor)
         if checked.binary is not None:
             if checked.binary > len(rest):
-                raise BadRequest(f"The input {checked.name!r} announces {checked.binary} bytes, {len(rest)} are left in the body.")
+                raise BadRequest(
+                    f"The input {checked.name!r} announces {checked.binary} bytes, {len(rest)} "
+                    "are left in the body."
+                )
             checked = checked.filled(rest[: checked.binary])
             rest = rest[checked.binary or 0 :]
         tensors.append(checked)
     if rest:
         raise BadRequest(f"{len(rest)} bytes of the body belong to no input.")
     if len(tensors) != 1:
-        raise BadRequest(f"There are {len(tensors)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} (BYTES).")
+        raise BadRequest(
+            f"There are {len(tensors)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} "
+            "(BYTES)."
+        )
     request_id = content.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise BadRequest("id must be a text.")
@@ -85,19 +112,32 @@ class _Tensor:
     def of(cls, content: Any) -> _Tensor:
         if not isinstance(content, dict):
             raise BadRequest("An input must be an object with name, shape, datatype and data.")
-        name, shape, parameters = content.get("name"), content.get("shape"), content.get("parameters") or {}
+        name, shape, parameters = (
+            content.get("name"),
+            content.get("shape"),
+            content.get("parameters") or {},
+        )
         if name not in (PIXELS, FILES):
-            raise BadRequest(f"There is no input {str(name)[:100]!r}: give {PIXELS!r} (UINT8) or {FILES!r} (BYTES).")
+            raise BadRequest(
+                f"There is no input {str(name)[:100]!r}: give {PIXELS!r} (UINT8) or {FILES!r} "
+                "(BYTES)."
+            )
         expected = "UINT8" if name == PIXELS else "BYTES"
         if content.get("datatype") != expected:
-            raise BadRequest(f"The input {name!r} has the datatype {str(content.get('datatype'))[:30]!r}: it must be {expected}.")
-        if not isinstance(shape, list) or not all(type(side) is int and 0 < side < 2**31 for side in shape):
+            raise BadRequest(
+                f"The input {name!r} has the datatype {str(content.get('datatype'))[:30]!r}: it "
+                f"must be {expected}."
+            )
+        if not isinstance(shape, list) or not all(
+            type(side) is int and 0 < side < 2**31 for side in shape
+        ):
             raise BadRequest(f"The shape of {name!r} must be a list of whole numbers above 0.")
         if not isinstance(parameters, dict) or "shared_memory_region" in parameters:
             raise BadRequest("Shared memory is not offered: send the tensor's data in the body.")
         if len(shape) != (4 if name == PIXELS else 1) or (name == PIXELS and shape[3] != 3):
             raise BadRequest(
-                f"The input {name!r} has the shape {shape}: it must be {'[N, height, width, 3]' if name == PIXELS else '[N]'}."
+                f"The input {name!r} has the shape {shape}: it must be "
+                f"{'[N, height, width, 3]' if name == PIXELS else '[N]'}."
             )
         binary = parameters.get("binary_data_size")
         if binary is not None and (type(binary) is not int or binary < 0):
@@ -114,7 +154,10 @@ class _Tensor:
             return list(self._pixels())
         files = _unpacked(self.data) if self.binary is not None else _from_base64(self.data)
         if len(files) != self.shape[0]:
-            raise BadRequest(f"The input {FILES!r} has the shape [{self.shape[0]}], but holds {len(files)} files.")
+            raise BadRequest(
+                f"The input {FILES!r} has the shape [{self.shape[0]}], but holds {len(files)} "
+                "files."
+            )
         return files
 
     def _pixels(self) -> np.ndarray:
@@ -129,10 +172,14 @@ class _Tensor:
                 values = np.asarray(self.data)
             except (ValueError, OverflowError, RecursionError) as error:
                 raise BadRequest(f"The data of {PIXELS!r} are no array of numbers.") from error
-            if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > 255)):
+            if values.dtype.kind not in "iu" or (
+                values.size and (values.min() < 0 or values.max() > 255)
+            ):
                 raise BadRequest(f"The data of {PIXELS!r} must be whole numbers from 0 to 255.")
         if values.size != count:
-            raise BadRequest(f"The input {PIXELS!r} has the shape {list(self.shape)}, but {values.size} values.")
+            raise BadRequest(
+                f"The input {PIXELS!r} has the shape {list(self.shape)}, but {values.size} values."
+            )
         return values.astype(np.uint8, copy=False).reshape(self.shape)
 
 
@@ -153,7 +200,10 @@ def _unpacked(raw: bytes) -> list[bytes]:
 
 def _from_base64(data: Any) -> list[bytes]:
     if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
-        raise BadRequest(f"The data of {FILES!r} must be a list of texts: files in base64. Binary data spare that.")
+        raise BadRequest(
+            f"The data of {FILES!r} must be a list of texts: files in base64. Binary data spare "
+            "that."
+        )
     try:
         return [base64.b64decode(text, validate=True) for text in data]
     except (binascii.Error, ValueError) as error:
@@ -175,7 +225,9 @@ def _outputs(content: dict[str, Any]) -> dict[str, bool]:
     for output in asked:
         name = output.get("name") if isinstance(output, dict) else None
         if not isinstance(name, str) or name not in OUTPUTS:
-            raise BadRequest(f"There is no output {str(name)[:100]!r}: there are {', '.join(OUTPUTS)}.")
+            raise BadRequest(
+                f"There is no output {str(name)[:100]!r}: there are {', '.join(OUTPUTS)}."
+            )
         own = output.get("parameters") or {}
         if not isinstance(own, dict) or "classification" in own or "shared_memory_region" in own:
             raise BadRequest(f"The output {name!r} can be asked for with binary_data alone.")
@@ -186,12 +238,18 @@ def _outputs(content: dict[str, Any]) -> dict[str, bool]:
 _TYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 
 
-def write_answer(head: dict[str, Any], tensors: dict[str, np.ndarray], outputs: dict[str, bool]) -> tuple[bytes, int | None]:
+def write_answer(
+    head: dict[str, Any], tensors: dict[str, np.ndarray], outputs: dict[str, bool]
+) -> tuple[bytes, int | None]:
     """An answer's body, and the length of its JSON where binary data follow (else None)."""
     described, raw = [], []
     for name, binary in outputs.items():
         values = np.ascontiguousarray(tensors[name], _TYPES[OUTPUTS[name]])
-        entry: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": list(values.shape)}
+        entry: dict[str, Any] = {
+            "name": name,
+            "datatype": OUTPUTS[name],
+            "shape": list(values.shape),
+        }
         if binary:
             raw.append(values.tobytes())
             entry["parameters"] = {"binary_data_size": len(raw[-1])}

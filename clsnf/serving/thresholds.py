@@ -1,8 +1,11 @@
-"""Thresholds that people set at run time: kept in a file, shared by all replicas, tied to what they mean.
+"""Thresholds that people set at run time: kept in a file, shared by all replicas, tied to what they
+mean.
 
-Unusual: a threshold may be set as a *false-reject rate*, which keeps its meaning when new winners roll in (it is taken anew from their
-validation normals), or as a *value*, which means nothing on another model's scale: it holds for the version of the model that it was set
-for, rests while another serves, and holds again after a roll back.
+Unusual: a threshold may be set as a *false-reject rate*, which keeps its meaning when new winners
+    roll in (it is taken anew from their
+validation normals), or as a *value*, which means nothing on another model's scale: it holds for the
+version of the model that it was set for, rests while another serves, and holds again after a roll
+back.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ _FILE = "thresholds.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """What somebody set: a rate, or a value for one version of the model. ``at`` is seconds since 1970."""
+    """What somebody set: a rate, or a value for one version of the model. ``at`` is seconds since
+    1970.
+    """
 
     false_reject_rate: float | None = None
     value: float | None = None
@@ -44,7 +49,8 @@ class InForce:
     Attributes:
         value: scores above it are rejected.
         map_value: what overlays outline, on the map's scale.
-        threshold: what it rests on; of a value that was set, the share of the validation normals that it rejects stands in for the rate.
+        threshold: what it rests on; of a value that was set, the share of the validation normals
+            that it rejects stands in for the rate.
         source: ``model``, ``rate`` or ``value``.
     """
 
@@ -83,13 +89,17 @@ class Thresholds:
             self._stamp, self._settings = None, {}
             return
         except OSError as error:
-            raise SettingsError(f"{self._file} can't be read ({error.strerror}): check its permissions.") from error
+            raise SettingsError(
+                f"{self._file} can't be read ({error.strerror}): check its permissions."
+            ) from error
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp != self._stamp:
             self._settings = self._read()
             self._stamp = stamp
 
-    def set(self, entry: Entry, *, false_reject_rate: float | None = None, value: float | None = None) -> None:
+    def set(
+        self, entry: Entry, *, false_reject_rate: float | None = None, value: float | None = None
+    ) -> None:
         """Set a category's threshold for all replicas; with neither, go back to the model's own.
 
         Raises:
@@ -99,22 +109,34 @@ class Thresholds:
         if false_reject_rate is not None and value is not None:
             raise WrongParameters("Give false_reject_rate or value, not both.")
         if false_reject_rate is not None and not 0 < false_reject_rate < 1:
-            raise WrongParameters(f"false_reject_rate is {false_reject_rate!r}: it must lie between 0 and 1, both excluded.")
+            raise WrongParameters(
+                f"false_reject_rate is {false_reject_rate!r}: it must lie between 0 and 1, both "
+                "excluded."
+            )
         if value is not None and not 0 <= value <= 1:
-            raise WrongParameters(f"value is {value!r}: scores lie in [0, 1], and so must the threshold.")
+            raise WrongParameters(
+                f"value is {value!r}: scores lie in [0, 1], and so must the threshold."
+            )
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._file.with_suffix(".lock"), timeout=10):
                 settings = dict(self._read()) if self._file.exists() else {}
                 settings.pop(entry.category, None)
                 if false_reject_rate is not None:
-                    settings[entry.category] = Setting(false_reject_rate=false_reject_rate, at=time.time())
+                    settings[entry.category] = Setting(
+                        false_reject_rate=false_reject_rate, at=time.time()
+                    )
                 elif value is not None:
-                    settings[entry.category] = Setting(value=value, version=entry.version, at=time.time())
+                    settings[entry.category] = Setting(
+                        value=value, version=entry.version, at=time.time()
+                    )
                 write_json(self._file, {category: asdict(s) for category, s in settings.items()})
         except (OSError, Timeout, OutputError, SettingsError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise Unavailable(f"The threshold can't be kept in {self._file.parent} ({reason}): nothing was changed.") from error
+            raise Unavailable(
+                f"The threshold can't be kept in {self._file.parent} ({reason}): nothing was "
+                "changed."
+            ) from error
         self.refresh()
 
     def in_force(self, entry: Entry, detector: Detector) -> InForce:
@@ -135,17 +157,23 @@ class Thresholds:
     def _read(self) -> dict[str, Setting]:
         try:
             content: Any = json.loads(self._file.read_text())
-            return {str(c): from_dict(Setting, values, f"{self._file}: {c}") for c, values in content.items()}
+            return {
+                str(c): from_dict(Setting, values, f"{self._file}: {c}")
+                for c, values in content.items()
+            }
         except ClsnfError:
             raise
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise SettingsError(
-                f"{self._file} is damaged ({error}): remove it to go back to the models' own thresholds."
+                f"{self._file} is damaged ({error}): remove it to go back to the models' own "
+                "thresholds."
             ) from error
 
 
 def resolve(entry: Entry, setting: Setting | None) -> tuple[Threshold, str]:
-    """The threshold in force for a model, and where it comes from: ``model``, ``rate`` or ``value``."""
+    """The threshold in force for a model, and where it comes from: ``model``, ``rate`` or
+    ``value``.
+    """
     scores = np.array(entry.provenance.validation_scores)
     if setting is not None and setting.false_reject_rate is not None and len(scores):
         return threshold_from_normals(scores, setting.false_reject_rate), "rate"

@@ -1,7 +1,7 @@
 """Which stream brings a category's images, and why: ``--stream ray|local|auto``.
 
-A choice changes no figure and is no part of any content key. Called by the jobs and commands, which know of clusters what is needed here:
-how many nodes and workers there are.
+A choice changes no figure and is no part of any content key. Called by the jobs and commands, which
+know of clusters what is needed here: how many nodes and workers there are.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ class StreamChoice:
 
 
 def choose_stream(
-    wanted: str, images: Sequence[int], settings: ImageSettings, *, budget: int | None = None, nodes: int = 1, workers: int = 0
+    wanted: str,
+    images: Sequence[int],
+    settings: ImageSettings,
+    *,
+    budget: int | None = None,
+    nodes: int = 1,
+    workers: int = 0,
 ) -> StreamChoice:
     """Decide on a stream.
 
@@ -59,10 +65,18 @@ def choose_stream(
     if wanted == "ray":
         return StreamChoice("ray", "ray: as asked", max(1, workers))
     if fits:
-        return StreamChoice("memory", f"local, from memory: {takes}, and {_megabytes(budget)} may be filled", workers)
+        return StreamChoice(
+            "memory",
+            f"local, from memory: {takes}, and {_megabytes(budget)} may be filled",
+            workers,
+        )
     too_large = f"{takes}, more than the {_megabytes(budget)} that may be filled"
     if wanted == "auto" and nodes > 1:
-        return StreamChoice("ray", f"ray: {too_large}, and the cluster has {nodes} nodes to decode them on", max(1, workers))
+        return StreamChoice(
+            "ray",
+            f"ray: {too_large}, and the cluster has {nodes} nodes to decode them on",
+            max(1, workers),
+        )
     return StreamChoice("local", f"local, decoded over and over: {too_large}", workers)
 
 
@@ -70,8 +84,12 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
 
 
-def open_stream(choice: StreamChoice, paths: Sequence[Reference], settings: ImageSettings) -> Stream:
-    """The stream of images that do not lie in memory. Raises SettingsError where it is Ray's and Ray isn't running."""
+def open_stream(
+    choice: StreamChoice, paths: Sequence[Reference], settings: ImageSettings
+) -> Stream:
+    """The stream of images that do not lie in memory. Raises SettingsError where it is Ray's and
+    Ray isn't running.
+    """
     if choice.kind == "ray":
         from clsnf.streams.ray_stream import RayStream
 

@@ -1,14 +1,19 @@
-"""The stream whose images are read, decoded and given defects by a Ray cluster's workers: a Ray Data pipeline.
+"""The stream whose images are read, decoded and given defects by a Ray cluster's workers: a Ray
+Data pipeline.
 
-A block is a batch: the table that goes in names its images and their keys, the one that comes out holds its tensors, in order. Unusual:
-tasks, not actors, do the work, because Ray keeps their processes from one epoch to the next, with the textures and donors that each has
-unpacked; and a task that dies with its process is begun again by Ray, so that its rows come once. Batches are checked for that here.
-Of images with defects only the defects' pixels travel, beside the plain images: a third of the bytes.
+A block is a batch: the table that goes in names its images and their keys, the one that comes out
+holds its tensors, in order. Unusual: tasks, not actors, do the work, because Ray keeps their
+processes from one epoch to the next, with the textures and donors that each has unpacked; and a
+task that dies with its process is begun again by Ray, so that its rows come once. Batches are
+checked for that here. Of images with defects only the defects' pixels travel, beside the plain
+images: a third of the bytes.
 
-Where the trainer computes on a GPU, workers send plain images and the GPU makes the defects: it takes no time there, a fifth of the bytes
-travels, and the figures are those of the other streams. This is the only place below the jobs that imports Ray.
+Where the trainer computes on a GPU, workers send plain images and the GPU makes the defects: it
+takes no time there, a fifth of the bytes travels, and the figures are those of the other streams.
+This is the only place below the jobs that imports Ray.
 
-In a trial, the work runs in the trial's second bundle, which is reserved with the trial (see :mod:`clsnf.study.cluster`).
+In a trial, the work runs in the trial's second bundle, which is reserved with the trial (see
+:mod:`clsnf.study.cluster`).
 """
 
 from __future__ import annotations
@@ -36,12 +41,22 @@ from clsnf.core.allocator import keep_freed_memory
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import ClsnfError, SettingsError, TrainingError
 from clsnf.data.sources import Reference
-from clsnf.streams.stream import Arrays, DefectRecipe, ImageBatch, LocalStream, MakeWorker, TrainingBatch, Worker, load_timed
+from clsnf.streams.stream import (
+    Arrays,
+    DefectRecipe,
+    ImageBatch,
+    LocalStream,
+    MakeWorker,
+    TrainingBatch,
+    Worker,
+    load_timed,
+)
 from clsnf.synthesis.training_defects import DefectBatch, DefectMaker
 
 _STEPS = ("read", "decode", "defects")
 _BATCH, _INDEX, _PATH, _KEY = "batch", "index", "path", "key"
-_INSIDE = "inside"  # the defects' pixels, of the whole batch, spread over its rows, which Ray wants to be of one length
+# the defects' pixels, of the whole batch, spread over its rows, which Ray wants to be of one length
+_INSIDE = "inside"
 
 
 class RayStream(LocalStream):
@@ -59,7 +74,9 @@ class RayStream(LocalStream):
 
     kind = "ray"
 
-    def __init__(self, paths: Sequence[Reference], settings: ImageSettings, workers: int, gpus: int = 0) -> None:
+    def __init__(
+        self, paths: Sequence[Reference], settings: ImageSettings, workers: int, gpus: int = 0
+    ) -> None:
         super().__init__(paths, settings)
         if not ray.is_initialized():
             raise SettingsError("A stream of --stream ray needs a running Ray: say --stream local.")
@@ -68,7 +85,9 @@ class RayStream(LocalStream):
         self._banks: dict[int, Any] = {}  # what lies in Ray's object store, by its address
 
     def bank(self, indices: Tensor, device: torch.device) -> Tensor:
-        """For a CPU the images lie in Ray's object store, once for this process and the workers of its machine."""
+        """For a CPU the images lie in Ray's object store, once for this process and the workers of
+        its machine.
+        """
         if device.type != "cpu":
             return super().bank(indices, device)
         reference = ray.put(self.take(indices).numpy())
@@ -84,38 +103,67 @@ class RayStream(LocalStream):
             yield ImageBatch(torch.from_numpy(found["images"]), valid, chosen[number])
 
     def _training(
-        self, recipe: DefectRecipe, chosen: Sequence[Tensor], keys: Sequence[Tensor], device: torch.device
+        self,
+        recipe: DefectRecipe,
+        chosen: Sequence[Tensor],
+        keys: Sequence[Tensor],
+        device: torch.device,
     ) -> Iterator[TrainingBatch]:
         if device.type != "cpu":
             yield from super()._training(recipe, chosen, keys, device)
             return
         padded = self._placements is not None
         given = {"settings": self.settings, "padded": padded, "recipe": self._sent(recipe)}
-        for number, found in enumerate(self._run({"fn": _read_with_defects, "fn_kwargs": given}, chosen, keys)):
-            images, regions, inside = (torch.from_numpy(found[name]) for name in ("images", "regions", _INSIDE))
-            made = DefectBatch.put_together(images, regions, inside.flatten()[: 3 * int(regions.sum())].view(3, -1))
-            yield TrainingBatch(made, torch.from_numpy(found["valid"]) if padded else None, chosen[number])
+        for number, found in enumerate(
+            self._run({"fn": _read_with_defects, "fn_kwargs": given}, chosen, keys)
+        ):
+            images, regions, inside = (
+                torch.from_numpy(found[name]) for name in ("images", "regions", _INSIDE)
+            )
+            made = DefectBatch.put_together(
+                images, regions, inside.flatten()[: 3 * int(regions.sum())].view(3, -1)
+            )
+            yield TrainingBatch(
+                made, torch.from_numpy(found["valid"]) if padded else None, chosen[number]
+            )
 
-    def mapped(self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device) -> Iterator[Arrays]:
-        """As :meth:`Stream.mapped`, the workers being actors that each hold what `make` gives, on GPUs where there are some.
+    def mapped(
+        self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device
+    ) -> Iterator[Arrays]:
+        """As :meth:`Stream.mapped`, the workers being actors that each hold what `make` gives, on
+        GPUs where there are some.
 
-        A process that has a GPU of its own, while the workers have none, does the work itself, on images that the workers read.
+        A process that has a GPU of its own, while the workers have none, does the work itself, on
+        images that the workers read.
         """
         if device.type != "cpu" and not self.gpus:
             yield from super().mapped(make, chosen, device)
             return
         padded = self._placements is not None
-        given = {"settings": self.settings, "padded": padded, "make": make, "threads": torch.get_num_threads()}
+        given = {
+            "settings": self.settings,
+            "padded": padded,
+            "make": make,
+            "threads": torch.get_num_threads(),
+        }
         function: dict[str, Any] = {"fn": _Actor, "fn_constructor_kwargs": given}
         if self.gpus:
-            # CPUs read, GPUs compute: they are other workers, and hold no CPU that a reader may be waiting for.
+            # CPUs read, GPUs compute: they are other workers, and hold no CPU that a reader may be
+            # waiting for.
             read = {"fn": _read, "fn_kwargs": {"settings": self.settings, "padded": padded}}
             given["reads"] = False
-            function |= {"num_gpus": 1, "num_cpus": 0, "compute": ActorPoolStrategy(min_size=1, max_size=self.gpus)}
+            function |= {
+                "num_gpus": 1,
+                "num_cpus": 0,
+                "compute": ActorPoolStrategy(min_size=1, max_size=self.gpus),
+            }
             yield from self._counted(self._run(read, chosen, then=function), _rows)
             return
         at_once = max(1, min(len(chosen), self.workers // torch.get_num_threads()))
-        function |= {"num_cpus": min(self.workers, torch.get_num_threads()), "compute": ActorPoolStrategy(size=at_once)}
+        function |= {
+            "num_cpus": min(self.workers, torch.get_num_threads()),
+            "compute": ActorPoolStrategy(size=at_once),
+        }
         yield from self._counted(self._run(function, chosen), _rows)
 
     def _sent(self, recipe: DefectRecipe) -> Any:
@@ -125,7 +173,9 @@ class RayStream(LocalStream):
             donors = self._banks.get(maker.donors.data_ptr())
             donors = maker.donors.cpu().numpy() if donors is None else donors
             parts = (maker.settings, maker.textures.cpu().numpy(), donors, recipe.polarity)
-            self._recipes = {id(recipe): (recipe, ray.put(parts))}  # the recipe is kept, so that its id stays its own
+            self._recipes = {
+                id(recipe): (recipe, ray.put(parts))
+            }  # the recipe is kept, so that its id stays its own
         return self._recipes[id(recipe)][1]
 
     def _run(
@@ -143,17 +193,27 @@ class RayStream(LocalStream):
                 _INDEX: indices.numpy(),
                 _PATH: [str(self.paths[index]) for index in indices.tolist()],
             }
-            tables.append(pa.table(columns if keys is None else columns | {_KEY: keys[number].numpy()}))
+            tables.append(
+                pa.table(columns if keys is None else columns | {_KEY: keys[number].numpy()})
+            )
         if not tables:
             return
-        own: dict[str, Any] = {} if "compute" in function else {"num_cpus": 1, "compute": TaskPoolStrategy(self.workers)}
+        own: dict[str, Any] = (
+            {}
+            if "compute" in function
+            else {"num_cpus": 1, "compute": TaskPoolStrategy(self.workers)}
+        )
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         strategy = _strategy()
-        if strategy is not None:  # Ray Data's own small tasks too would wait for CPUs that trials hold
+        if (
+            strategy is not None
+        ):  # Ray Data's own small tasks too would wait for CPUs that trials hold
             DataContext.get_current().scheduling_strategy = strategy
         data: Dataset = ray.data.from_blocks(tables)
         context = data.context
-        context.enable_progress_bars = context.print_on_execution_start = context.execution_options.verbose_progress = False
+        context.enable_progress_bars = context.print_on_execution_start = (
+            context.execution_options.verbose_progress
+        ) = False
         context.execution_options.preserve_order = True
         context.target_max_block_size = None  # a batch is a block, however large its images
         context.raise_original_map_exception = True  # what a user can mend is said in its own words
@@ -164,8 +224,12 @@ class RayStream(LocalStream):
         found = data.iter_torch_batches(batch_size=None, prefetch_batches=1, device="cpu")
         yield from self._in_order(_errors_named(iter(found)), chosen)
 
-    def _in_order(self, found: Iterator[dict[str, Tensor]], chosen: Sequence[Tensor]) -> Iterator[Arrays]:
-        """The batches as they were asked for: each once, whole, in order. Raises TrainingError where Ray broke that promise."""
+    def _in_order(
+        self, found: Iterator[dict[str, Tensor]], chosen: Sequence[Tensor]
+    ) -> Iterator[Arrays]:
+        """The batches as they were asked for: each once, whole, in order. Raises TrainingError
+        where Ray broke that promise.
+        """
         number = -1
         for number, tensors in enumerate(found):
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -174,14 +238,19 @@ class RayStream(LocalStream):
                 or set(arrays.pop(_BATCH)) != {number}
                 or not np.array_equal(arrays.pop(_INDEX), chosen[number])
             ):
-                raise TrainingError(f"Ray's workers gave batch {number} twice, in parts or not at all: say --stream local.")
+                raise TrainingError(
+                    f"Ray's workers gave batch {number} twice, in parts or not at all: say "
+                    "--stream local."
+                )
             for step in _STEPS:
                 seconds = arrays.pop(f"{step}_seconds", None)
                 if seconds is not None:
                     self.counters.add(step, len(seconds), float(seconds.sum()))
             yield arrays
         if number + 1 != len(chosen):
-            raise TrainingError(f"Ray's workers gave {number + 1} of {len(chosen)} batches: say --stream local.")
+            raise TrainingError(
+                f"Ray's workers gave {number + 1} of {len(chosen)} batches: say --stream local."
+            )
 
 
 def _rows(arrays: Arrays) -> int:
@@ -199,7 +268,9 @@ def _errors_named(found: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tens
 
 
 def _strategy() -> PlacementGroupSchedulingStrategy | None:
-    """Where the work of a stream is scheduled: in the bundle that its trial reserved for it; None for anywhere."""
+    """Where the work of a stream is scheduled: in the bundle that its trial reserved for it; None
+    for anywhere.
+    """
     group = get_current_placement_group()
     if group is None or group.bundle_count < 2:
         return None
@@ -238,9 +309,13 @@ def _read_with_defects(rows: Arrays, settings: ImageSettings, padded: bool, reci
     found = _loaded(rows, settings, padded)
     maker = _recipe_of(recipe)
     started = time.perf_counter()
-    made = maker.applied(_as_batch(found), torch.from_numpy(rows[_KEY].copy()), torch.device("cpu")).defects
+    made = maker.applied(
+        _as_batch(found), torch.from_numpy(rows[_KEY].copy()), torch.device("cpu")
+    ).defects
     count, values = len(rows[_KEY]), made.inside().numpy().ravel()
-    inside = np.zeros((count, max(1, math.ceil(len(values) / count))), np.float32)  # Ray takes no rows of length 0
+    inside = np.zeros(
+        (count, max(1, math.ceil(len(values) / count))), np.float32
+    )  # Ray takes no rows of length 0
     inside.ravel()[: len(values)] = values
     seconds = np.full(count, (time.perf_counter() - started) / count, np.float32)
     return found | {_INSIDE: inside, "regions": made.regions.numpy(), "defects_seconds": seconds}
@@ -257,7 +332,9 @@ def _recipe_of(reference: Any) -> DefectRecipe:
 def _as_tensor(bank: np.ndarray) -> Tensor:
     """A bank that lies in the object store, as it lies there."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to a bank
+        warnings.filterwarnings(
+            "ignore", "The given NumPy array is not writable"
+        )  # nobody writes to a bank
         return torch.from_numpy(bank)
 
 
@@ -271,7 +348,14 @@ def _one_thread() -> None:
 class _Actor:
     """Holds a worker, and gives it batches that it reads itself or that other workers read."""
 
-    def __init__(self, settings: ImageSettings, padded: bool, make: MakeWorker, threads: int, reads: bool = True) -> None:
+    def __init__(
+        self,
+        settings: ImageSettings,
+        padded: bool,
+        make: MakeWorker,
+        threads: int,
+        reads: bool = True,
+    ) -> None:
         self._settings, self._padded, self._threads, self._reads = settings, padded, threads, reads
         self._worker: Worker = make(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
 

@@ -1,11 +1,15 @@
-"""Streams: a category's images on the network's canvas, batch by batch, from wherever they lie to whoever computes with them.
+"""Streams: a category's images on the network's canvas, batch by batch, from wherever they lie to
+whoever computes with them.
 
-Unusual: a stream decides nothing. Its caller says which images make up every batch, and every sample's defect comes from its key, so
-that all streams give the same bits in the same order, with however many workers; which one is used is no part of any content key.
+Unusual: a stream decides nothing. Its caller says which images make up every batch, and every
+    sample's defect comes from its key, so
+that all streams give the same bits in the same order, with however many workers; which one is used
+is no part of any content key.
 
     MemoryStream     images that lie in memory
     LocalStream      decoded over and over by threads of this process, a few batches ahead
-    RayStream        read, decoded and given defects by the workers of a Ray cluster (:mod:`clsnf.streams.ray_stream`)
+    RayStream        read, decoded and given defects by the workers of a Ray cluster
+    (:mod:`clsnf.streams.ray_stream`)
 
 B is the images of a batch; images are uint8 (B, 3, H, W), contiguous.
 """
@@ -45,7 +49,9 @@ MakeWorker = Callable[[torch.device], Worker]
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of a stream: ``valid`` (B, H, W) bool is False on padding, None where no image of the stream is padded."""
+    """Images of a stream: ``valid`` (B, H, W) bool is False on padding, None where no image of the
+    stream is padded.
+    """
 
     images: Tensor
     valid: Tensor | None
@@ -63,12 +69,16 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class DefectRecipe:
-    """How defects come into images: what makes them, and where they may lie (``off``, ``dark`` or ``bright`` products)."""
+    """How defects come into images: what makes them, and where they may lie (``off``, ``dark`` or
+    ``bright`` products).
+    """
 
     maker: DefectMaker
     polarity: str = "off"
 
-    def applied(self, batch: ImageBatch, keys: Tensor, device: torch.device, masks: Tensor | None = None) -> TrainingBatch:
+    def applied(
+        self, batch: ImageBatch, keys: Tensor, device: torch.device, masks: Tensor | None = None
+    ) -> TrainingBatch:
         """The batch with a defect in each image, made on `device`.
 
         Args:
@@ -78,12 +88,21 @@ class DefectRecipe:
         if masks is None and self.polarity != "off":
             masks = object_masks(batch.images, self.polarity)
         valid = None if batch.valid is None else batch.valid.to(device)
-        where = valid if masks is None else masks.to(device) if valid is None else masks.to(device) & valid
-        return TrainingBatch(self.maker.make(batch.images.to(device), where, keys), valid, batch.indices)
+        where = (
+            valid
+            if masks is None
+            else masks.to(device)
+            if valid is None
+            else masks.to(device) & valid
+        )
+        return TrainingBatch(
+            self.maker.make(batch.images.to(device), where, keys), valid, batch.indices
+        )
 
 
 class Counters:
-    """What a stream did, step by step: ``read``, ``decode`` (with resizing), ``defects``; and how long its user waited for batches.
+    """What a stream did, step by step: ``read``, ``decode`` (with resizing), ``defects``; and how
+    long its user waited for batches.
 
     Attributes:
         images: that were handed out.
@@ -102,7 +121,9 @@ class Counters:
             self._steps[step] = (before[0] + images, before[1] + seconds)
 
     def state(self) -> dict[str, float]:
-        """All sums: ``images``, ``waited``, and for each step ``STEP_images`` and ``STEP_seconds`` of its workers."""
+        """All sums: ``images``, ``waited``, and for each step ``STEP_images`` and ``STEP_seconds``
+        of its workers.
+        """
         with self._lock:
             steps = dict(self._steps)
         sums: dict[str, float] = {"images": self.images, "waited": self.waited}
@@ -138,7 +159,9 @@ class Stream(ABC):
         """A few images at once, (K, 3, H, W), read by this process."""
 
     def bank(self, indices: Tensor, device: torch.device) -> Tensor:
-        """As :meth:`take`, for images that stay on a device while the stream is used, maybe in shared memory: not to be written to."""
+        """As :meth:`take`, for images that stay on a device while the stream is used, maybe in
+        shared memory: not to be written to.
+        """
         return self.take(indices).to(device)
 
     @abstractmethod
@@ -146,33 +169,52 @@ class Stream(ABC):
         """The batches."""
 
     def batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
-        """The batches of these images, in this order: int64 (B,) each. Raises ImageError for one that can't be read."""
+        """The batches of these images, in this order: int64 (B,) each. Raises ImageError for one
+        that can't be read.
+        """
         return self._counted(self._batches(chosen), lambda batch: len(batch.indices))
 
     def training(
-        self, recipe: DefectRecipe, chosen: Sequence[Tensor], keys: Sequence[Tensor], device: torch.device
+        self,
+        recipe: DefectRecipe,
+        chosen: Sequence[Tensor],
+        keys: Sequence[Tensor],
+        device: torch.device,
     ) -> Iterator[TrainingBatch]:
         """The batches with defects from these keys, int64 (B,) each, on `device`."""
-        return self._counted(self._training(recipe, chosen, keys, device), lambda batch: len(batch.indices))
+        return self._counted(
+            self._training(recipe, chosen, keys, device), lambda batch: len(batch.indices)
+        )
 
     def _training(
-        self, recipe: DefectRecipe, chosen: Sequence[Tensor], keys: Sequence[Tensor], device: torch.device
+        self,
+        recipe: DefectRecipe,
+        chosen: Sequence[Tensor],
+        keys: Sequence[Tensor],
+        device: torch.device,
     ) -> Iterator[TrainingBatch]:
         for batch, of_batch in zip(self._batches(chosen), keys, strict=True):
             started = time.perf_counter()
-            made = recipe.applied(batch, of_batch, device, self._object_masks(recipe.polarity, batch.indices))
+            made = recipe.applied(
+                batch, of_batch, device, self._object_masks(recipe.polarity, batch.indices)
+            )
             self.counters.add("defects", len(of_batch), time.perf_counter() - started)
             yield made
 
     def _object_masks(self, polarity: str, indices: Tensor) -> Tensor | None:
-        """What the stream knows of the products in these images; None where they must be looked for."""
+        """What the stream knows of the products in these images; None where they must be looked
+        for.
+        """
         return None
 
-    def mapped(self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device) -> Iterator[Arrays]:
+    def mapped(
+        self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device
+    ) -> Iterator[Arrays]:
         """What a worker makes of every batch, in order.
 
         Args:
-            make: gives the worker, on the device that it is told: a function of a batch that gives arrays of the batch's length.
+            make: gives the worker, on the device that it is told: a function of a batch that gives
+                arrays of the batch's length.
             device: this process's.
         """
         worker = make(device)
@@ -222,11 +264,17 @@ class MemoryStream(Stream):
         return self.images[indices]
 
     def bank(self, indices: Tensor, device: torch.device) -> Tensor:
-        return self.images.to(device) if torch.equal(indices, torch.arange(len(self))) else super().bank(indices, device)
+        return (
+            self.images.to(device)
+            if torch.equal(indices, torch.arange(len(self)))
+            else super().bank(indices, device)
+        )
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         for indices in chosen:
-            yield ImageBatch(self.images[indices], None if self._valid is None else self._valid[indices], indices)
+            yield ImageBatch(
+                self.images[indices], None if self._valid is None else self._valid[indices], indices
+            )
 
     def _object_masks(self, polarity: str, indices: Tensor) -> Tensor | None:
         if polarity == "off":
@@ -237,7 +285,8 @@ class MemoryStream(Stream):
 
 
 class LocalStream(Stream):
-    """Images that threads of this process read and decode whenever they are asked for; decoding leaves the interpreter to the others.
+    """Images that threads of this process read and decode whenever they are asked for; decoding
+    leaves the interpreter to the others.
 
     Args:
         paths: N references.
@@ -247,7 +296,9 @@ class LocalStream(Stream):
 
     kind = "local"
 
-    def __init__(self, paths: Sequence[Reference], settings: ImageSettings, threads: int | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[Reference], settings: ImageSettings, threads: int | None = None
+    ) -> None:
         super().__init__()
         self.paths, self.settings = list(paths), settings
         self._threads = threads or (os.cpu_count() or 1)
@@ -261,7 +312,9 @@ class LocalStream(Stream):
         if self.settings.aspect == "squeeze":
             return None
         with ThreadPoolExecutor(self._threads) as pool:
-            placements = list(pool.map(lambda path: Placement.of(image_size(path), self.settings), self.paths))
+            placements = list(
+                pool.map(lambda path: Placement.of(image_size(path), self.settings), self.paths)
+            )
         return placements if any(placement.padded for placement in placements) else None
 
     @property
@@ -275,13 +328,17 @@ class LocalStream(Stream):
 
     def take(self, indices: Tensor) -> Tensor:
         taken = torch.empty((len(indices), 3, *self.settings.size), dtype=torch.uint8)
-        for batch, into in zip(LocalStream._batches(self, indices.split(16)), taken.split(16), strict=True):
+        for batch, into in zip(
+            LocalStream._batches(self, indices.split(16)), taken.split(16), strict=True
+        ):
             into.copy_(batch.images)
         return taken
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         padded = self._placements is not None
-        for indices, loaded in zip(chosen, in_batches(self._load, (i.tolist() for i in chosen), self._threads), strict=True):
+        for indices, loaded in zip(
+            chosen, in_batches(self._load, (i.tolist() for i in chosen), self._threads), strict=True
+        ):
             valid = torch.stack([placement.valid for _, placement in loaded]) if padded else None
             yield ImageBatch(torch.stack([image for image, _ in loaded]), valid, indices)
 
@@ -292,8 +349,12 @@ class LocalStream(Stream):
         return image, placement
 
 
-def load_timed(path: Reference, settings: ImageSettings) -> tuple[Tensor, Placement, tuple[float, float]]:
-    """An image on the canvas, uint8 (3, H, W), where it lies there, and the seconds that reading and decoding it took."""
+def load_timed(
+    path: Reference, settings: ImageSettings
+) -> tuple[Tensor, Placement, tuple[float, float]]:
+    """An image on the canvas, uint8 (3, H, W), where it lies there, and the seconds that reading
+    and decoding it took.
+    """
     started = time.perf_counter()
     data = read_bytes(path)
     read = time.perf_counter()
@@ -301,8 +362,12 @@ def load_timed(path: Reference, settings: ImageSettings) -> tuple[Tensor, Placem
     return image, placement, (read - started, time.perf_counter() - read)
 
 
-def in_batches(work: Callable[[T], R], batches: Iterable[Sequence[T]], threads: int | None = None) -> Iterator[list[R]]:
-    """What threads make of the items of batches, batch by batch in order, a few batches ahead of whoever asks."""
+def in_batches(
+    work: Callable[[T], R], batches: Iterable[Sequence[T]], threads: int | None = None
+) -> Iterator[list[R]]:
+    """What threads make of the items of batches, batch by batch in order, a few batches ahead of
+    whoever asks.
+    """
     pool = ThreadPoolExecutor(threads or os.cpu_count())
     under_way: deque[list[Future[R]]] = deque()
     try:

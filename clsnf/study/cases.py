@@ -1,7 +1,8 @@
-"""The cases of a category that a person wants to see, and its defects one by one: chosen and measured once the winner is fixed.
+"""The cases of a category that a person wants to see, and its defects one by one: chosen and
+measured once the winner is fixed.
 
-Called by :mod:`clsnf.study.evidence`. Unusual: pictures are stored small, as WebP, a layer each: a report of many products has room for
-all of them, and lays them out as wide as the screen is.
+Called by :mod:`clsnf.study.evidence`. Unusual: pictures are stored small, as WebP, a layer each: a
+report of many products has room for all of them, and lays them out as wide as the screen is.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ _QUALITY = 72
 _TRUTH = (0, 220, 0)
 
 
-def chosen_cases(rows: list[dict[str, Any]], threshold: float, most: int = MOST_CASES) -> dict[str, list[int]]:
-    """Places in `rows` of the worst misses, the worst false alarms, and of the right answers nearest to the threshold.
+def chosen_cases(
+    rows: list[dict[str, Any]], threshold: float, most: int = MOST_CASES
+) -> dict[str, list[int]]:
+    """Places in `rows` of the worst misses, the worst false alarms, and of the right answers
+    nearest to the threshold.
 
     Args:
         rows: ``label``, ``score`` and ``verdict`` of each image.
@@ -35,7 +39,8 @@ def chosen_cases(rows: list[dict[str, Any]], threshold: float, most: int = MOST_
         most: of each kind.
 
     Returns:
-        ``miss``: defects that passed, the lowest score first; ``false_alarm``: normals that did not, the highest first;
+        ``miss``: defects that passed, the lowest score first; ``false_alarm``: normals that did
+            not, the highest first;
         ``borderline``: right answers, the nearest first. No image is in two of them.
     """
     misses = [i for i, row in enumerate(rows) if row["label"] and not row["verdict"]]
@@ -48,8 +53,12 @@ def chosen_cases(rows: list[dict[str, Any]], threshold: float, most: int = MOST_
     }
 
 
-def strangest_normals(rows: list[dict[str, Any]], most: int = MOST_CASES // 2) -> dict[str, list[int]]:
-    """Places in `rows` of the normals with the highest scores, under ``strange_normal``: a person should agree that they are good."""
+def strangest_normals(
+    rows: list[dict[str, Any]], most: int = MOST_CASES // 2
+) -> dict[str, list[int]]:
+    """Places in `rows` of the normals with the highest scores, under ``strange_normal``: a person
+    should agree that they are good.
+    """
     normals = [i for i, row in enumerate(rows) if not row["label"]]
     return {"strange_normal": sorted(normals, key=lambda i: -rows[i]["score"])[:most]}
 
@@ -75,7 +84,8 @@ def pictures_of(
         folder: for the files.
 
     Returns:
-        One record a case: ``kind``, ``path``, ``defect_type``, ``label``, ``score``, ``files`` (layer -> name of its file).
+        One record a case: ``kind``, ``path``, ``defect_type``, ``label``, ``score``, ``files``
+        (layer -> name of its file).
     """
     cases = []
     for kind, places in chosen.items():
@@ -86,17 +96,29 @@ def pictures_of(
             small = _fitted(image)
             drawn = {"input": small}
             if record["mask_path"] is not None:
-                drawn["truth"] = outline(small, _fitted_mask(read_mask(record["mask_path"]), small), _TRUTH)
+                drawn["truth"] = outline(
+                    small, _fitted_mask(read_mask(record["mask_path"]), small), _TRUTH
+                )
             maps = {name: restore_map(values[place], placement) for name, values in layers.items()}
             for name in ("density", "classifier"):
                 drawn[name] = _fitted(heat_map(maps[name], *limits[name]))
-            fused = cv2.resize(maps["fused"], small.shape[1::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+            fused = cv2.resize(
+                maps["fused"], small.shape[1::-1], interpolation=cv2.INTER_AREA
+            ).astype(np.float32)
             drawn["fused"] = overlay(small, fused, limits["fused"][0], detector.map_threshold)
             files = {}
             for layer, picture in drawn.items():
                 files[layer] = f"{kind}-{number}-{layer}.webp"
-                PillowImage.fromarray(picture).save(folder / files[layer], quality=_QUALITY, method=4)
-            cases.append({"kind": kind, **{k: row[k] for k in ("path", "defect_type", "label", "score")}, "files": files})
+                PillowImage.fromarray(picture).save(
+                    folder / files[layer], quality=_QUALITY, method=4
+                )
+            cases.append(
+                {
+                    "kind": kind,
+                    **{k: row[k] for k in ("path", "defect_type", "label", "score")},
+                    "files": files,
+                }
+            )
     return cases
 
 
@@ -115,7 +137,10 @@ def _fitted_mask(mask: NDArray[np.bool_], small: Image) -> NDArray[np.bool_]:
 
 
 def regions_of(
-    rows: list[dict[str, Any]], records: list[dict[str, Any]], maps: NDArray[np.float32], detector: Detector
+    rows: list[dict[str, Any]],
+    records: list[dict[str, Any]],
+    maps: NDArray[np.float32],
+    detector: Detector,
 ) -> list[dict[str, Any]]:
     """Every connected region of the defects' masks, at the images' own size.
 
@@ -126,16 +151,20 @@ def regions_of(
         detector: whose threshold and preprocessing.
 
     Returns:
-        One record a region: ``path``, ``defect_type``, ``pixels``, ``share`` (of the image), ``contrast`` (how far the mean of its grey
-        values lies from that of a ring around it, as a share of the full range), ``overlap`` (share of its pixels above the line that
-        pictures draw), ``found`` (any pixel above it) and ``rejected`` (the image's verdict).
+        One record a region: ``path``, ``defect_type``, ``pixels``, ``share`` (of the image),
+        ``contrast`` (how far the mean of its grey values lies from that of a ring around it, as a
+        share of the full range), ``overlap`` (share of its pixels above the line that pictures
+        draw), ``found`` (any pixel above it) and ``rejected`` (the image's verdict).
     """
     found = []
     for row, record, score_map in zip(rows, records, maps, strict=True):
         if record["mask_path"] is None:
             continue
         mask, image = read_mask(record["mask_path"]), read_image(record["path"])
-        above = restore_map(score_map, Placement.of(mask.shape, detector.settings.image)) > detector.map_threshold
+        above = (
+            restore_map(score_map, Placement.of(mask.shape, detector.settings.image))
+            > detector.map_threshold
+        )
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
         count, components = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
         for number in range(1, count):
@@ -156,15 +185,22 @@ def regions_of(
     return found
 
 
-def _contrast(grey: NDArray[np.float32], region: NDArray[np.bool_], mask: NDArray[np.bool_]) -> float | None:
-    """|mean inside - mean of a ring around| / 255; the ring is as wide as a third of the region, and leaves out other defects."""
+def _contrast(
+    grey: NDArray[np.float32], region: NDArray[np.bool_], mask: NDArray[np.bool_]
+) -> float | None:
+    """|mean inside - mean of a ring around| / 255; the ring is as wide as a third of the region,
+    and leaves out other defects.
+    """
     width = max(3, round(np.sqrt(region.sum()) / 3))
     rows, columns = region.nonzero()
     box = (
         slice(max(0, rows.min() - width), rows.max() + width + 1),
         slice(max(0, columns.min() - width), columns.max() + width + 1),
     )
-    grown = cv2.dilate(region[box].astype(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8)) > 0
+    grown = (
+        cv2.dilate(region[box].astype(np.uint8), np.ones((2 * width + 1, 2 * width + 1), np.uint8))
+        > 0
+    )
     ring = grown & ~mask[box]
     if not ring.any():
         return None

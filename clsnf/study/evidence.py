@@ -1,13 +1,20 @@
-"""What a report needs of a category and nobody could compute again without the images: written once, right after the winner was judged.
+"""What a report needs of a category and nobody could compute again without the images: written
+once, right after the winner was judged.
 
-<out>/evidence/<category>/images.parquet    one row an image of the validation set and the test set: its scores and verdict
-<out>/evidence/<category>/regions.parquet   one row a defect region of the test set: how large, how visible, how much of it was found
-<out>/evidence/<category>/pictures/         the cases that a person wants to see, each as input, truth, and the three maps
-<out>/evidence/<category>/facts.json        what was pictured, learning curves, hardware; written last: with it, all is there
+<out>/evidence/<category>/images.parquet    one row an image of the validation set and the test set:
+its scores and verdict
+<out>/evidence/<category>/regions.parquet   one row a defect region of the test set: how large, how
+visible, how much of it was found
+<out>/evidence/<category>/pictures/         the cases that a person wants to see, each as input,
+truth, and the three maps
+<out>/evidence/<category>/facts.json        what was pictured, learning curves, hardware; written
+last: with it, all is there
 
-Unusual: the baseline, flows on the pretrained backbone (``cflow`` in :mod:`clsnf.benchmark.systems`), is judged on the same images by the
-same code. Its depth is chosen on validation defects, as the winner's was, and its flows are a stage like any other. No test image is
-opened here that the ledger does not know: the caller hands over what it unlocked.
+Unusual: the baseline, flows on the pretrained backbone (``cflow`` in
+    :mod:`clsnf.benchmark.systems`), is judged on the same images by the
+same code. Its depth is chosen on validation defects, as the winner's was, and its flows are a stage
+like any other. No test image is opened here that the ledger does not know: the caller hands over
+what it unlocked.
 """
 
 from __future__ import annotations
@@ -33,7 +40,13 @@ from clsnf.core.progress import Progress
 from clsnf.detector import Detector, package_versions, validation_normals
 from clsnf.evaluation.evaluate import figures_of_maps, samples_of_maps
 from clsnf.evaluation.selection import family_figures_of, mean_over_families
-from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, intervals, replicate_figures
+from clsnf.metrics.bootstrap import (
+    bin_images,
+    compare,
+    draw_replicates,
+    intervals,
+    replicate_figures,
+)
 from clsnf.model.score_maps import image_scores
 from clsnf.study.cases import chosen_cases, pictures_of, regions_of, strangest_normals
 from clsnf.study.folder import StudyPlan
@@ -59,8 +72,12 @@ class Judged:
 
     @classmethod
     def of(cls, maps: Tensor, scored: Tensor, valid: Tensor | None) -> Judged:
-        """From fused maps (N, H, W), those that scores are taken from, and where they are no padding."""
-        return cls((maps if valid is None else maps * valid).numpy(), image_scores(scored, valid).numpy())
+        """From fused maps (N, H, W), those that scores are taken from, and where they are no
+        padding.
+        """
+        return cls(
+            (maps if valid is None else maps * valid).numpy(), image_scores(scored, valid).numpy()
+        )
 
 
 def keep_evidence(
@@ -79,13 +96,16 @@ def keep_evidence(
         bench: the winner's pipeline and the validation images.
         detector: the winner.
         test: the unlocked test images' table; may be empty.
-        verdicts: the winner's answers for them, ``scores`` of :func:`clsnf.evaluation.evaluate.evaluate_detector`.
+        verdicts: the winner's answers for them, ``scores`` of
+            :func:`clsnf.evaluation.evaluate.evaluate_detector`.
         progress: told about it.
 
     Returns:
-        ``folder``; with defects among the test images also ``intervals`` (figure -> 95 % interval of the winner) and ``baseline``:
-        ``depth``, ``figures``, ``intervals``, ``recall`` and ``false_reject_rate`` at a threshold of its own from the same validation
-        normals, and ``gain`` (figure -> what the winner is ahead by: ``low``, ``high``, and ``ahead``, the share of the replicates).
+        ``folder``; with defects among the test images also ``intervals`` (figure -> 95 % interval
+        of the winner) and ``baseline``: ``depth``, ``figures``, ``intervals``, ``recall`` and
+        ``false_reject_rate`` at a threshold of its own from the same validation normals, and
+        ``gain`` (figure -> what the winner is ahead by: ``low``, ``high``, and ``ahead``, the share
+        of the replicates).
     """
     settings, folder = detector.settings, plan.folder / "evidence" / category
     validation = plan.validation_table(category).to_pylist()
@@ -93,7 +113,11 @@ def keep_evidence(
     depth = baseline_depth(bench, settings, plan.study_settings.objective)
     held_out = _baseline(bench, depth, bench.images)
     rows = held_out_rows = _rows(
-        "validation", validation, _validation_scores(plan, category, detector, validation), held_out, detector
+        "validation",
+        validation,
+        _validation_scores(plan, category, detector, validation),
+        held_out,
+        detector,
     )
     progress("evidence", 1, 4)
     result: dict[str, Any] = {"folder": plan.place_of(f"evidence/{category}")}
@@ -101,12 +125,18 @@ def keep_evidence(
     if len(test):
         records, images = test.to_pylist(), place_rows(test, settings)
         baseline = _baseline(bench, depth, images)
-        shown = _rows("test", records, [verdict["score"] for verdict in verdicts], baseline, detector)
+        shown = _rows(
+            "test", records, [verdict["score"] for verdict in verdicts], baseline, detector
+        )
         rows = rows + shown
         if any(record["label"] for record in records):
             normal = np.array(bench.labels.families) == "good"
-            limit = threshold_from_normals(held_out.scores[normal], detector.threshold.false_reject_rate).value
-            result |= _compared(records, _winner(bench, settings, images), baseline, settings, limit)
+            limit = threshold_from_normals(
+                held_out.scores[normal], detector.threshold.false_reject_rate
+            ).value
+            result |= _compared(
+                records, _winner(bench, settings, images), baseline, settings, limit
+            )
             result["baseline"]["depth"] = depth
     progress("evidence", 2, 4)
     layers = _layers(bench, settings, images)
@@ -119,7 +149,13 @@ def keep_evidence(
         pictures = pictures_of(chosen, shown, records, layers, limits, detector, folder_of_pictures)
         odd = strangest_normals(held_out_rows)
         pictures += pictures_of(
-            odd, held_out_rows, validation, _layers(bench, settings, bench.images), limits, detector, folder_of_pictures
+            odd,
+            held_out_rows,
+            validation,
+            _layers(bench, settings, bench.images),
+            limits,
+            detector,
+            folder_of_pictures,
         )
         progress("evidence", 3, 4)
         regions = regions_of(shown, records, layers["fused"].numpy(), detector) if len(test) else []
@@ -129,7 +165,9 @@ def keep_evidence(
             "shown": "test" if len(test) else "validation",
             "pictures": pictures,
             "map_threshold": detector.map_threshold,
-            "losses": bench.prepared.pipeline.losses(settings.finetune.joint_epochs, settings.flow.depth),
+            "losses": bench.prepared.pipeline.losses(
+                settings.finetune.joint_epochs, settings.flow.depth
+            ),
             "frozen_epochs": settings.finetune.frozen_epochs,
             "machine": machine(bench.prepared.pipeline.device),
             "versions": package_versions(),
@@ -139,10 +177,22 @@ def keep_evidence(
     return result
 
 
-def _validation_scores(plan: StudyPlan, category: str, detector: Detector, records: list[dict[str, Any]]) -> list[float]:
-    """The detector's scores of the validation images: of the normals, exactly those that its threshold rests on."""
-    normals = validation_normals(plan.train_table(category))  # in the same batches as for the threshold: rounding depends on them
-    known = dict(zip(normals["sha256"].to_pylist(), detector.predict(normals["path"].to_pylist()).scores.tolist(), strict=True))
+def _validation_scores(
+    plan: StudyPlan, category: str, detector: Detector, records: list[dict[str, Any]]
+) -> list[float]:
+    """The detector's scores of the validation images: of the normals, exactly those that its
+    threshold rests on.
+    """
+    normals = validation_normals(
+        plan.train_table(category)
+    )  # in the same batches as for the threshold: rounding depends on them
+    known = dict(
+        zip(
+            normals["sha256"].to_pylist(),
+            detector.predict(normals["path"].to_pylist()).scores.tolist(),
+            strict=True,
+        )
+    )
     others = [record for record in records if record["sha256"] not in known]
     scores = detector.predict([record["path"] for record in others]).scores.tolist()
     known |= dict(zip((record["sha256"] for record in others), scores, strict=True))
@@ -150,7 +200,11 @@ def _validation_scores(plan: StudyPlan, category: str, detector: Detector, recor
 
 
 def _rows(
-    split: str, records: list[dict[str, Any]], scores: list[float], baseline: Judged, detector: Detector
+    split: str,
+    records: list[dict[str, Any]],
+    scores: list[float],
+    baseline: Judged,
+    detector: Detector,
 ) -> list[dict[str, Any]]:
     """What is kept of each image."""
     return [
@@ -166,23 +220,36 @@ def _rows(
 
 
 def baseline_depth(bench: Workbench, settings: DetectorSettings, objective: str) -> int:
-    """The depth of the baseline's flows that does best on validation defects: no training at all, or the winner's depth, 1 at least."""
+    """The depth of the baseline's flows that does best on validation defects: no training at all,
+    or the winner's depth, 1 at least.
+    """
     flow = settings.flow
     depths = [0, max(flow.depth, 1)] if flow.start == "data" else [flow.depth]
     maps = {depth: bench.prepared.pipeline.density_maps(0, depth, bench.images) for depth in depths}
-    values = {d: mean_over_families(family_figures_of(m, bench.labels, (objective,)), objective) for d, m in maps.items()}
+    values = {
+        d: mean_over_families(family_figures_of(m, bench.labels, (objective,)), objective)
+        for d, m in maps.items()
+    }
     return max(depths, key=lambda depth: (values[depth], -depth))
 
 
 def _winner(bench: Workbench, settings: DetectorSettings, images: PlacedImages) -> Judged:
     maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
-    return Judged.of(maps.fused(settings.fusion_weight), maps.fused(settings.image_weight), images.valid)
+    return Judged.of(
+        maps.fused(settings.fusion_weight), maps.fused(settings.image_weight), images.valid
+    )
 
 
-def _layers(bench: Workbench, settings: DetectorSettings, images: PlacedImages) -> dict[str, Tensor]:
+def _layers(
+    bench: Workbench, settings: DetectorSettings, images: PlacedImages
+) -> dict[str, Tensor]:
     """The winner's maps of images by what people call them, (N, H, W) each."""
     maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
-    return {"density": maps.density, "classifier": maps.classifier, "fused": maps.fused(settings.fusion_weight)}
+    return {
+        "density": maps.density,
+        "classifier": maps.classifier,
+        "fused": maps.fused(settings.fusion_weight),
+    }
 
 
 def _baseline(bench: Workbench, depth: int, images: PlacedImages) -> Judged:
@@ -191,9 +258,15 @@ def _baseline(bench: Workbench, depth: int, images: PlacedImages) -> Judged:
 
 
 def _compared(
-    rows: list[dict[str, Any]], winner: Judged, baseline: Judged, settings: DetectorSettings, baseline_threshold: float
+    rows: list[dict[str, Any]],
+    winner: Judged,
+    baseline: Judged,
+    settings: DetectorSettings,
+    baseline_threshold: float,
 ) -> dict[str, Any]:
-    """Intervals of the winner's figures, and the baseline beside it on the same images and the same replicates."""
+    """Intervals of the winner's figures, and the baseline beside it on the same images and the same
+    replicates.
+    """
     labels = np.array([row["label"] for row in rows])
     weights = draw_replicates(labels, REPLICATES, settings.seed)
     replicated = []
@@ -212,18 +285,27 @@ def _compared(
             "intervals": intervals(replicated[1]),
             "recall": share(labels == 1),
             "false_reject_rate": share(labels == 0),
-            "gain": {figure: dataclasses.asdict(found) for figure, found in compare(*replicated).items()},
+            "gain": {
+                figure: dataclasses.asdict(found) for figure, found in compare(*replicated).items()
+            },
         },
     }
 
 
-def _limits(bench: Workbench, settings: DetectorSettings, rate: float) -> dict[str, tuple[float, float]]:
-    """For each layer the map values that pictures show darkest and brightest: from what validation normals show, as the detector's."""
+def _limits(
+    bench: Workbench, settings: DetectorSettings, rate: float
+) -> dict[str, tuple[float, float]]:
+    """For each layer the map values that pictures show darkest and brightest: from what validation
+    normals show, as the detector's.
+    """
     normal = np.array(bench.labels.families) == "good"
     result = {}
     for name, values in _layers(bench, settings, bench.images).items():
         peaks = image_scores(values, bench.images.valid).numpy()[normal]
-        result[name] = (0.8 * float(np.median(peaks)), 1.2 * threshold_from_normals(peaks, rate).value)
+        result[name] = (
+            0.8 * float(np.median(peaks)),
+            1.2 * threshold_from_normals(peaks, rate).value,
+        )
     return result
 
 

@@ -1,12 +1,15 @@
-"""A study on disk: where things lie, and what a trial on another machine must be told to do its part.
+"""A study on disk: where things lie, and what a trial on another machine must be told to do its
+part.
 
 <out>/summary.json            what came out, category by category
 <out>/trials.parquet          every trial
-<out>/optuna.journal          the same while the study runs, as Optuna studies (unless another storage was named)
+<out>/optuna.journal          the same while the study runs, as Optuna studies (unless another
+storage was named)
 <out>/winners/<category>/     the winning detector
 <out>/examples/<category>.png pictures of its answers
 <out>/validation/<category>/  the validation defects, in MVTec AD's layout
-<out>/evidence/<category>/    what a report needs: scores of every image, defects one by one, the baseline, cases to look at
+<out>/evidence/<category>/    what a report needs: scores of every image, defects one by one, the
+baseline, cases to look at
 <out>/finished/               each category's part of the summary, as soon as it is known
 <out>/ledger.jsonl            when the test images were looked at, and for what
 <out>/stages/                 finished work, found by content
@@ -50,7 +53,8 @@ class StudyPlan:
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: CPU threads of a trial.
         stream: what brings the images to training.
-        remote: URI of the study's folder where machines share no file system; `out` is then the driver's copy of it.
+        remote: URI of the study's folder where machines share no file system; `out` is then the
+            driver's copy of it.
     """
 
     out: str
@@ -113,7 +117,9 @@ class StudyPlan:
         return self._fetch(f"tables/{category}.{name}.parquet")
 
     def write_tables(self, category: str, table: pa.Table, validation: pa.Table) -> None:
-        """Write what a trial may see: normals to fit and validate on, validation defects. Where the test images are, no trial can know."""
+        """Write what a trial may see: normals to fit and validate on, validation defects. Where the
+        test images are, no trial can know.
+        """
         self._discard(f"tables/{category}.test.parquet")  # of an earlier run
         self._write(category, "train", table.filter(pa.compute.not_equal(table["split"], "test")))
         self._write(category, "validation", validation)
@@ -146,11 +152,18 @@ class StudyPlan:
     def _finished(self, category: str, trials: list[dict[str, Any]]) -> tuple[Path, str]:
         """Where a category's result lies, and what it must rest on."""
         study = self.study_settings
-        rests_on = [[trial["trial"] for trial in trials], study.selection, study.refine, list(study.objectives)]
+        rests_on = [
+            [trial["trial"] for trial in trials],
+            study.selection,
+            study.refine,
+            list(study.objectives),
+        ]
         return self.folder / "finished" / f"{category}.json", content_key(rests_on)
 
     def finished(self, category: str, trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """What the study said of a category with these finished trials before it was interrupted; None if it did not come so far."""
+        """What the study said of a category with these finished trials before it was interrupted;
+        None if it did not come so far.
+        """
         path, rests_on = self._finished(category, trials)
         try:
             content = json.loads(path.read_text())
@@ -158,11 +171,18 @@ class StudyPlan:
             return None
         return content["result"] if content["rests_on"] == rests_on else None
 
-    def keep_finished(self, category: str, trials: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    def keep_finished(
+        self, category: str, trials: list[dict[str, Any]], result: dict[str, Any]
+    ) -> None:
         """Write down a category's result, for :meth:`finished`."""
         path, rests_on = self._finished(category, trials)
         write_json(path, {"rests_on": rests_on, "result": result})
-        for name in (f"winners/{category}", f"examples/{category}.png", f"front/{category}", f"evidence/{category}"):
+        for name in (
+            f"winners/{category}",
+            f"examples/{category}.png",
+            f"front/{category}",
+            f"evidence/{category}",
+        ):
             self.publish(name)
         self.publish(f"finished/{category}.json")  # last: with it, all is there
 
@@ -188,9 +208,14 @@ def _moved(table: pa.Table, before: Path, now: Path) -> pa.Table:
     if before == now:
         return table
     for name in ("path", "mask_path"):
-        moved = [None if path is None else str(now / Path(path).relative_to(before)) for path in table[name].to_pylist()]
+        moved = [
+            None if path is None else str(now / Path(path).relative_to(before))
+            for path in table[name].to_pylist()
+        ]
         table = table.set_column(
-            table.column_names.index(name), table.schema.field(name), pa.array(moved, table.schema.field(name).type)
+            table.column_names.index(name),
+            table.schema.field(name),
+            pa.array(moved, table.schema.field(name).type),
         )
     return table
 
@@ -202,16 +227,21 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def check_folder(out: Path, resume: bool, name: str | None = None) -> None:
-    """Refuse a study's folder that holds other things, before the long work and without a trace. `name` is what a person calls it.
+    """Refuse a study's folder that holds other things, before the long work and without a trace.
+    `name` is what a person calls it.
 
     Raises:
-        OutputError: it holds something and `resume` was not said, it holds no study to resume, or it can't be made.
+        OutputError: it holds something and `resume` was not said, it holds no study to resume, or
+            it can't be made.
     """
     check_place(out, folder=True)
     if not out.exists() or all(entry.name == ".lock" for entry in out.iterdir()):
         return
     if not resume:
-        raise OutputError(f"{name or out} is in use: choose another --out, or say --resume to go on with the study in it.")
+        raise OutputError(
+            f"{name or out} is in use: choose another --out, or say --resume to go on with the "
+            "study in it."
+        )
     if not (out / "study.json").is_file():
         raise OutputError(f"{name or out} holds no study to go on with: choose another --out.")
 
@@ -226,4 +256,6 @@ def claim_folder(out: Path, resume: bool) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{out} can't be made ({error.strerror}): choose another --out.") from error
+        raise OutputError(
+            f"{out} can't be made ({error.strerror}): choose another --out."
+        ) from error

@@ -1,7 +1,7 @@
 """A Ctrl-C during the search is heeded between two of Tune's steps.
 
-Raised just anywhere, it can leave the loggers that Tune calls in the middle of something: TensorBoard's writer, for one, then waits at the
-end of the process for a thread that never ran.
+Raised just anywhere, it can leave the loggers that Tune calls in the middle of something:
+TensorBoard's writer, for one, then waits at the end of the process for a thread that never ran.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Interrupts(Callback):
 
 @contextmanager
 def heeded_between_steps() -> Iterator[Interrupts]:
-    """Take SIGINT for the length of the block; give the callback to Tune. Off the main thread, which gets no signals, it changes nothing.
+    """Take SIGINT for the length of the block; give the callback to Tune. Off the main thread,
+    which gets no signals, it changes nothing.
 
     Raises:
         KeyboardInterrupt: the block ended with an interrupt noted.

@@ -1,4 +1,6 @@
-"""How long a detector takes for one picture: an objective beside the figures, measured on the machine that runs the trial."""
+"""How long a detector takes for one picture: an objective beside the figures, measured on the
+machine that runs the trial.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ _WARMUP, _REPEATS = 3, 15
 
 @torch.inference_mode()
 def latency(network: ScoreNetwork, images: Tensor, device: torch.device) -> float:
-    """Milliseconds from a picture on the canvas to both of its score maps back in memory: the median of several, one at a time.
+    """Milliseconds from a picture on the canvas to both of its score maps back in memory: the
+    median of several, one at a time.
 
     Args:
         network: in evaluation mode on the device.
@@ -26,7 +29,9 @@ def latency(network: ScoreNetwork, images: Tensor, device: torch.device) -> floa
 
     def once() -> float:
         started = time.perf_counter()
-        batch = images[:1].to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        batch = (
+            images[:1].to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        )
         for maps in network(batch):
             maps.cpu()  # waits for the device
         return 1000 * (time.perf_counter() - started)

@@ -1,4 +1,5 @@
-"""Leases for workers that share no file system: one small Ray actor keeps them. The counterpart of :mod:`clsnf.training.leases`.
+"""Leases for workers that share no file system: one small Ray actor keeps them. The counterpart of
+:mod:`clsnf.training.leases`.
 
 Nobody compares clocks here either: the actor's own says when a holder was last heard of.
 """
@@ -28,12 +29,16 @@ class LeaseBook:
         clock: seconds that only rise.
     """
 
-    def __init__(self, lifetime: float = LIFETIME, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, lifetime: float = LIFETIME, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._lifetime, self._clock = lifetime, clock
         self._held: dict[str, tuple[str, float]] = {}
 
     def take(self, name: str, owner: str) -> bool:
-        """Take the lease on `name`, or give a sign of life of who has it already; False where another holds it."""
+        """Take the lease on `name`, or give a sign of life of who has it already; False where
+        another holds it.
+        """
         holder, heard = self._held.get(name, (owner, 0.0))
         if holder != owner and self._clock() - heard < self._lifetime:
             return False
@@ -48,7 +53,11 @@ class LeaseBook:
 
 def open_book(name: str) -> Any:
     """Start the actor that keeps a study's leases; it ends with the handle that this returns."""
-    return ray.remote(num_cpus=0)(LeaseBook).options(name=name, namespace=_NAMESPACE, get_if_exists=True).remote()
+    return (
+        ray.remote(num_cpus=0)(LeaseBook)
+        .options(name=name, namespace=_NAMESPACE, get_if_exists=True)
+        .remote()
+    )
 
 
 class BookedLeases:

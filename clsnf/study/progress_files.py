@@ -1,6 +1,8 @@
-"""How a study shows that it moves: workers note their progress in small files, the driver reads them.
+"""How a study shows that it moves: workers note their progress in small files, the driver reads
+them.
 
-Files work across processes, nodes with a shared file system, and restarts; a line that gets lost costs nothing.
+Files work across processes, nodes with a shared file system, and restarts; a line that gets lost
+costs nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _OLD = 120.0  # seconds after which a note says nothing any more
 
 
 class FileProgress:
-    """A :class:`clsnf.core.progress.Progress` that notes where this process is, at most twice a second."""
+    """A :class:`clsnf.core.progress.Progress` that notes where this process is, at most twice a
+    second.
+    """
 
     def __init__(self, out: Path, category: str) -> None:
         self._file = out / _FOLDER / f"{category}.{os.getpid()}.json"
@@ -39,7 +43,17 @@ class FileProgress:
         with suppress(OSError):  # a note that can't be written must not end a training
             self._file.parent.mkdir(exist_ok=True)
             draft = self._file.with_suffix(f".{os.getpid()}.part")
-            draft.write_text(json.dumps({"category": self._category, "task": task, "done": done, "total": total, "at": now}))
+            draft.write_text(
+                json.dumps(
+                    {
+                        "category": self._category,
+                        "task": task,
+                        "done": done,
+                        "total": total,
+                        "at": now,
+                    }
+                )
+            )
             draft.replace(self._file)
 
 
@@ -55,7 +69,9 @@ def read_notes(out: Path) -> list[dict[str, object]]:
 
 
 @contextmanager
-def notes_shown(out: Path, show: Callable[[list[dict[str, object]]], None], every: float = 1.0) -> Iterator[None]:
+def notes_shown(
+    out: Path, show: Callable[[list[dict[str, object]]], None], every: float = 1.0
+) -> Iterator[None]:
     """Hands the workers' notes to `show`, again and again, while the block runs."""
     with repeated(lambda: show(read_notes(out)), every):
         yield

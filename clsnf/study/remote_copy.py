@@ -1,8 +1,10 @@
-"""A study whose folder is remote (``--out s3://bucket/runs/night``): every machine works in a local copy of what it needs.
+"""A study whose folder is remote (``--out s3://bucket/runs/night``): every machine works in a local
+copy of what it needs.
 
-Unusual: nobody mirrors everything. The driver passes on what trials start from and what came out; workers fetch that once, share stages
-through the remote folder, and pass on the winners. A copy belongs to one study, not to its place: another study at the same URI is
-another copy, so that nothing old is ever taken for new.
+Unusual: nobody mirrors everything. The driver passes on what trials start from and what came out;
+    workers fetch that once, share stages
+through the remote folder, and pass on the winners. A copy belongs to one study, not to its place:
+another study at the same URI is another copy, so that nothing old is ever taken for new.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import without_secrets
 
 # What the driver needs to go on with a study, and keeps up to date while it runs.
-STATE = ("study.json", "optuna.journal", "trials.parquet", "summary.json", "finished", "ledger.jsonl")
+STATE = (
+    "study.json",
+    "optuna.journal",
+    "trials.parquet",
+    "summary.json",
+    "finished",
+    "ledger.jsonl",
+)
 _EVERY = 5.0  # seconds between looks at what has changed
 
 
@@ -31,7 +40,8 @@ def local_copy(name: str) -> Path:
 
 
 def copy_of(remote: RemoteFolder) -> Path:
-    """Where the driver's copy of the study in a remote folder lies, or of the one that is to begin there.
+    """Where the driver's copy of the study in a remote folder lies, or of the one that is to begin
+    there.
 
     Raises:
         OutputError: the folder can't be read or written, or holds something that is no study.
@@ -39,13 +49,19 @@ def copy_of(remote: RemoteFolder) -> Path:
     begun = remote.read("study.json")
     if begun is None:
         if not remote.is_empty():
-            raise OutputError(f"{without_secrets(remote.uri)} is in use, but holds no study to go on with: choose another --out.")
+            raise OutputError(
+                f"{without_secrets(remote.uri)} is in use, but holds no study to go on with: "
+                "choose another --out."
+            )
         remote.check_writable()
         return local_copy(f"clsnf-{secrets.token_hex(8)}")
     try:
         return local_copy(Path(json.loads(begun)["copy"]).name)
     except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"study.json in {without_secrets(remote.uri)} is damaged ({error}): choose another --out.") from error
+        raise OutputError(
+            f"study.json in {without_secrets(remote.uri)} is damaged ({error}): choose another "
+            "--out."
+        ) from error
 
 
 def fetch_state(remote: RemoteFolder, copy: Path) -> None:
@@ -56,7 +72,9 @@ def fetch_state(remote: RemoteFolder, copy: Path) -> None:
 
 @contextmanager
 def kept_up(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
-    """Pass on the study's state every few seconds while the block runs, and at its end, however it ends."""
+    """Pass on the study's state every few seconds while the block runs, and at its end, however it
+    ends.
+    """
     if remote is None:
         yield
         return
@@ -65,14 +83,18 @@ def kept_up(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
     def send() -> None:
         for entry in STATE:
             path = copy / entry
-            if path.is_file() and entry != "ledger.jsonl":  # workers write the ledger, under a lease
+            if (
+                path.is_file() and entry != "ledger.jsonl"
+            ):  # workers write the ledger, under a lease
                 digest = sha256_file(path)
                 if sent.get(entry) != digest:
                     remote.push(path, entry)
                     sent[entry] = digest
 
     def try_to_send() -> None:
-        with suppress(ClsnfError, OSError):  # a network that fails for a moment: the next look may succeed, the last one must
+        with suppress(
+            ClsnfError, OSError
+        ):  # a network that fails for a moment: the next look may succeed, the last one must
             send()
 
     try:

@@ -1,7 +1,8 @@
 """The study: from a data set to a winner for each category.
 
-Called by ``tune/run_study.py`` and ``clsnf study``. The driver reads and checks the data, writes the validation defects, and hands
-everything that computes to Ray: one Tune run over all categories, then one task a category that picks, saves and evaluates its winner.
+Called by ``tune/run_study.py`` and ``clsnf study``. The driver reads and checks the data, writes
+the validation defects, and hands everything that computes to Ray: one Tune run over all categories,
+then one task a category that picks, saves and evaluates its winner.
 """
 
 from __future__ import annotations
@@ -50,7 +51,13 @@ from clsnf.study.stream_totals import streamed
 from clsnf.study.trials import History, open_storage
 from clsnf.study.warm_start import warm_values
 from clsnf.synthesis.validation_set import write_validation_set
-from clsnf.training.prepare import check_ingredients, data_fingerprint, fit_polarity, open_fit_rows, rows_of
+from clsnf.training.prepare import (
+    check_ingredients,
+    data_fingerprint,
+    fit_polarity,
+    open_fit_rows,
+    rows_of,
+)
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,8 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
 
     Raises:
         ClsnfError: bad input, before anything long starts.
-        KeyboardInterrupt: the user ended it; what was finished lies in the Optuna storage and in the stages.
+        KeyboardInterrupt: the user ended it; what was finished lies in the Optuna storage and in
+            the stages.
     """
     reporter = reporter or Reporter()
     started = time.perf_counter()
@@ -149,7 +157,9 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> dict[s
                 with FileLock(out / ".lock", timeout=0), kept_up(remote, out):
                     return _run(request, tables, skipped, plan, shares, reporter, started)
             except Timeout as error:
-                raise OutputError(f"{request.out} is in use by another study right now: choose another --out.") from error
+                raise OutputError(
+                    f"{request.out} is in use by another study right now: choose another --out."
+                ) from error
             finally:
                 del book
     finally:
@@ -169,7 +179,9 @@ def _shares(request: StudyRequest, tables: list[pa.Table]) -> tuple[StreamChoice
     fit = [len(rows_of(table, "fit")) for table in tables]
     workers = study.stream_cpus or 1
     budget = memory_budget(on_a_node, int(memory))
-    stream = choose_stream(study.stream, fit, request.settings.image, budget=budget, nodes=len(nodes), workers=workers)
+    stream = choose_stream(
+        study.stream, fit, request.settings.image, budget=budget, nodes=len(nodes), workers=workers
+    )
     if stream.kind == "ray":
         return stream, share_out(study, len(tables), nodes, stream.workers)
     return dataclasses.replace(stream, workers=alone.cpus), alone
@@ -180,8 +192,11 @@ def names_of(tables: Sequence[pa.Table]) -> list[str]:
     return [str(table["category"][0].as_py()) for table in tables]
 
 
-def _checked_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> tuple[list[pa.Table], list[dict[str, str]]]:
-    """The tables with their normals split, and what each left out, after everything that could stop a trial was looked at.
+def _checked_inputs(
+    request: StudyRequest, out: Path, reporter: Reporter
+) -> tuple[list[pa.Table], list[dict[str, str]]]:
+    """The tables with their normals split, and what each left out, after everything that could stop
+    a trial was looked at.
 
     Nothing is written.
     """
@@ -215,16 +230,26 @@ def _run(
 
     at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
     reporter.say(
-        f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, {request.study.trials} "
+        f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, "
+        f"{request.study.trials} "
         f"{'trial' if request.study.trials == 1 else 'trials'} each, "
-        f"{at_once}, {shares.cpus} CPUs" + (f" and {shares.gpus:g} GPUs" if shares.gpus else "") + " a trial"
+        f"{at_once}, {shares.cpus} CPUs"
+        + (f" and {shares.gpus:g} GPUs" if shares.gpus else "")
+        + " a trial"
     )
     reporter.earlier([record for history in histories.values() for record in history.records()])
     search = PerCategorySearch(
-        histories, request.study.trials, shares.concurrent <= len(categories), reporter.begun, reporter.trial
+        histories,
+        request.study.trials,
+        shares.concurrent <= len(categories),
+        reporter.begun,
+        reporter.trial,
     )
     if search.left < request.study.trials * len(categories):
-        reporter.say(f"{request.study.trials * len(categories) - search.left} trials ended before: {search.left} are left")
+        reporter.say(
+            f"{request.study.trials * len(categories) - search.left} trials ended before: "
+            f"{search.left} are left"
+        )
     with notes_shown(out, reporter.notes):
         interrupted = bool(search.left) and _search(request, plan, search, shares)
         records = [record for history in histories.values() for record in history.records()]
@@ -234,10 +259,16 @@ def _run(
         for category, table in zip(categories, tables, strict=True):
             plan.write_test_table(category, table)
         # A winner's task has no stream's CPUs beside its own.
-        plain = plan if plan.stream.kind != "ray" else dataclasses.replace(plan, stream=StreamChoice("local", "", shares.cpus))
+        plain = (
+            plan
+            if plan.stream.kind != "ray"
+            else dataclasses.replace(plan, stream=StreamChoice("local", "", shares.cpus))
+        )
         finished = _finish(plain, categories, records, shares, reporter)
     for category, left_out in zip(categories, skipped, strict=True):
-        finished[category]["skipped"] = [{"path": path, "cause": cause} for path, cause in left_out.items()]
+        finished[category]["skipped"] = [
+            {"path": path, "cause": cause} for path, cause in left_out.items()
+        ]
         finished[category]["stream"] = streamed([r for r in records if r["category"] == category])
     summary = {
         "clsnf": clsnf.__version__,
@@ -278,7 +309,9 @@ def _checked(table: pa.Table, request: StudyRequest, reporter: Reporter) -> Chec
     def progress(done: int, total: int) -> None:
         reporter.progress(f"checking {category}", done, total)
 
-    report = check_category(table, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=progress)
+    report = check_category(
+        table, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=progress
+    )
     for warning in report.warnings:
         reporter.say(f"warning: {warning}")
     return report
@@ -304,10 +337,15 @@ def _check_same_study(request: StudyRequest, tables: list[pa.Table], out: Path) 
         kinds = " and ".join(name for name, found in changed.items() if found)
         found = [line for lines in changed.values() for line in lines]
         more = f"; {len(found) - 3} more" if len(found) > 3 else ""
-        raise OutputError(f"The study in {out} was begun with other {kinds} ({'; '.join(found[:3])}{more}): choose another --out.")
+        raise OutputError(
+            f"The study in {out} was begun with other {kinds} ({'; '.join(found[:3])}{more}): "
+            "choose another --out."
+        )
     if (request.optuna_storage is None) != (before.get("studies", "") == ""):
         given = "its own journal" if before.get("studies", "") == "" else "another --optuna-storage"
-        raise OutputError(f"The study in {out} was begun with its trials in {given}: say the same again.")
+        raise OutputError(
+            f"The study in {out} was begun with its trials in {given}: say the same again."
+        )
 
 
 def _begun(out: Path) -> dict[str, Any] | None:
@@ -328,7 +366,9 @@ def _check_choices(study: StudySettings) -> None:
     check_rule(study.selection)
 
 
-def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares: Shares) -> dict[str, History]:
+def _histories(
+    request: StudyRequest, tables: list[pa.Table], out: Path, shares: Shares
+) -> dict[str, History]:
     """The trials of every category as far as there are any; a new study is written down first."""
     before = _begun(out)
     if before is None:
@@ -337,11 +377,18 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
     else:
         prefix = before.get("studies", "")
     storage = open_storage(request.optuna_storage, out)
-    if before is not None and prefix and not any(s.study_name.startswith(prefix) for s in storage.get_all_studies()):
+    if (
+        before is not None
+        and prefix
+        and not any(s.study_name.startswith(prefix) for s in storage.get_all_studies())
+    ):
         raise OutputError(
-            f"This Optuna storage holds no trials of the study in {out} ({prefix}...): give the one that it began with."
+            f"This Optuna storage holds no trials of the study in {out} ({prefix}...): give the "
+            "one that it began with."
         )
-    write_json(out / "study.json", _identity(request, tables) | {"studies": prefix, "copy": out.name})
+    write_json(
+        out / "study.json", _identity(request, tables) | {"studies": prefix, "copy": out.name}
+    )
     distributions, start = request.space.distributions(), request.space.start(request.settings)
     return {
         category: History(
@@ -359,7 +406,9 @@ def _histories(request: StudyRequest, tables: list[pa.Table], out: Path, shares:
     }
 
 
-def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter) -> pa.Table:
+def _validation_set(
+    table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter
+) -> pa.Table:
     settings = request.settings
     kind = fit_polarity(open_fit_rows(table, settings, StreamChoice("local", "")), settings).kind
     reporter.progress(f"validation defects for {category}", 0, 1)
@@ -374,14 +423,17 @@ def _validation_set(table: pa.Table, category: str, request: StudyRequest, out: 
     return written
 
 
-def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, shares: Shares) -> bool:
+def _search(
+    request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, shares: Shares
+) -> bool:
     """The Tune run; whether the user ended it. What came out is in the histories."""
     from ray import tune
 
     from clsnf.study.trial import run_trial
 
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, plan=plan), tune.PlacementGroupFactory(shares.bundles, strategy="PACK")
+        tune.with_parameters(run_trial, plan=plan),
+        tune.PlacementGroupFactory(shares.bundles, strategy="PACK"),
     )
     name = datetime.now().strftime("%Y%m%d-%H%M%S")
     try:
@@ -403,7 +455,11 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
                     name=name,
                     storage_path=plan.place_of("tune"),
                     verbose=0,
-                    callbacks=[Telling(search), *loggers(request.name, request.mlflow, request.wandb), interrupts],
+                    callbacks=[
+                        Telling(search),
+                        *loggers(request.name, request.mlflow, request.wandb),
+                        interrupts,
+                    ],
                 ),
             ).fit()
     except KeyboardInterrupt:
@@ -413,7 +469,18 @@ def _search(request: StudyRequest, plan: StudyPlan, search: PerCategorySearch, s
 
 def _trials_table(records: list[dict[str, Any]]) -> pa.Table:
     rows = [
-        {k: r[k] for k in ("category", "trial", "status", "cause", "objective", "seconds", "wall_seconds")}
+        {
+            k: r[k]
+            for k in (
+                "category",
+                "trial",
+                "status",
+                "cause",
+                "objective",
+                "seconds",
+                "wall_seconds",
+            )
+        }
         | {f"config/{name}": value for name, value in r["config"].items()}
         | r["figures"]
         for r in records
@@ -423,7 +490,11 @@ def _trials_table(records: list[dict[str, Any]]) -> pa.Table:
 
 
 def _finish(
-    plan: StudyPlan, categories: list[str], records: list[dict[str, Any]], shares: Shares, reporter: Reporter
+    plan: StudyPlan,
+    categories: list[str],
+    records: list[dict[str, Any]],
+    shares: Shares,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Winners of all categories, as many at once as trials were."""
     import ray
@@ -439,7 +510,9 @@ def _finish(
         finished[category] = {
             "finished_trials": len(ended),
             "stopped_trials": sum(r["status"] == "stopped" for r in own),
-            "failed_trials": [{"trial": r["trial"], "cause": r["cause"]} for r in own if r["status"] == "failed"],
+            "failed_trials": [
+                {"trial": r["trial"], "cause": r["cause"]} for r in own if r["status"] == "failed"
+            ],
         }
         before = plan.finished(category, ended)
         if before is not None:  # its test images stay closed: what they had to say was written down
@@ -452,8 +525,14 @@ def _finish(
         try:
             finished[category] |= ray.get(done[0])
             reporter.say(f"{category}: done")
-        except ray.exceptions.RayError as error:  # the other categories' winners must not be lost with this one
+        except (
+            ray.exceptions.RayError
+        ) as error:  # the other categories' winners must not be lost with this one
             cause = getattr(error, "cause", None) or error
-            finished[category]["error"] = str(cause) if isinstance(cause, ClsnfError) else repr(cause)
-            reporter.say(f"{category}: {cause if isinstance(cause, ClsnfError) else error}")  # a bug keeps its traceback
+            finished[category]["error"] = (
+                str(cause) if isinstance(cause, ClsnfError) else repr(cause)
+            )
+            reporter.say(
+                f"{category}: {cause if isinstance(cause, ClsnfError) else error}"
+            )  # a bug keeps its traceback
     return finished

@@ -1,9 +1,11 @@
 """One Tune searcher for many categories: an Optuna study each.
 
-Unusual: Tune sees one flat run of trials, so that a category never waits for another one's slowest trial, while each category's
-sampler learns from its own trials alone. The next trial goes to the category with the fewest running ones, then to the one that had the
-fewest. In sequence, a category waits for its running trial before it gets the next: then the same seed gives the same trials whatever
-else is going on, at the price of idle cores while the last categories end.
+Unusual: Tune sees one flat run of trials, so that a category never waits for another one's slowest
+    trial, while each category's
+sampler learns from its own trials alone. The next trial goes to the category with the fewest
+running ones, then to the one that had the fewest. In sequence, a category waits for its running
+trial before it gets the next: then the same seed gives the same trials whatever else is going on,
+at the price of idle cores while the last categories end.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from clsnf.study.trials import History
 
 CATEGORY, NUMBER = "category", "trial"  # what a trial's config holds besides its values
 METRIC = "objective"  # in every report
-# How often a trial is begun whose process is killed. Tune's own retries can all fall on one actor before its death is known.
+# How often a trial is begun whose process is killed. Tune's own retries can all fall on one actor
+# before its death is known.
 MOST_ATTEMPTS = 3
 
 # What a trial reports, and its history keeps beside the objectives.
@@ -65,7 +68,9 @@ class PerCategorySearch(Searcher):
         return sum(max(0, self._trials - history.given) for history in self._histories.values())
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's values with its category and number (a dict), FINISHED, or None where a running trial must end first."""
+        """The next trial's values with its category and number (a dict), FINISHED, or None where a
+        running trial must end first.
+        """
         given = {category: history.given for category, history in self._histories.items()}
         open_categories = [c for c in given if given[c] < self._trials]
         if not open_categories:
@@ -97,8 +102,12 @@ class PerCategorySearch(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Reports on the way are the scheduler's part."""
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Pass on what a trial came to. What ended without a report is left to :class:`Telling`, which can see the cause."""
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Pass on what a trial came to. What ended without a report is left to :class:`Telling`,
+        which can see the cause.
+        """
         category, number = self._handed[trial_id]
         self._running[category] -= 1
         if error or result is None:
@@ -130,7 +139,9 @@ class PerCategorySearch(Searcher):
 
 
 class Telling(Callback):
-    """Tells the searcher why trials ended without a report: their process was killed, or ran out of memory."""
+    """Tells the searcher why trials ended without a report: their process was killed, or ran out of
+    memory.
+    """
 
     def __init__(self, search: PerCategorySearch) -> None:
         self._search: PerCategorySearch | None = search
@@ -139,14 +150,18 @@ class Telling(Callback):
         """Tune pickles its callbacks; see :meth:`PerCategorySearch.__getstate__`."""
         return {"_search": None}
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         """A trial failed for good."""
         if self._search is not None:
             self._search.failed(trial.trial_id, _cause(trial))
 
 
 class StopHopeless(FIFOScheduler):
-    """Tune's scheduler: first in, first out, and a trial that its category's others leave far behind is stopped on its way."""
+    """Tune's scheduler: first in, first out, and a trial that its category's others leave far
+    behind is stopped on its way.
+    """
 
     def __init__(self, search: PerCategorySearch) -> None:
         super().__init__()
@@ -167,9 +182,19 @@ def _cause(trial: Trial) -> str:
     text = ""
     if trial.error_file and Path(trial.error_file).is_file():
         text = Path(trial.error_file).read_text(errors="replace")
-    if any(sign in text for sign in ("ActorDied", "ActorUnavailable", "is unavailable", "OutOfMemory", "died unexpectedly")):
+    if any(
+        sign in text
+        for sign in (
+            "ActorDied",
+            "ActorUnavailable",
+            "is unavailable",
+            "OutOfMemory",
+            "died unexpectedly",
+        )
+    ):
         return (
-            "Its process was killed, again and again: out of memory, perhaps (fewer trials at once, or smaller images, need less)."
+            "Its process was killed, again and again: out of memory, perhaps (fewer trials at "
+            "once, or smaller images, need less)."
         )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("clsnf.core.errors.") if lines else "ended without a message"

@@ -5,8 +5,8 @@
     flow_depth:      {type: int, low: 0, high: 6, step: 2}
     flow.passes:     {type: float, low: 0.5, high: 4.0, log: true}
 
-The three short names stand for the settings that stages are shared by; any other setting goes by its full name, such as
-``flow.passes`` or ``defects.threshold``.
+The three short names stand for the settings that stages are shared by; any other setting goes by
+its full name, such as ``flow.passes`` or ``defects.threshold``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from clsnf.core.errors import SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
 from clsnf.training.finetune import RESUME_EVERY
 
-SHORT_NAMES = {"fusion_weight": "fusion_weight", "finetune_epochs": "finetune.joint_epochs", "flow_depth": "flow.depth"}
+SHORT_NAMES = {
+    "fusion_weight": "fusion_weight",
+    "finetune_epochs": "finetune.joint_epochs",
+    "flow_depth": "flow.depth",
+}
 
 DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "fusion_weight": {"type": "float", "low": 0.0, "high": 1.0},
@@ -31,12 +35,17 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "flow_depth": {"type": "choice", "values": [0, 2, 4]},
 }
 
-# Swept at the end of a study where the space allows; finer where the authors' weights lie (0.016 to 0.25).
+# Swept at the end of a study where the space allows; finer where the authors' weights lie (0.016 to
+# 0.25).
 FUSION_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 _DECIDE_THE_TRUNK = ("finetune", "defects", "backbone", "image", "seed")
 
-_KEYS = {"float": {"low", "high", "log", "step"}, "int": {"low", "high", "log", "step"}, "choice": {"values"}}
+_KEYS = {
+    "float": {"low", "high", "log", "step"},
+    "int": {"low", "high", "log", "step"},
+    "choice": {"values"},
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,9 @@ class Space:
 
     def __post_init__(self) -> None:
         if not self.ranges:
-            raise SettingsError("The search space is empty: name at least one setting with its range.")
+            raise SettingsError(
+                "The search space is empty: name at least one setting with its range."
+            )
         known: dict[str, str] = {}
         for name, given in self.ranges.items():
             other = known.setdefault(SHORT_NAMES.get(name, name), name)
@@ -59,10 +70,13 @@ class Space:
                 raise SettingsError(f"{other} and {name} are the same setting: keep one.")
             _check_range(name, given)
             for value in _samples(given):
-                apply_config(DetectorSettings(), {name: value})  # refuses unknown names and values out of range
+                apply_config(
+                    DetectorSettings(), {name: value}
+                )  # refuses unknown names and values out of range
 
     def check(self, settings: DetectorSettings) -> None:
-        """Refuse values that these settings do not allow, such as ``flow_depth`` 0 with ``flow.start`` random.
+        """Refuse values that these settings do not allow, such as ``flow_depth`` 0 with
+        ``flow.start`` random.
 
         Raises:
             SettingsError: naming the setting and its value.
@@ -76,23 +90,42 @@ class Space:
 
     def distributions(self) -> dict[str, Any]:
         """Name to Optuna distribution."""
-        from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+        from optuna.distributions import (
+            BaseDistribution,
+            CategoricalDistribution,
+            FloatDistribution,
+            IntDistribution,
+        )
 
         def distribution(given: Mapping[str, Any]) -> BaseDistribution:
             if given["type"] == "choice":
                 return CategoricalDistribution(given["values"])
             if given["type"] == "int":
-                return IntDistribution(given["low"], given["high"], log=given.get("log", False), step=given.get("step", 1))
-            return FloatDistribution(given["low"], given["high"], log=given.get("log", False), step=given.get("step"))
+                return IntDistribution(
+                    given["low"],
+                    given["high"],
+                    log=given.get("log", False),
+                    step=given.get("step", 1),
+                )
+            return FloatDistribution(
+                given["low"], given["high"], log=given.get("log", False), step=given.get("step")
+            )
 
         return {name: distribution(given) for name, given in self.ranges.items()}
 
     def start(self, settings: DetectorSettings) -> dict[str, Any]:
-        """The point of the space nearest to the settings as they stand: the first trial of each category."""
-        return {name: _nearest_value(given, _lookup(settings, name)) for name, given in self.ranges.items()}
+        """The point of the space nearest to the settings as they stand: the first trial of each
+        category.
+        """
+        return {
+            name: _nearest_value(given, _lookup(settings, name))
+            for name, given in self.ranges.items()
+        }
 
     def leaving_epochs(self, settings: DetectorSettings) -> list[int]:
-        """All numbers of joint epochs that a trial can ask for: the trunk is stored where they leave it."""
+        """All numbers of joint epochs that a trial can ask for: the trunk is stored where they
+        leave it.
+        """
         given = self._range("finetune.joint_epochs")
         if given is None:
             return [settings.finetune.joint_epochs]
@@ -101,9 +134,17 @@ class Space:
         return list(range(given["low"], given["high"] + 1, given.get("step", 1)))
 
     def rungs(self, settings: DetectorSettings) -> list[int]:
-        """Epochs of the trunk at which trials are compared, so that hopeless ones can stop: none where all trials share one trunk."""
-        own = {SHORT_NAMES.get(name, name) for name in self.ranges} - {"finetune.joint_epochs", "finetune.decay_epochs"}
-        if not any(name.split(".")[0] in _DECIDE_THE_TRUNK for name in own) or settings.finetune.schedule != "trunk":
+        """Epochs of the trunk at which trials are compared, so that hopeless ones can stop: none
+        where all trials share one trunk.
+        """
+        own = {SHORT_NAMES.get(name, name) for name in self.ranges} - {
+            "finetune.joint_epochs",
+            "finetune.decay_epochs",
+        }
+        if (
+            not any(name.split(".")[0] in _DECIDE_THE_TRUNK for name in own)
+            or settings.finetune.schedule != "trunk"
+        ):
             return []
         longest = settings.finetune.frozen_epochs + self.leaving_epochs(settings)[-1]
         return list(range(RESUME_EVERY, longest, RESUME_EVERY))
@@ -118,7 +159,14 @@ class Space:
         return tuple(w for w in FUSION_WEIGHTS if given["low"] <= w <= given["high"])
 
     def _range(self, full_name: str) -> Mapping[str, Any] | None:
-        return next((given for name, given in self.ranges.items() if SHORT_NAMES.get(name, name) == full_name), None)
+        return next(
+            (
+                given
+                for name, given in self.ranges.items()
+                if SHORT_NAMES.get(name, name) == full_name
+            ),
+            None,
+        )
 
 
 def read_space(path: Path | None) -> Space:
@@ -137,7 +185,9 @@ def read_space(path: Path | None) -> Space:
 
 
 def paper_space() -> Space:
-    """What a study with the authors' settings searches by default: the fusion weight, all else stays theirs."""
+    """What a study with the authors' settings searches by default: the fusion weight, all else
+    stays theirs.
+    """
     return Space({"fusion_weight": DEFAULT_SPACE["fusion_weight"]})
 
 
@@ -153,7 +203,9 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
         place = content
         for section in sections:
             if not isinstance(place.get(section), dict):
-                raise SettingsError(f"There is no setting {name!r}.{nearest(name, _names(settings))}")
+                raise SettingsError(
+                    f"There is no setting {name!r}.{nearest(name, _names(settings))}"
+                )
             place = place[section]
         if last not in place or isinstance(place[last], dict):
             raise SettingsError(f"There is no setting {name!r}.{nearest(name, _names(settings))}")
@@ -165,7 +217,11 @@ def _names(settings: DetectorSettings) -> list[str]:
     def walk(prefix: str, value: Any) -> list[str]:
         if not dataclasses.is_dataclass(value):
             return [prefix]
-        return [n for f in dataclasses.fields(value) for n in walk(f"{prefix}.{f.name}".lstrip("."), getattr(value, f.name))]
+        return [
+            n
+            for f in dataclasses.fields(value)
+            for n in walk(f"{prefix}.{f.name}".lstrip("."), getattr(value, f.name))
+        ]
 
     return [*SHORT_NAMES, *walk("", settings)]
 
@@ -179,13 +235,17 @@ def _lookup(settings: DetectorSettings, name: str) -> Any:
 
 def _check_range(name: str, given: Mapping[str, Any]) -> None:
     if not isinstance(given, Mapping):
-        raise SettingsError(f"{name}: {given!r} is no range: expected one such as {{type: choice, values: [2, 4]}}.")
+        raise SettingsError(
+            f"{name}: {given!r} is no range: expected one such as {{type: choice, values: [2, 4]}}."
+        )
     kind = given.get("type")
     if not isinstance(kind, str) or kind not in _KEYS:
         raise SettingsError(f"{name}: type is {kind!r}.{nearest(str(kind), _KEYS)}")
     unknown = sorted(str(key) for key in given if key not in _KEYS[kind] | {"type"})
     if unknown:
-        raise SettingsError(f"{name}: unknown key {unknown[0]!r}.{nearest(unknown[0], _KEYS[kind])}")
+        raise SettingsError(
+            f"{name}: unknown key {unknown[0]!r}.{nearest(unknown[0], _KEYS[kind])}"
+        )
     if kind == "choice":
         values = given.get("values")
         if not isinstance(values, list) or not values:
@@ -194,11 +254,22 @@ def _check_range(name: str, given: Mapping[str, Any]) -> None:
         if repeated:
             raise SettingsError(f"{name}: the value {repeated[0]!r} stands there twice.")
         return
-    low, high, step, log = given.get("low"), given.get("high"), given.get("step"), given.get("log", False)
+    low, high, step, log = (
+        given.get("low"),
+        given.get("high"),
+        given.get("step"),
+        given.get("log", False),
+    )
     if not _is_number(low, kind) or not _is_number(high, kind) or not low <= high:
-        raise SettingsError(f"{name}: low is {low!r} and high is {high!r}: a range of type {kind} needs numbers with low <= high.")
+        raise SettingsError(
+            f"{name}: low is {low!r} and high is {high!r}: a range of type {kind} needs numbers "
+            "with low <= high."
+        )
     if step is not None and (not _is_number(step, kind) or step <= 0):
-        raise SettingsError(f"{name}: step is {step!r}: it must be {'a whole number ' if kind == 'int' else ''}above 0.")
+        raise SettingsError(
+            f"{name}: step is {step!r}: it must be "
+            f"{'a whole number ' if kind == 'int' else ''}above 0."
+        )
     if not isinstance(log, bool):
         raise SettingsError(f"{name}: log is {log!r}: it must be true or false.")
     if log and (low <= 0 or step):
@@ -210,11 +281,17 @@ def _is_number(value: Any, kind: str) -> TypeGuard[float]:
 
 
 def _samples(given: Mapping[str, Any]) -> list[Any]:
-    """Values that stand for a range in checks: all of a choice; else its ends, and what lies one step from the lower one."""
+    """Values that stand for a range in checks: all of a choice; else its ends, and what lies one
+    step from the lower one.
+    """
     if given["type"] == "choice":
         return list(given["values"])
     if given["type"] == "int":
-        return [given["low"], given["high"], min(given["low"] + given.get("step", 1), given["high"])]
+        return [
+            given["low"],
+            given["high"],
+            min(given["low"] + given.get("step", 1), given["high"]),
+        ]
     return [float(given["low"]), float(given["high"])]
 
 
@@ -222,12 +299,16 @@ def _nearest_value(given: Mapping[str, Any], value: Any) -> Any:
     if given["type"] == "choice":
         if value in given["values"]:
             return value
-        numbers = all(isinstance(v, (int, float)) for v in given["values"]) and isinstance(value, (int, float))
+        numbers = all(isinstance(v, (int, float)) for v in given["values"]) and isinstance(
+            value, (int, float)
+        )
         return min(given["values"], key=lambda v: abs(v - value)) if numbers else given["values"][0]
     value = min(max(value, given["low"]), given["high"])
     step = given.get("step")
     if step:
         # The last step may end below the range's upper end.
-        steps = min(round((value - given["low"]) / step), math.floor((given["high"] - given["low"]) / step))
+        steps = min(
+            round((value - given["low"]) / step), math.floor((given["high"] - given["low"]) / step)
+        )
         value = min(given["low"] + steps * step, given["high"])
     return int(value) if given["type"] == "int" else float(value)

@@ -1,6 +1,7 @@
 """A trial: one point of the search space, tried on one category. Runs in a Ray worker.
 
-Unusual: a trial owns no work. It asks the category's pipeline for the maps of its backbone and depth, which computes only the stages
+Unusual: a trial owns no work. It asks the category's pipeline for the maps of its backbone and
+    depth, which computes only the stages
 that no trial before it has left behind, and then weighs two stored maps.
 """
 
@@ -26,7 +27,12 @@ from clsnf.core.config import DetectorSettings, StudySettings, to_dict
 from clsnf.core.device import choose_device
 from clsnf.core.errors import ClsnfError, TrainingError
 from clsnf.core.hashing import content_key
-from clsnf.evaluation.selection import family_figures, family_figures_of, mean_over_families, validation_labels
+from clsnf.evaluation.selection import (
+    family_figures,
+    family_figures_of,
+    mean_over_families,
+    validation_labels,
+)
 from clsnf.study.folder import StudyPlan
 from clsnf.study.latency import LATENCY, latency
 from clsnf.study.progress_files import FileProgress
@@ -49,13 +55,17 @@ def reported_figures(study: StudySettings) -> tuple[str, ...]:
 class Workbench:
     """A category loaded into this process: pipeline, validation images, their labels."""
 
-    def __init__(self, plan: StudyPlan, category: str, settings: DetectorSettings, stages: Path | None = None) -> None:
+    def __init__(
+        self, plan: StudyPlan, category: str, settings: DetectorSettings, stages: Path | None = None
+    ) -> None:
         table = plan.train_table(category)
         validation = plan.validation_table(category)
         self.store = plan.store(stages)
         progress = FileProgress(plan.folder, category)
         device = choose_device(plan.device)
-        self.prepared: Prepared = prepare(table, settings, plan.textures, self.store, device, progress, plan.stream)
+        self.prepared: Prepared = prepare(
+            table, settings, plan.textures, self.store, device, progress, plan.stream
+        )
         self.images: PlacedImages = place_rows(validation, settings)
         self.labels = validation_labels(validation.to_pylist(), settings, self.images)
 
@@ -90,7 +100,9 @@ def use_threads(threads: int) -> None:
 
 
 def run_trial(config: dict[str, Any], plan: StudyPlan) -> None:
-    """Tune's trainable: report where the trial stands on its way, and at its end the objective and the figures beside it."""
+    """Tune's trainable: report where the trial stands on its way, and at its end the objective and
+    the figures beside it.
+    """
     from ray import tune
 
     use_threads(plan.threads)
@@ -100,18 +112,24 @@ def run_trial(config: dict[str, Any], plan: StudyPlan) -> None:
             tune.report(report)
         give_memory_back()  # this process may wait while others work
     except Exception as error:  # this trial fails, and leaves the process to the next
-        if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.AcceleratorError) and not isinstance(
+            error, torch.OutOfMemoryError
+        ):
             raise  # nothing works any more on that GPU in this process: Tune starts another
         _benches.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         report = {METRIC: 0.0, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-        if not isinstance(error, ClsnfError):  # a user can't mend it: whoever can wants to know where it was
+        if not isinstance(
+            error, ClsnfError
+        ):  # a user can't mend it: whoever can wants to know where it was
             report["traceback"] = traceback.format_exc()
         tune.report(report)
 
 
-def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def trial_reports(
+    plan: StudyPlan, category: str, values: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
     """A trial, step by step.
 
     Args:
@@ -120,9 +138,11 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
         values: the point of the search space.
 
     Yields:
-        On the way, where the space makes that worth its time: ``step`` (epochs of the trunk) and the classifier's ``objective`` there.
-        At the end ``objective``, ``validation_*``, ``family_*``, ``seconds``, ``seconds_*`` by kind of work, ``stream_*`` (see
-        :class:`clsnf.streams.stream.Counters`), ``stages_computed`` and ``stages_reused``; with ``latency`` among the objectives, that too.
+        On the way, where the space makes that worth its time: ``step`` (epochs of the trunk) and
+        the classifier's ``objective`` there. At the end ``objective``, ``validation_*``,
+        ``family_*``, ``seconds``, ``seconds_*`` by kind of work, ``stream_*`` (see
+        :class:`clsnf.streams.stream.Counters`), ``stages_computed`` and ``stages_reused``; with
+        ``latency`` among the objectives, that too.
 
     Raises:
         TrainingError: a figure is not finite, whatever training said.
@@ -139,7 +159,11 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
             scratch = cleaned.enter_context(TemporaryDirectory(prefix=".scratch-", dir=plan.folder))
             bench = Workbench(plan, category, settings, Path(scratch))
         store, pipeline = bench.store, bench.prepared.pipeline
-        computed, reused, seconds = sum(store.computed.values()), sum(store.reused.values()), dict(store.seconds)
+        computed, reused, seconds = (
+            sum(store.computed.values()),
+            sum(store.reused.values()),
+            dict(store.seconds),
+        )
         loading = time.perf_counter() - started
         counters = pipeline.fit.stream.counters
         streamed = counters.state()
@@ -153,15 +177,24 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
         maps = pipeline.maps(epochs, depth, bench.images)
         with store.clock("scoring"):
             figures = family_figures(maps, bench.labels, settings.fusion_weight, names)
-        report: dict[str, Any] = {f"validation_{name}": mean_over_families(figures, name) for name in names}
+        report: dict[str, Any] = {
+            f"validation_{name}": mean_over_families(figures, name) for name in names
+        }
         report |= {f"family_{family}": found[study.objective] for family, found in figures.items()}
         if not all(math.isfinite(value) for value in report.values()):
-            raise TrainingError("The score maps hold values that are not finite: lower the learning rates.")
+            raise TrainingError(
+                "The score maps hold values that are not finite: lower the learning rates."
+            )
         report[METRIC] = report[f"validation_{study.objective}"]
         if LATENCY in study.objectives:
             report[LATENCY] = _latency(bench, plan, settings)
-        report |= {f"stream_{name}": value - streamed.get(name, 0) for name, value in counters.state().items()}
-        report |= {f"seconds_{kind}": took - seconds.get(kind, 0.0) for kind, took in store.seconds.items()}
+        report |= {
+            f"stream_{name}": value - streamed.get(name, 0)
+            for name, value in counters.state().items()
+        }
+        report |= {
+            f"seconds_{kind}": took - seconds.get(kind, 0.0) for kind, took in store.seconds.items()
+        }
         report |= {
             "seconds": time.perf_counter() - started,
             "seconds_loading": loading,
@@ -172,14 +205,21 @@ def trial_reports(plan: StudyPlan, category: str, values: Mapping[str, Any]) -> 
 
 
 def _latency(bench: Workbench, plan: StudyPlan, settings: DetectorSettings) -> float:
-    """Milliseconds a picture on this machine: one measurement for all trials of one architecture, so that noise makes no front."""
+    """Milliseconds a picture on this machine: one measurement for all trials of one architecture,
+    so that noise makes no front.
+    """
     pipeline = bench.prepared.pipeline
-    decoder = {name: getattr(settings.finetune, name) for name in ("decoder", "decoder_width", "skips")}
+    decoder = {
+        name: getattr(settings.finetune, name) for name in ("decoder", "decoder_width", "skips")
+    }
     content = {
         "image": to_dict(settings.image),
         "backbone": to_dict(settings.backbone),
         "decoder": decoder,
-        "flow": {name: getattr(settings.flow, name) for name in ("depth", "start", "neighbourhood", "covariance", "memory")},
+        "flow": {
+            name: getattr(settings.flow, name)
+            for name in ("depth", "start", "neighbourhood", "covariance", "memory")
+        },
         "machine": [platform.node(), pipeline.device.type, plan.threads],
     }
 
@@ -191,7 +231,9 @@ def _latency(bench: Workbench, plan: StudyPlan, settings: DetectorSettings) -> f
 
 
 def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> float:
-    """The classifier's objective on the trunk after `step` epochs; runs that share the trunk share it."""
+    """The classifier's objective on the trunk after `step` epochs; runs that share the trunk share
+    it.
+    """
     pipeline = bench.prepared.pipeline
 
     def compute() -> Stage:
@@ -200,5 +242,7 @@ def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> flo
         return Stage({}, {"value": mean_over_families(figures, objective)})
 
     return float(
-        pipeline.on_trunk("rungs", epochs, step, {"images": bench.images.key, "objective": objective}, compute).facts["value"]
+        pipeline.on_trunk(
+            "rungs", epochs, step, {"images": bench.images.key, "objective": objective}, compute
+        ).facts["value"]
     )

@@ -1,8 +1,11 @@
-"""A category's trials, in an Optuna study that lies in a storage: what was tried, what came out, what to try next.
+"""A category's trials, in an Optuna study that lies in a storage: what was tried, what came out,
+what to try next.
 
-The storage is the study's memory: a trial that ended is in it before anything else happens, so that any process may be killed at any
-moment. Unusual: the sampler has no state of its own to lose. Each suggestion comes from a fresh sampler, seeded by the category and the
-trial's number, that sees the trials in the storage; a study that goes on after a crash therefore suggests what an undisturbed one would.
+The storage is the study's memory: a trial that ended is in it before anything else happens, so that
+any process may be killed at any moment. Unusual: the sampler has no state of its own to lose. Each
+suggestion comes from a fresh sampler, seeded by the category and the trial's number, that sees the
+trials in the storage; a study that goes on after a crash therefore suggests what an undisturbed one
+would.
 """
 
 from __future__ import annotations
@@ -38,20 +41,25 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
     """The storage of Optuna studies.
 
     Args:
-        where: a database's URL (``sqlite:///studies.db``, ``postgresql://...``) or a journal file; None for a journal in `out`.
+        where: a database's URL (``sqlite:///studies.db``, ``postgresql://...``) or a journal file;
+            None for a journal in `out`.
 
     Raises:
         OutputError: it can't be opened.
     """
     logging.set_verbosity(logging.WARNING)
     # Choices may be lists, such as a backbone's levels: every storage keeps JSON.
-    warnings.filterwarnings("ignore", "Choices for a categorical distribution should be", UserWarning)
+    warnings.filterwarnings(
+        "ignore", "Choices for a categorical distribution should be", UserWarning
+    )
     try:
         if where is not None and is_uri(where):
             return RDBStorage(where)
         path = out / JOURNAL if where is None else Path(where).absolute()
         if not path.parent.is_dir():
-            raise OutputError(f"The Optuna storage {path} can't be made: there is no folder {path.parent}.")
+            raise OutputError(
+                f"The Optuna storage {path} can't be made: there is no folder {path.parent}."
+            )
         return JournalStorage(JournalFileBackend(str(path)))
     except OutputError:
         raise
@@ -66,7 +74,10 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
 def _cant_open(where: str | None, error: Exception) -> str:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     scheme = "" if where is None else where.partition("://")[0] if is_uri(where) else where
-    return f"The Optuna storage ({scheme}) can't be opened ({line}): give a file, or a URL such as sqlite:////absolute/studies.db."
+    return (
+        f"The Optuna storage ({scheme}) can't be opened ({line}): give a file, or a URL such as "
+        "sqlite:////absolute/studies.db."
+    )
 
 
 def trial_seed(seed: int, category: str, number: int) -> int:
@@ -82,14 +93,16 @@ class History:
         name: of the Optuna study.
         category: of the trials.
         distributions: name to Optuna distribution.
-        first: values to try first, in this order; those that are no point of the space are left out.
+        first: values to try first, in this order; those that are no point of the space are left
+            out.
         trials: how many there will be; decides how many of the first are drawn at random.
         objectives: names of results, each with ``maximize`` or ``minimize``.
         seed: of the study.
         in_sequence: never two trials at once.
 
     Attributes:
-        given: number of trials that were begun; those that a killed study left under way count once they are begun again.
+        given: number of trials that were begun; those that a killed study left under way count once
+            they are begun again.
     """
 
     def __init__(
@@ -114,12 +127,17 @@ class History:
             load_if_exists=True,
             pruner=PercentilePruner(_KEPT_PERCENT, n_startup_trials=_COMPARED_WITH),
         )
-        with warnings.catch_warnings():  # the names are for optuna-dashboard; should they go away one day, nothing is lost
+        with (
+            warnings.catch_warnings()
+        ):  # the names are for optuna-dashboard; should they go away one day, nothing is lost
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._study.set_metric_names(list(objectives))
         if not self._all():
             points = [dict(values) for values in first if _is_point(values, self._distributions)]
-            self._study.set_user_attr(_FIRST, [values for index, values in enumerate(points) if values not in points[:index]])
+            self._study.set_user_attr(
+                _FIRST,
+                [values for index, values in enumerate(points) if values not in points[:index]],
+            )
         self._left = [trial.number for trial in self._all(TrialState.RUNNING)]
         self.given = len(self._all(*STATUS))
 
@@ -127,7 +145,9 @@ class History:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
     def begin(self) -> tuple[int, dict[str, Any]]:
-        """The next trial: its number and values. One that a killed study left under way comes first, as it was."""
+        """The next trial: its number and values. One that a killed study left under way comes
+        first, as it was.
+        """
         self.given += 1
         if self._left:
             number = self._left.pop(0)
@@ -136,12 +156,17 @@ class History:
         first: list[dict[str, Any]] = self._study.user_attrs[_FIRST]
         given = first[number] if number < len(first) else {}
         values = given if given.keys() == self._distributions.keys() else self._sampled() | given
-        # In one step: whoever goes on after a crash finds all of a trial's values, or no such trial.
-        self._study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions))
+        # In one step: whoever goes on after a crash finds all of a trial's values, or no such
+        # trial.
+        self._study.add_trial(
+            create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions)
+        )
         return number, dict(self._all()[number].params)
 
     def _sampled(self) -> dict[str, Any]:
-        """What a fresh sampler suggests next. It asks a copy of the study: asking leaves a trial without values for a moment."""
+        """What a fresh sampler suggests next. It asks a copy of the study: asking leaves a trial
+        without values for a moment.
+        """
         copy = create_study(directions=list(self._objectives.values()))
         copy.add_trials(self._all())
         copy.sampler = TPESampler(
@@ -162,11 +187,15 @@ class History:
         return Trial(self._study, self._all()[number]._trial_id)
 
     def is_hopeless(self, number: int, step: int, value: float) -> bool:
-        """Note how good a trial is on its way, and whether to stop it: it is worse than three quarters of those that came as far."""
+        """Note how good a trial is on its way, and whether to stop it: it is worse than three
+        quarters of those that came as far.
+        """
         if len(self._objectives) > 1:
             return False
         trial = self._trial(number)
-        if step not in self._all()[number].intermediate_values:  # a trial that was begun again says so twice
+        if (
+            step not in self._all()[number].intermediate_values
+        ):  # a trial that was begun again says so twice
             trial.report(value, step)
         return trial.should_prune()
 
@@ -201,8 +230,9 @@ class History:
         return self._record(self._all()[number])
 
     def records(self) -> list[dict[str, Any]]:
-        """All ended trials by number: category, trial, status (``finished``, ``stopped`` or ``failed``), cause, objective (the first of
-        the objectives, None where the trial did not finish), seconds (of its work), wall_seconds (from suggestion to result), config,
+        """All ended trials by number: category, trial, status (``finished``, ``stopped`` or
+        ``failed``), cause, objective (the first of the objectives, None where the trial did not
+        finish), seconds (of its work), wall_seconds (from suggestion to result), config,
         figures."""
         return [self._record(trial) for trial in self._all() if trial.state in STATUS]
 
@@ -223,6 +253,9 @@ class History:
 
 def _is_point(values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> bool:
     try:
-        return all(distributions[name]._contains(distributions[name].to_internal_repr(value)) for name, value in values.items())
+        return all(
+            distributions[name]._contains(distributions[name].to_internal_repr(value))
+            for name, value in values.items()
+        )
     except (KeyError, ValueError, TypeError):
         return False

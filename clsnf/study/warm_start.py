@@ -1,7 +1,8 @@
 """Beginning where an earlier study ended: its best points are tried first.
 
-Their figures are not taken over: they were measured with other pictures, perhaps, or another version. Trying them again costs little
-where nothing changed, and says the truth where something did.
+Their figures are not taken over: they were measured with other pictures, perhaps, or another
+version. Trying them again costs little where nothing changed, and says the truth where something
+did.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _PREFIX = "config/"
 
 
 def warm_values(folder: Path | None, categories: Sequence[str]) -> list[dict[str, Any]]:
-    """The best points of the categories' trials in an earlier study, best first, at most three a category.
+    """The best points of the categories' trials in an earlier study, best first, at most three a
+    category.
 
     Args:
         folder: of the earlier study; None for none.
@@ -35,10 +37,20 @@ def warm_values(folder: Path | None, categories: Sequence[str]) -> list[dict[str
     try:
         rows = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{folder} holds no trials of an earlier study to start from (no readable trials.parquet).") from error
+        raise DataError(
+            f"{folder} holds no trials of an earlier study to start from (no readable "
+            "trials.parquet)."
+        ) from error
     values: list[dict[str, Any]] = []
     for category in categories:
         own = [row for row in rows if row["category"] == category and row["status"] == "finished"]
         best = sorted(own, key=lambda row: -row["objective"])[:_MOST]
-        values += [{k.removeprefix(_PREFIX): v for k, v in row.items() if k.startswith(_PREFIX) and v is not None} for row in best]
+        values += [
+            {
+                k.removeprefix(_PREFIX): v
+                for k, v in row.items()
+                if k.startswith(_PREFIX) and v is not None
+            }
+            for row in best
+        ]
     return values

@@ -1,7 +1,9 @@
-"""From a category's finished trials to its winner: the last thing a study does for a category, in a Ray worker.
+"""From a category's finished trials to its winner: the last thing a study does for a category, in a
+Ray worker.
 
-The order matters: the fusion weight is swept and the winner chosen on validation images, the detector is saved with its threshold from
-validation normals, and only then are the test images unlocked, once, for its figures and for what a report will show.
+The order matters: the fusion weight is swept and the winner chosen on validation images, the
+detector is saved with its threshold from validation normals, and only then are the test images
+unlocked, once, for its figures and for what a report will show.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ from clsnf.data.images import read_image, read_mask
 from clsnf.detector import Detector
 from clsnf.evaluation.evaluate import evaluate_detector
 from clsnf.evaluation.pictures import Image, outline, overlay, sheet
-from clsnf.evaluation.selection import choose_score_weight, family_figures_of, mean_over_families, sweep_weights
+from clsnf.evaluation.selection import (
+    choose_score_weight,
+    family_figures_of,
+    mean_over_families,
+    sweep_weights,
+)
 from clsnf.evaluation.selection_rules import RULES, order, pick
 from clsnf.study.evidence import keep_evidence
 from clsnf.study.folder import StudyPlan
@@ -37,7 +44,8 @@ def best_few(trials: list[dict[str, Any]], most: int, rule: str = "mean") -> lis
     """The best trial of each setting apart from the fusion weight, best first, at most `most`.
 
     Args:
-        trials: records with ``config`` and ``figures``, among them ``family_*``; ties go to the earlier trial.
+        trials: records with ``config`` and ``figures``, among them ``family_*``; ties go to the
+            earlier trial.
         most: how many.
         rule: what makes one better, a name in :data:`clsnf.evaluation.selection_rules.RULES`.
     """
@@ -94,49 +102,74 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         progress("choosing the fusion weight", number, len(few))
         settings = apply_config(plan.detector_settings, trial["config"])
         bench = workbench(plan, category, settings)
-        maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
+        maps = bench.prepared.pipeline.maps(
+            settings.finetune.joint_epochs, settings.flow.depth, bench.images
+        )
         weights = np.unique(np.append(plan.fusion_weights, settings.fusion_weight))
         values = sweep_weights(maps, bench.labels, study.objective, weights)
-        candidates += [Candidate(trial, weight, tuple(families.values())) for weight, families in values]
+        candidates += [
+            Candidate(trial, weight, tuple(families.values())) for weight, families in values
+        ]
         sweeps.append(
             {
                 "config": without_weight(trial["config"]),
-                "weights": [(weight, float(np.mean(list(families.values())))) for weight, families in values],
+                "weights": [
+                    (weight, float(np.mean(list(families.values())))) for weight, families in values
+                ],
             }
         )
     give_memory_back()
     picks = {rule: candidates[pick(rule, [c.families for c in candidates])] for rule in RULES}
     chosen = picks[study.selection]
     trial, weight = chosen.trial, chosen.weight
-    settings = dataclasses.replace(apply_config(plan.detector_settings, trial["config"]), fusion_weight=weight)
+    settings = dataclasses.replace(
+        apply_config(plan.detector_settings, trial["config"]), fusion_weight=weight
+    )
     bench = workbench(plan, category, settings)
-    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, bench.images)
+    maps = bench.prepared.pipeline.maps(
+        settings.finetune.joint_epochs, settings.flow.depth, bench.images
+    )
     if settings.score_weight is None:
         by_weight = ((float(w), maps.fused(float(w))) for w in (*plan.fusion_weights, weight))
-        settings = dataclasses.replace(settings, score_weight=choose_score_weight(by_weight, bench.labels))
+        settings = dataclasses.replace(
+            settings, score_weight=choose_score_weight(by_weight, bench.labels)
+        )
     train = plan.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
     detector.save(plan.folder / "winners" / category)
 
     names = reported_figures(study)
-    families = family_figures_of(maps.fused(weight), bench.labels, names, maps.fused(settings.image_weight))
+    families = family_figures_of(
+        maps.fused(weight), bench.labels, names, maps.fused(settings.image_weight)
+    )
     result: dict[str, Any] = {
         "winner": plan.place_of(f"winners/{category}"),
         "trial": trial["trial"],
         "settings": to_dict(settings),
-        "chosen": {**trial["config"], "fusion_weight": weight, "score_weight": settings.image_weight},
-        "validation": {name: mean_over_families(families, name) for name in names} | {"families": families},
-        "threshold": dataclasses.asdict(detector.threshold) | {"interval": detector.threshold.interval},
+        "chosen": {
+            **trial["config"],
+            "fusion_weight": weight,
+            "score_weight": settings.image_weight,
+        },
+        "validation": {name: mean_over_families(families, name) for name in names}
+        | {"families": families},
+        "threshold": dataclasses.asdict(detector.threshold)
+        | {"interval": detector.threshold.interval},
         "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
         "sweeps": sweeps,
-        "rules": {rule: {"config": without_weight(c.trial["config"]), "fusion_weight": c.weight} for rule, c in picks.items()},
+        "rules": {
+            rule: {"config": without_weight(c.trial["config"]), "fusion_weight": c.weight}
+            for rule, c in picks.items()
+        },
         "test": None,
         "regret": None,
     }
     if len(study.objectives) > 1:
         result["front"] = save_front(plan, category, trials, progress)
     test = plan.unlock_test_table(
-        category, f"evaluation of the winner, trial {trial['trial']}, fusion weight {weight:g}, and of the baseline beside it"
+        category,
+        f"evaluation of the winner, trial {trial['trial']}, fusion weight {weight:g}, and of the "
+        "baseline beside it",
     )
     if len(test):
         result["test"] = evaluate_detector(detector, test, progress)
@@ -152,7 +185,9 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
 
 
 def write_examples(detector: Detector, rows: list[dict[str, Any]], path: Path) -> None:
-    """A sheet of the detector's answers: pictures with the true defect outlined, and the overlay of the map below each."""
+    """A sheet of the detector's answers: pictures with the true defect outlined, and the overlay of
+    the map below each.
+    """
     from clsnf.data.images import write_image
 
     by_type: dict[str, list[dict[str, Any]]] = {}
@@ -162,7 +197,9 @@ def write_examples(detector: Detector, rows: list[dict[str, Any]], path: Path) -
     for kind in sorted(by_type, key=lambda k: (k != "good", k)):
         chosen = by_type[kind][:_EXAMPLES]
         inputs, answers = [], []
-        for row, (score_map, _, _) in zip(chosen, detector.predict_each([r["path"] for r in chosen]), strict=True):
+        for row, (score_map, _, _) in zip(
+            chosen, detector.predict_each([r["path"] for r in chosen]), strict=True
+        ):
             image = read_image(row["path"])
             mask = None if row["mask_path"] is None else read_mask(row["mask_path"])
             inputs.append(image if mask is None else outline(image, mask, (0, 220, 0)))

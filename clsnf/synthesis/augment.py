@@ -1,11 +1,14 @@
-"""Colour changes of a defect's source: three different ones of nine, drawn per sample, computed only where the defect will be.
+"""Colour changes of a defect's source: three different ones of nine, drawn per sample, computed
+only where the defect will be.
 
-Unusual: gamma, brightness, solarize, posterize, invert, autocontrast and equalize act on each channel's levels alone, so whatever
-of them a sample draws becomes one table of 256 levels a channel; autocontrast and equalize need no more than the source's counts of
-levels, which are counted once. At the defect's pixels a sample's changes are then applied in one order: sharpness (it needs the
-neighbours), levels, hue and saturation (it needs the channels together). So the cost goes with the defect's area instead of the
-image's. Ranges are those of DRAEM's public recipe or close to them. A new change of levels is one function and one line in
-:data:`LEVEL_CHANGES`. Called by :mod:`clsnf.synthesis.training_defects`.
+Unusual: gamma, brightness, solarize, posterize, invert, autocontrast and equalize act on each
+    channel's levels alone, so whatever
+of them a sample draws becomes one table of 256 levels a channel; autocontrast and equalize need no
+more than the source's counts of levels, which are counted once. At the defect's pixels a sample's
+changes are then applied in one order: sharpness (it needs the neighbours), levels, hue and
+saturation (it needs the channels together). So the cost goes with the defect's area instead of the
+image's. Ranges are those of DRAEM's public recipe or close to them. A new change of levels is one
+function and one line in :data:`LEVEL_CHANGES`. Called by :mod:`clsnf.synthesis.training_defects`.
 """
 
 from __future__ import annotations
@@ -64,7 +67,9 @@ def autocontrast(u: Uniforms, counts: Counts) -> Levels:
 
 
 def equalize(u: Uniforms, counts: Counts) -> Levels:
-    """Make each channel's levels equally frequent: the share of pixels at or below a level, from the darkest that occurs up."""
+    """Make each channel's levels equally frequent: the share of pixels at or below a level, from
+    the darkest that occurs up.
+    """
     share = np.cumsum(counts, axis=2) / counts.sum(axis=2, keepdims=True)
     darkest = np.take_along_axis(share, (counts > 0).argmax(axis=2)[..., None], axis=2)
     return np.where(darkest < 1, (share - darkest) * 255 / np.maximum(1 - darkest, 1e-12), _RAMP)
@@ -89,27 +94,44 @@ SHARPENED, RECOLOURED = 1, 2  # what has to be done to a sample's pixels beyond 
 class ColourChanges:
     """What happens to the colours of n samples, in the order sharpness, levels, colours."""
 
-    kinds: NDArray[np.int64]  # (n,): made of the bits SHARPENED and RECOLOURED; what isn't set can be skipped
+    kinds: NDArray[
+        np.int64
+    ]  # (n,): made of the bits SHARPENED and RECOLOURED; what isn't set can be skipped
     sharpness: Tensor  # float32 (n,): 0 smooth, 1 as it is, up to 3
     levels: Tensor  # uint8 (n, 3, 256): what each level becomes
-    colours: Tensor  # float32 (n, 3): what a channel takes from itself, the next and the one after; (1, 0, 0) as it is
+    # float32 (n, 3): what a channel takes from itself, the next and the one after; (1, 0, 0) as it
+    # is
+    colours: Tensor
 
     def of(self, samples: NDArray[np.int64]) -> ColourChanges:
         """The changes of some of the samples."""
-        return ColourChanges(self.kinds[samples], self.sharpness[samples], self.levels[samples], self.colours[samples])
+        return ColourChanges(
+            self.kinds[samples],
+            self.sharpness[samples],
+            self.levels[samples],
+            self.colours[samples],
+        )
 
 
 def count_levels(images: Tensor) -> Counts:
     """How many pixels have each level, uint8 (N, 3, H, W) -> int64 (N, 3, 256)."""
     counts = torch.empty(len(images), 3, 256, dtype=torch.int64)
     offset = 256 * torch.arange(3, device=images.device, dtype=torch.int32)[:, None]
-    for image, into in zip(images, counts, strict=True):  # one at a time: the int32 copy is four times the image
-        into.copy_(torch.bincount((image.flatten(1).int() + offset).flatten(), minlength=768).view(3, 256))
+    for image, into in zip(
+        images, counts, strict=True
+    ):  # one at a time: the int32 copy is four times the image
+        into.copy_(
+            torch.bincount((image.flatten(1).int() + offset).flatten(), minlength=768).view(3, 256)
+        )
     return counts.numpy()
 
 
-def draw_colour_changes(uniforms: NDArray[np.float64], counts: Counts, device: torch.device) -> ColourChanges:
-    """Three different changes for each sample from its uniforms (n, UNIFORMS_A_SAMPLE) and its source's counts (n, 3, 256)."""
+def draw_colour_changes(
+    uniforms: NDArray[np.float64], counts: Counts, device: torch.device
+) -> ColourChanges:
+    """Three different changes for each sample from its uniforms (n, UNIFORMS_A_SAMPLE) and its
+    source's counts (n, 3, 256).
+    """
     ranks, numbers = uniforms[:, : len(CHANGE_NAMES)], uniforms[:, len(CHANGE_NAMES) :]
     chosen = np.argsort(ranks, axis=1)[:, :CHANGES_A_SAMPLE]
     numbers = numbers.reshape(-1, CHANGES_A_SAMPLE, 4)
@@ -125,7 +147,9 @@ def draw_colour_changes(uniforms: NDArray[np.float64], counts: Counts, device: t
                 continue
             u = numbers[rows, turn]
             if name in LEVEL_CHANGES:
-                levels[rows], counts[rows] = _followed_by(levels[rows], counts[rows], LEVEL_CHANGES[name](u, counts[rows]))
+                levels[rows], counts[rows] = _followed_by(
+                    levels[rows], counts[rows], LEVEL_CHANGES[name](u, counts[rows])
+                )
             elif name == "sharpness":
                 sharpness[rows] = 3 * u[:, 0]
                 kinds[rows] |= SHARPENED
@@ -136,18 +160,28 @@ def draw_colour_changes(uniforms: NDArray[np.float64], counts: Counts, device: t
     return ColourChanges(kinds, *on_device)
 
 
-def _followed_by(levels: NDArray[np.uint8], counts: Counts, change: Levels) -> tuple[NDArray[np.uint8], Counts]:
+def _followed_by(
+    levels: NDArray[np.uint8], counts: Counts, change: Levels
+) -> tuple[NDArray[np.uint8], Counts]:
     """Levels and counts after one more change of levels."""
     becomes = np.broadcast_to(np.rint(np.clip(change, 0, 255)), levels.shape).astype(np.uint8)
     bins = np.arange(counts.size // 256).reshape(-1, 3, 1) * 256 + becomes
-    moved = np.bincount(bins.ravel(), weights=counts.ravel(), minlength=counts.size).astype(np.int64).reshape(counts.shape)
+    moved = (
+        np.bincount(bins.ravel(), weights=counts.ravel(), minlength=counts.size)
+        .astype(np.int64)
+        .reshape(counts.shape)
+    )
     return np.take_along_axis(becomes, levels, axis=2), moved
 
 
-def _hue_and_saturation(turn: NDArray[np.float64], saturation: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients (n, 3) of turning colours about the grey axis by ``turn`` (radians) and scaling their distance from it.
+def _hue_and_saturation(
+    turn: NDArray[np.float64], saturation: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Coefficients (n, 3) of turning colours about the grey axis by ``turn`` (radians) and scaling
+    their distance from it.
 
-    The matrix s R + (1 - s) J / 3, R Rodrigues' rotation about (1, 1, 1), J all ones, is circulant: three numbers say it.
+    The matrix s R + (1 - s) J / 3, R Rodrigues' rotation about (1, 1, 1), J all ones, is circulant:
+    three numbers say it.
     """
     cos, sin = np.cos(turn), np.sin(turn) / math.sqrt(3)
     rotation = np.stack([(1 + 2 * cos) / 3, (1 - cos) / 3 - sin, (1 - cos) / 3 + sin], axis=1)

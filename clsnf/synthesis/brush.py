@@ -1,11 +1,14 @@
-"""What a validation defect is drawn with: places, sizes and contrasts on one product, and the shapes and pastes built from them.
+"""What a validation defect is drawn with: places, sizes and contrasts on one product, and the
+shapes and pastes built from them.
 
-Unusual: sizes are areas, drawn log-uniformly as shares of the image, and contrasts are drawn from "just visible on this
-surface" upwards, so that small faint defects are as frequent as large plain ones. Everything is computed in a window around the
-defect, never on the whole image. Called by :mod:`clsnf.synthesis.validation_defects` alone.
+Unusual: sizes are areas, drawn log-uniformly as shares of the image, and contrasts are drawn from
+    "just visible on this
+surface" upwards, so that small faint defects are as frequent as large plain ones. Everything is
+computed in a window around the defect, never on the whole image. Called by
+:mod:`clsnf.synthesis.validation_defects` alone.
 
-Lengths are pixels of the given image; ``unit`` is 1/256 of its short side and carries a length from a 256-pixel image to
-any other. Points are (row, column).
+Lengths are pixels of the given image; ``unit`` is 1/256 of its short side and carries a length from
+a 256-pixel image to any other. Points are (row, column).
 """
 
 from __future__ import annotations
@@ -28,16 +31,22 @@ Point = tuple[float, float]
 AREA = (0.0003, 0.04)  # a defect's share of the image
 MAX_OBJECT_SHARE = 0.2  # of a small product, a defect covers at most this
 CONTRAST = (14.0, 110.0)  # grey levels between a defect and its ground, faint to strong
-_SUPERSAMPLE = 4  # strokes are drawn this much larger and averaged down: widths in steps of a quarter pixel
+_SUPERSAMPLE = (
+    4  # strokes are drawn this much larger and averaged down: widths in steps of a quarter pixel
+)
 
 
 class Canvas:
-    """One image with the places that a defect may take, and draws of place, size, contrast and colour.
+    """One image with the places that a defect may take, and draws of place, size, contrast and
+    colour.
 
-    ``image``: uint8 (H, W, 3); ``where``: bool (H, W), at least one pixel; ``donors``: other images of the product.
+    ``image``: uint8 (H, W, 3); ``where``: bool (H, W), at least one pixel; ``donors``: other images
+        of the product.
     """
 
-    def __init__(self, image: UInt8, where: Bool, donors: Sequence[UInt8], rng: np.random.Generator) -> None:
+    def __init__(
+        self, image: UInt8, where: Bool, donors: Sequence[UInt8], rng: np.random.Generator
+    ) -> None:
         self.image, self.where, self.donors, self.rng = image, where, donors, rng
         self.height, self.width = where.shape
         self.short = min(where.shape)
@@ -62,15 +71,20 @@ class Canvas:
     def place(self, edge: bool = False) -> Point:
         """A random pixel of the product; with ``edge``, one on its outline if it has any.
 
-        Among a few candidates the chance goes with the deviation around them, so that defects gather on what has structure:
-        object masks hold shadows, too. Without a mask it goes with the variance among more, to keep most defects off a plain
-        background.
+        Among a few candidates the chance goes with the deviation around them, so that defects
+        gather on what has structure: object masks hold shadows, too. Without a mask it goes with
+        the variance among more, to keep most defects off a plain background.
         """
         places = self._edge_places if edge and len(self._edge_places) else self._places
         count, power = (16, 2) if len(self._places) == self.where.size else (4, 1)
         rows, columns = np.divmod(self.rng.choice(places, count), self.width)
         points = [(float(row), float(column)) for row, column in zip(rows, columns, strict=True)]
-        structure = np.array([1 + self.image[self.window(point, 8 * self.unit)[0]].std() for point in points]) ** power
+        structure = (
+            np.array(
+                [1 + self.image[self.window(point, 8 * self.unit)[0]].std() for point in points]
+            )
+            ** power
+        )
         return points[int(self.rng.choice(count, p=structure / structure.sum()))]
 
     def area(self) -> float:
@@ -92,7 +106,9 @@ class Canvas:
         return float(self.rng.uniform(0, 2 * math.pi))
 
     def window(self, at: Point, reach: float) -> tuple[Box, Float, Float]:
-        """The window of +-``reach`` around ``at``, cut to the image, with row (h, 1) and column (1, w) offsets from ``at``."""
+        """The window of +-``reach`` around ``at``, cut to the image, with row (h, 1) and column (1,
+        w) offsets from ``at``.
+        """
         row, column, reach = round(at[0]), round(at[1]), math.ceil(reach)
         top, bottom = max(0, row - reach), min(self.height, row + reach + 1)
         left, right = max(0, column - reach), min(self.width, column + reach + 1)
@@ -108,13 +124,16 @@ class Canvas:
         """Median colour (3,) of the product around a point."""
         box, _, _ = self.window(at, max(2 * self.unit, reach, 2))
         pixels = self.image[box][self.where[box]]
-        return np.median(pixels if len(pixels) else self.image[box].reshape(-1, 3), axis=0).astype(np.float32)
+        return np.median(pixels if len(pixels) else self.image[box].reshape(-1, 3), axis=0).astype(
+            np.float32
+        )
 
     def contrast(self, at: Point, strength: float, reach: float = 0.0) -> float:
         """Signed grey levels, log-uniform over ``CONTRAST`` times ``strength``.
 
-        The lower end rises to half the deviation of the surroundings: what is fainter drowns in the product's own structure. The
-        sign follows the room that is left (on black rubber most things look bright), and the size stays inside it.
+        The lower end rises to half the deviation of the surroundings: what is fainter drowns in the
+        product's own structure. The sign follows the room that is left (on black rubber most things
+        look bright), and the size stays inside it.
         """
         box, _, _ = self.window(at, max(4 * self.unit, reach, 3))
         surroundings = self.image[box].mean(axis=-1)
@@ -128,10 +147,16 @@ class Canvas:
 
     def tint(self, amount: float) -> Float:
         """Factors (3,) around 1, within +-``amount``; all one where the camera sees no colour."""
-        return np.ones(3, np.float32) if self.grey else self.rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
+        return (
+            np.ones(3, np.float32)
+            if self.grey
+            else self.rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
+        )
 
     def profile(self, count: int, low: float, high: float) -> Float:
-        """A smooth random curve of ``count`` values in [low, high], such as the opacity along a scratch."""
+        """A smooth random curve of ``count`` values in [low, high], such as the opacity along a
+        scratch.
+        """
         knots = self.rng.uniform(low, high, 6)
         return np.interp(np.linspace(0, 5, count), np.arange(6), knots).astype(np.float32)
 
@@ -141,35 +166,60 @@ class Canvas:
             return None
         other = self.donors[int(self.rng.integers(len(self.donors)))]
         same = other.shape == self.image.shape
-        return other if same else np.asarray(cv2.resize(other, (self.width, self.height), interpolation=cv2.INTER_AREA), np.uint8)
+        return (
+            other
+            if same
+            else np.asarray(
+                cv2.resize(other, (self.width, self.height), interpolation=cv2.INTER_AREA), np.uint8
+            )
+        )
 
-    def blob(self, dy: Float, dx: Float, radius: float, roughness: float, elongation: float = 1.0) -> Float:
+    def blob(
+        self, dy: Float, dx: Float, radius: float, roughness: float, elongation: float = 1.0
+    ) -> Float:
         """Pixels to the outline of an irregular blob around offset (0, 0), positive inside, (h, w).
 
-        The outline is a circle of ``radius`` times 1 + a sum of harmonics 2 to 11 of falling size, stretched by ``elongation``
-        along a random axis at about the same area.
+        The outline is a circle of ``radius`` times 1 + a sum of harmonics 2 to 11 of falling size,
+        stretched by ``elongation`` along a random axis at about the same area.
         """
         u, v = rotate(dy, dx, self.angle())
         stretch = math.sqrt(elongation)
         u, v = u / stretch, v * stretch
         turn, outline = np.arctan2(v, u), np.ones_like(u + v)
         for k in range(2, 12):
-            outline += roughness * float(self.rng.normal()) * 1.5 / k**1.6 * np.cos(k * turn + self.angle())
+            outline += (
+                roughness
+                * float(self.rng.normal())
+                * 1.5
+                / k**1.6
+                * np.cos(k * turn + self.angle())
+            )
         return np.asarray(radius * np.clip(outline, 0.3, 2.0) - np.hypot(u, v), np.float32)
 
     def curve(self, at: Point, length: float, bend: float) -> NDArray[np.float64]:
-        """A cubic Bezier curve through the neighbourhood of ``at``, points (N, 2) at most about 3 units apart."""
+        """A cubic Bezier curve through the neighbourhood of ``at``, points (N, 2) at most about 3
+        units apart.
+        """
         heading = self.angle()
-        along, across = np.array([math.sin(heading), math.cos(heading)]), np.array([math.cos(heading), -math.sin(heading)])
+        along, across = (
+            np.array([math.sin(heading), math.cos(heading)]),
+            np.array([math.cos(heading), -math.sin(heading)]),
+        )
         side = self.rng.normal(0, bend, 4)
         stations = np.array([-0.5, -0.17, 0.17, 0.5])
-        control = np.array(at) + length * (stations[:, None] * along + side[:, None] * across)  # (4, 2)
+        control = np.array(at) + length * (
+            stations[:, None] * along + side[:, None] * across
+        )  # (4, 2)
         t = np.linspace(0, 1, max(12, int(length / (3 * self.unit))))[:, None]
-        weights = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3])  # (N, 4)
+        weights = np.hstack(
+            [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
+        )  # (N, 4)
         return np.asarray(weights @ control)
 
     def jagged(self, start: Point, heading: float, length: float) -> NDArray[np.float64]:
-        """A broken line of steps of about 5 units that keeps its heading on the whole and turns sharply at each step, (N, 2)."""
+        """A broken line of steps of about 5 units that keeps its heading on the whole and turns
+        sharply at each step, (N, 2).
+        """
         steps = max(4, round(length / (5 * self.unit)))
         turns = heading + self.rng.normal(0, 0.6, steps)
         sizes = length / steps * self.rng.uniform(0.5, 1.5, steps)
@@ -184,21 +234,30 @@ def rotate(dy: Float, dx: Float, angle: float) -> tuple[Float, Float]:
 
 
 def soft(inside: Float, feather: float) -> Float:
-    """Opacity in [0, 1] from pixels-inside-the-outline: a smooth step of ``feather`` pixels (at least 1) across the outline."""
+    """Opacity in [0, 1] from pixels-inside-the-outline: a smooth step of ``feather`` pixels (at
+    least 1) across the outline.
+    """
     t = np.clip(inside / max(1.0, feather) + 0.5, 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 def stroke(box: Box, points: NDArray[np.float64], widths: Float, opacity: Float) -> Float:
-    """Opacity (h, w) in [0, 1] of a line through ``points`` (N, 2), with a width in pixels and an opacity at each point."""
+    """Opacity (h, w) in [0, 1] of a line through ``points`` (N, 2), with a width in pixels and an
+    opacity at each point.
+    """
     rows, columns = box[0].stop - box[0].start, box[1].stop - box[1].start
     layer = np.zeros((rows * _SUPERSAMPLE, columns * _SUPERSAMPLE), np.uint8)
     corner = np.array([box[0].start, box[1].start])
-    spots = np.rint((points - corner + 0.5) * _SUPERSAMPLE).astype(int)[:, ::-1].tolist()  # OpenCV wants (x, y)
+    spots = (
+        np.rint((points - corner + 0.5) * _SUPERSAMPLE).astype(int)[:, ::-1].tolist()
+    )  # OpenCV wants (x, y)
     for i in range(len(spots) - 1):
         thickness = max(1, round(float(widths[i]) * _SUPERSAMPLE))
         cv2.line(layer, spots[i], spots[i + 1], round(255 * float(opacity[i])), thickness)
-    return np.asarray(cv2.resize(layer, (columns, rows), interpolation=cv2.INTER_AREA), np.float32) / 255
+    return (
+        np.asarray(cv2.resize(layer, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
+        / 255
+    )
 
 
 def reach_of(points: NDArray[np.float64], at: Point, width: float) -> float:
@@ -209,6 +268,7 @@ def reach_of(points: NDArray[np.float64], at: Point, width: float) -> float:
 def paint(ground: Float, opacity: Float, colour: Float, cover: float, shift: Float) -> Float:
     """``ground`` (h, w, 3) changed by ``shift`` (3,) where ``opacity`` (h, w) is 1.
 
-    ``cover`` 0 keeps the ground's texture below; 1 hides it behind the flat ``colour`` (3,) + ``shift``.
+    ``cover`` 0 keeps the ground's texture below; 1 hides it behind the flat ``colour`` (3,) +
+    ``shift``.
     """
     return ground + opacity[..., None] * (shift + cover * (colour - ground))

@@ -1,7 +1,7 @@
 """A contact sheet: some defects of each type on one page, so that a person can judge them.
 
-Each row is a defect type; each cell shows the whole picture with the mask outlined, and the defect enlarged as it is. Called by
-:mod:`clsnf.synthesis.validation_set` for every set that it writes.
+Each row is a defect type; each cell shows the whole picture with the mask outlined, and the defect
+enlarged as it is. Called by :mod:`clsnf.synthesis.validation_set` for every set that it writes.
 """
 
 from __future__ import annotations
@@ -24,39 +24,63 @@ _LABEL_HEIGHT = 22  # pixels above each row
 
 
 def contact_sheet(table: pa.Table, path: Path, *, columns: int = 6, tile: int = 160) -> None:
-    """Write a PNG with one row for each defect type of ``table`` and up to ``columns`` of its images, evenly chosen.
+    """Write a PNG with one row for each defect type of ``table`` and up to ``columns`` of its
+    images, evenly chosen.
 
     A cell is two tiles of ``tile`` pixels wide. Raises DataError if the table has no masks.
     """
-    rows = [row for row in table.select(["path", "mask_path", "defect_type"]).to_pylist() if row["mask_path"]]
+    rows = [
+        row
+        for row in table.select(["path", "mask_path", "defect_type"]).to_pylist()
+        if row["mask_path"]
+    ]
     if not rows:
         raise DataError("The table has no defects with masks: a contact sheet needs at least one.")
     bands: list[Band] = []
     for defect_type in dict.fromkeys(row["defect_type"] for row in rows):
         members = [row for row in rows if row["defect_type"] == defect_type]
-        shown = [members[i] for i in np.unique(np.linspace(0, len(members) - 1, columns).round().astype(int))]
-        bands.append((f"{defect_type} ({len(members)})", [(read_image(row["path"]), read_mask(row["mask_path"])) for row in shown]))
+        shown = [
+            members[i]
+            for i in np.unique(np.linspace(0, len(members) - 1, columns).round().astype(int))
+        ]
+        bands.append(
+            (
+                f"{defect_type} ({len(members)})",
+                [(read_image(row["path"]), read_mask(row["mask_path"])) for row in shown],
+            )
+        )
     write_image(path, page(bands, columns=columns, tile=tile))
 
 
 def page(bands: Sequence[Band], *, columns: int = 6, tile: int = 160) -> UInt8:
-    """Captioned rows of pictures with their masks, none empty, as one picture (rows, 2 tile columns, 3); ``columns`` cells at most."""
+    """Captioned rows of pictures with their masks, none empty, as one picture (rows, 2 tile
+    columns, 3); ``columns`` cells at most.
+    """
     drawn = []
     for caption, pictures in bands:
         band = np.full((_LABEL_HEIGHT + tile, 2 * tile * columns, 3), 255, np.uint8)
         for number, (image, mask) in enumerate(pictures[:columns]):
-            band[_LABEL_HEIGHT:, 2 * tile * number : 2 * tile * (number + 1)] = _cell(image, mask, tile)
-        cv2.putText(band, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+            band[_LABEL_HEIGHT:, 2 * tile * number : 2 * tile * (number + 1)] = _cell(
+                image, mask, tile
+            )
+        cv2.putText(
+            band, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA
+        )
         drawn.append(band)
     return np.vstack(drawn)
 
 
 def _cell(image: UInt8, mask: Bool, tile: int) -> UInt8:
-    """The whole picture with its outlined mask, and the enlarged defect, side by side: (tile, 2 tile, 3)."""
+    """The whole picture with its outlined mask, and the enlarged defect, side by side: (tile, 2
+    tile, 3).
+    """
     whole = _fitted(image, tile, cv2.INTER_AREA)
     # Outlined from outside, so that nothing of the defect is covered.
     inside = (_fitted(mask.astype(np.float32), tile, cv2.INTER_AREA) > 0).astype(np.uint8)
-    whole[(cv2.dilate(inside, np.ones((5, 5), np.uint8)) > 0) & (cv2.dilate(inside, np.ones((3, 3), np.uint8)) == 0)] = _OUTLINE
+    whole[
+        (cv2.dilate(inside, np.ones((5, 5), np.uint8)) > 0)
+        & (cv2.dilate(inside, np.ones((3, 3), np.uint8)) == 0)
+    ] = _OUTLINE
     rows, columns = np.nonzero(mask)
     half = max(16, round(0.75 * max(np.ptp(rows), np.ptp(columns))))
     row, column = (rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2

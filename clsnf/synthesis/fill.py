@@ -1,8 +1,11 @@
-"""Filling defects: a source's pixels, changed in colour and blended in, looked up and computed only inside the regions.
+"""Filling defects: a source's pixels, changed in colour and blended in, looked up and computed only
+inside the regions.
 
-Unusual: a source is never turned, shifted or changed as an image. Where its pixels lie is two small tables a sample
-(:class:`SourceView`), and the cost goes with the defect's area. On a CPU :mod:`clsnf.synthesis.kernels` does the same in one pass, bit for bit.
-Called by :mod:`clsnf.synthesis.training_defects`.
+Unusual: a source is never turned, shifted or changed as an image. Where its pixels lie is two small
+    tables a sample
+(:class:`SourceView`), and the cost goes with the defect's area. On a CPU
+:mod:`clsnf.synthesis.kernels` does the same in one pass, bit for bit. Called by
+:mod:`clsnf.synthesis.training_defects`.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from clsnf.synthesis.augment import RECOLOURED, SHARPENED, ColourChanges
 class SourceView:
     """Where n samples, each (H, W), find their sources in a bank of images (T, 3, H, W).
 
-    The first channel of a sample's pixel (row, column) is at ``rows[row + 1] + columns[column + 1]`` in the flat bank. Both have an
-    entry more at either end, the border repeated, for the neighbours of pixels on it.
+    The first channel of a sample's pixel (row, column) is at ``rows[row + 1] + columns[column +
+    1]`` in the flat bank. Both have an entry more at either end, the border repeated, for the
+    neighbours of pixels on it.
     """
 
     bank: Tensor  # uint8 (T, 3, H, W)
@@ -31,9 +35,11 @@ class SourceView:
 
     @staticmethod
     def of(bank: Tensor, source: Tensor, transposed: Tensor, shift: Tensor) -> SourceView:
-        """Sources that are transposed or not, shifted, and mirrored at the borders, which flips them too and leaves no seams.
+        """Sources that are transposed or not, shifted, and mirrored at the borders, which flips
+        them too and leaves no seams.
 
-        ``source``: int64 (n,), which of the bank. ``transposed``: bool (n,). ``shift``: int64 (n, 2), rows and columns.
+        ``source``: int64 (n,), which of the bank. ``transposed``: bool (n,). ``shift``: int64 (n,
+            2), rows and columns.
         """
         height, width = bank.shape[2:]
         start = source[:, None] * (3 * height * width)
@@ -43,7 +49,9 @@ class SourceView:
             return torch.minimum(position, 2 * side - 1 - position)
 
         def along(side: int) -> tuple[Tensor, Tensor]:
-            """What a position along a side of the sample adds to the place in the source, as its row and its column, (n, side + 2)."""
+            """What a position along a side of the sample adds to the place in the source, as its
+            row and its column, (n, side + 2).
+            """
             position = torch.arange(-1, side + 1, device=bank.device).clamp_(0, side - 1)
             return mirrored(position, 0, height) * width, mirrored(position, 1, width)
 
@@ -56,11 +64,17 @@ class SourceView:
 
 
 def fill(
-    images: Tensor, regions: Tensor, samples: NDArray[np.int64], view: SourceView, changes: ColourChanges, opacity: Tensor
+    images: Tensor,
+    regions: Tensor,
+    samples: NDArray[np.int64],
+    view: SourceView,
+    changes: ColourChanges,
+    opacity: Tensor,
 ) -> None:
     """Blend n samples' changed sources into their regions of the images, in place.
 
-    ``images``: float32 (B, 3, H, W) in [0, 1], contiguous. ``regions``: bool (B, H, W). ``samples``: (n,), their places in the batch.
+    ``images``: float32 (B, 3, H, W) in [0, 1], contiguous. ``regions``: bool (B, H, W).
+        ``samples``: (n,), their places in the batch.
     ``view`` and ``changes`` are those of these n. ``opacity``: float32 (n,).
     """
     if images.device.type != "cpu":
@@ -69,24 +83,45 @@ def fill(
 
     tables = (changes.sharpness, changes.levels, changes.colours, opacity)
     places = (view.bank.view(-1).numpy(), view.rows.numpy(), view.columns.numpy())
-    kernels.fill(images.numpy(), regions.numpy(), samples, *places, changes.kinds, *(table.numpy() for table in tables))
+    kernels.fill(
+        images.numpy(),
+        regions.numpy(),
+        samples,
+        *places,
+        changes.kinds,
+        *(table.numpy() for table in tables),
+    )
     return None
 
 
 def fill_by_tensors(
-    images: Tensor, regions: Tensor, samples: NDArray[np.int64], view: SourceView, changes: ColourChanges, opacity: Tensor
+    images: Tensor,
+    regions: Tensor,
+    samples: NDArray[np.int64],
+    view: SourceView,
+    changes: ColourChanges,
+    opacity: Tensor,
 ) -> None:
     """:func:`fill` as tensor operations on any device, samples that need the same together."""
     device, (height, width) = images.device, images.shape[2:]
     plane = height * width
     for kind in np.unique(changes.kinds):
         numbers = np.flatnonzero(changes.kinds == kind)
-        alike, at = torch.from_numpy(numbers).to(device), torch.from_numpy(samples[numbers]).to(device)
+        alike, at = (
+            torch.from_numpy(numbers).to(device),
+            torch.from_numpy(samples[numbers]).to(device),
+        )
         view_of_these = SourceView(view.bank, view.rows[alike], view.columns[alike])
-        sample, row, column = regions.index_select(0, at).nonzero(as_tuple=True)  # each (K,), of these samples
+        sample, row, column = regions.index_select(0, at).nonzero(
+            as_tuple=True
+        )  # each (K,), of these samples
         line = sample * height + row
         colours = changed_colours(
-            view_of_these, sample, line + 2 * sample + 1, column + (width + 2) * sample + 1, changes.of(numbers)
+            view_of_these,
+            sample,
+            line + 2 * sample + 1,
+            column + (width + 2) * sample + 1,
+            changes.of(numbers),
         )
         target = at[sample] * (3 * plane) + row * width + column
         ground = look_up_channels(images, target)
@@ -94,19 +129,26 @@ def fill_by_tensors(
         put_channels(images, target, blended)
 
 
-def changed_colours(view: SourceView, sample: Tensor, row: Tensor, column: Tensor, changes: ColourChanges) -> Tensor:
+def changed_colours(
+    view: SourceView, sample: Tensor, row: Tensor, column: Tensor, changes: ColourChanges
+) -> Tensor:
     """The changed colours of K pixels, float32 (3, K) in [0, 1].
 
-    ``sample``: int64 (K,), which of the view's and the changes' n samples. ``row``, ``column``: int64 (K,), indices into the view's
+    ``sample``: int64 (K,), which of the view's and the changes' n samples. ``row``, ``column``:
+        int64 (K,), indices into the view's
     flat rows and columns.
     """
     values = look_up_channels(view.bank, look_up(view.rows, row) + look_up(view.columns, column))
     if np.any(changes.kinds & SHARPENED):
         centre = values.float()
-        smooth = _sum_of_neighbourhood(view, row, column).add_(centre, alpha=4).div_(13)  # Pillow's SMOOTH: weights 1, centre 5
+        smooth = (
+            _sum_of_neighbourhood(view, row, column).add_(centre, alpha=4).div_(13)
+        )  # Pillow's SMOOTH: weights 1, centre 5
         moved = centre.sub_(smooth).mul_(look_up(changes.sharpness, sample)).add_(smooth)
         values = moved.round_().clamp_(0, 255).to(torch.uint8)
-    first = sample * 768 + 256 * torch.arange(3, device=sample.device)[:, None]  # (3, K), of the channel's levels
+    first = (
+        sample * 768 + 256 * torch.arange(3, device=sample.device)[:, None]
+    )  # (3, K), of the channel's levels
     levelled = look_up(changes.levels, first.add_(values)).float()
     if np.any(changes.kinds & RECOLOURED):
         own, following, last = (look_up(part, sample) for part in changes.colours.T)  # each (K,)
@@ -127,12 +169,16 @@ def _sum_of_neighbourhood(view: SourceView, row: Tensor, column: Tensor) -> Tens
 
 
 def look_up(table: Tensor, index: Tensor) -> Tensor:
-    """``table.flatten()[index]`` for an index of any shape; on a CPU three to ten times as fast as indexing with brackets."""
+    """``table.flatten()[index]`` for an index of any shape; on a CPU three to ten times as fast as
+    indexing with brackets.
+    """
     return table.reshape(-1).index_select(0, index.reshape(-1)).view(index.shape)
 
 
 def look_up_channels(images: Tensor, index: Tensor) -> Tensor:
-    """The three channels of K pixels of images (N, 3, H, W), (3, K); ``index``: int64 (K,), of the first channel in the flat images."""
+    """The three channels of K pixels of images (N, 3, H, W), (3, K); ``index``: int64 (K,), of the
+    first channel in the flat images.
+    """
     flat, plane = images.view(-1), images.shape[2] * images.shape[3]
     found = torch.empty(3, len(index), dtype=images.dtype, device=images.device)
     for channel, into in enumerate(found):
@@ -148,8 +194,12 @@ def put_channels(images: Tensor, index: Tensor, values: Tensor) -> None:
 
 
 def places_of(regions: Tensor) -> Tensor:
-    """Where the pixels of regions (B, H, W) have their first channel in the flat images (B, 3, H, W), int64 (K,), in order."""
-    if regions.device.type == "cpu":  # numpy finds the few among many five times as fast as torch does on a CPU
+    """Where the pixels of regions (B, H, W) have their first channel in the flat images (B, 3, H,
+    W), int64 (K,), in order.
+    """
+    if (
+        regions.device.type == "cpu"
+    ):  # numpy finds the few among many five times as fast as torch does on a CPU
         found = torch.from_numpy(np.flatnonzero(regions.numpy()))
     else:
         found = regions.flatten().nonzero().squeeze(1)

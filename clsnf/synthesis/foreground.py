@@ -1,10 +1,12 @@
 """The object mask: where the product is, if it stands on a plain background, and whether it does.
 
-Unusual: no list of categories says which products to mask. :func:`decide_polarity` asks the category's normal images, and says why.
-It answers "off" whenever a check fails: defects everywhere do little harm, a mask that cuts off a part of the product blinds the
-classifier there. The check that matters most looks at what a mask would leave out: a background is plain, so edges outside the mask
-mean that a part of the product is out there. Lengths go with the image's short side. Called by the streams of training and
-validation defects.
+Unusual: no list of categories says which products to mask. :func:`decide_polarity` asks the
+    category's normal images, and says why.
+It answers "off" whenever a check fails: defects everywhere do little harm, a mask that cuts off a
+part of the product blinds the classifier there. The check that matters most looks at what a mask
+would leave out: a background is plain, so edges outside the mask mean that a part of the product is
+out there. Lengths go with the image's short side. Called by the streams of training and validation
+defects.
 """
 
 from __future__ import annotations
@@ -31,10 +33,13 @@ _RING = 0.03  # the border's width, likewise
 _EMPTY, _FULL = 0.001, 0.95  # an image whose mask's share of it lies outside is used whole
 
 # What an image must show before its mask is trusted
-_PURE_RING = 0.85  # share of the border on the background's side of the threshold: long products may touch it
+# share of the border on the background's side of the threshold: long products may touch it
+_PURE_RING = 0.85
 _AREA = (0.01, 0.8)  # the product's share of the image
 _CONTRAST = 12.0  # grey levels between the means of product and background
-_SEPARATION = 0.7  # Otsu's between-class over total variance; one bell curve gives 0.64, an even spread 0.75
+_SEPARATION = (
+    0.7  # Otsu's between-class over total variance; one bell curve gives 0.64, an even spread 0.75
+)
 _OUTLINE_STEP = 0.3  # the step at a product's outline, in contrasts between product and background
 _EDGE_STEP = 0.15  # outside the mask, a step this high (likewise) is an edge
 _EDGE_FLOOR = 3.0  # but one below this many grey levels is noise
@@ -46,19 +51,25 @@ _LOOKED_AT = 48  # images, evenly spread: enough for that share
 
 @dataclass(frozen=True)
 class ForegroundDecision:
-    """``kind``: "off", "dark" (a dark product on a bright background) or "bright"; ``reason``: one line for a person."""
+    """``kind``: "off", "dark" (a dark product on a bright background) or "bright"; ``reason``: one
+    line for a person.
+    """
 
     kind: str
     reason: str
 
 
 def object_mask(image: NDArray[np.uint8], polarity: str) -> NDArray[np.bool_]:
-    """Where the product is in one image, uint8 RGB (H, W, 3) -> bool (H, W): grey, blur, Otsu, open, close, fill holes.
+    """Where the product is in one image, uint8 RGB (H, W, 3) -> bool (H, W): grey, blur, Otsu,
+    open, close, fill holes.
 
-    ``polarity``: "dark" or "bright", the product against its background; anything else raises DataError.
+    ``polarity``: "dark" or "bright", the product against its background; anything else raises
+        DataError.
     """
     if polarity not in POLARITIES:
-        raise DataError(f"An object mask's polarity is {polarity!r}.{nearest(str(polarity), POLARITIES)}")
+        raise DataError(
+            f"An object mask's polarity is {polarity!r}.{nearest(str(polarity), POLARITIES)}"
+        )
     blurred = _blurred_grey(image)
     return _cleaned(_classes(blurred)[0] == (polarity == "bright"))
 
@@ -66,7 +77,8 @@ def object_mask(image: NDArray[np.uint8], polarity: str) -> NDArray[np.bool_]:
 def object_masks(images: Tensor, kind: str) -> Tensor:
     """Where defects may lie in each of N images, uint8 (N, 3, H, W) -> bool (N, H, W).
 
-    Everywhere with ``kind`` "off", and in an image whose mask is implausible: next to empty, or above 95 % of the image.
+    Everywhere with ``kind`` "off", and in an image whose mask is implausible: next to empty, or
+    above 95 % of the image.
     """
     masks = torch.ones(len(images), *images.shape[2:], dtype=torch.bool)
     if kind == "off":
@@ -79,17 +91,25 @@ def object_masks(images: Tensor, kind: str) -> Tensor:
 
 
 def chosen_polarity(images: Tensor, wanted: str) -> ForegroundDecision:
-    """The decision by :func:`decide_polarity` where ``wanted`` (the setting ``defects.object_mask``) is "auto", else ``wanted``."""
-    return decide_polarity(images) if wanted == "auto" else ForegroundDecision(wanted, "set by hand")
+    """The decision by :func:`decide_polarity` where ``wanted`` (the setting
+    ``defects.object_mask``) is "auto", else ``wanted``.
+    """
+    return (
+        decide_polarity(images) if wanted == "auto" else ForegroundDecision(wanted, "set by hand")
+    )
 
 
 def looked_at(n: int) -> Tensor:
-    """Indices of those of N images that :func:`decide_polarity` looks at: it decides the same from these alone."""
+    """Indices of those of N images that :func:`decide_polarity` looks at: it decides the same from
+    these alone.
+    """
     return torch.linspace(0, n - 1, min(n, _LOOKED_AT)).round().long().unique()
 
 
 def decide_polarity(images: Tensor) -> ForegroundDecision:
-    """Whether the category's normal images, uint8 (N, 3, H, W), show a product on a plain background, and which is the darker."""
+    """Whether the category's normal images, uint8 (N, 3, H, W), show a product on a plain
+    background, and which is the darker.
+    """
     if not len(images):
         return ForegroundDecision("off", "there are no normal images to decide from")
     verdicts = [_judge(image) for image in _as_arrays(images[looked_at(len(images))])]
@@ -98,18 +118,24 @@ def decide_polarity(images: Tensor) -> ForegroundDecision:
     for kind, agreeing in kinds.items():
         if agreeing >= _AGREEMENT * len(verdicts):
             side = "darker" if kind == "dark" else "brighter"
-            return ForegroundDecision(kind, f"the product is {side} than a plain background in {agreeing} {of_all}")
+            return ForegroundDecision(
+                kind, f"the product is {side} than a plain background in {agreeing} {of_all}"
+            )
     problems = Counter(problem for _, problem in verdicts if problem is not None)
     if not problems:
         return ForegroundDecision(
-            "off", f"the product is darker than its background in {kinds['dark']} {of_all} and brighter in the others"
+            "off",
+            f"the product is darker than its background in {kinds['dark']} {of_all} and brighter "
+            "in the others",
         )
     problem, times = problems.most_common(1)[0]
     return ForegroundDecision("off", f"{problem} in {times} {of_all}")
 
 
 def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
-    """The polarity that one image suggests, and what speaks against trusting its mask (None: nothing)."""
+    """The polarity that one image suggests, and what speaks against trusting its mask (None:
+    nothing).
+    """
     grey = _blurred_grey(image)
     above, separation = _classes(grey)
     ring = _ring(grey.shape)
@@ -117,7 +143,9 @@ def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
     kind = "dark" if background_is_bright else "bright"
     product = above != background_is_bright
     mask = _cleaned(product)
-    contrast = abs(float(grey[product].mean()) - float(grey[~product].mean())) if product.any() else 0.0
+    contrast = (
+        abs(float(grey[product].mean()) - float(grey[~product].mean())) if product.any() else 0.0
+    )
     step = _step_heights(grey)
     nearby = _disc(2 * round(4 * _sigma(grey)) + 1)
     outline = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, nearby) > 0
@@ -126,7 +154,10 @@ def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
     checks = (  # in this order the most telling problem comes first
         (contrast >= _CONTRAST, "product and background are hardly different"),
         (product[ring].mean() <= 1 - _PURE_RING, "the border is no plain background"),
-        (_AREA[0] <= mask.mean() <= _AREA[1], "the part that differs from the border is too small or too large for a product"),
+        (
+            _AREA[0] <= mask.mean() <= _AREA[1],
+            "the part that differs from the border is too small or too large for a product",
+        ),
         (
             _outline_step(step, mask) >= _OUTLINE_STEP * contrast,
             "what differs from the border has no sharp outline, as uneven light has none,",
@@ -141,16 +172,23 @@ def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
 
 
 def _step_heights(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The height in grey levels (H, W) of the step that each pixel's slope would come from, if it were a blurred sharp one.
+    """The height in grey levels (H, W) of the step that each pixel's slope would come from, if it
+    were a blurred sharp one.
 
-    A step of height h blurred with sigma has the slope h / (sigma sqrt(2 pi)) at most; a soft shadow's comes out low.
+    A step of height h blurred with sigma has the slope h / (sigma sqrt(2 pi)) at most; a soft
+    shadow's comes out low.
     """
-    slope = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8))
+    slope = np.hypot(
+        cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8),
+        cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8),
+    )
     return np.asarray(slope * (_sigma(grey) * math.sqrt(2 * math.pi)), np.float32)
 
 
 def _outline_step(step: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """The median step along the mask's outline, each the largest nearby: opening and closing move the outline a little."""
+    """The median step along the mask's outline, each the largest nearby: opening and closing move
+    the outline a little.
+    """
     near = cv2.dilate(step, _disc(2 * round(2 * _sigma(step)) + 1))
     outline = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, _disc(3)) > 0
     return float(np.median(near[outline])) if outline.any() else 0.0
@@ -167,7 +205,9 @@ def _blurred_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _classes(grey: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], float]:
-    """Otsu's two classes, True the brighter, and its criterion: the share in [0, 1] of the variance that lies between them."""
+    """Otsu's two classes, True the brighter, and its criterion: the share in [0, 1] of the variance
+    that lies between them.
+    """
     _, above = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     bright = above > 0
     share, variance = float(bright.mean()), float(grey.var())
@@ -183,7 +223,9 @@ def _cleaned(product: NDArray[np.bool_]) -> NDArray[np.bool_]:
     mask = cv2.morphologyEx(product.astype(np.uint8), cv2.MORPH_OPEN, disc)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)
     outside = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    cv2.floodFill(outside, None, (0, 0), 2)  # what the frame's outside doesn't reach is product or a hole in it
+    cv2.floodFill(
+        outside, None, (0, 0), 2
+    )  # what the frame's outside doesn't reach is product or a hole in it
     return np.asarray(outside[1:-1, 1:-1] != 2)
 
 

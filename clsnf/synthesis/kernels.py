@@ -1,13 +1,17 @@
-"""Making training defects on a CPU, in machine code: one pass over the pixels, with the very bits of the tensor operations.
+"""Making training defects on a CPU, in machine code: one pass over the pixels, with the very bits
+of the tensor operations.
 
-Unusual: everything here exists a second time, as the tensor operations in :mod:`clsnf.synthesis.perlin` and :mod:`clsnf.synthesis.fill`, which
-serve all other devices and say what is right; here the same is several times as fast, because a pixel's numbers never leave the
-registers. Numba compiles a function at its first use and keeps the result beside this file, or in the user's cache. It is imported
-where it is needed: it takes 0.1 s and 55 MB.
+Unusual: everything here exists a second time, as the tensor operations in
+    :mod:`clsnf.synthesis.perlin` and :mod:`clsnf.synthesis.fill`, which
+serve all other devices and say what is right; here the same is several times as fast, because a
+pixel's numbers never leave the registers. Numba compiles a function at its first use and keeps the
+result beside this file, or in the user's cache. It is imported where it is needed: it takes 0.1 s
+and 55 MB.
 
-The noise only decides whether a pixel is above the threshold. So a loop that may fuse and reorder what it likes decides where that
-is clear; the few pixels near the threshold are evaluated again as torch does it, each operation rounded in its turn, and those that
-torch's vector code fuses (addcmul, lerp) fused as well.
+The noise only decides whether a pixel is above the threshold. So a loop that may fuse and reorder
+what it likes decides where that is clear; the few pixels near the threshold are evaluated again as
+torch does it, each operation rounded in its turn, and those that torch's vector code fuses
+(addcmul, lerp) fused as well.
 """
 
 from __future__ import annotations
@@ -23,12 +27,15 @@ from clsnf.synthesis.augment import RECOLOURED, SHARPENED
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Far above what reordering float32 operations on values below 2 can change, far below what would make exact pixels many.
+# Far above what reordering float32 operations on values below 2 can change, far below what would
+# make exact pixels many.
 _UNCLEAR = np.float32(1e-4)
 
 
 def _compiled(**options: Any) -> Callable[[Function], Function]:
-    """Machine code of a function, which leaves the interpreter to other threads; kept on disk where there is a place for it."""
+    """Machine code of a function, which leaves the interpreter to other threads; kept on disk where
+    there is a place for it.
+    """
 
     def compile_it(function: Function) -> Function:
         try:
@@ -90,8 +97,12 @@ def _exact(line: Any, down: Any, right: Any, side: Any) -> Any:
 
 
 @_compiled(fastmath={"contract", "nnan", "ninf", "nsz"})
-def _about(line: Any, row_down: Any, down: Any, row_right: Any, right: Any, side: Any, noise: Any) -> None:
-    """About the noise along an image's row; written so that it becomes vector code (unsigned indices need no test of their sign)."""
+def _about(
+    line: Any, row_down: Any, down: Any, row_right: Any, right: Any, side: Any, noise: Any
+) -> None:
+    """About the noise along an image's row; written so that it becomes vector code (unsigned
+    indices need no test of their sign).
+    """
     mask = np.int32(side * side - 1)
     one, six, ten, fifteen = np.float32(1), np.float32(6), np.float32(10), np.float32(15)
     width, beside, below = np.float32(side), np.uintp(1), np.uintp(side)
@@ -127,7 +138,8 @@ def noise_above(
 
     Args:
         lines: (B, L), the gradients along each sample's line of nodes, x and y in 32 bits together.
-        down_rows: (B, H), and down_columns, (B, W): their sum is a pixel's row in the lattice; right_rows and right_columns its column.
+        down_rows: (B, H), and down_columns, (B, W): their sum is a pixel's row in the lattice;
+            right_rows and right_columns its column.
         side: nodes in a row of the lattice, a power of two.
         regions: (B, H, W), filled.
     """
@@ -145,7 +157,10 @@ def noise_above(
             if unclear:
                 for column in range(width):
                     if abs(noise[column] - threshold) < _UNCLEAR:
-                        inside[column] = _exact(line, row_down + down[column], row_right + right[column], side) > threshold
+                        inside[column] = (
+                            _exact(line, row_down + down[column], row_right + right[column], side)
+                            > threshold
+                        )
 
 
 @njit(inline="always")
@@ -173,8 +188,10 @@ def fill(
         images: (B, 3, H, W) in [0, 1].
         regions: (B, H, W).
         samples: (n,), their places in the batch.
-        bank: (T * 3 * H * W,), where `rows` (n, H + 2) and `columns` (n, W + 2) point: see :class:`clsnf.synthesis.fill.SourceView`.
-        kinds: (n,), and `sharpness` (n,), `levels` (n, 3, 256), `colours` (n, 3): see :class:`clsnf.synthesis.augment.ColourChanges`.
+        bank: (T * 3 * H * W,), where `rows` (n, H + 2) and `columns` (n, W + 2) point: see
+            :class:`clsnf.synthesis.fill.SourceView`.
+        kinds: (n,), and `sharpness` (n,), `levels` (n, 3, 256), `colours` (n, 3): see
+            :class:`clsnf.synthesis.augment.ColourChanges`.
         opacity: (n,).
     """
     height, width = images.shape[2], images.shape[3]
@@ -186,7 +203,9 @@ def fill(
         own, following, last = colours[n, 0], colours[n, 1], colours[n, 2]
         for row in range(height):
             inside = regions[sample, row]
-            left = 0  # pixels of this row that are still to come; counting them first is vector code, and most rows have none
+            # pixels of this row that are still to come; counting them first is vector code, and
+            # most rows have none
+            left = 0
             for column in range(width):
                 left += inside[column]
             column = -1
@@ -202,7 +221,9 @@ def fill(
                         total = 4 * np.int32(value)  # Pillow's SMOOTH: weights 1, centre 5
                         for down in range(3):
                             for right in range(3):
-                                total += np.int32(bank[start + rows[n, row + down] + columns[n, column + right]])
+                                total += np.int32(
+                                    bank[start + rows[n, row + down] + columns[n, column + right]]
+                                )
                         smooth = np.float32(total) / np.float32(13)
                         moved = (np.float32(value) - smooth) * sharpness[n] + smooth
                         value = np.uint8(_within(np.float32(np.round(moved)), white))
@@ -210,7 +231,13 @@ def fill(
                 for channel in range(3):
                     colour = levelled[channel]
                     if recoloured:
-                        colour = own * colour + following * levelled[(channel + 1) % 3] + last * levelled[(channel + 2) % 3]
+                        colour = (
+                            own * colour
+                            + following * levelled[(channel + 1) % 3]
+                            + last * levelled[(channel + 2) % 3]
+                        )
                         colour = _within(colour, white)
                     ground = images[sample, channel, row, column]
-                    images[sample, channel, row, column] = _within((colour / white - ground) * opaque + ground, one)
+                    images[sample, channel, row, column] = _within(
+                        (colour / white - ground) * opaque + ground, one
+                    )

@@ -1,10 +1,13 @@
-"""Perlin noise at rotated coordinates, for a batch of samples with their own frequencies, angles and gradients.
+"""Perlin noise at rotated coordinates, for a batch of samples with their own frequencies, angles
+and gradients.
 
-Unusual: nothing is drawn axis-aligned and rotated afterwards, which leaves empty corners. Each pixel's coordinates are turned, and
-the noise is evaluated there. The lattice's place is random too; else one of its nodes, where the noise is zero, would lie in the
-middle of every image and no defect ever would. A lattice is one line of gradients wound up in rows, the end of a row joined to the
-next one's beginning and the end of the line to its start: it has no borders, and a node's neighbours are at fixed distances.
-Called by :mod:`clsnf.synthesis.training_defects`.
+Unusual: nothing is drawn axis-aligned and rotated afterwards, which leaves empty corners. Each
+    pixel's coordinates are turned, and
+the noise is evaluated there. The lattice's place is random too; else one of its nodes, where the
+noise is zero, would lie in the middle of every image and no defect ever would. A lattice is one
+line of gradients wound up in rows, the end of a row joined to the next one's beginning and the end
+of the line to its start: it has no borders, and a node's neighbours are at fixed distances. Called
+by :mod:`clsnf.synthesis.training_defects`.
 """
 
 from __future__ import annotations
@@ -15,12 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A gradient is one of 256 directions, stored as a byte: eight of them cost one random word, and a table gives bit-equal vectors
-# where a vectorised cosine would depend on the place in the array. The table holds a vector in 32 bits, the upper half of x as a
-# float32 and then that of y, so that one look-up finds both; read as a float32, the whole is x to within 1/256.
+# A gradient is one of 256 directions, stored as a byte: eight of them cost one random word, and a
+# table gives bit-equal vectors where a vectorised cosine would depend on the place in the array.
+# The table holds a vector in 32 bits, the upper half of x as a float32 and then that of y, so that
+# one look-up finds both; read as a float32, the whole is x to within 1/256.
 _ANGLES = (np.arange(256) + 0.5) * (2 * np.pi / 256)
-_HALVES = (math.sqrt(2) * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)])).astype(np.float32).view(np.uint32) >> 16
-_GRADIENTS = torch.from_numpy((_HALVES[0] << 16 | _HALVES[1]).view(np.int32))  # (256,), vectors of length sqrt(2), DRAEM's factor
+_HALVES = (math.sqrt(2) * np.stack([np.cos(_ANGLES), np.sin(_ANGLES)])).astype(np.float32).view(
+    np.uint32
+) >> 16
+_GRADIENTS = torch.from_numpy(
+    (_HALVES[0] << 16 | _HALVES[1]).view(np.int32)
+)  # (256,), vectors of length sqrt(2), DRAEM's factor
 
 
 # Pixels that tensors evaluate at once: bounds their memory, about 70 bytes a pixel.
@@ -28,31 +36,56 @@ _PIXELS_AT_ONCE = 2**23
 
 
 def lattice_side(max_frequency_power: int) -> int:
-    """Nodes in a row for frequencies up to ``2^max_frequency_power``: a power of two above a square image's diagonal in cells."""
+    """Nodes in a row for frequencies up to ``2^max_frequency_power``: a power of two above a square
+    image's diagonal in cells.
+    """
     return 2 ** (max_frequency_power + 1)
 
 
 def perlin_regions(
-    size: tuple[int, int], lattice: Tensor, frequency: Tensor, angle: Tensor, phase: Tensor, threshold: float
+    size: tuple[int, int],
+    lattice: Tensor,
+    frequency: Tensor,
+    angle: Tensor,
+    phase: Tensor,
+    threshold: float,
 ) -> Tensor:
-    """Where :func:`perlin_noise` of these arguments is above ``threshold``, bool (B, H, W), in bounded memory.
+    """Where :func:`perlin_noise` of these arguments is above ``threshold``, bool (B, H, W), in
+    bounded memory.
 
-    On a CPU they don't depend on whether torch fuses multiplications and additions there, which the noise's last bits do.
+    On a CPU they don't depend on whether torch fuses multiplications and additions there, which the
+    noise's last bits do.
     """
     if lattice.device.type != "cpu":
         return regions_by_tensors(size, lattice, frequency, angle, phase, threshold)
     from clsnf.synthesis import kernels  # the devices that need it not shall not wait for it
 
     rows, columns = _turned_coordinates(size, frequency, angle, phase, lattice.device)
-    down_rows, down_columns, right_rows, right_columns = (part.flatten(1).numpy() for part in (*rows, *columns))
+    down_rows, down_columns, right_rows, right_columns = (
+        part.flatten(1).numpy() for part in (*rows, *columns)
+    )
     line, side = _along_the_line(lattice).numpy(), math.isqrt(lattice.shape[1])
     regions = torch.empty(len(lattice), *size, dtype=torch.bool)
-    kernels.noise_above(line, down_rows, down_columns, right_rows, right_columns, side, np.float32(threshold), regions.numpy())
+    kernels.noise_above(
+        line,
+        down_rows,
+        down_columns,
+        right_rows,
+        right_columns,
+        side,
+        np.float32(threshold),
+        regions.numpy(),
+    )
     return regions
 
 
 def regions_by_tensors(
-    size: tuple[int, int], lattice: Tensor, frequency: Tensor, angle: Tensor, phase: Tensor, threshold: float
+    size: tuple[int, int],
+    lattice: Tensor,
+    frequency: Tensor,
+    angle: Tensor,
+    phase: Tensor,
+    threshold: float,
 ) -> Tensor:
     """:func:`perlin_regions` as tensor operations on any device."""
     at_once = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
@@ -60,16 +93,20 @@ def regions_by_tensors(
     return torch.cat([perlin_noise(size, *some) > threshold for some in zip(*parts, strict=True)])
 
 
-def perlin_noise(size: tuple[int, int], lattice: Tensor, frequency: Tensor, angle: Tensor, phase: Tensor) -> Tensor:
+def perlin_noise(
+    size: tuple[int, int], lattice: Tensor, frequency: Tensor, angle: Tensor, phase: Tensor
+) -> Tensor:
     """Perlin noise, float32 (B, H, W) in [-1, 1].
 
-    ``size``: (H, W). ``lattice``: uint8 (B, P * P), P rows of gradients' directions in 256ths of a turn, P a power of two; the noise
-    is computed on its device. ``frequency``: (B, 2) lattice cells over the image's height and width before turning. ``angle``: (B,)
-    in radians, the turn about the image's centre. ``phase``: (B, 2) lattice coordinates (y, x) of that centre. These three are
-    float64 on the CPU.
+    ``size``: (H, W). ``lattice``: uint8 (B, P * P), P rows of gradients' directions in 256ths of a
+        turn, P a power of two; the noise
+    is computed on its device. ``frequency``: (B, 2) lattice cells over the image's height and width
+    before turning. ``angle``: (B,) in radians, the turn about the image's centre. ``phase``: (B, 2)
+    lattice coordinates (y, x) of that centre. These three are float64 on the CPU.
 
-    Each value is sqrt(2) times the blend, with weights 6t^5 - 15t^4 + 10t^3, of the four corners' unit gradients times the offset
-    from the corner (Perlin, "Improving Noise", SIGGRAPH 2002; the factor is DRAEM's).
+    Each value is sqrt(2) times the blend, with weights 6t^5 - 15t^4 + 10t^3, of the four corners'
+    unit gradients times the offset from the corner (Perlin, "Improving Noise", SIGGRAPH 2002; the
+    factor is DRAEM's).
     """
     side, nodes = math.isqrt(lattice.shape[1]), lattice.shape[1]
     gradients = _along_the_line(lattice)
@@ -78,10 +115,16 @@ def perlin_noise(size: tuple[int, int], lattice: Tensor, frequency: Tensor, angl
     top, left = down.floor(), right.floor()
     down, right = down.sub_(top), right.sub_(left)
     up, back = down - 1, right - 1
-    # exact in float32 while coordinates are below 2^24 / P; the mask closes the line of nodes to a ring
+    # exact in float32 while coordinates are below 2^24 / P; the mask closes the line of nodes to a
+    # ring
     node = left.add_(top, alpha=side).long().bitwise_and_(nodes - 1).flatten(1)
     dots = []
-    for distance, along_x, along_y in ((0, right, down), (1, back, down), (side, right, up), (side + 1, back, up)):
+    for distance, along_x, along_y in (
+        (0, right, down),
+        (1, back, down),
+        (side, right, up),
+        (side + 1, back, up),
+    ):
         found = gradients[:, distance : distance + nodes].gather(1, node).view(down.shape)
         x, y = found.view(torch.float32), (found << 16).view(torch.float32)
         dots.append((x * along_x).addcmul_(y, along_y))
@@ -93,7 +136,9 @@ def perlin_noise(size: tuple[int, int], lattice: Tensor, frequency: Tensor, angl
 def _turned_coordinates(
     size: tuple[int, int], frequency: Tensor, angle: Tensor, phase: Tensor, device: torch.device
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Lattice rows and columns of all pixel centres, each as two parts to be added, float32 (B, H, 1) and (B, 1, W)."""
+    """Lattice rows and columns of all pixel centres, each as two parts to be added, float32 (B, H,
+    1) and (B, 1, W).
+    """
     height, width = size
     y = torch.arange(height, dtype=torch.float64) - (height - 1) / 2
     x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
@@ -108,7 +153,9 @@ def _turned_coordinates(
 
 
 def _along_the_line(lattice: Tensor) -> Tensor:
-    """A lattice's gradients, (B, P * P) -> int32 (B, P * P + P + 1), its start repeated for the neighbours of its end."""
+    """A lattice's gradients, (B, P * P) -> int32 (B, P * P + P + 1), its start repeated for the
+    neighbours of its end.
+    """
     line = torch.cat([lattice, lattice[:, : math.isqrt(lattice.shape[1]) + 1]], dim=1)
     return _GRADIENTS.to(lattice.device).index_select(0, line.int().flatten()).view(line.shape)
 

@@ -1,8 +1,10 @@
-"""Texture banks that training defects are filled from: a folder of photographs, or textures drawn by code where there is none.
+"""Texture banks that training defects are filled from: a folder of photographs, or textures drawn
+by code where there is none.
 
-A bank is uint8 (T, 3, H, W) of the network's input size. Unusual: the drawn textures vary structure, colour and scale at once, so
-that a few dozen serve a machine without any data set. Texture i of a seed is the same whatever the count. A new style is one
-function and one line in :data:`STYLES`. Called by the streams of training defects and the doors.
+A bank is uint8 (T, 3, H, W) of the network's input size. Unusual: the drawn textures vary
+structure, colour and scale at once, so that a few dozen serve a machine without any data set.
+Texture i of a seed is the same whatever the count. A new style is one function and one line in
+:data:`STYLES`. Called by the streams of training defects and the doors.
 """
 
 from __future__ import annotations
@@ -28,24 +30,39 @@ Field = NDArray[np.floating[Any]]  # (H, W)
 
 
 def texture_files_key(folder: Path) -> str:
-    """Hash of the relative names and sizes of the images below a folder: tells one collection from another without reading it."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    return content_key([[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files])
+    """Hash of the relative names and sizes of the images below a folder: tells one collection from
+    another without reading it.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    return content_key(
+        [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files]
+    )
 
 
 def load_textures(folder: str | Path, size: tuple[int, int], limit: int) -> Tensor:
-    """A bank of at most ``limit`` images from anywhere below ``folder`` (DTD's layout or any other), uint8 (T, 3, H, W).
+    """A bank of at most ``limit`` images from anywhere below ``folder`` (DTD's layout or any
+    other), uint8 (T, 3, H, W).
 
-    Where there are more, they are taken evenly spread over the sorted paths, so that each subfolder gives its share. Each is scaled
-    to cover ``size`` = (H, W) and its middle is cut out: a texture's shapes are not squeezed. The bank takes T * 3 * H * W bytes.
-    Raises DataError for a folder without images and ImageError for one that can't be read.
+    Where there are more, they are taken evenly spread over the sorted paths, so that each subfolder
+    gives its share. Each is scaled to cover ``size`` = (H, W) and its middle is cut out: a
+    texture's shapes are not squeezed. The bank takes T * 3 * H * W bytes. Raises DataError for a
+    folder without images and ImageError for one that can't be read.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
     if not paths:
         what = "has no images" if folder.is_dir() else "is no folder"
         raise DataError(
-            f"The texture folder {folder} {what}: give one with {', '.join(IMAGE_SUFFIXES)} files in it or below it, "
+            f"The texture folder {folder} {what}: give one with {', '.join(IMAGE_SUFFIXES)} files "
+            "in it or below it, "
             "or leave it out to use drawn textures."
         )
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
@@ -60,7 +77,10 @@ def _covering(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
     height, width = size
     scale = max(height / image.shape[0], width / image.shape[1])
     scaled = (max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale)))
-    image = np.asarray(cv2.resize(image, scaled, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8)
+    image = np.asarray(
+        cv2.resize(image, scaled, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR),
+        np.uint8,
+    )
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
@@ -69,17 +89,25 @@ def _covering(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
 
 
 def draw_textures(count: int, size: tuple[int, int], seed: int) -> Tensor:
-    """A bank of ``count`` textures drawn by code, uint8 (count, 3, H, W); texture i has style i modulo the number of styles."""
+    """A bank of ``count`` textures drawn by code, uint8 (count, 3, H, W); texture i has style i
+    modulo the number of styles.
+    """
     styles = list(STYLES.values())
     bank = torch.empty(count, 3, *size, dtype=torch.uint8)
     for index, into in enumerate(bank):
         rng = np.random.default_rng([seed, index])
-        into.copy_(torch.from_numpy(_coloured(rng, styles[index % len(styles)](rng, size))).permute(2, 0, 1))
+        into.copy_(
+            torch.from_numpy(_coloured(rng, styles[index % len(styles)](rng, size))).permute(
+                2, 0, 1
+            )
+        )
     return bank
 
 
 def _coloured(rng: np.random.Generator, field: Field) -> NDArray[np.uint8]:
-    """A field as a picture (H, W, 3): its range mapped to a random palette, then uneven light and a camera's grain."""
+    """A field as a picture (H, W, 3): its range mapped to a random palette, then uneven light and a
+    camera's grain.
+    """
     low, high = np.percentile(field, (0.5, 99.5))
     place = np.clip((field - low) / max(high - low, 1e-6), 0, 1)
     picture = _palette(rng)[np.rint(255 * place).astype(np.uint8)]
@@ -90,7 +118,9 @@ def _coloured(rng: np.random.Generator, field: Field) -> NDArray[np.uint8]:
 
 
 def _palette(rng: np.random.Generator) -> Field:
-    """Colours (256, 3) in [0, 1] through two to five random stops, grey to vivid, light and dark enough to see a structure."""
+    """Colours (256, 3) in [0, 1] through two to five random stops, grey to vivid, light and dark
+    enough to see a structure.
+    """
     stops = int(rng.integers(2, 6))
     hue = (rng.uniform(0, 360) + rng.choice([15.0, 60.0, 180.0]) * rng.standard_normal(stops)) % 360
     saturation = rng.choice([0.05, 0.35, 0.8]) * rng.uniform(0.5, 1.2, stops)
@@ -98,11 +128,15 @@ def _palette(rng: np.random.Generator) -> Field:
     hsv = np.stack([hue, np.clip(saturation, 0, 1), value], axis=1).astype(np.float32)
     colours = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
     at = np.linspace(0, 1, 256)
-    return np.stack([np.interp(at, np.linspace(0, 1, stops), channel) for channel in colours.T], axis=1).astype(np.float32)
+    return np.stack(
+        [np.interp(at, np.linspace(0, 1, stops), channel) for channel in colours.T], axis=1
+    ).astype(np.float32)
 
 
 def _fractal(rng: np.random.Generator, size: tuple[int, ...], cells: float, octaves: int) -> Field:
-    """Noise (H, W) of mean 0 and deviation about 1; its coarsest octave has ``cells`` bumps along the short side."""
+    """Noise (H, W) of mean 0 and deviation about 1; its coarsest octave has ``cells`` bumps along
+    the short side.
+    """
     total = np.zeros(size, np.float32)
     for octave in range(octaves):
         shape = [max(2, round(cells * 2**octave * side / min(size))) + 3 for side in size]
@@ -119,7 +153,9 @@ def _turned_grid(rng: np.random.Generator, size: tuple[int, int]) -> tuple[Field
     return cos * x[None] + sin * y[:, None], cos * y[:, None] - sin * x[None]
 
 
-def _warped_grid(rng: np.random.Generator, size: tuple[int, int], most: float) -> tuple[Field, Field]:
+def _warped_grid(
+    rng: np.random.Generator, size: tuple[int, int], most: float
+) -> tuple[Field, Field]:
     """A turned grid, bent by smooth noise of up to about ``most`` short sides."""
     u, v = _turned_grid(rng, size)
     strength = rng.uniform(0, most)
@@ -130,10 +166,14 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def _nearest_points(rng: np.random.Generator, size: tuple[int, int], cells: float) -> tuple[Field, Field, NDArray[np.intp]]:
-    """Distances to the nearest and second nearest of random points, in cells, and which is nearest; each (H, W).
+def _nearest_points(
+    rng: np.random.Generator, size: tuple[int, int], cells: float
+) -> tuple[Field, Field, NDArray[np.intp]]:
+    """Distances to the nearest and second nearest of random points, in cells, and which is nearest;
+    each (H, W).
 
-    One point lies in each square of a jittered grid, so that a pixel's two nearest are found in the squares around it.
+    One point lies in each square of a jittered grid, so that a pixel's two nearest are found in the
+    squares around it.
     """
     u, v = (cells * axis for axis in _warped_grid(rng, size, 0.03))
     u, v = u - u.min() + 2, v - v.min() + 2  # two squares of margin all around
@@ -177,7 +217,9 @@ def wood(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 def stripes(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     """Waves, sharp or soft, of one or two widths."""
     u, _ = _warped_grid(rng, size, 0.04)
-    wave = np.sin(2 * np.pi * _log_uniform(rng, 4, 40) * u) + rng.uniform(0, 1) * np.sin(2 * np.pi * _log_uniform(rng, 2, 20) * u)
+    wave = np.sin(2 * np.pi * _log_uniform(rng, 4, 40) * u) + rng.uniform(0, 1) * np.sin(
+        2 * np.pi * _log_uniform(rng, 2, 20) * u
+    )
     return np.tanh(_log_uniform(rng, 0.5, 8) * (wave + rng.uniform(-0.6, 0.6)))
 
 
@@ -186,7 +228,9 @@ def checks(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     u, v = _warped_grid(rng, size, 0.02)
     across, down = _log_uniform(rng, 3, 24) * u, _log_uniform(rng, 3, 24) * v
     odd = (np.floor(across) + np.floor(down)) % 2
-    seam = np.minimum(np.abs(across - np.rint(across)), np.abs(down - np.rint(down))) < rng.uniform(0, 0.12)
+    seam = np.minimum(np.abs(across - np.rint(across)), np.abs(down - np.rint(down))) < rng.uniform(
+        0, 0.12
+    )
     return odd + 0.7 * seam + 0.15 * _fractal(rng, size, 6, 4)
 
 
@@ -203,14 +247,18 @@ def cells(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     nearest, second, which = _nearest_points(rng, size, _log_uniform(rng, 3, 16))
     shade = rng.uniform(0, 1, int(which.max()) + 1).astype(np.float32)[which]
     joint = second - nearest < rng.uniform(0, 0.15)
-    return np.where(joint, np.float32(1.3 if rng.random() < 0.5 else -0.3), shade) + 0.1 * _fractal(rng, size, 8, 3)
+    return np.where(joint, np.float32(1.3 if rng.random() < 0.5 else -0.3), shade) + 0.1 * _fractal(
+        rng, size, 8, 3
+    )
 
 
 def pebbles(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     """Rounded bumps, lit from one side."""
     nearest, second, _ = _nearest_points(rng, size, _log_uniform(rng, 4, 20))
     height = np.sqrt(np.clip(second - nearest, 0, 1))
-    lit = cv2.Sobel(cv2.GaussianBlur(height, (0, 0), 1), cv2.CV_32F, *((1, 0) if rng.random() < 0.5 else (0, 1)))
+    lit = cv2.Sobel(
+        cv2.GaussianBlur(height, (0, 0), 1), cv2.CV_32F, *((1, 0) if rng.random() < 0.5 else (0, 1))
+    )
     return height + rng.uniform(-1.5, 1.5) * lit
 
 
@@ -243,7 +291,9 @@ def brushed(rng: np.random.Generator, size: tuple[int, int]) -> Field:
 def grains(rng: np.random.Generator, size: tuple[int, int]) -> Field:
     """Coarse speckle over slow changes, as on stone or cast metal."""
     fine = _fractal(rng, size, _log_uniform(rng, 20, 70), 2)
-    return np.sign(fine) * np.abs(fine) ** rng.uniform(0.6, 3) + rng.uniform(0, 1) * _fractal(rng, size, 3, 3)
+    return np.sign(fine) * np.abs(fine) ** rng.uniform(0.6, 3) + rng.uniform(0, 1) * _fractal(
+        rng, size, 3, 3
+    )
 
 
 STYLES: dict[str, Callable[[np.random.Generator, tuple[int, int]], Field]] = {

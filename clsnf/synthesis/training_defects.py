@@ -1,8 +1,11 @@
-"""Synthetic training defects: Perlin regions filled from textures or other normal images (DRAEM: Zavrtanik et al., ICCV 2021).
+"""Synthetic training defects: Perlin regions filled from textures or other normal images (DRAEM:
+Zavrtanik et al., ICCV 2021).
 
-Unusual: a batch at a time, on whatever device the batch is on, and without a generator's state: all of a sample's randomness comes
-from its key (:func:`sample_key`), so neither batch size nor order nor the number of workers changes a defect. Source pixels are
-looked up and changed only inside the regions. Called by the streams of stage one; validation defects have a generator of their own.
+Unusual: a batch at a time, on whatever device the batch is on, and without a generator's state: all
+    of a sample's randomness comes
+from its key (:func:`sample_key`), so neither batch size nor order nor the number of workers changes
+a defect. Source pixels are looked up and changed only inside the regions. Called by the streams of
+stage one; validation defects have a generator of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +20,12 @@ from torch import Tensor
 
 from clsnf.core.config import DefectSettings
 from clsnf.core.errors import DataError
-from clsnf.synthesis.augment import UNIFORMS_A_SAMPLE, ColourChanges, count_levels, draw_colour_changes
+from clsnf.synthesis.augment import (
+    UNIFORMS_A_SAMPLE,
+    ColourChanges,
+    count_levels,
+    draw_colour_changes,
+)
 from clsnf.synthesis.fill import SourceView, fill, look_up_channels, places_of, put_channels
 from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
 from clsnf.synthesis.perlin import lattice_side, perlin_regions
@@ -34,12 +42,16 @@ class DefectBatch:
     clean: Tensor  # float32 (B, 3, H, W) in [0, 1], without defects
 
     def inside(self) -> Tensor:
-        """The images inside the regions, float32 (3, K): all that must travel with clean images and regions."""
+        """The images inside the regions, float32 (3, K): all that must travel with clean images and
+        regions.
+        """
         return look_up_channels(self.images, places_of(self.regions))
 
     @classmethod
     def put_together(cls, images: Tensor, regions: Tensor, inside: Tensor) -> DefectBatch:
-        """The batch again, from the normal images, uint8 (B, 3, H, W), the regions, and what :meth:`inside` gave."""
+        """The batch again, from the normal images, uint8 (B, 3, H, W), the regions, and what
+        :meth:`inside` gave.
+        """
         clean = as_floats(images)
         defective = clean.clone()
         put_channels(defective, places_of(regions), inside)
@@ -52,17 +64,21 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def sample_key(seed: int, epoch: int, image: ArrayLike, repeat: ArrayLike = 0) -> NDArray[np.int64]:
-    """The keys of training samples, int64 (N,): a hash of the run's seed, the epoch, the image and its repeat in that epoch.
+    """The keys of training samples, int64 (N,): a hash of the run's seed, the epoch, the image and
+    its repeat in that epoch.
 
-    ``image`` and ``repeat`` are integers or arrays that broadcast; scalars give shape (1,). Numbers taken from the images' content
-    instead of their place in a list keep their defects when other images join.
+    ``image`` and ``repeat`` are integers or arrays that broadcast; scalars give shape (1,). Numbers
+    taken from the images' content instead of their place in a list keep their defects when other
+    images join.
     """
     return fold(seed, epoch, image, repeat)
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """The random choices of B samples; what steers the work lies on the CPU, what works on pixels on the batch's device."""
+    """The random choices of B samples; what steers the work lies on the CPU, what works on pixels
+    on the batch's device.
+    """
 
     frequency: Tensor  # float64 (B, 2), CPU: lattice cells over height and width
     angle: Tensor  # float64 (B,), CPU: radians
@@ -78,9 +94,11 @@ class _Draw:
 class DefectMaker:
     """Makes synthetic defects for the normal images of one category.
 
-    ``textures``: uint8 (T, 3, H, W), a bank from :mod:`clsnf.synthesis.textures`. ``donors``: uint8 (M, 3, H, W), the category's normal
-    images; the one that a sample shows is never its own donor. With fewer than two, textures fill all defects.
-    Raises DataError where the settings ask for a source that isn't there, or the two have different sizes.
+    ``textures``: uint8 (T, 3, H, W), a bank from :mod:`clsnf.synthesis.textures`. ``donors``: uint8
+        (M, 3, H, W), the category's normal
+    images; the one that a sample shows is never its own donor. With fewer than two, textures fill
+    all defects. Raises DataError where the settings ask for a source that isn't there, or the two
+    have different sizes.
     """
 
     def __init__(self, settings: DefectSettings, textures: Tensor, donors: Tensor) -> None:
@@ -90,8 +108,10 @@ class DefectMaker:
         self._texture_share = settings.texture_share if len(donors) > 1 else 1.0
         if self._texture_share > 0 and not len(textures):
             raise DataError(
-                f"No textures to fill defects from, and {len(donors)} normal images with texture_share {settings.texture_share}: "
-                "give a texture folder, draw textures, or set texture_share to 0 with two or more normal images."
+                f"No textures to fill defects from, and {len(donors)} normal images with "
+                f"texture_share {settings.texture_share}: "
+                "give a texture folder, draw textures, or set texture_share to 0 with two or more "
+                "normal images."
             )
         self._texture_counts = count_levels(textures)
         self._donor_counts = count_levels(donors)
@@ -99,18 +119,25 @@ class DefectMaker:
     def make(self, images: Tensor, object_masks: Tensor | None, keys: Tensor) -> DefectBatch:
         """Put a defect into each of B normal images.
 
-        ``images``: uint8 (B, 3, H, W), of the size of the textures and donors. ``object_masks``: bool (B, H, W), where defects may
-        lie (None: everywhere). ``keys``: int64 (B,) from :func:`sample_key`. Textures, donors, images and masks are on one device.
-        Raises DataError for a size that isn't the sources'.
+        ``images``: uint8 (B, 3, H, W), of the size of the textures and donors. ``object_masks``:
+            bool (B, H, W), where defects may
+        lie (None: everywhere). ``keys``: int64 (B,) from :func:`sample_key`. Textures, donors,
+        images and masks are on one device. Raises DataError for a size that isn't the sources'.
         """
         self._check(images, keys)
         size = (images.shape[2], images.shape[3])
         words = keys.cpu().numpy()
         draw = self._draw(words, images)
-        regions = perlin_regions(size, draw.lattice, draw.frequency, draw.angle, draw.phase, self.settings.threshold)
+        regions = perlin_regions(
+            size, draw.lattice, draw.frequency, draw.angle, draw.phase, self.settings.threshold
+        )
         if object_masks is not None:
             regions &= object_masks
-        changes = draw_colour_changes(random_uniforms(words, _COLOURS, UNIFORMS_A_SAMPLE), self._level_counts(draw), images.device)
+        changes = draw_colour_changes(
+            random_uniforms(words, _COLOURS, UNIFORMS_A_SAMPLE),
+            self._level_counts(draw),
+            images.device,
+        )
         clean = as_floats(images)
         defective = clean.clone()
         self._fill(defective, regions, draw, changes)
@@ -118,11 +145,16 @@ class DefectMaker:
 
     def _check(self, images: Tensor, keys: Tensor) -> None:
         if keys.shape != images.shape[:1]:
-            raise ValueError(f"There are {tuple(keys.shape)} keys for {len(images)} images: give one for each.")
+            raise ValueError(
+                f"There are {tuple(keys.shape)} keys for {len(images)} images: give one for each."
+            )
         for name, bank in (("textures", self.textures), ("normal images", self.donors)):
             if len(bank) and bank.shape[1:] != images.shape[1:]:
                 have, need = tuple(bank.shape[1:]), tuple(images.shape[1:])
-                raise DataError(f"The {name} to fill defects from are {have} (C, H, W), the images {need}: load both at one size.")
+                raise DataError(
+                    f"The {name} to fill defects from are {have} (C, H, W), the images {need}: "
+                    "load both at one size."
+                )
 
     def _draw(self, keys: NDArray[np.int64], images: Tensor) -> _Draw:
         power, device = self.settings.max_frequency_power, images.device
@@ -139,32 +171,47 @@ class DefectMaker:
             lattice=torch.from_numpy(random_bytes(keys, _LATTICE, side * side)).to(device),
             from_texture=from_texture.numpy(),
             source=torch.where(from_texture.to(device), texture.to(device), donor),
-            # donors stay where they are: a part of another product at its own place; textures have no place
+            # donors stay where they are: a part of another product at its own place; textures have
+            # no place
             transposed=(from_texture & (u[:, 8] < 0.5)).to(device),
             shift=torch.where(from_texture[:, None], shift, 0).to(device),
             opacity=(1 - self.settings.max_transparency * u[:, 11]).float().to(device),
         )
 
     def _not_itself(self, donor: Tensor, images: Tensor) -> Tensor:
-        """The donors (B,), the next in line where one is the image itself; compared on a grid of pixels, which is enough."""
+        """The donors (B,), the next in line where one is the image itself; compared on a grid of
+        pixels, which is enough.
+        """
         if not len(self.donors):
             return donor
         down, across = (max(1, side // 32) for side in images.shape[2:])
-        same = (self.donors[donor, :, ::down, ::across] == images[:, :, ::down, ::across]).flatten(1).all(1)
+        same = (
+            (self.donors[donor, :, ::down, ::across] == images[:, :, ::down, ::across])
+            .flatten(1)
+            .all(1)
+        )
         return torch.where(same, (donor + 1) % len(self.donors), donor)
 
     def _level_counts(self, draw: _Draw) -> NDArray[np.int64]:
         """How often each level occurs in each sample's source, (B, 3, 256)."""
         source = draw.source.cpu().numpy()
         counts = np.empty((len(source), 3, 256), np.int64)
-        for level_counts, chosen in ((self._texture_counts, draw.from_texture), (self._donor_counts, ~draw.from_texture)):
+        for level_counts, chosen in (
+            (self._texture_counts, draw.from_texture),
+            (self._donor_counts, ~draw.from_texture),
+        ):
             counts[chosen] = level_counts[source[chosen]]
         return counts
 
     def _fill(self, images: Tensor, regions: Tensor, draw: _Draw, changes: ColourChanges) -> None:
         """Blend the changed sources into the regions of ``images`` (float32, in place)."""
-        for bank, of_bank in ((self.textures, draw.from_texture), (self.donors, ~draw.from_texture)):
+        for bank, of_bank in (
+            (self.textures, draw.from_texture),
+            (self.donors, ~draw.from_texture),
+        ):
             numbers = np.flatnonzero(of_bank)
             samples = torch.from_numpy(numbers).to(images.device)
-            view = SourceView.of(bank, draw.source[samples], draw.transposed[samples], draw.shift[samples])
+            view = SourceView.of(
+                bank, draw.source[samples], draw.transposed[samples], draw.shift[samples]
+            )
             fill(images, regions, numbers, view, changes.of(numbers), draw.opacity[samples])

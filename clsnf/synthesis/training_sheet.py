@@ -1,6 +1,8 @@
-"""Training defects as people can look at them: rows of a contact sheet, one for each source that defects are filled from.
+"""Training defects as people can look at them: rows of a contact sheet, one for each source that
+defects are filled from.
 
-Unusual: the defects come from :class:`clsnf.synthesis.training_defects.DefectMaker` itself, on the network's canvas. Called by ``clsnf data show``.
+Unusual: the defects come from :class:`clsnf.synthesis.training_defects.DefectMaker` itself, on the
+    network's canvas. Called by ``clsnf data show``.
 """
 
 from __future__ import annotations
@@ -21,11 +23,18 @@ _SAMPLES = 24  # defects made for a row: the object mask leaves some of them emp
 
 
 def training_bands(
-    fit: LoadedImages, textures: Tensor, settings: DefectSettings, polarity: str, seed: int, columns: int = 6
+    fit: LoadedImages,
+    textures: Tensor,
+    settings: DefectSettings,
+    polarity: str,
+    seed: int,
+    columns: int = 6,
 ) -> list[Band]:
-    """The object mask on some normals (unless ``polarity`` is off), then defects from textures, then from other normals.
+    """The object mask on some normals (unless ``polarity`` is off), then defects from textures,
+    then from other normals.
 
-    ``fit``: N normal images. ``textures``: uint8 (T, 3, H, W). A row whose source the settings' ``texture_share`` rules out is left
+    ``fit``: N normal images. ``textures``: uint8 (T, 3, H, W). A row whose source the settings'
+        ``texture_share`` rules out is left
     out. Raises DataError as the maker does.
     """
     chosen = torch.linspace(0, len(fit.images) - 1, min(_SAMPLES, len(fit.images))).round().long()
@@ -45,10 +54,18 @@ def training_bands(
         if portion == 0:
             continue
         maker = DefectMaker(dataclasses.replace(settings, texture_share=only), textures, fit.images)
-        batch = maker.make(images, masks, torch.from_numpy(sample_key(seed, 0, np.arange(_SAMPLES), number)))
+        batch = maker.make(
+            images, masks, torch.from_numpy(sample_key(seed, 0, np.arange(_SAMPLES), number))
+        )
         some = [i for i in range(_SAMPLES) if batch.regions[i].any()]
-        caption = f"training defect {name} ({portion:.0%} of the defects); {_SAMPLES - len(some)} of {_SAMPLES} came out empty"
-        pictures = [(_picture((batch.images[i] * 255).round().to(torch.uint8)), batch.regions[i].numpy()) for i in some]
+        caption = (
+            f"training defect {name} ({portion:.0%} of the defects); {_SAMPLES - len(some)} of "
+            f"{_SAMPLES} came out empty"
+        )
+        pictures = [
+            (_picture((batch.images[i] * 255).round().to(torch.uint8)), batch.regions[i].numpy())
+            for i in some
+        ]
         bands.append((caption, pictures[:columns]))
     return bands
 

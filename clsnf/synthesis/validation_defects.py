@@ -1,16 +1,20 @@
 """The defect families of the validation set, on which hyperparameters are selected.
 
-Unusual: nothing here is shared with the generator of training defects (no Perlin noise, no textures, none of its code), so a
+Unusual: nothing here is shared with the generator of training defects (no Perlin noise, no
+    textures, none of its code), so a
 classifier can't win by having learnt the generator. A family is a function of one image,
 
-    family(image (H, W, 3) uint8, where (H, W) bool, donors, rng) -> (image (H, W, 3) uint8, mask (H, W) bool)
+    family(image (H, W, 3) uint8, where (H, W) bool, donors, rng) -> (image (H, W, 3) uint8, mask
+    (H, W) bool)
 
-that leaves its input alone. Its label is *measured*, not intended: the mask holds the pixels that changed by at least ``VISIBLE``
-grey levels, lightly closed; a defect too weak to see is drawn again, in the end more strongly. Away from the mask no
-pixel changes. Called by :mod:`clsnf.synthesis.validation_set`.
+that leaves its input alone. Its label is *measured*, not intended: the mask holds the pixels that
+changed by at least ``VISIBLE`` grey levels, lightly closed; a defect too weak to see is drawn
+again, in the end more strongly. Away from the mask no pixel changes. Called by
+:mod:`clsnf.synthesis.validation_set`.
 
-To add a family: write a painter below (it draws on a :class:`Canvas` and returns a window and its new content) and one line
-in ``FAMILIES``; ``tests/synthesis/test_validation_defects.py`` then tests it. Raise ``GENERATOR_VERSION`` with every change to what is drawn.
+To add a family: write a painter below (it draws on a :class:`Canvas` and returns a window and its
+new content) and one line in ``FAMILIES``; ``tests/synthesis/test_validation_defects.py`` then tests
+it. Raise ``GENERATOR_VERSION`` with every change to what is drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +26,19 @@ import cv2
 import numpy as np
 
 from clsnf.core.errors import ImageError
-from clsnf.synthesis.brush import Bool, Box, Canvas, Float, Point, UInt8, paint, reach_of, rotate, soft, stroke
+from clsnf.synthesis.brush import (
+    Bool,
+    Box,
+    Canvas,
+    Float,
+    Point,
+    UInt8,
+    paint,
+    reach_of,
+    rotate,
+    soft,
+    stroke,
+)
 
 GENERATOR_VERSION = 1
 VISIBLE = 8  # grey levels, largest of the channels, from which a pixel counts as changed
@@ -37,8 +53,12 @@ Family = Callable[[UInt8, Bool, Sequence[UInt8], np.random.Generator], tuple[UIn
 Painter = Callable[[Canvas, float], tuple[Box, Float]]
 
 
-def _transplant(canvas: Canvas, strength: float, size: tuple[float, float], angle: float, feather: float) -> tuple[Box, Float]:
-    """A (length, width) rectangle from elsewhere on the product, or from a donor, pasted at ``angle`` with its colours jittered."""
+def _transplant(
+    canvas: Canvas, strength: float, size: tuple[float, float], angle: float, feather: float
+) -> tuple[Box, Float]:
+    """A (length, width) rectangle from elsewhere on the product, or from a donor, pasted at
+    ``angle`` with its colours jittered.
+    """
     rng, at, origin = canvas.rng, canvas.place(), canvas.place()
     donor = canvas.donor() if canvas.chance(0.3) else None
     source = canvas.image if donor is None else donor
@@ -46,7 +66,10 @@ def _transplant(canvas: Canvas, strength: float, size: tuple[float, float], angl
     along, across = rotate(dy, dx, angle)
     inside = np.minimum(size[0] / 2 - np.abs(along), size[1] / 2 - np.abs(across))
     columns, rows = (along + np.float32(origin[1])), (across + np.float32(origin[0]))
-    patch = np.asarray(cv2.remap(source, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101), np.float32)
+    patch = np.asarray(
+        cv2.remap(source, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101),
+        np.float32,
+    )
     mean = patch.mean(axis=(0, 1), keepdims=True)
     shift = canvas.tint(0.3) * float(rng.choice([-1, 1])) * canvas.between(4, 50) * strength
     patch = mean + (patch - mean) * float(rng.uniform(0.8, 1.2)) + shift
@@ -55,10 +78,14 @@ def _transplant(canvas: Canvas, strength: float, size: tuple[float, float], angl
 
 
 def _cutpaste(canvas: Canvas, strength: float) -> tuple[Box, Float]:
-    """CutPaste (Li et al., CVPR 2021): a rectangle of aspect 0.3 to 3.3 from elsewhere, upright, one in three with soft edges."""
+    """CutPaste (Li et al., CVPR 2021): a rectangle of aspect 0.3 to 3.3 from elsewhere, upright,
+    one in three with soft edges.
+    """
     area, aspect = canvas.area(), canvas.between(0.3, 3.3)
     size = (max(2.0, math.sqrt(area * aspect)), max(2.0, math.sqrt(area / aspect)))
-    return _transplant(canvas, strength, size, 0.0, 0.3 * min(size) if canvas.chance(1 / 3) else 1.0)
+    return _transplant(
+        canvas, strength, size, 0.0, 0.3 * min(size) if canvas.chance(1 / 3) else 1.0
+    )
 
 
 def _scar(canvas: Canvas, strength: float) -> tuple[Box, Float]:
@@ -69,10 +96,12 @@ def _scar(canvas: Canvas, strength: float) -> tuple[Box, Float]:
 
 
 def _warp(canvas: Canvas, strength: float) -> tuple[Box, Float]:
-    """Bent, twisted, swollen or sunken: a local displacement that falls off smoothly, without folds, and shades like a dent.
+    """Bent, twisted, swollen or sunken: a local displacement that falls off smoothly, without
+    folds, and shades like a dent.
 
-    The displacement is f(r) = (1 - r^2)^2 times a shift, a turn or a zoom that moves the surface by 1.5 to 12 units, and by 0.6 of
-    the short radius R at most: the steepest slope of f is 1.54 / R, so a shift below 0.65 R has no folds.
+    The displacement is f(r) = (1 - r^2)^2 times a shift, a turn or a zoom that moves the surface by
+    1.5 to 12 units, and by 0.6 of the short radius R at most: the steepest slope of f is 1.54 / R,
+    so a shift below 0.65 R has no folds.
     """
     rng, at = canvas.rng, canvas.place(edge=canvas.chance(0.5))
     radius = max(4.0, 1.6 * math.sqrt(canvas.area() / math.pi))
@@ -81,12 +110,18 @@ def _warp(canvas: Canvas, strength: float) -> tuple[Box, Float]:
     u, v = rotate(dy, dx, canvas.angle())
     r2 = (u / elongation) ** 2 + (v * elongation) ** 2
     falloff = np.clip(1 - r2 / radius**2, 0, None) ** 2
-    far = min(canvas.between(1.5, 12) * max(1.0, canvas.unit) * strength, 0.6 * radius * min(elongation, 1 / elongation))
+    far = min(
+        canvas.between(1.5, 12) * max(1.0, canvas.unit) * strength,
+        0.6 * radius * min(elongation, 1 / elongation),
+    )
     sign = float(rng.choice([-1, 1]))
     kind = ("shift", "swirl", "zoom")[int(rng.integers(3))]
     if kind == "shift":
         direction = canvas.angle()
-        rows, columns = dy - far * math.sin(direction) * falloff, dx - far * math.cos(direction) * falloff
+        rows, columns = (
+            dy - far * math.sin(direction) * falloff,
+            dx - far * math.cos(direction) * falloff,
+        )
     elif kind == "swirl":
         turn = sign * 3 * far / radius * falloff
         rows, columns = dy * np.cos(turn) - dx * np.sin(turn), dx * np.cos(turn) + dy * np.sin(turn)
@@ -94,30 +129,48 @@ def _warp(canvas: Canvas, strength: float) -> tuple[Box, Float]:
         zoom = 1 - sign * far / radius * falloff
         rows, columns = dy * zoom, dx * zoom
     rows, columns = np.asarray(rows + at[0], np.float32), np.asarray(columns + at[1], np.float32)
-    moved = cv2.remap(canvas.image, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101).astype(np.float32)
+    moved = cv2.remap(
+        canvas.image, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
+    ).astype(np.float32)
     if strength > 1 or canvas.chance(0.5):
-        light, product = canvas.angle(), cv2.remap(canvas.where.astype(np.float32), columns, rows, cv2.INTER_LINEAR)
-        slope = np.gradient(falloff, axis=0) * math.sin(light) + np.gradient(falloff, axis=1) * math.cos(light)
+        light, product = (
+            canvas.angle(),
+            cv2.remap(canvas.where.astype(np.float32), columns, rows, cv2.INTER_LINEAR),
+        )
+        slope = np.gradient(falloff, axis=0) * math.sin(light) + np.gradient(
+            falloff, axis=1
+        ) * math.cos(light)
         depth = 0.4 * canvas.contrast(at, strength, radius / 2)
         moved += (depth * slope / max(1e-6, float(np.abs(slope).max())) * product)[..., None]
     return box, moved
 
 
 def _stain(canvas: Canvas, strength: float) -> tuple[Box, Float]:
-    """A soft blotch that darkens by a factor (oil, burn, damp) or lies on top as a film (dust, lime), now and then with a
-    dried rim or with splashes around it."""
+    """A soft blotch that darkens by a factor (oil, burn, damp) or lies on top as a film (dust,
+    lime), now and then with a dried rim or with splashes around it."""
     rng, at = canvas.rng, canvas.place()
     radius = math.sqrt(canvas.area() / math.pi)
     box, dy, dx = canvas.window(at, 2.5 * radius)
     inside = canvas.blob(dy, dx, radius, rng.uniform(0.05, 0.3), canvas.between(0.5, 2))
     opacity = soft(inside, radius * rng.uniform(0.15, 1.2))
     if canvas.chance(0.3):
-        opacity = opacity * rng.uniform(0.5, 0.8) + 0.4 * np.exp(-(((inside - 0.1 * radius) / (0.1 * radius + 0.7)) ** 2))
+        opacity = opacity * rng.uniform(0.5, 0.8) + 0.4 * np.exp(
+            -(((inside - 0.1 * radius) / (0.1 * radius + 0.7)) ** 2)
+        )
     for _ in range(int(rng.integers(1, 5)) if canvas.chance(0.3) else 0):
-        off, size = rng.normal(0, 1.2 * radius, 2).astype(np.float32), radius * canvas.between(0.1, 0.35)
-        opacity = np.maximum(opacity, soft(canvas.blob(dy - off[0], dx - off[1], size, 0.15), 0.4 * size))
+        off, size = (
+            rng.normal(0, 1.2 * radius, 2).astype(np.float32),
+            radius * canvas.between(0.1, 0.35),
+        )
+        opacity = np.maximum(
+            opacity, soft(canvas.blob(dy - off[0], dx - off[1], size, 0.15), 0.4 * size)
+        )
     opacity = np.clip(opacity, 0, 1)
-    ground, level, contrast = canvas.ground(box), canvas.colour(at, radius), canvas.contrast(at, strength, radius)
+    ground, level, contrast = (
+        canvas.ground(box),
+        canvas.colour(at, radius),
+        canvas.contrast(at, strength, radius),
+    )
     if contrast < 0:
         factor = np.clip(1 + contrast / max(1.0, float(level.mean())) * canvas.tint(0.3), 0.02, 1.2)
         return box, ground * (1 + opacity[..., None] * (factor - 1))
@@ -125,40 +178,71 @@ def _stain(canvas: Canvas, strength: float) -> tuple[Box, Float]:
 
 
 def _scratch(canvas: Canvas, strength: float) -> tuple[Box, Float]:
-    """One to three nearly parallel gently curved lines, 1 to 4 units wide, of changing width and pressure, some with a burr."""
+    """One to three nearly parallel gently curved lines, 1 to 4 units wide, of changing width and
+    pressure, some with a burr.
+    """
     rng, at = canvas.rng, canvas.place()
     width = max(1.0, canvas.between(1, 4) * canvas.unit)
     count = int(rng.choice([1, 2, 3], p=[0.65, 0.2, 0.15]))
-    length = float(np.clip(canvas.area() / width / count, max(8 * width, 8 * canvas.unit + 4), 0.45 * canvas.short))
+    length = float(
+        np.clip(
+            canvas.area() / width / count, max(8 * width, 8 * canvas.unit + 4), 0.45 * canvas.short
+        )
+    )
     lines = [canvas.curve(at, length, 0.06)]
     for _ in range(count - 1):
-        lines.append(lines[0] + rng.normal(0, 5 * canvas.unit, 2) + rng.normal(0, 0.5 * canvas.unit, lines[0].shape[1]))
+        lines.append(
+            lines[0]
+            + rng.normal(0, 5 * canvas.unit, 2)
+            + rng.normal(0, 0.5 * canvas.unit, lines[0].shape[1])
+        )
     box, _, _ = canvas.window(at, max(reach_of(line, at, 3 * width) for line in lines))
     ground, colour = canvas.ground(box), canvas.colour(at)
-    contrast, cover, burr = canvas.contrast(at, strength), float(rng.uniform(0.2, 0.8)), canvas.chance(0.35)
+    contrast, cover, burr = (
+        canvas.contrast(at, strength),
+        float(rng.uniform(0.2, 0.8)),
+        canvas.chance(0.35),
+    )
     shift = contrast * canvas.tint(0.1)
     for line in lines:
         taper = np.sin(np.linspace(0.05, math.pi - 0.05, len(line))) ** 0.4
-        widths, opacity = width * canvas.profile(len(line), 0.5, 1.2) * taper, canvas.profile(len(line), 0.35, 1.0) * taper
+        widths, opacity = (
+            width * canvas.profile(len(line), 0.5, 1.2) * taper,
+            canvas.profile(len(line), 0.35, 1.0) * taper,
+        )
         if burr:
-            ground = paint(ground, stroke(box, line + 0.8 * width, 0.7 * widths, opacity), colour, 0.2, -0.5 * shift)
+            ground = paint(
+                ground,
+                stroke(box, line + 0.8 * width, 0.7 * widths, opacity),
+                colour,
+                0.2,
+                -0.5 * shift,
+            )
         ground = paint(ground, stroke(box, line, widths, opacity), colour, cover, shift)
     return box, ground
 
 
 def _fill_in(window: UInt8, unknown: Bool) -> Float:
-    """``window`` (h, w, 3) with its ``unknown`` pixels filled in smoothly from the known ones, computed at 96 pixels or less."""
+    """``window`` (h, w, 3) with its ``unknown`` pixels filled in smoothly from the known ones,
+    computed at 96 pixels or less.
+    """
     rows, columns = unknown.shape
     scale = min(1.0, 96 / max(rows, columns))
     size = (max(1, round(columns * scale)), max(1, round(rows * scale)))
-    hole = (cv2.resize(unknown.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+    hole = (cv2.resize(unknown.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0).astype(
+        np.uint8
+    )
     small = np.asarray(cv2.resize(window, size, interpolation=cv2.INTER_AREA), np.uint8)
     filled = cv2.GaussianBlur(cv2.inpaint(small, hole, 3, cv2.INPAINT_TELEA), (0, 0), 1.5)
-    return np.asarray(cv2.resize(filled, (columns, rows), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(
+        cv2.resize(filled, (columns, rows), interpolation=cv2.INTER_LINEAR), np.float32
+    )
 
 
 def _missing(canvas: Canvas, strength: float) -> tuple[Box, Float]:
-    """A piece broken off: the background, the surface around it or a dark hollow shows in its place, edges lit from one side."""
+    """A piece broken off: the background, the surface around it or a dark hollow shows in its
+    place, edges lit from one side.
+    """
     rng, at = canvas.rng, canvas.place(edge=canvas.chance(0.6))
     radius = math.sqrt(canvas.area() / math.pi)
     box, dy, dx = canvas.window(at, 2.5 * radius + 6 * canvas.unit)
@@ -174,20 +258,32 @@ def _missing(canvas: Canvas, strength: float) -> tuple[Box, Float]:
             fill *= canvas.between(0.15, 0.8)  # a hollow
         light, contrast = canvas.angle(), canvas.contrast(at, strength, radius)
         edge = cv2.GaussianBlur(gone, (0, 0), 1 + 0.1 * radius)
-        lit = np.gradient(edge, axis=0) * math.sin(light) + np.gradient(edge, axis=1) * math.cos(light)
-        fill += (rng.uniform(0.2, 0.8) * contrast * lit / max(1e-6, float(np.abs(lit).max())))[..., None]
+        lit = np.gradient(edge, axis=0) * math.sin(light) + np.gradient(edge, axis=1) * math.cos(
+            light
+        )
+        fill += (rng.uniform(0.2, 0.8) * contrast * lit / max(1e-6, float(np.abs(lit).max())))[
+            ..., None
+        ]
     ground = canvas.ground(box)
     difference = float(np.average(np.abs(fill - ground).max(axis=-1), weights=gone))
-    if strength > 1 or difference < 2 * VISIBLE:  # the surface is plain: a gap shows as a change of tone
+    if (
+        strength > 1 or difference < 2 * VISIBLE
+    ):  # the surface is plain: a gap shows as a change of tone
         fill += 0.6 * canvas.contrast(at, strength, radius) * canvas.tint(0.1)
-    grain = window.astype(np.float32).mean(axis=-1) - cv2.medianBlur(window, 3).astype(np.float32).mean(axis=-1)
+    grain = window.astype(np.float32).mean(axis=-1) - cv2.medianBlur(window, 3).astype(
+        np.float32
+    ).mean(axis=-1)
     noise = 1.48 * float(np.median(np.abs(grain)))
     fill += rng.normal(0, noise, fill.shape[:2]).astype(np.float32)[..., None]
     return box, ground + gone[..., None] * (fill - ground)
 
 
-def _particle(canvas: Canvas, content: Float, dy: Float, dx: Float, radius: float, colour: Float, light: float) -> Float:
-    """``content`` with a grain of ``radius`` at offset (0, 0), lit from the direction ``light``, its shadow on the far side."""
+def _particle(
+    canvas: Canvas, content: Float, dy: Float, dx: Float, radius: float, colour: Float, light: float
+) -> Float:
+    """``content`` with a grain of ``radius`` at offset (0, 0), lit from the direction ``light``,
+    its shadow on the far side.
+    """
     inside = canvas.blob(dy, dx, radius, canvas.rng.uniform(0.05, 0.3), canvas.between(0.5, 2))
     reach = 0.35 * radius + 0.5
     far = np.array([[1, 0, -reach * math.cos(light)], [0, 1, -reach * math.sin(light)]])
@@ -202,7 +298,9 @@ def _particle(canvas: Canvas, content: Float, dy: Float, dx: Float, radius: floa
 
 
 def _contamination(canvas: Canvas, strength: float) -> tuple[Box, Float]:
-    """Something that lies on the product: a few grains, or a fibre, with their own shading and a soft shadow."""
+    """Something that lies on the product: a few grains, or a fibre, with their own shading and a
+    soft shadow.
+    """
     rng, at, area, light = canvas.rng, canvas.place(), canvas.area(), canvas.angle()
     colour = np.clip(canvas.colour(at) + canvas.contrast(at, strength) * canvas.tint(0.5), 0, 255)
     if canvas.chance(0.35):
@@ -214,20 +312,38 @@ def _contamination(canvas: Canvas, strength: float) -> tuple[Box, Float]:
         away = -1.5 * width * np.array([math.sin(light), math.cos(light)])
         shadow = cv2.GaussianBlur(stroke(box, line + away, widths, whole), (0, 0), 0.6 * width)
         content = canvas.ground(box) * (1 - 0.5 * shadow[..., None])
-        return box, paint(content, stroke(box, line, widths, whole), colour, float(rng.uniform(0.7, 1)), np.zeros(3, np.float32))
+        return box, paint(
+            content,
+            stroke(box, line, widths, whole),
+            colour,
+            float(rng.uniform(0.7, 1)),
+            np.zeros(3, np.float32),
+        )
     count = min(8, int(rng.geometric(0.4)))
     radius = max(1.2, math.sqrt(area / count / math.pi))
     spread = 1.5 * radius * math.sqrt(count)
     box, dy, dx = canvas.window(at, 2.5 * spread + 2 * radius)
     content = canvas.ground(box)
     for i in range(count):
-        off = rng.normal(0, spread, 2).astype(np.float32) * (i > 0)  # the first lies on the product for certain
-        content = _particle(canvas, content, dy - off[0], dx - off[1], radius * canvas.between(0.6, 1.4), colour, light)
+        off = rng.normal(0, spread, 2).astype(np.float32) * (
+            i > 0
+        )  # the first lies on the product for certain
+        content = _particle(
+            canvas,
+            content,
+            dy - off[0],
+            dx - off[1],
+            radius * canvas.between(0.6, 1.4),
+            colour,
+            light,
+        )
     return box, content
 
 
 def _crack(canvas: Canvas, strength: float) -> tuple[Box, Float]:
-    """A cut (nearly straight, wide in the middle) or a crack (jagged, branching): a dark core and a bright lip on one side."""
+    """A cut (nearly straight, wide in the middle) or a crack (jagged, branching): a dark core and a
+    bright lip on one side.
+    """
     rng, at = canvas.rng, canvas.place()
     width = max(1.0, canvas.between(0.8, 2.5) * canvas.unit)
     length = float(np.clip(canvas.area() / width, 10 * canvas.unit + 4, 0.4 * canvas.short))
@@ -240,7 +356,9 @@ def _crack(canvas: Canvas, strength: float) -> tuple[Box, Float]:
         for _ in range(int(rng.integers(0, 3))):
             fork = lines[0][int(rng.integers(1, len(lines[0])))]
             branch = heading + float(rng.choice([-1, 1]) * rng.uniform(0.4, 1.1))
-            lines.append(canvas.jagged((fork[0], fork[1]), branch, length * float(rng.uniform(0.15, 0.4))))
+            lines.append(
+                canvas.jagged((fork[0], fork[1]), branch, length * float(rng.uniform(0.15, 0.4)))
+            )
     box, _, _ = canvas.window(at, max(reach_of(line, at, 3 * width) for line in lines))
     content, colour = canvas.ground(box), canvas.colour(at)
     core = -colour * min(1.0, canvas.between(0.25, 0.9) * strength)
@@ -249,16 +367,22 @@ def _crack(canvas: Canvas, strength: float) -> tuple[Box, Float]:
         taper = np.sin(np.linspace(0.1, math.pi - 0.1, len(line))) ** 0.7
         widths = width * taper * canvas.profile(len(line), 0.6, 1.2) * (1.0 if i == 0 else 0.6)
         opacity = canvas.profile(len(line), 0.7, 1.0)
-        content = paint(content, stroke(box, line - 0.6 * width, 0.8 * widths, 0.8 * opacity), colour, 0.3, lip)
+        content = paint(
+            content, stroke(box, line - 0.6 * width, 0.8 * widths, 0.8 * opacity), colour, 0.3, lip
+        )
         content = paint(content, stroke(box, line, widths, opacity), colour, 0.8, core)
     return box, content
 
 
 def _visible(before: UInt8, after: UInt8, unit: float) -> Bool:
-    """The pixels (h, w) that changed noticeably: closed by about a unit, without islands of under 5 % of the whole or 3 pixels."""
+    """The pixels (h, w) that changed noticeably: closed by about a unit, without islands of under 5
+    % of the whole or 3 pixels.
+    """
     changed = (cv2.absdiff(before, after).max(axis=-1) >= VISIBLE).astype(np.uint8)
     side = 2 * max(1, round(unit)) + 1
-    closed = cv2.morphologyEx(changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    closed = cv2.morphologyEx(
+        changed, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    )
     _, labels, stats, _ = cv2.connectedComponentsWithStats(closed, connectivity=8)
     sizes = stats[:, cv2.CC_STAT_AREA]
     keep = sizes >= max(3.0, 0.05 * float(sizes[1:].sum()))
@@ -268,16 +392,24 @@ def _visible(before: UInt8, after: UInt8, unit: float) -> Bool:
 
 def _near(mask: Bool, fade: float) -> Float:
     """1 on the mask, falling to 0 at ``fade`` pixels from it (h, w)."""
-    distance = np.asarray(cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
+    distance = np.asarray(
+        cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE),
+        np.float32,
+    )
     return np.clip(1 - distance / np.float32(fade), 0, 1)
 
 
 def _family(painter: Painter, overhang: float = OVERHANG) -> Family:
     """The family of a painter: on the product, visible, with a measured mask."""
 
-    def family(image: UInt8, where: Bool, donors: Sequence[UInt8], rng: np.random.Generator) -> tuple[UInt8, Bool]:
+    def family(
+        image: UInt8, where: Bool, donors: Sequence[UInt8], rng: np.random.Generator
+    ) -> tuple[UInt8, Bool]:
         if not where.any():
-            raise ImageError("The object mask is empty: a defect needs at least one pixel of product. Turn the object mask off.")
+            raise ImageError(
+                "The object mask is empty: a defect needs at least one pixel of product. Turn the "
+                "object mask off."
+            )
         canvas = Canvas(image, where, donors, rng)
         pixels = max(1.0, canvas.unit)
         allowed = np.clip(2 * _near(where, overhang * pixels + 1), 0, 1)
@@ -288,15 +420,23 @@ def _family(painter: Painter, overhang: float = OVERHANG) -> Family:
             drawn = before + allowed[box][..., None] * (content - before)
             after = np.rint(np.clip(drawn, 0, 255)).astype(np.uint8)
             mask = _visible(before, after, canvas.unit)
-            # What changed too little or too far away to be labelled goes back to what it was, smoothly.
-            after = np.rint(before + _near(mask, FADE * pixels)[..., None] * (after.astype(np.float32) - before)).astype(np.uint8)
+            # What changed too little or too far away to be labelled goes back to what it was,
+            # smoothly.
+            after = np.rint(
+                before + _near(mask, FADE * pixels)[..., None] * (after.astype(np.float32) - before)
+            ).astype(np.uint8)
             change = cv2.absdiff(before, after).max(axis=-1)[mask]
-            if mask.sum() >= smallest and change.mean() >= _CLEAR and 2 * (mask & where[box]).sum() >= mask.sum():
+            if (
+                mask.sum() >= smallest
+                and change.mean() >= _CLEAR
+                and 2 * (mask & where[box]).sum() >= mask.sum()
+            ):
                 result, label = image.copy(), np.zeros_like(where)
                 result[box], label[box] = after, mask
                 return result, label
         raise ImageError(
-            f"No visible {painter.__name__[1:]} fits on the product in {_ATTEMPTS} draws: its object mask has {int(where.sum())} "
+            f"No visible {painter.__name__[1:]} fits on the product in {_ATTEMPTS} draws: its "
+            f"object mask has {int(where.sum())} "
             f"pixels, a defect needs {smallest}. Turn the object mask off or use larger images."
         )
 

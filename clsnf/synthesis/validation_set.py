@@ -1,6 +1,8 @@
-"""The validation set of a study, on disk: the validation normals, and defects of :mod:`clsnf.synthesis.validation_defects` drawn on them.
+"""The validation set of a study, on disk: the validation normals, and defects of
+:mod:`clsnf.synthesis.validation_defects` drawn on them.
 
-Unusual: it is a data set like any other, in MVTec AD's layout at the images' own size, with a contact sheet, so that a
+Unusual: it is a data set like any other, in MVTec AD's layout at the images' own size, with a
+    contact sheet, so that a
 person can look at what selects the winner:
 
     out/validation.json              what it was made from, and the sha256 of every file
@@ -9,8 +11,9 @@ person can look at what selects the winner:
     out/test/FAMILY/*.png            defects
     out/ground_truth/FAMILY/*_mask.png
 
-Each defect is a function of (seed, sha256 of the normal, family, index) and of one donor image, never of a file's name or
-place. The folder appears whole or not at all; a set made from the same things is used again. Called by the study.
+Each defect is a function of (seed, sha256 of the normal, family, index) and of one donor image,
+never of a file's name or place. The folder appears whole or not at all; a set made from the same
+things is used again. Called by the study.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ from clsnf.synthesis.validation_defects import FAMILIES, GENERATOR_VERSION
 _SMALLEST_PRODUCT = 0.01  # share of the image; an object mask below it has not found the product
 
 Normals = dict[str, str]  # sha256 -> reference, in the order of the hashes
-Entry = dict[str, Any]  # one image of the set, as validation.json lists it; paths relative to the set's folder
+Entry = dict[
+    str, Any
+]  # one image of the set, as validation.json lists it; paths relative to the set's folder
 
 
 def write_validation_set(
@@ -58,22 +63,30 @@ def write_validation_set(
 ) -> pa.Table:
     """Make the validation set of one category, or use the one that is there; return its table.
 
-    ``table`` is the category's; its normals of split "validation" are the grounds, which every family uses in turn, and each
-    other's donors. Files of equal content count once. ``polarity`` says where defects may lie, as in
-    :func:`clsnf.synthesis.foreground.object_mask`; "off" is everywhere.
-    The result is a table of ``CATEGORY_SCHEMA``, split "validation", the normals first, then ``images_per_family`` defects
-    of each family with its name as ``defect_type``. The contact sheet lies at ``out / "contact_sheet.png"``.
+    ``table`` is the category's; its normals of split "validation" are the grounds, which every
+    family uses in turn, and each other's donors. Files of equal content count once. ``polarity``
+    says where defects may lie, as in :func:`clsnf.synthesis.foreground.object_mask`; "off" is
+    everywhere. The result is a table of ``CATEGORY_SCHEMA``, split "validation", the normals first,
+    then ``images_per_family`` defects of each family with its name as ``defect_type``. The contact
+    sheet lies at ``out / "contact_sheet.png"``.
 
-    A set in ``out`` that was made from other things, or is damaged, is replaced; anything else there is left alone (OutputError).
-    Raises DataError without validation normals, SettingsError, ImageError with the name of an image that can't be read.
+    A set in ``out`` that was made from other things, or is damaged, is replaced; anything else
+    there is left alone (OutputError). Raises DataError without validation normals, SettingsError,
+    ImageError with the name of an image that can't be read.
     """
     if images_per_family < 1:
-        raise SettingsError(f"images_per_family is {images_per_family}: at least one image of each family is needed, such as 20.")
+        raise SettingsError(
+            f"images_per_family is {images_per_family}: at least one image of each family is "
+            "needed, such as 20."
+        )
     if polarity not in KINDS:
         raise SettingsError(f"polarity is {polarity!r}.{nearest(polarity, KINDS)}")
     rows = [row for row in table.to_pylist() if row["split"] == "validation" and row["label"] == 0]
     if not rows:
-        raise DataError("The table has no validation normals to draw defects on: split the training normals first, or add some.")
+        raise DataError(
+            "The table has no validation normals to draw defects on: split the training normals "
+            "first, or add some."
+        )
     normals = dict(sorted((row["sha256"], row["path"]) for row in rows))
     recipe = {
         "kind": "clsnf validation set",
@@ -90,18 +103,24 @@ def write_validation_set(
     with FileLock(out.parent / f".{out.name}.lock"):
         entries = _stored(out, recipe)
         if entries is None:
-            for beside in out.parent.iterdir():  # what a killed run left: nobody else writes here under the lock
+            for beside in (
+                out.parent.iterdir()
+            ):  # what a killed run left: nobody else writes here under the lock
                 if beside.name.startswith(f".{out.name}.") and beside.suffix in (".part", ".old"):
                     shutil.rmtree(beside, ignore_errors=True)
             with written_whole(out) as draft:
-                entries = _write(draft, normals, images_per_family, seed, polarity, threads, progress)
+                entries = _write(
+                    draft, normals, images_per_family, seed, polarity, threads, progress
+                )
                 contact_sheet(as_table(entries, draft), draft / "contact_sheet.png")
                 write_json(draft / "validation.json", {**recipe, "images": entries})
     return as_table(entries, out)
 
 
 def _stored(out: Path, recipe: dict[str, Any]) -> list[Entry] | None:
-    """The entries of the set in ``out`` if it was made by ``recipe`` and every file is as it was written, else None."""
+    """The entries of the set in ``out`` if it was made by ``recipe`` and every file is as it was
+    written, else None.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -109,25 +128,40 @@ def _stored(out: Path, recipe: dict[str, Any]) -> list[Entry] | None:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict) or content.get("kind") != recipe["kind"]:
-        raise OutputError(f"{out} holds something that is no validation set: name another folder or remove it.")
+        raise OutputError(
+            f"{out} holds something that is no validation set: name another folder or remove it."
+        )
     entries: list[Entry] = content.pop("images")
     if content != recipe:
         return None
-    hashes = {entry["path"]: entry["sha256"] for entry in entries} | {entry["mask"]: entry["mask_sha256"] for entry in entries}
+    hashes = {entry["path"]: entry["sha256"] for entry in entries} | {
+        entry["mask"]: entry["mask_sha256"] for entry in entries
+    }
     hashes.pop(None, None)  # normals have no mask
-    intact = all((out / path).is_file() and sha256_file(out / path) == sha for path, sha in hashes.items())
+    intact = all(
+        (out / path).is_file() and sha256_file(out / path) == sha for path, sha in hashes.items()
+    )
     return entries if intact else None
 
 
 def _write(
-    draft: Path, normals: Normals, per_family: int, seed: int, polarity: str, threads: int | None, progress: Progress
+    draft: Path,
+    normals: Normals,
+    per_family: int,
+    seed: int,
+    polarity: str,
+    threads: int | None,
+    progress: Progress,
 ) -> list[Entry]:
-    """Write all images and masks below ``draft``; the entries, normals first, then family by family."""
+    """Write all images and masks below ``draft``; the entries, normals first, then family by
+    family.
+    """
     wanted: dict[str, list[tuple[str, int]]] = {sha: [] for sha in normals}
     for family in FAMILIES:
         (draft / "test" / family).mkdir(parents=True)
         (draft / "ground_truth" / family).mkdir(parents=True)
-        # An order of its own for each family, that does not change for the others when a normal is added.
+        # An order of its own for each family, that does not change for the others when a normal is
+        # added.
         order = sorted(normals, key=lambda sha: content_key([seed, family, sha]))
         for i in range(per_family):
             wanted[order[i % len(order)]].append((family, i // len(order)))
@@ -149,7 +183,12 @@ def _write(
 
 
 def _write_ground(
-    draft: Path, normals: Normals, sha: str, wanted: Sequence[tuple[str, int]], seed: int, polarity: str
+    draft: Path,
+    normals: Normals,
+    sha: str,
+    wanted: Sequence[tuple[str, int]],
+    seed: int,
+    polarity: str,
 ) -> list[Entry]:
     """Write one normal and its defects, (family, index) each."""
     source = normals[sha]
@@ -157,7 +196,10 @@ def _write_ground(
     copy = Path("test", NORMAL_TYPE, name + Path(source).suffix)
     (draft / copy).write_bytes(read_bytes(source))
     if sha256_file(draft / copy) != sha:
-        raise DataError(f"{source} is not the file that the table was made from (its sha256 differs): read the data set again.")
+        raise DataError(
+            f"{source} is not the file that the table was made from (its sha256 differs): read "
+            "the data set again."
+        )
     entries = [_entry(draft, copy, None, NORMAL_TYPE)]
     if not wanted:
         return entries
@@ -179,7 +221,9 @@ def _write_ground(
 
 
 def _where(image: UInt8, polarity: str, source: str) -> Bool:
-    """Where defects may lie, (H, W): the product, or everywhere if the object mask is off or finds next to nothing."""
+    """Where defects may lie, (H, W): the product, or everywhere if the object mask is off or finds
+    next to nothing.
+    """
     everywhere = np.ones(image.shape[:2], bool)
     if polarity == "off":
         return everywhere
@@ -187,7 +231,9 @@ def _where(image: UInt8, polarity: str, source: str) -> Bool:
     if where.mean() >= _SMALLEST_PRODUCT:
         return where
     warnings.warn(
-        f"{source}: the object mask ({polarity}) finds no product; validation defects may lie anywhere on it.", stacklevel=2
+        f"{source}: the object mask ({polarity}) finds no product; validation defects may lie "
+        "anywhere on it.",
+        stacklevel=2,
     )
     return everywhere
 
@@ -195,7 +241,8 @@ def _where(image: UInt8, polarity: str, source: str) -> Bool:
 class _Donors(Sequence[UInt8]):
     """The one donor of a defect, read when it is asked for.
 
-    Consistent hashing: the donor is the normal whose hash follows ``key``, so that adding a normal gives new donors to few defects.
+    Consistent hashing: the donor is the normal whose hash follows ``key``, so that adding a normal
+    gives new donors to few defects.
     """
 
     def __init__(self, normals: Normals, ground: str, key: str) -> None:

@@ -1,8 +1,10 @@
 """The stage store: finished pieces of work on disk, found by their content.
 
-A stage is a folder ``<root>/<kind>/<key>/`` with ``tensors.safetensors`` and ``facts.json``; the key is the hash of everything that
-decided its content. Unusual: a stage appears whole or not at all, and while one process computes a stage, others that want the same one,
-on this machine or on another that shares the file system, wait for it instead of doing it twice (see :mod:`clsnf.training.leases`).
+A stage is a folder ``<root>/<kind>/<key>/`` with ``tensors.safetensors`` and ``facts.json``; the
+key is the hash of everything that decided its content. Unusual: a stage appears whole or not at
+all, and while one process computes a stage, others that want the same one, on this machine or on
+another that shares the file system, wait for it instead of doing it twice (see
+:mod:`clsnf.training.leases`).
 """
 
 from __future__ import annotations
@@ -43,17 +45,21 @@ class StageStore:
 
     Args:
         root: made where it is missing.
-        remote: a folder that more machines share than `root`: what is missing in `root` is looked for there, what is computed is
-            stored there too.
+        remote: a folder that more machines share than `root`: what is missing in `root` is looked
+            for there, what is computed is stored there too.
         leases: hands out the leases on stages; files in `root` where None.
 
     Attributes:
-        computed, reused: number of stages of each kind that this object had to compute, and that it found.
-        seconds: time that computing each kind took, without the stages that it asked for itself; ``waiting`` for those that
-            another process was computing, ``storing``, and what callers count with :meth:`clock`.
+        computed, reused: number of stages of each kind that this object had to compute, and that it
+            found.
+        seconds: time that computing each kind took, without the stages that it asked for itself;
+            ``waiting`` for those that another process was computing, ``storing``, and what callers
+            count with :meth:`clock`.
     """
 
-    def __init__(self, root: Path, remote: RemoteFolder | None = None, leases: Holder | None = None) -> None:
+    def __init__(
+        self, root: Path, remote: RemoteFolder | None = None, leases: Holder | None = None
+    ) -> None:
         self.root, self._remote = root, remote
         self.computed: dict[str, int] = {}
         self.reused: dict[str, int] = {}
@@ -81,12 +87,19 @@ class StageStore:
             return None
         except (SafetensorError, OSError, ValueError) as error:
             raise OutputError(
-                f"The stored stage {folder} is damaged ({error}): delete it, and it will be computed anew."
+                f"The stored stage {folder} is damaged ({error}): delete it, and it will be "
+                "computed anew."
             ) from error
 
     def _pull(self, name: str, folder: Path) -> bool:
-        """Fetch a stage that another machine stored; its facts come last, and so does a whole stage."""
-        return self._remote is not None and self._remote.read(f"{name}/facts.json") is not None and self._remote.pull(name, folder)
+        """Fetch a stage that another machine stored; its facts come last, and so does a whole
+        stage.
+        """
+        return (
+            self._remote is not None
+            and self._remote.read(f"{name}/facts.json") is not None
+            and self._remote.pull(name, folder)
+        )
 
     def get(self, kind: str, content: Mapping[str, Any], compute: Callable[[], Stage]) -> Stage:
         """The stage that `content` decides, computed only if nobody has it."""
@@ -135,7 +148,10 @@ class StageStore:
     def _put(self, kind: str, key: str, stage: Stage) -> None:
         with written_whole(self.root / kind / key) as draft:
             draft.mkdir()
-            save_file({name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()}, draft / "tensors.safetensors")
+            save_file(
+                {name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()},
+                draft / "tensors.safetensors",
+            )
             write_json(draft / "facts.json", stage.facts)
         if self._remote is not None:
             for file in ("tensors.safetensors", "facts.json"):  # in this order: see _pull

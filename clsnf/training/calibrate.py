@@ -1,4 +1,6 @@
-"""Thresholds: from the scores of held-out normal images at a stated false-reject rate, never from defects."""
+"""Thresholds: from the scores of held-out normal images at a stated false-reject rate, never from
+defects.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ class Threshold:
     Attributes:
         value: the threshold.
         false_reject_rate: the rate that was asked for.
-        supported_rate: the smallest rate, not below the one asked for, for which this many normal images give a guarantee: 1 / (n + 1)
-            where n is too small.
+        supported_rate: the smallest rate, not below the one asked for, for which this many normal
+            images give a guarantee: 1 / (n + 1) where n is too small.
         normals: n, the number of normal images it rests on.
     """
 
@@ -32,8 +34,9 @@ class Threshold:
     def interval(self) -> tuple[float, float]:
         """What the false-reject rate really is, with 95 % confidence: (low, high) in [0, 1].
 
-        The share of all normal images above the k-th smallest of n scores is distributed as Beta(n + 1 - k, k), whatever the scores'
-        distribution, as long as it is continuous (David and Nagaraja, Order Statistics, 2003). High only shrinks with more normals.
+        The share of all normal images above the k-th smallest of n scores is distributed as Beta(n
+        + 1 - k, k), whatever the scores' distribution, as long as it is continuous (David and
+        Nagaraja, Order Statistics, 2003). High only shrinks with more normals.
         """
         k = _rank(self.normals, self.false_reject_rate)
         low, high = beta.ppf((0.025, 0.975), self.normals + 1 - k, k)
@@ -52,15 +55,18 @@ def check_rate(rate: float) -> None:
         MetricError: saying so.
     """
     if not 0 < rate < 1:
-        raise MetricError(f"The false-reject rate is {rate!r}: it must lie between 0 and 1, both excluded.")
+        raise MetricError(
+            f"The false-reject rate is {rate!r}: it must lie between 0 and 1, both excluded."
+        )
 
 
 def threshold_from_normals(scores: np.ndarray, false_reject_rate: float) -> Threshold:
     """The split-conformal threshold.
 
-    The k-th smallest of n scores of held-out normal images, k = ceil((n + 1)(1 - rate)), is exceeded by the next normal image with a
-    probability of at most `rate`, whatever the scores' distribution, as long as the images are exchangeable (Vovk et al., 2005). Where
-    n is too small for the rate, the largest score is taken, whose guarantee is 1 / (n + 1).
+    The k-th smallest of n scores of held-out normal images, k = ceil((n + 1)(1 - rate)), is
+    exceeded by the next normal image with a probability of at most `rate`, whatever the scores'
+    distribution, as long as the images are exchangeable (Vovk et al., 2005). Where n is too small
+    for the rate, the largest score is taken, whose guarantee is 1 / (n + 1).
 
     Args:
         scores: (n,) image scores of normal images that training did not see.
@@ -72,7 +78,13 @@ def threshold_from_normals(scores: np.ndarray, false_reject_rate: float) -> Thre
     check_rate(false_reject_rate)
     n = len(scores)
     if n == 0 or not np.isfinite(scores).all():
-        raise MetricError(f"A threshold needs finite scores of at least one normal image, not {n} scores with NaN or none at all.")
+        raise MetricError(
+            f"A threshold needs finite scores of at least one normal image, not {n} scores with "
+            "NaN or none at all."
+        )
     return Threshold(
-        float(np.sort(scores)[_rank(n, false_reject_rate) - 1]), false_reject_rate, max(false_reject_rate, 1 / (n + 1)), n
+        float(np.sort(scores)[_rank(n, false_reject_rate) - 1]),
+        false_reject_rate,
+        max(false_reject_rate, 1 / (n + 1)),
+        n,
     )

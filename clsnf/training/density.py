@@ -1,8 +1,9 @@
 """Stage two: flows learn the density of the finetuned features of normal images.
 
-Unusual: the backbone looks at each image once. Its features stay in memory as float16 (on disk where they would fill it), one row a
-vector, and every epoch of every flow reads from there. A flow that starts from the data first takes the mean of each position and the
-covariance in closed form.
+Unusual: the backbone looks at each image once. Its features stay in memory as float16 (on disk
+    where they would fill it), one row a
+vector, and every epoch of every flow reads from there. A flow that starts from the data first takes
+the mean of each position and the covariance in closed form.
 
 Legend: N images, P positions of a level, C channels.
 """
@@ -33,7 +34,9 @@ _BATCH = 16
 
 
 class FeatureWorker:
-    """Holds a backbone on a device and gives the features of batches: ``level0`` and so on, (B, P, C) float32."""
+    """Holds a backbone on a device and gives the features of batches: ``level0`` and so on, (B, P,
+    C) float32.
+    """
 
     def __init__(self, backbone: Backbone, neighbourhood: int, device: torch.device) -> None:
         self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
@@ -41,8 +44,16 @@ class FeatureWorker:
 
     @torch.inference_mode()
     def __call__(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        images = batch.images.to(self._device).float().div_(255).contiguous(memory_format=torch.channels_last)
-        levels = (level_vectors(features.float(), self._neighbourhood) for features in self._backbone(images))
+        images = (
+            batch.images.to(self._device)
+            .float()
+            .div_(255)
+            .contiguous(memory_format=torch.channels_last)
+        )
+        levels = (
+            level_vectors(features.float(), self._neighbourhood)
+            for features in self._backbone(images)
+        )
         return {f"level{level}": rows.cpu().numpy() for level, rows in enumerate(levels)}
 
 
@@ -62,8 +73,8 @@ def extract_features(
         neighbourhood: as in :func:`clsnf.model.flow.level_vectors`.
 
     Returns:
-        For each level (N, P, C), on the CPU: float16, or float32 where float16 can't hold the values. What would fill the memory lies
-        in a temporary file.
+        For each level (N, P, C), on the CPU: float16, or float32 where float16 can't hold the
+        values. What would fill the memory lies in a temporary file.
     """
     n, start = len(stream), 0
     levels: list[Tensor] = []
@@ -73,7 +84,10 @@ def extract_features(
             rows = torch.from_numpy(found[f"level{level}"])
             if start == 0:
                 levels.append(roomy_empty((n, *rows.shape[1:]), torch.float16))
-            if levels[level].dtype == torch.float16 and float(rows.abs().max()) > torch.finfo(torch.float16).max:
+            if (
+                levels[level].dtype == torch.float16
+                and float(rows.abs().max()) > torch.finfo(torch.float16).max
+            ):
                 levels[level] = roomy_empty(levels[level].shape, torch.float32).copy_(levels[level])
             levels[level][start : start + len(rows)] = rows.to(levels[level].dtype)
         start += len(rows)
@@ -96,10 +110,12 @@ def feature_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Mean of each position, and covariance about it in each tile of the map.
 
-    With few images the mean of a position is noisy. It is therefore drawn towards the mean over its neighbourhood's positions by how
-    much of the spread between positions is noise (an empirical Bayes estimate, channel by channel; James and Stein, 1961). A position
-    that no image shows takes the mean over its neighbourhood. A tile's covariance is drawn towards that of the whole map, as if C
-    vectors of the whole map had been seen in the tile too (the mean under an inverse Wishart prior; Chen, 1979).
+    With few images the mean of a position is noisy. It is therefore drawn towards the mean over its
+    neighbourhood's positions by how much of the spread between positions is noise (an empirical
+    Bayes estimate, channel by channel; James and Stein, 1961). A position that no image shows takes
+    the mean over its neighbourhood. A tile's covariance is drawn towards that of the whole map, as
+    if C vectors of the whole map had been seen in the tile too (the mean under an inverse Wishart
+    prior; Chen, 1979).
 
     Args:
         features: (N, P, C).
@@ -119,7 +135,9 @@ def feature_statistics(
         squares += rows * image.float()
     overall = total.sum(dim=0) / count.sum().clamp_min(1)
     mean = torch.where(count > 0, total / count.clamp_min(1), overall)
-    within = (squares / count.clamp_min(1) - mean**2).clamp_min(0)  # variance over images, position by position
+    within = (squares / count.clamp_min(1) - mean**2).clamp_min(
+        0
+    )  # variance over images, position by position
     shown = count[:, 0] > 0
     noise = (within / count)[shown].mean(dim=0)  # variance of a mean over the images
     between = (mean - overall)[shown].pow(2).mean(dim=0)
@@ -129,16 +147,26 @@ def feature_statistics(
 
     products = torch.zeros(tiles[0] * tiles[1], c, c, dtype=torch.float64)
     for start in range(0, n, 8):
-        rows = tiled((features[start : start + 8].float() - mean) * weights[start : start + 8, :, None], grid, tiles)
+        rows = tiled(
+            (features[start : start + 8].float() - mean) * weights[start : start + 8, :, None],
+            grid,
+            tiles,
+        )
         products += torch.bmm(rows.transpose(1, 2), rows).double()
-    counts = tiled(weights[:, :, None], grid, tiles).sum(dim=1, dtype=torch.float64)[:, :, None]  # (T, 1, 1)
+    counts = tiled(weights[:, :, None], grid, tiles).sum(dim=1, dtype=torch.float64)[
+        :, :, None
+    ]  # (T, 1, 1)
     shared = products.sum(dim=0) / counts.sum().clamp_min(1)
     prior = 0 if len(products) == 1 else c
     return mean, ((products + prior * shared) / (counts + prior).clamp_min(1)).float()
 
 
-def _neighbourhood_mean(total: Tensor, count: Tensor, overall: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean over the vectors of 5 x 5 positions, from their sums (P, C) and numbers (P, 1); `overall` (C,) where there are none."""
+def _neighbourhood_mean(
+    total: Tensor, count: Tensor, overall: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Mean over the vectors of 5 x 5 positions, from their sums (P, C) and numbers (P, 1);
+    `overall` (C,) where there are none.
+    """
 
     def around(values: Tensor) -> Tensor:
         maps = values.t().reshape(1, -1, *grid)
@@ -149,9 +177,15 @@ def _neighbourhood_mean(total: Tensor, count: Tensor, overall: Tensor, grid: tup
 
 
 def start_flow(
-    flow: LevelFlow, features: Tensor, valid: Tensor | None, settings: FlowSettings, seed: int, device: torch.device
+    flow: LevelFlow,
+    features: Tensor,
+    valid: Tensor | None,
+    settings: FlowSettings,
+    seed: int,
+    device: torch.device,
 ) -> None:
-    """Set in place what one level takes from the data in closed form, whatever its depth: the whitening layer and the memory.
+    """Set in place what one level takes from the data in closed form, whatever its depth: the
+    whitening layer and the memory.
 
     Args:
         flow: as built; moved to `device`.
@@ -164,10 +198,17 @@ def start_flow(
     """
     flow.to(device)
     if settings.start == "data":
-        tiles = (1, 1) if settings.covariance == "shared" else choose_tiles(flow.grid, len(features), flow.channels)
+        tiles = (
+            (1, 1)
+            if settings.covariance == "shared"
+            else choose_tiles(flow.grid, len(features), flow.channels)
+        )
         mean, covariances = feature_statistics(features, valid, flow.grid, tiles)
         if not bool(covariances.isfinite().all()):
-            raise TrainingError("The backbone's features are not finite: give other weights, or lower finetune.learning_rate.")
+            raise TrainingError(
+                "The backbone's features are not finite: give other weights, or lower "
+                "finetune.learning_rate."
+            )
         flow.whitening.fit(mean.to(device), covariances.to(device), tiles)
     if flow.memory is not None:
         flow.memory.fit(features.flatten(0, 1), _rows(features, valid), seed)
@@ -175,7 +216,11 @@ def start_flow(
 
 def _rows(features: Tensor, valid: Tensor | None) -> Tensor:
     """Indices of the vectors that are no padding, among all N P."""
-    return torch.arange(features.shape[0] * features.shape[1]) if valid is None else valid.flatten().nonzero()[:, 0]
+    return (
+        torch.arange(features.shape[0] * features.shape[1])
+        if valid is None
+        else valid.flatten().nonzero()[:, 0]
+    )
 
 
 def fit_flow(
@@ -236,7 +281,10 @@ def fit_flow(
         running += loss.item()
         if (step + 1) % report == 0 or step + 1 == steps:
             if not math.isfinite(running):
-                raise TrainingError(f"The loss of a flow became {running} in step {step + 1}: lower flow.learning_rate.")
+                raise TrainingError(
+                    f"The loss of a flow became {running} in step {step + 1}: lower "
+                    "flow.learning_rate."
+                )
             losses.append(running / ((step % report) + 1))
             running = 0.0
             progress(task, step + 1, steps)
@@ -254,7 +302,9 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 
 @torch.inference_mode()
 def _whitened(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor:
-    """Features (N, P, C) after the whitening layer, in their own type, on the CPU: training need not do it again in every pass."""
+    """Features (N, P, C) after the whitening layer, in their own type, on the CPU: training need
+    not do it again in every pass.
+    """
     white = roomy_empty(features.shape, features.dtype)
     largest = torch.finfo(features.dtype).max
     for start in range(0, len(features), _BATCH):
@@ -263,23 +313,37 @@ def _whitened(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor
     return white
 
 
-def _over_batches(function: Callable[[Tensor], Tensor], features: Tensor, device: torch.device) -> Tensor:
+def _over_batches(
+    function: Callable[[Tensor], Tensor], features: Tensor, device: torch.device
+) -> Tensor:
     with torch.inference_mode():
-        return torch.cat([function(features[i : i + _BATCH].to(device).float()).cpu() for i in range(0, len(features), _BATCH)])
+        return torch.cat(
+            [
+                function(features[i : i + _BATCH].to(device).float()).cpu()
+                for i in range(0, len(features), _BATCH)
+            ]
+        )
 
 
 def level_log_probs(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor:
-    """Log-likelihood per dimension of all positions: features (N, P, C) to (N, h, w) float32 on the CPU."""
+    """Log-likelihood per dimension of all positions: features (N, P, C) to (N, h, w) float32 on the
+    CPU.
+    """
     return _over_batches(flow.to(device).eval().log_prob, features, device)
 
 
-def level_likelihoods(flow: LevelFlow, scale: LevelScale, features: Tensor, device: torch.device) -> Tensor:
-    """Likelihood relative to the most normal of all positions: features (N, P, C) to (N, h, w) float32 in [0, 1] on the CPU."""
+def level_likelihoods(
+    flow: LevelFlow, scale: LevelScale, features: Tensor, device: torch.device
+) -> Tensor:
+    """Likelihood relative to the most normal of all positions: features (N, P, C) to (N, h, w)
+    float32 in [0, 1] on the CPU.
+    """
     flow.to(device).eval()
     return _over_batches(lambda rows: flow.relative_likelihood(rows, scale), features, device)
 
 
-_TAIL = 1e-3  # share of the training vectors that levels="tails" gives a relative likelihood of one half or less
+# share of the training vectors that levels="tails" gives a relative likelihood of one half or less
+_TAIL = 1e-3
 
 
 def level_scale(log_probs: Tensor, valid: Tensor | None, settings: FlowSettings) -> LevelScale:
@@ -288,9 +352,10 @@ def level_scale(log_probs: Tensor, valid: Tensor | None, settings: FlowSettings)
     Args:
         log_probs: (N, h, w) of the training vectors, per dimension.
         valid: (N, P) bool or None.
-        settings: with ``levels="mean"`` m is the `level_quantile` of the log-likelihoods (1: the largest) and the steepness 1. With
-            ``levels="tails"`` m is their median, and the relative likelihood falls to one half where the rarest thousandth begins: levels
-            then say equally much by being equally rare.
+        settings: with ``levels="mean"`` m is the `level_quantile` of the log-likelihoods (1: the
+            largest) and the steepness 1. With ``levels="tails"`` m is their median, and the
+            relative likelihood falls to one half where the rarest thousandth begins: levels then
+            say equally much by being equally rare.
     """
     values = log_probs.flatten() if valid is None else log_probs.flatten()[valid.flatten()]
 
@@ -316,7 +381,9 @@ def start_flows(
     for level, (flow, vectors) in enumerate(zip(flows, features, strict=True)):
         assert isinstance(flow, LevelFlow)
         progress("statistics and memory", level, len(features))
-        start_flow(flow, vectors, valid_vectors(valid, flow.grid), settings, seed * 31 + level, device)
+        start_flow(
+            flow, vectors, valid_vectors(valid, flow.grid), settings, seed * 31 + level, device
+        )
     progress("statistics and memory", len(features), len(features))
 
 
@@ -345,6 +412,10 @@ def fit_flows(
         assert isinstance(flow, LevelFlow)
         inside = valid_vectors(valid, flow.grid)
         task = f"flow of level {level + 1} of {len(features)}"
-        curves.append(fit_flow(flow, vectors, inside, settings, seed * 31 + level, device, progress, task, started))
+        curves.append(
+            fit_flow(
+                flow, vectors, inside, settings, seed * 31 + level, device, progress, task, started
+            )
+        )
         scales.append(level_scale(level_log_probs(flow, vectors, device), inside, settings))
     return scales, curves

@@ -1,11 +1,14 @@
 """Stage one: decoder and backbone learn to tell synthetic defects from normal pixels.
 
-Unusual: the *trunk*. The learning rate rises, then stays constant, so the state after epoch t does not depend on where training will end.
-Ending at epoch T means leaving the trunk ``decay_epochs`` earlier and letting the learning rate fall to nothing on a short branch. Runs of
-different length therefore share all of their trunk: stored at each leaving point, resumed by whoever trains longer.
+Unusual: the *trunk*. The learning rate rises, then stays constant, so the state after epoch t does
+    not depend on where training will end.
+Ending at epoch T means leaving the trunk ``decay_epochs`` earlier and letting the learning rate
+fall to nothing on a short branch. Runs of different length therefore share all of their trunk:
+stored at each leaving point, resumed by whoever trains longer.
 
-With ``schedule="cosine"``, the authors', the rate falls from the first step on, at a pace that depends on the end: every length is a run of
-its own, stored on the way only so that a killed one can go on.
+With ``schedule="cosine"``, the authors', the rate falls from the first step on, at a pace that
+depends on the end: every length is a run of its own, stored on the way only so that a killed one
+can go on.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class Finetuner:
         decoder: with its initial weights; changed in place.
         stream: brings the normal images.
         recipe: makes the defects.
-        settings: learning rates and batches; the number of epochs is the caller's, except that a cosine ends at ``settings.epochs``.
+        settings: learning rates and batches; the number of epochs is the caller's, except that a
+            cosine ends at ``settings.epochs``.
         seed: decides order and defects.
         device: where to train.
     """
@@ -64,7 +68,10 @@ class Finetuner:
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(decoder.parameters()), "base_lr": settings.learning_rate},
-                {"params": list(backbone.parameters()), "base_lr": settings.learning_rate * settings.backbone_factor},
+                {
+                    "params": list(backbone.parameters()),
+                    "base_lr": settings.learning_rate * settings.backbone_factor,
+                },
             ],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
@@ -80,7 +87,8 @@ class Finetuner:
         task: str = "finetune",
         before_epoch: Callable[[int], None] = lambda epoch: None,
     ) -> None:
-        """Train up to the end of epoch `until`; on the trunk, from epoch `decay_from` on the learning rate falls to nothing.
+        """Train up to the end of epoch `until`; on the trunk, from epoch `decay_from` on the
+        learning rate falls to nothing.
 
         Args:
             before_epoch: called before each epoch with the number of those that are done.
@@ -101,22 +109,30 @@ class Finetuner:
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(joint)
         self.decoder.train()
-        # Each epoch's order comes from its own generator: a resumed run sees what an undisturbed one sees.
+        # Each epoch's order comes from its own generator: a resumed run sees what an undisturbed
+        # one sees.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.cat([torch.randperm(len(self.stream), generator=generator) for _ in range(settings.repeats)])
+        order = torch.cat(
+            [torch.randperm(len(self.stream), generator=generator) for _ in range(settings.repeats)]
+        )
         repeat = torch.arange(settings.repeats).repeat_interleave(len(self.stream))
         keys = torch.from_numpy(sample_key(self.seed, self.epoch, order.numpy(), repeat.numpy()))
-        # Batches of nearly the same size: a last one of a single image would have poor batch statistics.
+        # Batches of nearly the same size: a last one of a single image would have poor batch
+        # statistics.
         batches = max(1, math.ceil(len(order) / settings.batch_size))
         total = 0.0
-        stream = self.stream.training(self.recipe, order.tensor_split(batches), keys.tensor_split(batches), self.device)
+        stream = self.stream.training(
+            self.recipe, order.tensor_split(batches), keys.tensor_split(batches), self.device
+        )
         for number, batch in enumerate(stream):
             position = self.epoch + number / batches
             self._set_learning_rate(position, self.epoch * batches + number, decay_from, until)
             total += self._step(batch, joint) * len(batch.indices)
         return total / len(order)
 
-    def _set_learning_rate(self, position: float, step: int, decay_from: int | None, until: int) -> None:
+    def _set_learning_rate(
+        self, position: float, step: int, decay_from: int | None, until: int
+    ) -> None:
         if self.settings.schedule == "cosine":
             scale = cosine_scale(position / self.settings.epochs)
         else:
@@ -139,7 +155,8 @@ class Finetuner:
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
-                f"The classifier's loss became {value} in epoch {self.epoch + 1}: lower finetune.learning_rate "
+                f"The classifier's loss became {value} in epoch {self.epoch + 1}: lower "
+                "finetune.learning_rate "
                 f"(now {self.settings.learning_rate})."
             )
         return value
@@ -149,7 +166,9 @@ class Finetuner:
         tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         tensors |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+            tensors |= {
+                f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()
+            }
         return Stage(tensors, {"epoch": self.epoch, "losses": self.losses})
 
     def restore(self, stage: Stage) -> None:
@@ -168,27 +187,39 @@ class Finetuner:
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose name starts with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def cosine_scale(done: float) -> float:
-    """The authors' learning rate as a share of its start: a cosine from 1 at the beginning, `done` 0, to 1e-3 at the end, `done` 1."""
+    """The authors' learning rate as a share of its start: a cosine from 1 at the beginning, `done`
+    0, to 1e-3 at the end, `done` 1.
+    """
     return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def leaving_point(settings: FinetuneSettings) -> int:
-    """The epoch at which a run of ``settings.epochs`` epochs leaves what is stored of it on the way.
+    """The epoch at which a run of ``settings.epochs`` epochs leaves what is stored of it on the
+    way.
 
-    On the trunk that is where its rate begins to fall. A cosine shares nothing, so the point serves resumption alone: the last few epochs
-    need no copy of their own beside the finished run.
+    On the trunk that is where its rate begins to fall. A cosine shares nothing, so the point serves
+    resumption alone: the last few epochs need no copy of their own beside the finished run.
     """
-    return max(0, settings.epochs - (RESUME_EVERY if settings.schedule == "cosine" else settings.decay_epochs))
+    return max(
+        0,
+        settings.epochs
+        - (RESUME_EVERY if settings.schedule == "cosine" else settings.decay_epochs),
+    )
 
 
 def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
     """What decides the state after an epoch before :func:`leaving_point`.
 
-    All settings but those that only say where the trunk is left; of a cosine all, because its rate depends on the end from the start.
+    All settings but those that only say where the trunk is left; of a cosine all, because its rate
+    depends on the end from the start.
     """
     content = dataclasses.asdict(settings)
     if settings.schedule != "cosine":
@@ -211,9 +242,10 @@ def train_trunk(
         store: where trunks lie.
         content: what decides the trunk at an epoch.
         until: where to stop; stored too.
-        stops: epochs on the way at which others will want to leave: stored when passed. Runs that go on at the same time and know the same
-            stops train each part of the trunk once. Between them the trunk is stored every few epochs until the next one is, so that
-            a run that is killed loses little.
+        stops: epochs on the way at which others will want to leave: stored when passed. Runs that
+            go on at the same time and know the same stops train each part of the trunk once.
+            Between them the trunk is stored every few epochs until the next one is, so that a run
+            that is killed loses little.
         progress: told after every epoch.
     """
     finetuner = make()

@@ -1,9 +1,12 @@
-"""Leases: who computes a piece of work now, told by files, so that it works across nodes that share a file system.
+"""Leases: who computes a piece of work now, told by files, so that it works across nodes that share
+a file system.
 
-A lease on NAME is a file ``NAME.<generation>`` that can be created once only; whoever created the highest generation holds it. The holder
-writes a new count into it every few seconds. Unusual: nobody compares clocks. A waiter calls a lease dead when *its own* clock saw the
-count stand still for the lease's lifetime, and takes over by creating the next generation, which again only one can do. On the holder's
-own machine its process is looked up instead, so that a killed worker's lease is free at once.
+A lease on NAME is a file ``NAME.<generation>`` that can be created once only; whoever created the
+highest generation holds it. The holder writes a new count into it every few seconds. Unusual:
+nobody compares clocks. A waiter calls a lease dead when *its own* clock saw the count stand still
+for the lease's lifetime, and takes over by creating the next generation, which again only one can
+do. On the holder's own machine its process is looked up instead, so that a killed worker's lease is
+free at once.
 """
 
 from __future__ import annotations
@@ -33,14 +36,21 @@ _POLL = 0.1  # seconds between looks at somebody else's lease
 
 @cache
 def _machine() -> str:
-    """Where process numbers mean the same: the host, and on Linux the namespace of a container on it."""
+    """Where process numbers mean the same: the host, and on Linux the namespace of a container on
+    it.
+    """
     space = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()} {os.readlink(space) if space.exists() else ''}"
 
 
 def _new_owner() -> dict[str, Any]:
     # A number may be given to a new process after the old one's end: the start tells them apart.
-    return {"machine": _machine(), "pid": os.getpid(), "born": psutil.Process().create_time(), "token": uuid.uuid4().hex}
+    return {
+        "machine": _machine(),
+        "pid": os.getpid(),
+        "born": psutil.Process().create_time(),
+        "token": uuid.uuid4().hex,
+    }
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
@@ -65,18 +75,22 @@ class Leases:
 
     Args:
         folder: made where it is missing; on a file system that all workers share.
-        heartbeat, lifetime: seconds; the lifetime must be several heartbeats, or a busy holder is taken for a dead one.
+        heartbeat, lifetime: seconds; the lifetime must be several heartbeats, or a busy holder is
+            taken for a dead one.
     """
 
-    def __init__(self, folder: Path, heartbeat: float = HEARTBEAT, lifetime: float = LIFETIME) -> None:
+    def __init__(
+        self, folder: Path, heartbeat: float = HEARTBEAT, lifetime: float = LIFETIME
+    ) -> None:
         self._folder, self._heartbeat, self._lifetime = folder, heartbeat, lifetime
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         """Hold the lease on `name` for the length of the block; wait for a living holder first.
 
-        The block must check whether the work was done meanwhile. A holder that slept for longer than its lease's lifetime (a stopped
-        machine) does work that another does as well: what it stores must be the same and appear whole, as stages do.
+        The block must check whether the work was done meanwhile. A holder that slept for longer
+        than its lease's lifetime (a stopped machine) does work that another does as well: what it
+        stores must be the same and appear whole, as stages do.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         owner = _new_owner()
@@ -99,7 +113,9 @@ class Leases:
                 content = _read(newest)
                 if (newest, content) != seen:
                     seen, seen_at = (newest, content), time.monotonic()
-                dead = time.monotonic() - seen_at > self._lifetime or (content and _is_gone(json.loads(content)["owner"]))
+                dead = time.monotonic() - seen_at > self._lifetime or (
+                    content and _is_gone(json.loads(content)["owner"])
+                )
                 if not dead:
                     time.sleep(_POLL)
                     continue
@@ -111,7 +127,8 @@ class Leases:
                     for dead_one in others:
                         dead_one.unlink(missing_ok=True)
                     return lease
-                # What we looked at is no longer so: others came and went since. Who sees this steps back, and all look again.
+                # What we looked at is no longer so: others came and went since. Who sees this steps
+                # back, and all look again.
                 lease.unlink(missing_ok=True)
                 time.sleep(random.uniform(0, _POLL))
 
@@ -122,7 +139,9 @@ class Leases:
         return max(self._all(name), key=lambda path: int(path.suffix[1:]), default=None)
 
     def _beat(self, lease: Path, owner: dict[str, Any], count: int) -> None:
-        with suppress(OSError):  # the next beat may succeed, and work that is nearly done is not given up for it
+        with suppress(
+            OSError
+        ):  # the next beat may succeed, and work that is nearly done is not given up for it
             if lease.exists():  # gone where another took it over
                 draft = lease.with_name(f".{lease.name}.part")
                 draft.write_text(_sign(owner, count))
@@ -130,7 +149,9 @@ class Leases:
 
     def _release(self, lease: Path, owner: dict[str, Any]) -> None:
         with suppress(OSError):
-            if json.loads(_read(lease) or "{}").get("owner") == owner:  # not where another took it over
+            if (
+                json.loads(_read(lease) or "{}").get("owner") == owner
+            ):  # not where another took it over
                 lease.unlink(missing_ok=True)
 
 
@@ -139,7 +160,9 @@ def _sign(owner: dict[str, Any], count: int) -> str:
 
 
 def _create(path: Path, content: str) -> bool:
-    """Create a file with its content, False where it exists: a link to a finished draft, so that nobody ever reads half of it."""
+    """Create a file with its content, False where it exists: a link to a finished draft, so that
+    nobody ever reads half of it.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     draft.write_text(content)
     try:

@@ -1,8 +1,10 @@
 """Losses of the pixelwise classifier, found by their name (``finetune.loss``).
 
-A loss takes logits (B, H, W) float32, the batch they answer, the pixels that count (B, H, W) bool (None: all of them) and the settings,
-and gives one number, smallest where the answer is right. Pixels that do not count (padding) move neither it nor its gradient.
-To add one: a function here, its line in :data:`LOSSES` and its name among the choices in ``config.py``; a contract test runs over all.
+A loss takes logits (B, H, W) float32, the batch they answer, the pixels that count (B, H, W) bool
+(None: all of them) and the settings, and gives one number, smallest where the answer is right.
+Pixels that do not count (padding) move neither it nor its gradient. To add one: a function here,
+its line in :data:`LOSSES` and its name among the choices in ``config.py``; a contract test runs
+over all.
 
 Legend: B images, H W map.
 """
@@ -31,8 +33,9 @@ DICE_SMOOTHING = 1.0
 def soft_targets(batch: DefectBatch, kind: str) -> Tensor:
     """One number for each image's defect region: the mean over its pixels of sigmoid(5 d).
 
-    d is the pixel's mean difference to the clean image over the colours, images in [0, 1]; |d| for ``absolute``, d itself for ``signed``
-    (as the authors: a defect darker than its ground then gets a target below one half).
+    d is the pixel's mean difference to the clean image over the colours, images in [0, 1]; |d| for
+    ``absolute``, d itself for ``signed`` (as the authors: a defect darker than its ground then gets
+    a target below one half).
 
     Returns:
         (B, H, W) float32 in [0, 1]: that number inside the region, 0 outside.
@@ -46,53 +49,72 @@ def soft_targets(batch: DefectBatch, kind: str) -> Tensor:
     return level[:, None, None] * batch.regions
 
 
-def soft(logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings) -> Tensor:
+def soft(
+    logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings
+) -> Tensor:
     """Mean binary cross-entropy against :func:`soft_targets`; 0 or more."""
     targets = soft_targets(batch, settings.target)
     return _mean(F.binary_cross_entropy_with_logits(logits, targets, reduction="none"), inside)
 
 
-def hard(logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings) -> Tensor:
-    """Two-class cross-entropy against the region, 0.9 a defect pixel and 0.1 a normal one; 0 or more.
+def hard(
+    logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings
+) -> Tensor:
+    """Two-class cross-entropy against the region, 0.9 a defect pixel and 0.1 a normal one; 0 or
+    more.
 
-    A weighted mean: the sum over the pixels is divided by the sum of their weights. Two classes with the logits 0 and z are the same as one
-    logit z, so a decoder of one map needs no second one.
+    A weighted mean: the sum over the pixels is divided by the sum of their weights. Two classes
+    with the logits 0 and z are the same as one logit z, so a decoder of one map needs no second
+    one.
     """
     regions = batch.regions.float()
     losses = F.binary_cross_entropy_with_logits(logits, regions, reduction="none")
     return _mean(losses, inside, NORMAL_WEIGHT + (DEFECT_WEIGHT - NORMAL_WEIGHT) * regions)
 
 
-def regression(logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings) -> Tensor:
+def regression(
+    logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings
+) -> Tensor:
     """Mean L1 distance of the sigmoid map from how much each pixel was changed; in [0, 1].
 
-    How much: the mean over the colours of the absolute difference to the clean image, in [0, 1], and 0 outside the region. This is our
-    reading of the authors' "L1 to the clean image" for a decoder of one map, which can't show colours.
+    How much: the mean over the colours of the absolute difference to the clean image, in [0, 1],
+    and 0 outside the region. This is our reading of the authors' "L1 to the clean image" for a
+    decoder of one map, which can't show colours.
     """
-    change = (batch.images - batch.clean).abs().mean(dim=1) * batch.regions  # (B, 3, H, W) -> (B, H, W)
+    change = (batch.images - batch.clean).abs().mean(
+        dim=1
+    ) * batch.regions  # (B, 3, H, W) -> (B, H, W)
     return _mean((torch.sigmoid(logits) - change).abs(), inside)
 
 
-def focal(logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings) -> Tensor:
+def focal(
+    logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings
+) -> Tensor:
     """Mean focal loss against the region: -alpha_t (1 - p_t)^gamma log p_t; 0 or more.
 
-    Pixels that are already right count for little, so training does not go on to sharpen what tells *synthetic* defects apart.
-    A mean over the pixels, where the source divides by the number of positives: an image may have none.
+    Pixels that are already right count for little, so training does not go on to sharpen what tells
+    *synthetic* defects apart. A mean over the pixels, where the source divides by the number of
+    positives: an image may have none.
 
     Source: Lin, Goyal, Girshick, He and Dollár, "Focal Loss for Dense Object Detection", ICCV 2017.
     """
     regions = batch.regions.float()
     losses = F.binary_cross_entropy_with_logits(logits, regions, reduction="none")  # -log p_t
-    missed = torch.sigmoid(torch.where(batch.regions, -logits, logits))  # 1 - p_t, exact also where p_t rounds to 1
+    missed = torch.sigmoid(
+        torch.where(batch.regions, -logits, logits)
+    )  # 1 - p_t, exact also where p_t rounds to 1
     alpha = torch.where(batch.regions, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
     return _mean(alpha * missed**FOCAL_GAMMA * losses, inside)
 
 
-def dice(logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings) -> Tensor:
+def dice(
+    logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings
+) -> Tensor:
     """Soft dice loss plus mean binary cross-entropy, both against the region; 0 or more.
 
-    Dice of an image: 1 - (2 sum p g + 1) / (sum p^2 + sum g^2 + 1), p the map and g the region; the ones are
-    :data:`DICE_SMOOTHING`. It weighs a small defect as a large one; the cross-entropy steadies it where the region is empty.
+    Dice of an image: 1 - (2 sum p g + 1) / (sum p^2 + sum g^2 + 1), p the map and g the region; the
+    ones are :data:`DICE_SMOOTHING`. It weighs a small defect as a large one; the cross-entropy
+    steadies it where the region is empty.
 
     Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016.
     """
@@ -108,7 +130,9 @@ def dice(logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: Fi
 
 
 def _mean(losses: Tensor, inside: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """Mean over the pixels that count, weighted where there are weights; everything (B, H, W). 0 where no pixel counts."""
+    """Mean over the pixels that count, weighted where there are weights; everything (B, H, W). 0
+    where no pixel counts.
+    """
     if inside is None and weights is None:
         return losses.mean()
     if weights is None:

@@ -1,9 +1,11 @@
 """One category from images to maps, as a chain of stages that runs of different settings share.
 
-    data + backbone + seed -> trunk at epoch t -> finetuned at epoch E -> flows of depth D -> maps of the validation images
+    data + backbone + seed -> trunk at epoch t -> finetuned at epoch E -> flows of depth D -> maps
+    of the validation images
 
-Every method looks its stage up by content and computes it only where nobody has; see :mod:`clsnf.training.artifacts`. What a caller changes
-last (the flow's depth, then the fusion weight, which needs no training at all) is therefore the cheapest to change.
+Every method looks its stage up by content and computes it only where nobody has; see
+:mod:`clsnf.training.artifacts`. What a caller changes last (the flow's depth, then the fusion
+weight, which needs no training at all) is therefore the cheapest to change.
 """
 
 from __future__ import annotations
@@ -78,7 +80,9 @@ Images = PlacedImages | StreamedImages
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """Both maps of the same images, (N, H, W) float32 in [0, 1], and how they are smoothed once fused."""
+    """Both maps of the same images, (N, H, W) float32 in [0, 1], and how they are smoothed once
+    fused.
+    """
 
     density: Tensor
     classifier: Tensor
@@ -93,10 +97,12 @@ class CategoryPipeline:
     """Stages of one category.
 
     Args:
-        settings: all settings; ``finetune.joint_epochs`` and ``flow.depth`` are given anew to each method.
+        settings: all settings; ``finetune.joint_epochs`` and ``flow.depth`` are given anew to each
+            method.
         backbone: with its pretrained weights; copied, never changed.
         fit: normal images to train on.
-        polarity: where defects may lie: ``off``, ``dark`` or ``bright`` products (see :mod:`clsnf.synthesis.foreground`).
+        polarity: where defects may lie: ``off``, ``dark`` or ``bright`` products (see
+            :mod:`clsnf.synthesis.foreground`).
         textures: (T, 3, H, W) uint8 sources of synthetic defects.
         textures_key: hash of their content.
         store: where stages lie.
@@ -104,7 +110,8 @@ class CategoryPipeline:
         progress: told about long work.
 
     Attributes:
-        most_features: of how many backbones the fit images' features stay in memory (N * P * C * 2 bytes a level each).
+        most_features: of how many backbones the fit images' features stay in memory (N * P * C * 2
+            bytes a level each).
     """
 
     def __init__(
@@ -128,7 +135,9 @@ class CategoryPipeline:
         self.most_features = 1
 
     def with_settings(self, settings: DetectorSettings) -> CategoryPipeline:
-        """The same category under other settings; those of images, backbone and where defects may lie must be the same."""
+        """The same category under other settings; those of images, backbone and where defects may
+        lie must be the same.
+        """
         other = copy(self)  # the features that are in memory are for both
         other.settings = settings
         other.__dict__.pop("_root_content", None)
@@ -169,10 +178,14 @@ class CategoryPipeline:
         return content if donors == n else content | {"donors": donors}
 
     def _finetuned_content(self, epochs: int) -> dict[str, Any]:
-        return self._trunk_content(epochs) | {"joint_epochs": epochs, "decay_epochs": self.settings.finetune.decay_epochs}
+        return self._trunk_content(epochs) | {
+            "joint_epochs": epochs,
+            "decay_epochs": self.settings.finetune.decay_epochs,
+        }
 
     def _flow_content(self, epochs: int, depth: int) -> dict[str, Any]:
-        # A backbone that was never finetuned depends on no defect: its flows are the same whatever stage one does.
+        # A backbone that was never finetuned depends on no defect: its flows are the same whatever
+        # stage one does.
         backbone = self._finetuned_content(epochs) if epochs else self._root_content
         return backbone | {"flow": to_dict(self._flow(depth))}
 
@@ -194,7 +207,9 @@ class CategoryPipeline:
         )
 
     def _copy_of_backbone(self) -> Backbone:
-        copy = empty_backbone(self.info.architecture, self.settings.backbone.levels, self.settings.image.size)
+        copy = empty_backbone(
+            self.info.architecture, self.settings.backbone.levels, self.settings.image.size
+        )
         copy.load_state_dict(self.pretrained.state_dict())
         return copy
 
@@ -203,12 +218,14 @@ class CategoryPipeline:
 
         Args:
             epochs: joint epochs; 0 leaves the backbone as it is and trains the decoder alone.
-            stops: other numbers of joint epochs that somebody will ask for: the trunk is stored where they leave it.
-                A cosine has no trunk, and so no use for them.
+            stops: other numbers of joint epochs that somebody will ask for: the trunk is stored
+                where they leave it. A cosine has no trunk, and so no use for them.
         """
         compute = partial(self._finetune_to_the_end, epochs, stops)
         stage = self.store.get("finetuned", self._finetuned_content(epochs), compute)
-        if self.settings.finetune.schedule == "cosine":  # now that the run is whole, nobody else will go on from a point on its way
+        if (
+            self.settings.finetune.schedule == "cosine"
+        ):  # now that the run is whole, nobody else will go on from a point on its way
             for epoch in range(1, leaving_point(self._finetune(epochs)) + 1):
                 self.store.drop("trunk", self._trunk_point(epochs, epoch))
         return self._classifier_of(stage, epochs)
@@ -219,7 +236,9 @@ class CategoryPipeline:
     def _snapshot_point(self, epochs: int, epoch: int) -> dict[str, Any]:
         return self._finetuned_content(epochs) | {"epoch": epoch}
 
-    def _finetune_to_the_end(self, epochs: int, stops: Collection[int] = (), snapshots: bool = False) -> Stage:
+    def _finetune_to_the_end(
+        self, epochs: int, stops: Collection[int] = (), snapshots: bool = False
+    ) -> Stage:
         settings = self._finetune(epochs)
         leave = leaving_point(settings)
         finetuner = train_trunk(
@@ -227,26 +246,45 @@ class CategoryPipeline:
             self.store,
             partial(self._trunk_point, epochs),
             leave,
-            [leaving_point(self._finetune(e)) for e in stops] if settings.schedule == "trunk" else [],
+            [leaving_point(self._finetune(e)) for e in stops]
+            if settings.schedule == "trunk"
+            else [],
             self.progress,
         )
 
         def keep(epoch: int) -> None:
             if snapshots and epoch >= settings.frozen_epochs:
-                self.store.get("snapshots", self._snapshot_point(epochs, epoch), lambda: _weights_of(finetuner))
+                self.store.get(
+                    "snapshots", self._snapshot_point(epochs, epoch), lambda: _weights_of(finetuner)
+                )
 
         finetuner.run(settings.epochs, decay_from=leave, progress=self.progress, before_epoch=keep)
         return _weights_of(finetuner)
 
-    def on_trunk(self, kind: str, epochs: int, step: int, content: dict[str, Any], compute: Callable[[], Stage]) -> Stage:
-        """A stage that rests on the trunk at epoch `step` of a run of `epochs` joint epochs and on `content`."""
+    def on_trunk(
+        self,
+        kind: str,
+        epochs: int,
+        step: int,
+        content: dict[str, Any],
+        compute: Callable[[], Stage],
+    ) -> Stage:
+        """A stage that rests on the trunk at epoch `step` of a run of `epochs` joint epochs and on
+        `content`.
+        """
         return self.store.get(kind, self._trunk_point(epochs, step) | content, compute)
 
     def trunk_maps(self, epochs: int, step: int, images: PlacedImages) -> Tensor:
-        """The classifier's maps of images (N, H, W) as it is on the trunk after `step` epochs, before its learning rate falls."""
+        """The classifier's maps of images (N, H, W) as it is on the trunk after `step` epochs,
+        before its learning rate falls.
+        """
         make = partial(self._new_finetuner, self._finetune(epochs))
-        finetuner = train_trunk(make, self.store, partial(self._trunk_point, epochs), step, progress=self.progress)
-        return classifier_maps(finetuner.backbone.eval(), finetuner.decoder.eval(), images.images, self.device)
+        finetuner = train_trunk(
+            make, self.store, partial(self._trunk_point, epochs), step, progress=self.progress
+        )
+        return classifier_maps(
+            finetuner.backbone.eval(), finetuner.decoder.eval(), images.images, self.device
+        )
 
     def _snapshot_epochs(self, epochs: int) -> range:
         """The epochs in which the learning rate falls to its end, as far as they are joint ones."""
@@ -254,16 +292,25 @@ class CategoryPipeline:
         return range(max(leaving_point(settings), settings.frozen_epochs), settings.epochs)
 
     def finetune_with_snapshots(self, epochs: int) -> None:
-        """Train to the end as :meth:`finetuned` does, and keep what the classifier was after each of the last joint epochs."""
-        points = [self.store.key(self._snapshot_point(epochs, epoch)) for epoch in self._snapshot_epochs(epochs)]
-        if any(self.store.find("snapshots", point) is None for point in points):  # one pass of the run's end stores all of them
+        """Train to the end as :meth:`finetuned` does, and keep what the classifier was after each
+        of the last joint epochs.
+        """
+        points = [
+            self.store.key(self._snapshot_point(epochs, epoch))
+            for epoch in self._snapshot_epochs(epochs)
+        ]
+        if any(
+            self.store.find("snapshots", point) is None for point in points
+        ):  # one pass of the run's end stores all of them
             end = self._finetune_to_the_end(epochs, snapshots=True)
             self.store.get("finetuned", self._finetuned_content(epochs), lambda: end)
 
     def _classifier_of(self, stage: Stage, epochs: int) -> tuple[Backbone, PixelDecoder]:
         backbone = self._copy_of_backbone()
         backbone.load_state_dict(part(stage.tensors, "backbone."))
-        decoder = build_decoder(self.info, self.settings.image, self._finetune(epochs), self.settings.seed)
+        decoder = build_decoder(
+            self.info, self.settings.image, self._finetune(epochs), self.settings.seed
+        )
         decoder.load_state_dict(part(stage.tensors, "decoder."))
         return backbone.to(self.device), decoder.to(self.device).eval()
 
@@ -271,14 +318,18 @@ class CategoryPipeline:
         return self.finetuned(epochs)[0] if epochs else self._copy_of_backbone()
 
     def features(self, epochs: int, images: Images) -> list[Tensor]:
-        """Features of images under the backbone after `epochs` joint epochs, for each level (N, P, C) on the CPU.
+        """Features of images under the backbone after `epochs` joint epochs, for each level (N, P,
+        C) on the CPU.
 
-        The last answers are kept, because the flows of every depth want the same: for the fit images, and one for others.
+        The last answers are kept, because the flows of every depth want the same: for the fit
+        images, and one for others.
         """
         neighbourhood = self.settings.flow.neighbourhood
 
         def extract() -> list[Tensor]:
-            return extract_features(self._backbone(epochs), images.stream, self.device, neighbourhood, self.progress)
+            return extract_features(
+                self._backbone(epochs), images.stream, self.device, neighbourhood, self.progress
+            )
 
         backbone = self._finetuned_content(epochs) if epochs else self._root_content
         wanted = content_key([backbone, neighbourhood])
@@ -289,12 +340,16 @@ class CategoryPipeline:
             return self._other_features[1]
         if wanted not in self._features:
             while len(self._features) >= self.most_features:
-                del self._features[next(iter(self._features))]  # free the old ones before the new ones fill the memory
+                del self._features[
+                    next(iter(self._features))
+                ]  # free the old ones before the new ones fill the memory
             self._features[wanted] = extract()
         return self._features[wanted]
 
     def flows(self, epochs: int, depth: int) -> tuple[torch.nn.ModuleList, list[LevelScale]]:
-        """The flows of `depth` blocks on the backbone after `epochs` joint epochs, and their levels' scales."""
+        """The flows of `depth` blocks on the backbone after `epochs` joint epochs, and their
+        levels' scales.
+        """
         settings = self._flow(depth)
 
         def compute() -> Stage:
@@ -302,7 +357,14 @@ class CategoryPipeline:
             flows.load_state_dict(self._flow_start(epochs).tensors, strict=False)
             features = self.features(epochs, self.fit)
             scales, curves = fit_flows(
-                flows, features, self.fit.valid, settings, self.settings.seed, self.device, self.progress, started=True
+                flows,
+                features,
+                self.fit.valid,
+                settings,
+                self.settings.seed,
+                self.device,
+                self.progress,
+                started=True,
             )
             return Stage(dict(flows.state_dict()), {"scales": scales, "losses": curves})
 
@@ -312,22 +374,43 @@ class CategoryPipeline:
         return flows.to(self.device).eval(), [LevelScale(*scale) for scale in stage.facts["scales"]]
 
     def _flow_start(self, epochs: int) -> Stage:
-        """What flows of every depth on the backbone after `epochs` joint epochs begin with: whitening layers and memories."""
+        """What flows of every depth on the backbone after `epochs` joint epochs begin with:
+        whitening layers and memories.
+        """
         flow = self.settings.flow
-        given = {"start": flow.start, "covariance": flow.covariance, "neighbourhood": flow.neighbourhood, "memory": flow.memory}
+        given = {
+            "start": flow.start,
+            "covariance": flow.covariance,
+            "neighbourhood": flow.neighbourhood,
+            "memory": flow.memory,
+        }
 
         def compute() -> Stage:
-            flows = empty_flows(self.info, dataclasses.replace(flow, depth=0 if flow.start == "data" else 1))
+            flows = empty_flows(
+                self.info, dataclasses.replace(flow, depth=0 if flow.start == "data" else 1)
+            )
             features = self.features(epochs, self.fit)
-            start_flows(flows, features, self.fit.valid, flow, self.settings.seed, self.device, self.progress)
+            start_flows(
+                flows,
+                features,
+                self.fit.valid,
+                flow,
+                self.settings.seed,
+                self.device,
+                self.progress,
+            )
             state = flows.state_dict()
-            return Stage({name: value for name, value in state.items() if ".blocks." not in name}, {})
+            return Stage(
+                {name: value for name, value in state.items() if ".blocks." not in name}, {}
+            )
 
         backbone = self._finetuned_content(epochs) if epochs else self._root_content
         return self.store.get("flow_starts", backbone | {"flow_start": given}, compute)
 
     def losses(self, epochs: int, depth: int) -> dict[str, Any]:
-        """Learning curves of the finished run: ``finetuning``, the loss of every epoch, and ``flows``, for each level its curve."""
+        """Learning curves of the finished run: ``finetuning``, the loss of every epoch, and
+        ``flows``, for each level its curve.
+        """
         finetuned = self.store.find("finetuned", self.store.key(self._finetuned_content(epochs)))
         flows = self.store.find("flows", self.store.key(self._flow_content(epochs, depth)))
         return {
@@ -342,12 +425,19 @@ class CategoryPipeline:
         return ScoreNetwork(backbone, decoder, flows, scales).eval()
 
     def maps(self, epochs: int, depth: int, images: PlacedImages) -> ScoreMaps:
-        """Both score maps of images: stored, so that any fusion weight costs no more than a weighted sum."""
-        density, classifier = self.density_maps(epochs, depth, images), self.classifier_maps(epochs, images)
+        """Both score maps of images: stored, so that any fusion weight costs no more than a
+        weighted sum.
+        """
+        density, classifier = (
+            self.density_maps(epochs, depth, images),
+            self.classifier_maps(epochs, images),
+        )
         return ScoreMaps(density, classifier, self.settings.smoothing)
 
     def density_maps(self, epochs: int, depth: int, images: PlacedImages) -> Tensor:
-        """The density's map of images (N, H, W): flows of `depth` blocks on the backbone after `epochs` joint epochs."""
+        """The density's map of images (N, H, W): flows of `depth` blocks on the backbone after
+        `epochs` joint epochs.
+        """
 
         def compute() -> Stage:
             flows, scales = self.flows(epochs, depth)
@@ -356,24 +446,32 @@ class CategoryPipeline:
                 level_likelihoods(flow, scale, level, self.device)  # type: ignore[arg-type]
                 for flow, scale, level in zip(flows, scales, features, strict=True)
             ]
-            return Stage({"map": density_map(likelihoods, self.settings.image.size, images.valid)}, {})
+            return Stage(
+                {"map": density_map(likelihoods, self.settings.image.size, images.valid)}, {}
+            )
 
-        return self.store.get("density_maps", self._flow_content(epochs, depth) | {"images": images.key}, compute).tensors["map"]
+        return self.store.get(
+            "density_maps", self._flow_content(epochs, depth) | {"images": images.key}, compute
+        ).tensors["map"]
 
     def classifier_maps(self, epochs: int, images: PlacedImages) -> Tensor:
         """The classifier's map of images (N, H, W), after `epochs` joint epochs."""
 
         def compute() -> Stage:
-            return Stage({"map": classifier_maps(*self.finetuned(epochs), images.images, self.device)}, {})
+            return Stage(
+                {"map": classifier_maps(*self.finetuned(epochs), images.images, self.device)}, {}
+            )
 
         content = self._finetuned_content(epochs) | {"images": images.key}
         return self.store.get("classifier_maps", content, compute).tensors["map"]
 
     def classifier_maps_on_the_way(self, epochs: int, images: PlacedImages) -> dict[int, Tensor]:
-        """The classifier's maps of images (N, H, W) after each of a run's last joint epochs, as it was then.
+        """The classifier's maps of images (N, H, W) after each of a run's last joint epochs, as it
+        was then.
 
         Returns:
-            Number of joint epochs -> maps, the last one (`epochs`) included: those epochs in which the learning rate falls to its end.
+            Number of joint epochs -> maps, the last one (`epochs`) included: those epochs in which
+            the learning rate falls to its end.
         """
         result = {}
         for epoch in self._snapshot_epochs(epochs):
@@ -383,12 +481,19 @@ class CategoryPipeline:
                 self.finetune_with_snapshots(epochs)
                 stage = self.store.find("snapshots", self.store.key(point))
                 assert stage is not None
-                return Stage({"map": classifier_maps(*self._classifier_of(stage, epochs), images.images, self.device)}, {})
+                return Stage(
+                    {
+                        "map": classifier_maps(
+                            *self._classifier_of(stage, epochs), images.images, self.device
+                        )
+                    },
+                    {},
+                )
 
             content = point | {"images": images.key}
-            result[epoch - self.settings.finetune.frozen_epochs] = self.store.get("classifier_maps", content, compute).tensors[
-                "map"
-            ]
+            result[epoch - self.settings.finetune.frozen_epochs] = self.store.get(
+                "classifier_maps", content, compute
+            ).tensors["map"]
         result[epochs] = self.classifier_maps(epochs, images)
         return result
 
@@ -397,25 +502,41 @@ _DONOR_BYTES = 256 << 20
 
 
 def donor_indices(n: int, size: tuple[int, int]) -> Tensor:
-    """Which of N fit images fill other images' defects: all, or as many as 256 MiB hold, evenly spread over them.
+    """Which of N fit images fill other images' defects: all, or as many as 256 MiB hold, evenly
+    spread over them.
 
     How many decides defects, and so does not depend on the machine's memory.
     """
     most = max(2, _DONOR_BYTES // (3 * size[0] * size[1]))
-    return torch.arange(n) if n <= most else torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()
+    return (
+        torch.arange(n)
+        if n <= most
+        else torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()
+    )
 
 
 def _weights_of(finetuner: Finetuner) -> Stage:
     """What a trained classifier is, without what training would need to go on."""
     whole = finetuner.stage()
-    return Stage({name: value for name, value in whole.tensors.items() if not name.startswith("optimizer.")}, whole.facts)
+    return Stage(
+        {name: value for name, value in whole.tensors.items() if not name.startswith("optimizer.")},
+        whole.facts,
+    )
 
 
 @torch.inference_mode()
-def classifier_maps(backbone: Backbone, decoder: PixelDecoder, images: Tensor, device: torch.device) -> Tensor:
+def classifier_maps(
+    backbone: Backbone, decoder: PixelDecoder, images: Tensor, device: torch.device
+) -> Tensor:
     """The classifier's map of uint8 images (N, 3, H, W): (N, H, W) float32 in [0, 1] on the CPU."""
     maps = []
     for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH].to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
+        batch = (
+            images[start : start + _BATCH]
+            .to(device)
+            .float()
+            .div_(255)
+            .contiguous(memory_format=torch.channels_last)
+        )
         maps.append(torch.sigmoid(decoder(backbone(batch)).float()).cpu())
     return torch.cat(maps)

@@ -1,4 +1,5 @@
-"""From a category's table to a pipeline that is ready to compute: images placed, backbone loaded, product mask decided.
+"""From a category's table to a pipeline that is ready to compute: images placed, backbone loaded,
+product mask decided.
 
 Called by :class:`clsnf.detector.Detector` and by every trial of a study.
 """
@@ -27,7 +28,8 @@ from clsnf.synthesis.textures import draw_textures, load_textures
 from clsnf.training.artifacts import StageStore
 from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages
 
-# More textures than this only cost memory: each is cropped, turned and recoloured anew for every defect.
+# More textures than this only cost memory: each is cropped, turned and recoloured anew for every
+# defect.
 MAX_TEXTURES = 256
 
 
@@ -62,7 +64,8 @@ def _images_key(table: pa.Table, settings: DetectorSettings) -> str:
 
 
 def check_ingredients(settings: DetectorSettings, textures: str | Path | None, device: str) -> None:
-    """Load what training needs besides the product's images, so that what is wrong with it is said before the long work.
+    """Load what training needs besides the product's images, so that what is wrong with it is said
+    before the long work.
 
     Raises:
         DataError, ImageError, SettingsError, WeightsError: as :func:`prepare` would later.
@@ -74,7 +77,9 @@ def check_ingredients(settings: DetectorSettings, textures: str | Path | None, d
 
 
 def texture_bank(settings: DetectorSettings, textures: str | Path | None) -> Tensor:
-    """The textures that defects are made from, uint8 (T, 3, H, W): of a folder, or drawn by code. Raises DataError, ImageError."""
+    """The textures that defects are made from, uint8 (T, 3, H, W): of a folder, or drawn by code.
+    Raises DataError, ImageError.
+    """
     if textures is None:
         return draw_textures(64, settings.image.size, settings.seed)
     return load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
@@ -98,40 +103,54 @@ def prepare(
         store: where stages lie.
         device: where to compute.
         progress: told about long work.
-        stream: how the images come to training; None for memory where they fit into it, else decoded by this process.
+        stream: how the images come to training; None for memory where they fit into it, else
+            decoded by this process.
 
     Raises:
         DataError, ImageError, SettingsError, WeightsError: see the functions called.
     """
     fit_rows = rows_of(table, "fit")
     if len(fit_rows) < 2:
-        raise DataError(f"There are {len(fit_rows)} normal images to train on: at least 2 are needed, 50 or more are advised.")
+        raise DataError(
+            f"There are {len(fit_rows)} normal images to train on: at least 2 are needed, 50 or "
+            "more are advised."
+        )
     backbone, _ = load_backbone(settings.backbone, settings.image.size)
     fit = open_fit_rows(table, settings, stream)
     decision = fit_polarity(fit, settings)
     bank = texture_bank(settings, textures)
     textures_key = hashlib.sha256(bank.numpy().data).hexdigest()
-    pipeline = CategoryPipeline(settings, backbone, fit, decision.kind, bank, textures_key, store, device, progress)
+    pipeline = CategoryPipeline(
+        settings, backbone, fit, decision.kind, bank, textures_key, store, device, progress
+    )
     return Prepared(pipeline, decision.kind, decision.reason)
 
 
 def fit_rows_in_order(table: pa.Table) -> pa.Table:
-    """The rows to train on, sorted by content: neither names nor the order of folders decide what is trained."""
+    """The rows to train on, sorted by content: neither names nor the order of folders decide what
+    is trained.
+    """
     return rows_of(table, "fit").sort_by("sha256")
 
 
-def open_fit_rows(table: pa.Table, settings: DetectorSettings, stream: StreamChoice | None = None) -> Images:
+def open_fit_rows(
+    table: pa.Table, settings: DetectorSettings, stream: StreamChoice | None = None
+) -> Images:
     """The images to train on, in memory or from a stream."""
     rows = fit_rows_in_order(table)
     choice = stream or choose_stream("local", [len(rows)], settings.image)
     if choice.kind == "memory":
         return place_rows(rows, settings)
-    return StreamedImages(open_stream(choice, rows["path"].to_pylist(), settings.image), _images_key(rows, settings))
+    return StreamedImages(
+        open_stream(choice, rows["path"].to_pylist(), settings.image), _images_key(rows, settings)
+    )
 
 
 def fit_polarity(fit: Images, settings: DetectorSettings) -> ForegroundDecision:
     """Where defects may lie on these images, by as many of them as that needs."""
-    return chosen_polarity(fit.stream.take(looked_at(len(fit.stream))), settings.defects.object_mask)
+    return chosen_polarity(
+        fit.stream.take(looked_at(len(fit.stream))), settings.defects.object_mask
+    )
 
 
 def data_fingerprint(table: pa.Table) -> str:

@@ -1,4 +1,6 @@
-"""The benchmark as a user runs it, on two small products: what it leaves, how it goes on, and what it never does."""
+"""The benchmark as a user runs it, on two small products: what it leaves, how it goes on, and what
+it never does.
+"""
 
 import csv
 import json
@@ -13,7 +15,14 @@ from click.testing import CliRunner
 
 from clsnf.benchmark import cell as cell_module
 from clsnf.benchmark.run import read_cells
-from clsnf.benchmark.systems import SYSTEMS, Candidate, Parts, fused_candidates, last_candidate, part_candidates
+from clsnf.benchmark.systems import (
+    SYSTEMS,
+    Candidate,
+    Parts,
+    fused_candidates,
+    last_candidate,
+    part_candidates,
+)
 from clsnf.benchmark.tables import BASE, Cell, Spread, long_rows, overview, spread, system_table
 from clsnf.cli import main
 from clsnf.core.errors import TrainingError
@@ -35,7 +44,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, weights: Path, *more: str, out: str = "out") -> Any:
     options = ["--data", str(folder / "data"), "--out", str(folder / out), *tiny_options(weights)]
     return CliRunner().invoke(
-        main, ["benchmark", *options, "--set", "finetune.joint_epochs=2", "--set", "finetune.decay_epochs=2", *more]
+        main,
+        [
+            "benchmark",
+            *options,
+            "--set",
+            "finetune.joint_epochs=2",
+            "--set",
+            "finetune.decay_epochs=2",
+            *more,
+        ],
     )
 
 
@@ -49,9 +67,13 @@ def finished(folder: Path, resnet18_weights: Path) -> Path:
 # ---- what it leaves ----
 
 
-def test_every_category_and_seed_is_a_cell_of_five_systems_with_three_columns(finished: Path) -> None:
+def test_every_category_and_seed_is_a_cell_of_five_systems_with_three_columns(
+    finished: Path,
+) -> None:
     cells = read_cells(finished)
-    assert [(cell.variant, cell.category, cell.seed) for cell in cells] == [(BASE, c, s) for c in CATEGORIES for s in (0, 1)]
+    assert [(cell.variant, cell.category, cell.seed) for cell in cells] == [
+        (BASE, c, s) for c in CATEGORIES for s in (0, 1)
+    ]
     for cell in cells:
         assert list(cell.systems) == list(SYSTEMS)
         for found in cell.systems.values():
@@ -64,13 +86,25 @@ def test_every_category_and_seed_is_a_cell_of_five_systems_with_three_columns(fi
                 assert 0 <= value <= 1
 
 
-def test_the_selected_candidate_is_the_best_on_validation_and_the_last_is_what_the_settings_say(finished: Path) -> None:
+def test_the_selected_candidate_is_the_best_on_validation_and_the_last_is_what_the_settings_say(
+    finished: Path,
+) -> None:
     for cell in read_cells(finished):
         for found in cell.systems.values():
             best = max(found["candidates"], key=lambda candidate: candidate["pixel_ap"])
             assert found["validation"]["pixel_ap"] == pytest.approx(best["pixel_ap"])
-        assert cell.systems["fused"]["last"] == {"epoch": 2, "depth": 1, "weight": 0.25, "score_weight": None}
-        assert cell.systems["classifier"]["last"] == {"epoch": 2, "depth": None, "weight": 1.0, "score_weight": None}
+        assert cell.systems["fused"]["last"] == {
+            "epoch": 2,
+            "depth": 1,
+            "weight": 0.25,
+            "score_weight": None,
+        }
+        assert cell.systems["classifier"]["last"] == {
+            "epoch": 2,
+            "depth": None,
+            "weight": 1.0,
+            "score_weight": None,
+        }
         # Where the rate begins to fall, and after each epoch in which it does.
         assert [c["epoch"] for c in cell.systems["classifier"]["candidates"]] == [0, 1, 2]
         assert [c["depth"] for c in cell.systems["cflow"]["candidates"]] == [0, 1]
@@ -80,15 +114,26 @@ def test_the_work_that_systems_share_is_done_once(finished: Path) -> None:
     for cell in read_cells(finished):
         computed = cell.result["stages"]["computed"]
         assert computed["finetuned"] == 1
-        assert computed["flows"] == 4  # depths 0 and 1, on the finetuned backbone and on the pretrained one
-        assert 1 < cell.result["cost"]["systems_over_trainings"] < cell.result["cost"]["everything_over_trainings"]
+        assert (
+            computed["flows"] == 4
+        )  # depths 0 and 1, on the finetuned backbone and on the pretrained one
+        assert (
+            1
+            < cell.result["cost"]["systems_over_trainings"]
+            < cell.result["cost"]["everything_over_trainings"]
+        )
 
 
 def test_figures_are_those_of_the_stored_maps(finished: Path) -> None:
-    """The classifier alone is a fused system at weight 1: its figures must agree wherever selection took it."""
+    """The classifier alone is a fused system at weight 1: its figures must agree wherever selection
+    took it.
+    """
     rows = list(csv.DictReader((finished / "results.csv").open()))
     assert {row["system"] for row in rows} == set(SYSTEMS)
-    values = {(r["category"], r["seed"], r["system"], r["column"], r["figure"]): float(r["value"]) for r in rows}
+    values = {
+        (r["category"], r["seed"], r["system"], r["column"], r["figure"]): float(r["value"])
+        for r in rows
+    }
     for cell in read_cells(finished):
         for name, found in cell.systems.items():
             key = (cell.category, str(cell.seed), name, "selected", "pixel_ap")
@@ -137,11 +182,15 @@ def test_finished_cells_are_not_made_again_and_a_lost_one_costs_no_training(
     assert all(path.read_bytes() == content for path, content in before.items() if path != lost)
 
 
-def test_other_settings_are_refused_and_nothing_is_touched(finished: Path, folder: Path, resnet18_weights: Path) -> None:
+def test_other_settings_are_refused_and_nothing_is_touched(
+    finished: Path, folder: Path, resnet18_weights: Path
+) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*.json")}
     result = run(folder, resnet18_weights, "--seeds", "2", "--set", "flow.clamp=1.5")
     assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].endswith("was made with other settings or data: choose another --out.")
+    assert result.stderr.splitlines()[-1].endswith(
+        "was made with other settings or data: choose another --out."
+    )
     assert {path: path.read_bytes() for path in finished.rglob("*.json")} == before
 
 
@@ -153,7 +202,9 @@ def test_a_folder_of_other_things_is_refused(folder: Path, resnet18_weights: Pat
     assert [p.name for p in (folder / "other").iterdir()] == ["thesis.txt"]
 
 
-def test_a_cell_that_fails_costs_no_other(folder: Path, resnet18_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_fails_costs_no_other(
+    folder: Path, resnet18_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inner = CategoryPipeline.flows
 
     def flows(self: CategoryPipeline, epochs: int, depth: int) -> Any:
@@ -168,7 +219,12 @@ def test_a_cell_that_fails_costs_no_other(folder: Path, resnet18_weights: Path, 
     assert result.stderr.splitlines()[-1].startswith("error: 1 of the cells failed")
     assert [(cell.category, cell.seed) for cell in read_cells(folder / "failing")] == [("plate", 1)]
     monkeypatch.undo()
-    assert run(folder, resnet18_weights, "--seeds", "2", "--categories", "plate", out="failing").exit_code == 0
+    assert (
+        run(
+            folder, resnet18_weights, "--seeds", "2", "--categories", "plate", out="failing"
+        ).exit_code
+        == 0
+    )
     assert len(read_cells(folder / "failing")) == 2
 
 
@@ -178,7 +234,9 @@ def test_a_cell_that_fails_costs_no_other(folder: Path, resnet18_weights: Path, 
 def test_variants_stand_beside_the_base_and_test_images_stay_locked(
     folder: Path, resnet18_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder / "variants.yaml").write_text("no_memory: {flow: {memory: 0}}\nmore-weight: {fusion_weight: 0.7}\n")
+    (folder / "variants.yaml").write_text(
+        "no_memory: {flow: {memory: 0}}\nmore-weight: {fusion_weight: 0.7}\n"
+    )
 
     def locked(*_: Any) -> None:
         raise AssertionError("the test images were opened")
@@ -216,7 +274,9 @@ def test_variants_stand_beside_the_base_and_test_images_stay_locked(
         ("'../x': {}", "must be a name"),
     ],
 )
-def test_a_variants_file_that_makes_no_sense_is_one_line(folder: Path, resnet18_weights: Path, text: str, said: str) -> None:
+def test_a_variants_file_that_makes_no_sense_is_one_line(
+    folder: Path, resnet18_weights: Path, text: str, said: str
+) -> None:
     (folder / "bad.yaml").write_text(text)
     result = run(folder, resnet18_weights, "--variants", str(folder / "bad.yaml"), out="bad")
     assert result.exit_code == 2
@@ -251,15 +311,33 @@ def test_the_paper_preset_is_each_category_s_own_with_the_authors_baseline(
         raise TrainingError("stop")
 
     monkeypatch.setattr(benchmark, "run_benchmark", stop)
-    arguments = ["--data", str(folder / "data"), "--out", str(folder / "paper"), "--preset", "paper", "--seeds", "3", "--seed", "5"]
+    arguments = [
+        "--data",
+        str(folder / "data"),
+        "--out",
+        str(folder / "paper"),
+        "--preset",
+        "paper",
+        "--seeds",
+        "3",
+        "--seed",
+        "5",
+    ]
     result = CliRunner().invoke(main, ["benchmark", *arguments, "--weights", str(resnet18_weights)])
     assert result.stderr.splitlines()[-1] == "error: stop", result.output
     plate, screw = (seen[0].recipes[BASE][name] for name in CATEGORIES)
     assert list(seen[0].seeds) == [5, 6, 7]
     assert (screw.settings.finetune.frozen_epochs, screw.settings.finetune.joint_epochs) == (35, 5)
-    assert (plate.settings.finetune.frozen_epochs, plate.settings.finetune.joint_epochs) == (85, 15)  # what most of theirs share
+    assert (plate.settings.finetune.frozen_epochs, plate.settings.finetune.joint_epochs) == (
+        85,
+        15,
+    )  # what most of theirs share
     assert screw.settings.backbone.name == "wide_resnet50_2"
-    assert (screw.settings.flow.memory, screw.settings.flow.neighbourhood, screw.settings.flow.start) == (0, 1, "random")
+    assert (
+        screw.settings.flow.memory,
+        screw.settings.flow.neighbourhood,
+        screw.settings.flow.start,
+    ) == (0, 1, "random")
     assert screw.baseline_passes == 200
     assert screw.settings.fusion_weight == 0.25  # w_fe 1 over three levels
 
@@ -270,7 +348,9 @@ def test_the_paper_preset_is_each_category_s_own_with_the_authors_baseline(
 def test_a_system_s_map_is_made_of_its_own_parts() -> None:
     generator = torch.Generator().manual_seed(0)
     classifier, finetuned, pretrained = (torch.rand(2, 4, 4, generator=generator) for _ in range(3))
-    parts = Parts({8: classifier}, {("finetuned", 2): finetuned, ("pretrained", 2): pretrained}, 0.0)
+    parts = Parts(
+        {8: classifier}, {("finetuned", 2): finetuned, ("pretrained", 2): pretrained}, 0.0
+    )
     expected = {
         "classifier": classifier,
         "flow": finetuned,
@@ -279,15 +359,22 @@ def test_a_system_s_map_is_made_of_its_own_parts() -> None:
         "fused_unshared": fuse(pretrained, classifier, 0.3),
     }
     for name, system in SYSTEMS.items():
-        torch.testing.assert_close(parts.map_of(system, last_candidate(system, 8, 2, 0.3)), expected[name])
+        torch.testing.assert_close(
+            parts.map_of(system, last_candidate(system, 8, 2, 0.3)), expected[name]
+        )
 
 
 def test_image_scores_come_from_the_map_of_their_own_weight() -> None:
     classifier, density = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     parts, system = Parts({8: classifier}, {("finetuned", 2): density}, 0.0), SYSTEMS["fused"]
     torch.testing.assert_close(parts.scored_map_of(system, Candidate(8, 2, 0.3, 0.0)), density)
-    torch.testing.assert_close(parts.map_of(system, Candidate(8, 2, 0.3, 0.0)), fuse(density, classifier, 0.3))
-    assert torch.equal(parts.scored_map_of(system, Candidate(8, 2, 0.3)), parts.map_of(system, Candidate(8, 2, 0.3)))
+    torch.testing.assert_close(
+        parts.map_of(system, Candidate(8, 2, 0.3, 0.0)), fuse(density, classifier, 0.3)
+    )
+    assert torch.equal(
+        parts.scored_map_of(system, Candidate(8, 2, 0.3)),
+        parts.map_of(system, Candidate(8, 2, 0.3)),
+    )
 
 
 def test_the_settings_own_candidate_is_among_those_to_choose_from() -> None:
@@ -309,8 +396,18 @@ def test_fused_candidates_are_given_once_where_validation_prefers_the_last() -> 
 
 def cell(category: str, seed: int, value: float) -> Cell:
     figures = dict.fromkeys(("image_auroc", "pixel_ap", "pixel_auroc", "au_pro"), value)
-    test = {"selected": figures, "last": figures, "oracle": figures, "intervals": {"pixel_ap": (0.0, 1.0)}}
-    return Cell(BASE, category, seed, {"systems": {"fused": {"validation": {"pixel_ap": value}, "test": test}}})
+    test = {
+        "selected": figures,
+        "last": figures,
+        "oracle": figures,
+        "intervals": {"pixel_ap": (0.0, 1.0)},
+    }
+    return Cell(
+        BASE,
+        category,
+        seed,
+        {"systems": {"fused": {"validation": {"pixel_ap": value}, "test": test}}},
+    )
 
 
 def test_means_are_over_categories_first_and_deviations_over_seeds() -> None:

@@ -35,7 +35,9 @@ def test_synthesize_writes_every_family_with_masks(data: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("share", "rows"), [("0.5", 2), ("1.0", 1), ("0.0", 1)])
-def test_show_has_a_row_for_each_kind_of_defect(data: Path, tmp_path: Path, share: str, rows: int) -> None:
+def test_show_has_a_row_for_each_kind_of_defect(
+    data: Path, tmp_path: Path, share: str, rows: int
+) -> None:
     out = tmp_path / "look.png"
     given = ("--set", "defects.object_mask=off", "--set", f"defects.texture_share={share}")
     done = run("show", "--data", str(data), "--category", "plate", "--out", str(out), *given)

@@ -10,7 +10,9 @@ NAMES = ["[bold]part.png", "a[/b].png", "[red]", "x [/] y", ":bug:.png", "ü", "
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_pictures_are_shown_as_they_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_pictures_are_shown_as_they_are(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = {"path": name, "score": 0.25, "threshold": 0.5, "verdict": "good", "p_value": 0.1}
     Terminal().predictions([record], 0.5)
     shown = capsys.readouterr()
@@ -29,11 +31,17 @@ def study_summary(category: str, **found: Any) -> dict[str, Any]:
         "test": None,
         "failed_trials": [],
     }
-    return {"seconds": 1.0, "study": {"objectives": ["pixel_ap"]}, "categories": {category: winner | found}}
+    return {
+        "seconds": 1.0,
+        "study": {"objectives": ["pixel_ap"]},
+        "categories": {category: winner | found},
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_categories_and_causes_are_shown_as_they_are(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_names_of_categories_and_causes_are_shown_as_they_are(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
     failed = [{"trial": "t1", "cause": f"ImageError: {name} is damaged"}]
     Terminal().summary(study_summary(name, failed_trials=failed), tmp_path)
     shown = capsys.readouterr()
@@ -41,7 +49,9 @@ def test_names_of_categories_and_causes_are_shown_as_they_are(name: str, capsys:
     assert f"{name}, trial t1 failed: ImageError: {name} is damaged" in shown.err
 
 
-def test_what_is_left_out_and_what_a_threshold_cannot_stand_for_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_what_is_left_out_and_what_a_threshold_cannot_stand_for_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Any
+) -> None:
     Terminal().summary(study_summary("nut"), tmp_path)
     shown = capsys.readouterr()
     assert "nut has no labelled test pictures with defects: test figures are left out" in shown.err
@@ -49,7 +59,9 @@ def test_what_is_left_out_and_what_a_threshold_cannot_stand_for_is_said(capsys: 
     assert str(tmp_path / "winners") in shown.out
 
 
-def test_long_work_without_a_terminal_says_nothing_at_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_work_without_a_terminal_says_nothing_at_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     terminal = Terminal()
     with terminal.live():
         for done in range(1, 101):

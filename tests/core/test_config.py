@@ -26,7 +26,9 @@ SIDES = st.integers(1, 128).map(lambda n: 32 * n)
 SHARES = st.floats(0, 1)
 POSITIVE = st.floats(1e-9, 1e6)
 
-IMAGES = st.builds(ImageSettings, height=SIDES, width=SIDES, aspect=st.sampled_from(["squeeze", "fit"]))
+IMAGES = st.builds(
+    ImageSettings, height=SIDES, width=SIDES, aspect=st.sampled_from(["squeeze", "fit"])
+)
 BACKBONES = st.builds(
     BackboneSettings,
     name=st.text(min_size=1),
@@ -51,7 +53,12 @@ FINETUNES = st.builds(
     skips=st.booleans(),
     target=st.sampled_from(["absolute", "signed"]),
 )
-FLOWS = st.builds(FlowSettings, depth=st.integers(1, 20), start=st.sampled_from(["data", "random"]), passes=POSITIVE)
+FLOWS = st.builds(
+    FlowSettings,
+    depth=st.integers(1, 20),
+    start=st.sampled_from(["data", "random"]),
+    passes=POSITIVE,
+)
 ALL = st.builds(
     DetectorSettings,
     image=IMAGES,
@@ -76,7 +83,9 @@ def test_an_empty_mapping_gives_the_defaults() -> None:
 
 
 def test_plain_values_take_the_declared_types() -> None:
-    settings = from_dict(DetectorSettings, {"fusion_weight": 1, "backbone": {"levels": [1, 3], "weights": None}})
+    settings = from_dict(
+        DetectorSettings, {"fusion_weight": 1, "backbone": {"levels": [1, 3], "weights": None}}
+    )
     assert isinstance(settings.fusion_weight, float)
     assert settings.backbone.levels == (1, 3)
     assert settings.backbone.weights is None
@@ -102,7 +111,9 @@ def test_plain_values_take_the_declared_types() -> None:
         ({"backbone": {"levels": ["1"]}}, ["settings.backbone.levels", "'1'", "int"]),
     ],
 )
-def test_unknown_names_and_wrong_types_are_refused_in_one_line(values: dict[str, Any], words: list[str]) -> None:
+def test_unknown_names_and_wrong_types_are_refused_in_one_line(
+    values: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(SettingsError) as caught:
         from_dict(DetectorSettings, values)
     text = str(caught.value)
@@ -183,7 +194,9 @@ OUT_OF_RANGE: list[tuple[type, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("cls", "name", "value"), OUT_OF_RANGE, ids=lambda v: getattr(v, "__name__", repr(v)))
+@pytest.mark.parametrize(
+    ("cls", "name", "value"), OUT_OF_RANGE, ids=lambda v: getattr(v, "__name__", repr(v))
+)
 def test_a_value_out_of_range_is_quoted_with_its_name(cls: type, name: str, value: Any) -> None:
     with pytest.raises(SettingsError) as caught:
         cls(**{name: value})
@@ -203,7 +216,11 @@ def test_a_random_start_needs_a_block() -> None:
         FlowSettings(depth=0, start="random")
 
 
-STAGES = [f.default_factory for f in dataclasses.fields(DetectorSettings) if f.default_factory is not dataclasses.MISSING]
+STAGES = [
+    f.default_factory
+    for f in dataclasses.fields(DetectorSettings)
+    if f.default_factory is not dataclasses.MISSING
+]
 
 
 @pytest.mark.parametrize("cls", STAGES)

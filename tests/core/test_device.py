@@ -1,4 +1,6 @@
-"""Devices: what exists is taken at its word, what does not is said, and mixed precision is used only where it helps."""
+"""Devices: what exists is taken at its word, what does not is said, and mixed precision is used
+only where it helps.
+"""
 
 import warnings
 
@@ -37,7 +39,9 @@ def test_training_is_in_a_type_with_the_range_of_single_precision() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_mixed_precision_is_that_of_the_device_and_warns_of_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_precision_is_that_of_the_device_and_warns_of_nothing(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("clsnf.core.device.training_dtype", lambda device: dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from clsnf.core.errors import OutputError
 from clsnf.core.hashing import content_key, differences, set_key, write_json, written_whole
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
 CONTENT = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=8
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
 )
 
 
@@ -33,12 +41,16 @@ def test_a_key_does_not_depend_on_the_order_of_names(content: dict[str, Any]) ->
 
 @given(CONTENT, CONTENT)
 def test_different_content_has_different_keys(one: Any, other: Any) -> None:
-    assert (content_key(one) == content_key(other)) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+    assert (content_key(one) == content_key(other)) == (
+        json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    )
 
 
 def test_a_key_is_the_same_on_every_machine() -> None:
     # sha256 of {"a":"\\u00fc","b":[1,2.5,null]}, worked out by sha256sum
-    assert content_key({"b": [1, 2.5, None], "a": "ü"}) == "703dceec79c30480a5c3da98f5873d45349c6685"
+    assert (
+        content_key({"b": [1, 2.5, None], "a": "ü"}) == "703dceec79c30480a5c3da98f5873d45349c6685"
+    )
 
 
 def test_a_set_s_key_depends_on_its_members_not_on_their_order() -> None:
@@ -104,7 +116,9 @@ def write_half_a_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("there_before", [True, False])
-def test_an_error_leaves_no_half_written_file(tmp_path: Path, error: type[BaseException], there_before: bool) -> None:
+def test_an_error_leaves_no_half_written_file(
+    tmp_path: Path, error: type[BaseException], there_before: bool
+) -> None:
     path = tmp_path / "file.txt"
     if there_before:
         path.write_text("old")
@@ -126,7 +140,9 @@ def test_an_error_leaves_no_half_written_folder(tmp_path: Path, there_before: bo
     assert not there_before or (path / "old.txt").read_text() == "old"
 
 
-def test_a_folder_whose_successor_can_t_take_its_place_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_whose_successor_can_t_take_its_place_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old.txt").write_text("old")
@@ -161,7 +177,11 @@ def test_json_comes_back_and_ends_with_a_line_break(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "no"), RuntimeError(f"IoError: {os.strerror(errno.ENOSPC)} (os error 28)")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "no"),
+        RuntimeError(f"IoError: {os.strerror(errno.ENOSPC)} (os error 28)"),
+    ],
 )
 def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path, error: Exception) -> None:
     path = tmp_path / "kept"
@@ -185,8 +205,19 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
 
 
 def test_differences_name_what_changed_and_how() -> None:
-    before = {"seed": 0, "flow": {"depth": 2, "start": "data"}, "data": {"nut": "a" * 64, "bolt": "b" * 64}, "levels": [1, 2]}
-    now = {"seed": 1, "flow": {"depth": 2, "start": "random"}, "data": {"nut": "c" * 64}, "levels": [1, 2], "new": 3}
+    before = {
+        "seed": 0,
+        "flow": {"depth": 2, "start": "data"},
+        "data": {"nut": "a" * 64, "bolt": "b" * 64},
+        "levels": [1, 2],
+    }
+    now = {
+        "seed": 1,
+        "flow": {"depth": 2, "start": "random"},
+        "data": {"nut": "c" * 64},
+        "levels": [1, 2],
+        "new": 3,
+    }
     assert list(differences(before, now)) == [
         "seed was 0, is 1",
         "flow.start was 'data', is 'random'",

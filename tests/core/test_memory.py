@@ -11,7 +11,10 @@ def test_a_tensor_that_would_fill_the_memory_lies_in_a_file_and_is_one_like_any_
     for budget in (0, 1 << 30):
         tensor = roomy_empty((5, 7, 2), torch.float16, budget)
         tensor.copy_(torch.arange(70).view(5, 7, 2))
-        assert torch.equal(tensor.flatten(0, 1)[torch.tensor([30, 0])], torch.tensor([[60, 61], [0, 1]], dtype=torch.float16))
+        assert torch.equal(
+            tensor.flatten(0, 1)[torch.tensor([30, 0])],
+            torch.tensor([[60, 61], [0, 1]], dtype=torch.float16),
+        )
         assert tensor.dtype == torch.float16
 
 

@@ -62,10 +62,17 @@ def test_folders_and_files_travel_there_and_back(uri: str, tmp_path: Path) -> No
     assert folder.pull("copies/alone.bin", tmp_path / "new" / "alone.bin")
 
     def content(root: Path) -> dict[str, bytes]:
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        return {
+            path.relative_to(root).as_posix(): path.read_bytes()
+            for path in root.rglob("*")
+            if path.is_file()
+        }
 
     assert content(tmp_path / "back") == content(local)
-    assert content(tmp_path / "new") == {"part/er/ä.txt": b"x" * 100_000, "alone.bin": bytes(range(256))}
+    assert content(tmp_path / "new") == {
+        "part/er/ä.txt": b"x" * 100_000,
+        "alone.bin": bytes(range(256)),
+    }
     assert not folder.pull("copies/second", tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert not list(tmp_path.rglob("*.part"))
@@ -92,12 +99,14 @@ def test_a_bucket_that_is_not_there_is_said(end: str) -> None:
         RemoteFolder(f"s3://nowhere/x{end}").check_writable()
 
 
-NAMES = st.text(st.characters(categories=("L", "N"), include_characters="-_."), min_size=1, max_size=8).filter(
-    lambda n: set(n) - {"."}
+NAMES = st.text(
+    st.characters(categories=("L", "N"), include_characters="-_."), min_size=1, max_size=8
+).filter(lambda n: set(n) - {"."})
+
+
+@given(
+    st.lists(NAMES, min_size=1, max_size=3), NAMES, st.sampled_from(["", "?region=eu&scheme=http"])
 )
-
-
-@given(st.lists(NAMES, min_size=1, max_size=3), NAMES, st.sampled_from(["", "?region=eu&scheme=http"]))
 def test_uris_are_joined_before_their_query(parts: list[str], name: str, query: str) -> None:
     uri = f"s3://bucket/{'/'.join(parts)}"
     assert join_uri(uri + query, name) == f"{uri}/{name}{query}"
@@ -113,6 +122,8 @@ def test_uris_are_joined_before_their_query(parts: list[str], name: str, query: 
 
 
 @pytest.mark.parametrize("use", [RemoteFolder, file_system], ids=["a study's folder", "a pack"])
-def test_a_password_in_a_uri_is_refused_before_anything_is_reached(use: Callable[[str], object]) -> None:
+def test_a_password_in_a_uri_is_refused_before_anything_is_reached(
+    use: Callable[[str], object],
+) -> None:
     with pytest.raises(SettingsError, match=r"^s3://bucket/x was given with a password"):
         use("s3://user:pa55@bucket/x")

@@ -50,10 +50,14 @@ def test_what_is_no_yaml_is_named_on_one_line() -> None:
 def test_a_file_must_map_names_to_values(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_text("- 1\n- 2\n")
-    with pytest.raises(SettingsError, match=r"s.yaml holds no names with values: expected lines such as seed: 1\."):
+    with pytest.raises(
+        SettingsError, match=r"s.yaml holds no names with values: expected lines such as seed: 1\."
+    ):
         read_yaml_mapping(file, "seed: 1")
     file.write_text("3: 4\n")
-    with pytest.raises(SettingsError, match=r"s.yaml: 3 is no name of a setting: expected lines such as seed: 1\."):
+    with pytest.raises(
+        SettingsError, match=r"s.yaml: 3 is no name of a setting: expected lines such as seed: 1\."
+    ):
         read_yaml_mapping(file, "seed: 1")
     file.write_text("seed: 1e0\n")
     assert read_yaml_mapping(file, "seed: 1") == {"seed": 1.0}
@@ -67,7 +71,10 @@ def test_a_name_that_is_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_are_missing_or_no_text_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none.yaml can't be read \(No such file or directory\): check the path"):
+    with pytest.raises(
+        SettingsError,
+        match=r"none.yaml can't be read \(No such file or directory\): check the path",
+    ):
         read_yaml_mapping(tmp_path / "none.yaml", "seed: 1")
     with pytest.raises(SettingsError, match=r"can't be read \(Is a directory\)"):
         read_yaml_mapping(tmp_path, "seed: 1")

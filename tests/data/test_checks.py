@@ -72,7 +72,9 @@ def test_a_category_of_good_pictures_alone_passes(nut: Path) -> None:
 
 def test_a_truncated_image_is_named(nut: Path) -> None:
     cut(nut / "train/good/3.png")
-    assert refusal(nut, ImageError).startswith(f"Category 'nut': {nut / 'train/good/3.png'} is cut short")
+    assert refusal(nut, ImageError).startswith(
+        f"Category 'nut': {nut / 'train/good/3.png'} is cut short"
+    )
 
 
 def test_a_truncated_mask_is_named(nut: Path) -> None:
@@ -108,7 +110,10 @@ def test_a_picture_in_train_and_in_test_is_a_leak_however_it_was_saved(nut: Path
     Image.open(nut / "train/good/5.png").save(bmp)
     message = refusal(nut, DataError)
     assert message.startswith("Category 'nut' has 2 leaks: ")
-    assert f"{nut / 'train/good/2.png'} and {nut / 'test/good/0.png'} are the same picture, in train and in test" in message
+    assert (
+        f"{nut / 'train/good/2.png'} and {nut / 'test/good/0.png'} are the same picture, in train "
+        "and in test" in message
+    )
     assert str(bmp) in message
     assert "--allow-leak" in message
 
@@ -125,7 +130,9 @@ def test_a_leak_into_validation_is_a_leak_too(nut: Path) -> None:
         check_category(table)
 
 
-def test_a_picture_that_is_both_good_and_defective_is_refused_even_with_leaks_allowed(nut: Path) -> None:
+def test_a_picture_that_is_both_good_and_defective_is_refused_even_with_leaks_allowed(
+    nut: Path,
+) -> None:
     shutil.copy(nut / "test/cut/0.png", nut / "test/good/0.png")
     assert "once good and once a defect" in refusal(nut, DataError, allow_leak=True)
 
@@ -138,9 +145,13 @@ def test_copies_within_train_are_a_warning(nut: Path) -> None:
 
 
 def test_mixed_sizes_are_a_warning(nut: Path) -> None:
-    write_image(nut / "train/good/0.png", np.random.default_rng(9).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    write_image(
+        nut / "train/good/0.png",
+        np.random.default_rng(9).integers(0, 256, (48, 64, 3), dtype=np.uint8),
+    )
     assert check(nut).warnings == (
-        "Category 'nut' mixes 2 image sizes: 32x24 (12 images), 64x48 (1 images): are all of one camera and crop?",
+        "Category 'nut' mixes 2 image sizes: 32x24 (12 images), 64x48 (1 images): are all of one "
+        "camera and crop?",
     )
 
 
@@ -148,7 +159,10 @@ def test_12_bit_values_in_16_bit_files_are_a_warning(tmp_path: Path) -> None:
     folder = tmp_path / "nut/train/good"
     folder.mkdir(parents=True)
     for i in range(6):
-        cv2.imwrite(str(folder / f"{i}.png"), np.random.default_rng(i).integers(0, 4096, SIZE, dtype=np.uint16))
+        cv2.imwrite(
+            str(folder / f"{i}.png"),
+            np.random.default_rng(i).integers(0, 4096, SIZE, dtype=np.uint16),
+        )
     (warning,) = check(tmp_path / "nut").warnings
     assert "no pixel above 15 of 255" in warning
 
@@ -178,7 +192,10 @@ def test_a_share_of_unreadable_pictures_is_left_out_and_named(nut: Path) -> None
     assert list(report.skipped) == [str(nut / "train/good/0.png")]
     assert report.images == len(report.table) == 12
     assert str(nut / "train/good/0.png") not in report.table["path"].to_pylist()
-    assert any("1 of the 13 pictures are left out" in warning and "0.png" in warning for warning in report.warnings)
+    assert any(
+        "1 of the 13 pictures are left out" in warning and "0.png" in warning
+        for warning in report.warnings
+    )
 
 
 def test_more_than_that_share_ends_it_and_the_message_says_the_share(nut: Path) -> None:

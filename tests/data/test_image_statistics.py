@@ -38,7 +38,9 @@ def test_grey_has_no_colour_and_a_flat_picture_no_contrast() -> None:
     assert looks_of(torch.full((3, 32, 32), 90, dtype=torch.uint8)).tolist() == [90, 0, 0, 0, 0]
 
 
-def test_normals_are_summed_up_in_any_order_with_room_for_a_breath_of_change(tmp_path: Path) -> None:
+def test_normals_are_summed_up_in_any_order_with_room_for_a_breath_of_change(
+    tmp_path: Path,
+) -> None:
     rng = np.random.default_rng(1)
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for path in paths:

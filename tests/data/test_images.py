@@ -34,7 +34,9 @@ from clsnf.data.images import (
 
 HEIGHT, WIDTH = 21, 36  # no padding at the end of a BMP's rows, which a file may lack
 RGB = cv2.resize(
-    np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8),
+    (WIDTH, HEIGHT),
+    interpolation=cv2.INTER_CUBIC,
 )
 GREY = RGB[..., 0]
 GREY_AS_RGB = np.repeat(GREY[..., None], 3, axis=2)
@@ -43,7 +45,9 @@ BINARY = GREY > 128
 
 def encode(picture: Image.Image | np.ndarray, image_format: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, image_format, **options)
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(
+        file, image_format, **options
+    )
     return file.getvalue()
 
 
@@ -70,10 +74,16 @@ EXACT = {
     "lzw.tif": (encode(RGB, "TIFF", compression="tiff_lzw"), RGB),
     "deflate.tif": (encode(GREY, "TIFF", compression="tiff_adobe_deflate"), GREY_AS_RGB),
     "big.tif": (encode(RGB, "TIFF", big_tiff=True), RGB),
-    "fax.tif": (encode(BINARY, "TIFF", compression="group4"), np.repeat(BINARY[..., None], 3, axis=2) * np.uint8(255)),
+    "fax.tif": (
+        encode(BINARY, "TIFF", compression="group4"),
+        np.repeat(BINARY[..., None], 3, axis=2) * np.uint8(255),
+    ),
     "rgb16.tif": (encode16(".tif", RGB.astype(np.uint16) * 257), RGB),
     "grey16.tif": (encode16(".tif", GREY.astype(np.uint16) * 257), GREY_AS_RGB),
-    "grey16_big_endian.tif": (encode(Image.fromarray(GREY.astype(">u2") * 257), "TIFF"), GREY_AS_RGB),
+    "grey16_big_endian.tif": (
+        encode(Image.fromarray(GREY.astype(">u2") * 257), "TIFF"),
+        GREY_AS_RGB,
+    ),
     "lossless.webp": (encode(RGB, "WEBP", lossless=True), RGB),
 }
 LOSSY = {
@@ -81,7 +91,10 @@ LOSSY = {
     "grey.jpg": (encode(GREY, "JPEG", quality=95), GREY_AS_RGB),
     "progressive.jpg": (encode(RGB, "JPEG", quality=95, subsampling=0, progressive=True), RGB),
     "cmyk.jpg": (encode(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=95), RGB),
-    "palette.png": (encode(Image.fromarray(GREY_AS_RGB).convert("P", palette=Image.Palette.ADAPTIVE), "PNG"), GREY_AS_RGB),
+    "palette.png": (
+        encode(Image.fromarray(GREY_AS_RGB).convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+        GREY_AS_RGB,
+    ),
     "jpeg.tif": (encode(RGB, "TIFF", compression="jpeg", quality=95), RGB),
     "lossy.webp": (encode(RGB, "WEBP", quality=95), RGB),
 }
@@ -100,7 +113,9 @@ def test_every_format_gives_rgb_of_8_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_cut_anywhere_is_refused_and_nothing_is_printed(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_cut_anywhere_is_refused_and_nothing_is_printed(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     data = FILES[name][0]
     for length in range(len(data)):
         with pytest.raises(ImageError, match=rf"^{name} ") as caught:
@@ -109,7 +124,9 @@ def test_a_file_cut_anywhere_is_refused_and_nothing_is_printed(name: str, capfd:
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["rgb.png", "rgb.jpg", "progressive.jpg", "lzw.tif", "deflate.tif"])
+@pytest.mark.parametrize(
+    "name", ["rgb.png", "rgb.jpg", "progressive.jpg", "lzw.tif", "deflate.tif"]
+)
 def test_a_file_whose_second_half_is_zeros_is_refused(name: str) -> None:
     data = FILES[name][0]
     half = len(data) // 2
@@ -128,7 +145,11 @@ def image_or_one_line(data: bytes, name: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from([name for name in FILES if not name.endswith("tif")]), st.integers(0, 10**6), st.integers(0, 255))
+@given(
+    st.sampled_from([name for name in FILES if not name.endswith("tif")]),
+    st.integers(0, 10**6),
+    st.integers(0, 255),
+)
 def test_a_damaged_byte_gives_an_image_or_an_image_error(name: str, place: int, value: int) -> None:
     data = bytearray(FILES[name][0])
     data[place % len(data)] = value
@@ -137,8 +158,12 @@ def test_a_damaged_byte_gives_an_image_or_an_image_error(name: str, place: int, 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 @settings(deadline=None)
-@given(st.sampled_from(["rgb.tif", "big.tif", "lzw.tif"]), st.integers(-300, 299), st.integers(0, 255))
-def test_a_damaged_byte_in_a_tiffs_directory_gives_an_image_or_an_image_error(name: str, place: int, value: int) -> None:
+@given(
+    st.sampled_from(["rgb.tif", "big.tif", "lzw.tif"]), st.integers(-300, 299), st.integers(0, 255)
+)
+def test_a_damaged_byte_in_a_tiffs_directory_gives_an_image_or_an_image_error(
+    name: str, place: int, value: int
+) -> None:
     data = bytearray(FILES[name][0])
     data[place] = value  # the directory lies at the start or at the end
     image_or_one_line(bytes(data), name)
@@ -160,7 +185,9 @@ def test_the_orientation_tag_of_a_photograph_is_applied(tmp_path: Path) -> None:
     assert np.abs(read_image(path).astype(int) - np.rot90(RGB, -1)).mean() < 6
 
 
-def test_files_that_are_no_images_are_refused_with_the_formats_that_are_read(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_refused_with_the_formats_that_are_read(
+    tmp_path: Path,
+) -> None:
     for content in (b"", b"a note\n", b"GIF89a"):
         path = tmp_path / "note.png"
         path.write_bytes(content)
@@ -173,11 +200,16 @@ def test_files_that_are_no_images_are_refused_with_the_formats_that_are_read(tmp
 
 
 @pytest.mark.parametrize(
-    "array", [GREY.astype(np.float32), GREY.astype(np.int32), RGB.astype(np.float32)], ids=["float", "int32", "rgb"]
+    "array",
+    [GREY.astype(np.float32), GREY.astype(np.int32), RGB.astype(np.float32)],
+    ids=["float", "int32", "rgb"],
 )
 def test_values_without_a_known_range_are_refused(array: np.ndarray) -> None:
     data = encode16(".tif", array)
-    with pytest.raises(ImageError, match=r"range from black to white is unknown|floating point.*save the image as a PNG"):
+    with pytest.raises(
+        ImageError,
+        match=r"range from black to white is unknown|floating point.*save the image as a PNG",
+    ):
         decode_image(data, "f.tif")
 
 
@@ -216,7 +248,9 @@ def test_any_pixel_of_a_mask_that_is_not_zero_is_defect(tmp_path: Path) -> None:
         "opaque.png": encode(with_alpha(blue, 255), "PNG"),
         "palette.png": encode(palette, "PNG"),
         "float.tif": encode16(".tif", expected.astype(np.float32) / 10),
-        "painted_on_transparent_white.png": encode(np.dstack([np.full_like(blue, 255), expected * np.uint8(255)]), "PNG"),
+        "painted_on_transparent_white.png": encode(
+            np.dstack([np.full_like(blue, 255), expected * np.uint8(255)]), "PNG"
+        ),
     }
     for name, data in kinds.items():
         (tmp_path / name).write_bytes(data)
@@ -244,7 +278,9 @@ image_settings = st.builds(ImageSettings, sizes, sizes, st.sampled_from(["squeez
 
 @settings(deadline=None)
 @given(shapes, image_settings)
-def test_the_content_lies_centred_within_the_canvas_and_touches_two_sides(source: tuple[int, int], chosen: ImageSettings) -> None:
+def test_the_content_lies_centred_within_the_canvas_and_touches_two_sides(
+    source: tuple[int, int], chosen: ImageSettings
+) -> None:
     placement = Placement.of(source, chosen)
     canvas_h, canvas_w = chosen.size
     assert placement.height == canvas_h or placement.width == canvas_w
@@ -301,7 +337,9 @@ def test_padding_repeats_the_border_of_the_content() -> None:
 def test_a_mask_lands_where_its_image_does_and_comes_back() -> None:
     mask = np.zeros((200, 100), bool)
     mask[120:160, 20:60] = True
-    _, placement = place(np.repeat(mask[..., None], 3, axis=2) * np.uint8(255), ImageSettings(96, 128, "fit"))
+    _, placement = place(
+        np.repeat(mask[..., None], 3, axis=2) * np.uint8(255), ImageSettings(96, 128, "fit")
+    )
     restored = restore_map(place_mask(mask, placement).float(), placement) > 0.5
     assert (restored & mask).sum() / (restored | mask).sum() > 0.9
     with pytest.raises(ImageError, match="100x100 pixels"):

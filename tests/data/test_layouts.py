@@ -1,4 +1,6 @@
-"""Finding and reading data sets, on folders of tiny files made here: a reader looks at names and bytes, never at pixels."""
+"""Finding and reading data sets, on folders of tiny files made here: a reader looks at names and
+bytes, never at pixels.
+"""
 
 import hashlib
 import os
@@ -10,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clsnf.core.errors import DataError, SettingsError
-from clsnf.data.layouts import CATEGORY_SCHEMA, LAYOUTS, list_categories, natural_key, read_category, read_normals
+from clsnf.data.layouts import (
+    CATEGORY_SCHEMA,
+    LAYOUTS,
+    list_categories,
+    natural_key,
+    read_category,
+    read_normals,
+)
 
 
 def make(root: Path, *names: str) -> Path:
@@ -55,13 +64,19 @@ def test_mvtec_layout_gives_one_row_for_each_image(mvtec: Path) -> None:
     assert set(table["category"].to_pylist()) == {"nut"}
 
 
-def test_btad_layout_has_ok_and_ko_and_masks_of_the_images_name_in_any_format(tmp_path: Path) -> None:
+def test_btad_layout_has_ok_and_ko_and_masks_of_the_images_name_in_any_format(
+    tmp_path: Path,
+) -> None:
     make(tmp_path, "01/train/ok/0.bmp", "01/test/ok/1.bmp", "01/test/ko/2.bmp", "01/test/ko/3.bmp")
-    make(tmp_path, "01/ground_truth/ko/2.png", "01/ground_truth/ko/3.bmp", "01/ground_truth/ok/1.png")
+    make(
+        tmp_path, "01/ground_truth/ko/2.png", "01/ground_truth/ko/3.bmp", "01/ground_truth/ok/1.png"
+    )
     masks = tmp_path / "01/ground_truth/ko"
     for layout in ("auto", "btad"):
         assert list_categories(tmp_path, layout) == ["01"]
-        assert columns(read_category(tmp_path, "01", layout), "split", "label", "defect_type", "mask_path") == [
+        assert columns(
+            read_category(tmp_path, "01", layout), "split", "label", "defect_type", "mask_path"
+        ) == [
             ("fit", 0, "good", None),
             ("test", 1, "ko", str(masks / "2.png")),
             ("test", 1, "ko", str(masks / "3.bmp")),
@@ -74,7 +89,9 @@ def test_a_category_of_good_pictures_alone_has_no_test_rows(tmp_path: Path) -> N
     assert read_category(tmp_path, "nut")["split"].to_pylist() == ["fit"]
 
 
-def test_a_bare_folder_is_a_category_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_folder_is_a_category_named_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, "bolts/2.png", "bolts/1.tif", "bolts/old/3.png")
     monkeypatch.chdir(tmp_path)
     assert columns(read_normals("bolts"), "path", "split", "label", "category") == [
@@ -86,7 +103,12 @@ def test_a_bare_folder_is_a_category_named_after_it(tmp_path: Path, monkeypatch:
 
 
 def test_categories_are_listed_in_natural_order_and_other_folders_are_not(tmp_path: Path) -> None:
-    make(tmp_path, *(f"{name}/train/good/1.png" for name in ("part10", "part2", "Part1")), "docs/1.png", ".cache/train/good/1.png")
+    make(
+        tmp_path,
+        *(f"{name}/train/good/1.png" for name in ("part10", "part2", "Part1")),
+        "docs/1.png",
+        ".cache/train/good/1.png",
+    )
     assert list_categories(tmp_path) == ["Part1", "part2", "part10"]
     assert list_categories(tmp_path, "normals") == ["docs"]
 
@@ -118,20 +140,40 @@ def test_relative_paths_become_absolute(mvtec: Path, monkeypatch: pytest.MonkeyP
 
 
 BROKEN = {
-    "no train folder": (["a/test/good/1.png"], r"a has no folder train/good: put the good pictures"),
+    "no train folder": (
+        ["a/test/good/1.png"],
+        r"a has no folder train/good: put the good pictures",
+    ),
     "no good folder": (["a/train/1.png"], r"a has no folder train/good"),
     "empty": (["a/train/good/.keep"], r"good holds no pictures \(png, jpg, bmp, tif, webp\): put"),
     "nested": (["a/train/good/rgb/1.png"], r"holds no pictures .*, only rgb"),
-    "defects in train": (["a/train/good/1.png", "a/train/bad/1.png"], r"train holds bad besides 'good'.*move the others to .*test"),
-    "pictures astray": (["a/train/good/1.png", "a/test/1.png"], r"beside the folders for them: .*a/test/1.png: move"),
-    "a format that is not read": (["a/train/good/1.png", "a/train/good/2.HEIC"], r"not read: 2.HEIC: convert them"),
+    "defects in train": (
+        ["a/train/good/1.png", "a/train/bad/1.png"],
+        r"train holds bad besides 'good'.*move the others to .*test",
+    ),
+    "pictures astray": (
+        ["a/train/good/1.png", "a/test/1.png"],
+        r"beside the folders for them: .*a/test/1.png: move",
+    ),
+    "a format that is not read": (
+        ["a/train/good/1.png", "a/train/good/2.HEIC"],
+        r"not read: 2.HEIC: convert them",
+    ),
     "mask without image": (
         ["a/train/good/1.png", "a/test/x/1.png", "a/ground_truth/x/2_mask.png"],
         r"without an image: .*x/2_mask.png",
     ),
-    "masks without a test folder": (["a/train/good/1.png", "a/ground_truth/x/2.png"], r"without an image: .*x/2.png"),
+    "masks without a test folder": (
+        ["a/train/good/1.png", "a/ground_truth/x/2.png"],
+        r"without an image: .*x/2.png",
+    ),
     "two masks": (
-        ["a/train/good/1.png", "a/test/x/1.png", "a/ground_truth/x/1.png", "a/ground_truth/x/1.bmp"],
+        [
+            "a/train/good/1.png",
+            "a/test/x/1.png",
+            "a/ground_truth/x/1.png",
+            "a/ground_truth/x/1.bmp",
+        ],
         r"x/1.bmp and 1.png are masks of the same image",
     ),
     "a shared mask": (
@@ -142,7 +184,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_category_is_listed_and_refused_in_one_line_that_names_the_place(case: str, tmp_path: Path) -> None:
+def test_a_broken_category_is_listed_and_refused_in_one_line_that_names_the_place(
+    case: str, tmp_path: Path
+) -> None:
     names, message = BROKEN[case]
     make(tmp_path, *names)
     assert list_categories(tmp_path) == ["a"]
@@ -163,9 +207,14 @@ def test_wrong_roots_and_names_say_what_would_be_right(mvtec: Path, tmp_path: Pa
         list_categories(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is no folder"):
         list_categories(mvtec / "nut/test/good/0.png")
-    with pytest.raises(DataError, match=rf"is itself a category: give the folder above it, {mvtec}"):
+    with pytest.raises(
+        DataError, match=rf"is itself a category: give the folder above it, {mvtec}"
+    ):
         list_categories(mvtec / "nut")
-    with pytest.raises(DataError, match="holds no category: a category has <category>/train/ok or <category>/train/good"):
+    with pytest.raises(
+        DataError,
+        match="holds no category: a category has <category>/train/ok or <category>/train/good",
+    ):
         list_categories(mvtec / "nut/train/good")
     with pytest.raises(DataError, match=r"no category 'nuts'. Did you mean 'nut'"):
         read_category(mvtec, "nuts")
@@ -201,7 +250,9 @@ def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_says_what_it_looks_like_and_refuses_an_empty_folder(layout: str, tmp_path: Path) -> None:
+def test_every_layout_says_what_it_looks_like_and_refuses_an_empty_folder(
+    layout: str, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError) as caught:
         list_categories(tmp_path, layout)
@@ -222,4 +273,6 @@ def test_natural_order_is_total_and_does_not_depend_on_the_order_given(names: li
 @settings(deadline=None)
 @given(st.text("ab_", max_size=3), st.integers(0, 10**6), st.integers(0, 10**6))
 def test_numbers_in_names_count_as_numbers(prefix: str, first: int, second: int) -> None:
-    assert (natural_key(f"{prefix}{first}.png") < natural_key(f"{prefix}{second}.png")) == (first < second)
+    assert (natural_key(f"{prefix}{first}.png") < natural_key(f"{prefix}{second}.png")) == (
+        first < second
+    )

@@ -1,4 +1,6 @@
-"""Packs: the same table, pictures and figures as the folder they were made from; what is damaged is named."""
+"""Packs: the same table, pictures and figures as the folder they were made from; what is damaged is
+named.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,14 @@ from clsnf.core.errors import DataError, ImageError, OutputError, PackError
 from clsnf.data.images import image_size, read_image, read_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA
 from clsnf.data.layouts import read_category as read_folder
-from clsnf.data.packs import PACK_SCHEMA, is_pack, pack_categories, read_pack, verify_pack, write_pack
+from clsnf.data.packs import (
+    PACK_SCHEMA,
+    is_pack,
+    pack_categories,
+    read_pack,
+    verify_pack,
+    write_pack,
+)
 from clsnf.data.sets import list_categories, read_category
 from clsnf.data.sources import is_packed, packed_reference, read_bytes
 from tests.support.object_store import bucket
@@ -38,7 +47,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pack_up(folder: Path, place: Path | str, **sizes: Any) -> None:
-    write_pack([(name, partial(read_category, folder, name)) for name in list_categories(folder)], place, **sizes)
+    write_pack(
+        [(name, partial(read_category, folder, name)) for name in list_categories(folder)],
+        place,
+        **sizes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +93,17 @@ def test_a_pack_gives_the_same_table_and_pictures_as_its_folder(folder: Path, pa
                 assert np.array_equal(read_mask(new["mask_path"]), read_mask(old["mask_path"]))
 
 
-def test_a_pack_behind_a_uri_is_read_and_written_like_one_in_a_folder(folder: Path, packed: Path, tmp_path: Path) -> None:
+def test_a_pack_behind_a_uri_is_read_and_written_like_one_in_a_folder(
+    folder: Path, packed: Path, tmp_path: Path
+) -> None:
     place = f"file://{tmp_path}/far"
     pack_up(folder, place, shard_bytes=60_000, group_bytes=20_000)
     assert pack_categories(place) == pack_categories(packed)
     rows = read_category(place, "nut").to_pylist()
     assert rows[0]["path"].startswith(place)
-    assert read_bytes(rows[-1]["path"]) == read_bytes(read_pack(packed, "nut").to_pylist()[-1]["path"])
+    assert read_bytes(rows[-1]["path"]) == read_bytes(
+        read_pack(packed, "nut").to_pylist()[-1]["path"]
+    )
     assert verify_pack(place).rows == verify_pack(packed).rows
 
 
@@ -102,16 +119,26 @@ def test_a_pack_in_an_object_store_is_read_as_one_on_a_disk(folder: Path) -> Non
             assert read_bytes(after["path"][0].as_py()) == read_bytes(before["path"][0].as_py())
 
 
-def test_threads_that_read_a_pack_at_once_in_any_order_get_what_they_asked_for(packed: Path) -> None:
+def test_threads_that_read_a_pack_at_once_in_any_order_get_what_they_asked_for(
+    packed: Path,
+) -> None:
     paths = read_pack(packed, "nut")["path"].to_pylist()
     alone = [read_bytes(path) for path in paths]
     order = np.random.default_rng(0).permutation(len(paths) * 20) % len(paths)
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda index: read_bytes(paths[index]), order)) == [alone[index] for index in order]
+        assert list(pool.map(lambda index: read_bytes(paths[index]), order)) == [
+            alone[index] for index in order
+        ]
 
 
-@given(st.text(min_size=1).filter(lambda name: "\0" not in name), st.sampled_from(["image", "mask"]), st.integers(0, 10**9))
-def test_references_into_packs_are_known_whatever_the_picture_is_called(name: str, column: str, row: int) -> None:
+@given(
+    st.text(min_size=1).filter(lambda name: "\0" not in name),
+    st.sampled_from(["image", "mask"]),
+    st.integers(0, 10**9),
+)
+def test_references_into_packs_are_known_whatever_the_picture_is_called(
+    name: str, column: str, row: int
+) -> None:
     assert is_packed(packed_reference("s3://bucket/a#b/00000.parquet", column, row, name))
     assert not is_packed(name.replace(".parquet", "") + ".png")
 
@@ -148,7 +175,9 @@ def test_a_copy_without_the_list_is_a_pack_that_was_cut_short(pack: Path) -> Non
         list_categories(pack)
 
 
-def test_a_destination_that_holds_something_is_left_alone(folder: Path, packed: Path, tmp_path: Path) -> None:
+def test_a_destination_that_holds_something_is_left_alone(
+    folder: Path, packed: Path, tmp_path: Path
+) -> None:
     with pytest.raises(OutputError, match="a pack already"):
         pack_up(folder, packed)
     (tmp_path / "notes.txt").write_text("mine")
@@ -158,7 +187,9 @@ def test_a_destination_that_holds_something_is_left_alone(folder: Path, packed: 
         pack_up(folder, tmp_path / "notes.txt")
 
 
-def test_a_picture_that_changes_while_it_is_packed_is_an_error(folder: Path, tmp_path: Path) -> None:
+def test_a_picture_that_changes_while_it_is_packed_is_an_error(
+    folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder, tmp_path / "folder")
     table = read_folder(tmp_path / "folder", "nut")
     shutil.copyfile(table["path"][1].as_py(), table["path"][0].as_py())
@@ -195,7 +226,10 @@ def listed_anew(pack: Path, shard: Path) -> None:
     [
         (lambda table: table.drop_columns(["mask"]), "no column 'mask'"),
         (lambda table: table.append_column("more", table["label"]), "'more' does not belong"),
-        (lambda table: table.set_column(2, "label", table["label"].cast(pa.int64())), "'label' is int64, not int8"),
+        (
+            lambda table: table.set_column(2, "label", table["label"].cast(pa.int64())),
+            "'label' is int64, not int8",
+        ),
         (lambda table: table.slice(1), "rows, not"),
     ],
 )
@@ -257,7 +291,9 @@ def test_the_commands_pack_and_verify(folder: Path, tmp_path: Path) -> None:
     assert (code, "1 category, 19 pictures, 1 shard" in said) == (0, True), said
     code, said = run("data", "verify", tmp_path / "pack")
     assert (code, "whole, 1 shard" in said) == (0, True), said
-    code, said = run("data", "pack", folder / "nut" / "train" / "good", tmp_path / "bare", "--normals")
+    code, said = run(
+        "data", "pack", folder / "nut" / "train" / "good", tmp_path / "bare", "--normals"
+    )
     assert code == 0
     assert read_category(tmp_path / "bare", "good")["split"].to_pylist() == ["fit"] * 10
     code, said = run("data", "verify", folder)

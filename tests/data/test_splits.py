@@ -38,7 +38,9 @@ seeds = st.integers(0, 2**32)
 
 @settings(deadline=None)
 @given(contents, fractions, seeds, st.randoms(use_true_random=False))
-def test_the_order_of_the_rows_does_not_matter(images: list[int], fraction: float, seed: int, random: Random) -> None:
+def test_the_order_of_the_rows_does_not_matter(
+    images: list[int], fraction: float, seed: int, random: Random
+) -> None:
     first = sides(assign_splits(table(images), fraction, seed))
     random.shuffle(images)
     assert sides(assign_splits(table(images), fraction, seed)) == first
@@ -46,7 +48,9 @@ def test_the_order_of_the_rows_does_not_matter(images: list[int], fraction: floa
 
 @settings(deadline=None)
 @given(st.integers(40, 100), st.integers(1, 60), st.floats(0.3, 0.7), seeds)
-def test_images_keep_their_side_when_files_are_added(count: int, more: int, fraction: float, seed: int) -> None:
+def test_images_keep_their_side_when_files_are_added(
+    count: int, more: int, fraction: float, seed: int
+) -> None:
     before = sides(assign_splits(table(range(count)), fraction, seed))
     after = sides(assign_splits(table(range(count + more)), fraction, seed))
     assert before.items() <= after.items()
@@ -54,7 +58,9 @@ def test_images_keep_their_side_when_files_are_added(count: int, more: int, frac
 
 @settings(deadline=None)
 @given(contents, st.integers(), fractions, seeds)
-def test_one_more_image_moves_at_most_one_of_a_small_set(images: list[int], added: int, fraction: float, seed: int) -> None:
+def test_one_more_image_moves_at_most_one_of_a_small_set(
+    images: list[int], added: int, fraction: float, seed: int
+) -> None:
     before = sides(assign_splits(table(images), fraction, seed))
     after = sides(assign_splits(table([*images, added]), fraction, seed))
     assert sum(before[digest] != after[digest] for digest in before) <= 1
@@ -62,7 +68,9 @@ def test_one_more_image_moves_at_most_one_of_a_small_set(images: list[int], adde
 
 @settings(deadline=None)
 @given(contents, fractions, seeds, st.integers(1, 4))
-def test_both_sides_get_their_least_number(images: list[int], fraction: float, seed: int, minimum: int) -> None:
+def test_both_sides_get_their_least_number(
+    images: list[int], fraction: float, seed: int, minimum: int
+) -> None:
     result = list(sides(assign_splits(table(images), fraction, seed, minimum=minimum)).values())
     assert result.count("validation") >= minimum
     assert result.count("fit") >= 2
@@ -70,7 +78,9 @@ def test_both_sides_get_their_least_number(images: list[int], fraction: float, s
 
 @settings(deadline=None)
 @given(contents, fractions, seeds)
-def test_copies_lie_on_the_same_side_and_test_rows_stay(images: list[int], fraction: float, seed: int) -> None:
+def test_copies_lie_on_the_same_side_and_test_rows_stay(
+    images: list[int], fraction: float, seed: int
+) -> None:
     given_table = table(images + images, tests=[1, 2, 3])
     result = assign_splits(given_table, fraction, seed)
     assert result.schema == CATEGORY_SCHEMA
@@ -82,7 +92,10 @@ def test_copies_lie_on_the_same_side_and_test_rows_stay(images: list[int], fract
 
 def test_the_fraction_is_kept_on_average_and_the_seed_changes_who_validates() -> None:
     many = table(range(3000))
-    splits = [np.array(assign_splits(many, 0.2, seed)["split"].to_pylist()) == "validation" for seed in range(3)]
+    splits = [
+        np.array(assign_splits(many, 0.2, seed)["split"].to_pylist()) == "validation"
+        for seed in range(3)
+    ]
     for chosen in splits:
         assert abs(chosen.mean() - 0.2) < 0.03
     assert abs((splits[0] & splits[1]).mean() - 0.04) < 0.015  # independent
@@ -94,15 +107,20 @@ def test_splitting_again_gives_the_same() -> None:
 
 
 def test_the_split_of_a_seed_never_changes() -> None:
-    # Worked out in a shell: the first byte of `printf 0:HASH | sha256sum`, HASH of the numbers 0 to 19, is below 64.
+    # Worked out in a shell: the first byte of `printf 0:HASH | sha256sum`, HASH of the numbers 0 to
+    # 19, is below 64.
     validation = [
-        i for i, split in enumerate(assign_splits(table(range(20)), 0.25, 0)["split"].to_pylist()) if split == "validation"
+        i
+        for i, split in enumerate(assign_splits(table(range(20)), 0.25, 0)["split"].to_pylist())
+        if split == "validation"
     ]
     assert validation == [5, 8, 9, 17, 18]
 
 
 def test_too_few_different_images_are_an_error_that_says_how_many_are_needed() -> None:
-    with pytest.raises(DataError, match=r"Category 'c' has 5 different good pictures .* at least 6 are needed"):
+    with pytest.raises(
+        DataError, match=r"Category 'c' has 5 different good pictures .* at least 6 are needed"
+    ):
         assign_splits(table([1, 2, 3, 4, 5, 5, 5]), 0.2, 0)
     with pytest.raises(DataError, match="has 0 different good pictures"):
         assign_splits(table([], tests=range(9)), 0.2, 0)

@@ -23,13 +23,21 @@ NORMALS, ANOMALIES, MASKS = "Data/Images/Normal", "Data/Images/Anomaly", "Data/M
 def visa(tmp_path: Path) -> Path:
     lines = [HEADER]
     for category in ("nut10", "nut9"):
-        for folder, name in ((NORMALS, "10.JPG"), (NORMALS, "2.JPG"), (NORMALS, "3.JPG"), (ANOMALIES, "0.JPG"), (MASKS, "0.png")):
+        for folder, name in (
+            (NORMALS, "10.JPG"),
+            (NORMALS, "2.JPG"),
+            (NORMALS, "3.JPG"),
+            (ANOMALIES, "0.JPG"),
+            (MASKS, "0.png"),
+        ):
             path = tmp_path / category / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(f"{category}/{name}".encode())
         lines += [f"{category},train,normal,{category}/{NORMALS}/{name}.JPG," for name in (10, 2)]
         lines.append(f"{category},test,normal,{category}/{NORMALS}/3.JPG,")
-        lines.append(f"{category},test,anomaly,{category}/{ANOMALIES}/0.JPG,{category}/{MASKS}/0.png")
+        lines.append(
+            f"{category},test,anomaly,{category}/{ANOMALIES}/0.JPG,{category}/{MASKS}/0.png"
+        )
     write(tmp_path, "\n".join(lines) + "\n")
     return tmp_path
 
@@ -44,7 +52,9 @@ def test_the_csv_decides_the_split(visa: Path) -> None:
     for layout in ("auto", "visa"):
         rows = read_category(visa, "nut9", layout).to_pylist()
         nut = visa / "nut9"
-        assert [(r["path"], r["split"], r["label"], r["defect_type"], r["mask_path"]) for r in rows] == [
+        assert [
+            (r["path"], r["split"], r["label"], r["defect_type"], r["mask_path"]) for r in rows
+        ] == [
             (str(nut / NORMALS / "2.JPG"), "fit", 0, "good", None),
             (str(nut / NORMALS / "10.JPG"), "fit", 0, "good", None),
             (str(nut / ANOMALIES / "0.JPG"), "test", 1, "anomaly", str(nut / MASKS / "0.png")),
@@ -90,7 +100,9 @@ def test_a_category_that_the_csv_does_not_know_is_an_error(visa: Path) -> None:
         ("nut9,train", "2 fields"),
     ],
 )
-def test_a_row_that_is_wrong_is_one_error_with_its_line(visa: Path, line: str, message: str) -> None:
+def test_a_row_that_is_wrong_is_one_error_with_its_line(
+    visa: Path, line: str, message: str
+) -> None:
     write(visa, (visa / SPLIT_FILE).read_text() + line + "\n")
     with pytest.raises(DataError, match=f"line 10: .*{message}"):
         read_category(visa, "nut9")
@@ -103,12 +115,32 @@ def test_a_file_that_is_no_such_csv_is_an_error(visa: Path, text: str) -> None:
         read_category(visa, "nut9")
 
 
-words = st.sampled_from(["nut9", "train", "test", "normal", "anomaly", "", "..", f"nut9/{NORMALS}/2.JPG", f"nut9/{MASKS}/0.png"])
+words = st.sampled_from(
+    [
+        "nut9",
+        "train",
+        "test",
+        "normal",
+        "anomaly",
+        "",
+        "..",
+        f"nut9/{NORMALS}/2.JPG",
+        f"nut9/{MASKS}/0.png",
+    ]
+)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.lists(words | st.text(st.characters(codec="utf-8"), max_size=8), max_size=6), max_size=4))
-def test_whatever_stands_in_the_csv_it_is_read_or_a_data_error(visa: Path, rows: list[list[str]]) -> None:
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.lists(words | st.text(st.characters(codec="utf-8"), max_size=8), max_size=6), max_size=4
+    )
+)
+def test_whatever_stands_in_the_csv_it_is_read_or_a_data_error(
+    visa: Path, rows: list[list[str]]
+) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([HEADER.split(","), *rows])
     (visa / SPLIT_FILE).write_bytes(text.getvalue().encode())
@@ -121,12 +153,16 @@ def test_whatever_stands_in_the_csv_it_is_read_or_a_data_error(visa: Path, rows:
     if read is None:
         assert len(message.splitlines()) == 1
         return
-    assert [[r.category, r.split, r.label, r.image, r.mask] for r in read] == [row for row in rows if row]
+    assert [[r.category, r.split, r.label, r.image, r.mask] for r in read] == [
+        row for row in rows if row
+    ]
     assert all((visa / r.image).resolve().is_relative_to(visa) for r in read)
     assert not any((r.split, r.label) == ("train", "anomaly") for r in read)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_a_data_error(visa: Path, content: bytes) -> None:
     (visa / SPLIT_FILE).write_bytes(HEADER.encode() + b"\n" + content)

@@ -1,4 +1,6 @@
-"""The demo data set: its layout, its masks, its repeatability, and that it is written whole or not at all."""
+"""The demo data set: its layout, its masks, its repeatability, and that it is written whole or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,11 @@ from clsnf.data.images import read_image, read_mask
 from clsnf.datasets.demo import MANIFEST, PRODUCTS, write_demo
 from clsnf.datasets.drawing import PICTURE_SIDE, SMALLEST_DEFECT, Product, changed_pixels
 
-DEFECTS = [(name, defect) for name, product in sorted(PRODUCTS.items()) for defect in sorted(product.damage)]
+DEFECTS = [
+    (name, defect)
+    for name, product in sorted(PRODUCTS.items())
+    for defect in sorted(product.damage)
+]
 
 
 def small(root: Path, seed: int = 0, **changes: Any) -> list[str]:
@@ -24,7 +30,10 @@ def small(root: Path, seed: int = 0, **changes: Any) -> list[str]:
 
 
 def fingerprints(root: Path) -> dict[str, str]:
-    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(root.rglob("*.png"))}
+    return {
+        p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(root.rglob("*.png"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +48,25 @@ def test_a_category_has_mvtec_ads_layout(data: Path, name: str) -> None:
     groups = ["train/good"] * 2 + ["test/good"] + [f"test/{d}" for d in PRODUCTS[name].damage]
     masks = [f"ground_truth/{d}/000_mask.png" for d in PRODUCTS[name].damage]
     found = [p.relative_to(data / name).as_posix() for p in (data / name).rglob("*.png")]
-    assert sorted(found) == sorted([f"{g}/{groups[:i].count(g):03d}.png" for i, g in enumerate(groups)] + masks)
+    assert sorted(found) == sorted(
+        [f"{g}/{groups[:i].count(g):03d}.png" for i, g in enumerate(groups)] + masks
+    )
     for path in found:
-        image = read_mask(data / name / path) if "ground_truth" in path else read_image(data / name / path)
+        image = (
+            read_mask(data / name / path)
+            if "ground_truth" in path
+            else read_image(data / name / path)
+        )
         assert image.shape[:2] == (PICTURE_SIDE, PICTURE_SIDE)
 
 
 @pytest.mark.parametrize(("name", "defect"), DEFECTS)
-def test_a_mask_has_two_values_and_is_a_small_part_of_the_picture(data: Path, name: str, defect: str) -> None:
-    mask = cv2.imread(str(data / name / "ground_truth" / defect / "000_mask.png"), cv2.IMREAD_UNCHANGED)
+def test_a_mask_has_two_values_and_is_a_small_part_of_the_picture(
+    data: Path, name: str, defect: str
+) -> None:
+    mask = cv2.imread(
+        str(data / name / "ground_truth" / defect / "000_mask.png"), cv2.IMREAD_UNCHANGED
+    )
     assert mask is not None
     assert set(np.unique(mask)) == {0, 255}
     assert SMALLEST_DEFECT <= np.count_nonzero(mask) < 0.1 * mask.size
@@ -60,18 +79,28 @@ def test_a_defect_changes_the_product_inside_its_mask_only(name: str, defect: st
     good, bad = product.render(scene), product.render(product.damage[defect](rng, scene))
     assert np.array_equal(good, product.render(scene)), "drawing a scene must not change it"
     mask = changed_pixels(good, bad, product.bridge)
-    near = cv2.dilate(mask.astype(np.uint8), np.ones((2 * product.bridge + 11,) * 2, np.uint8)).astype(bool)
-    far = cv2.resize((~near).astype(np.uint8), good.shape[1:], interpolation=cv2.INTER_NEAREST).astype(bool)
+    near = cv2.dilate(
+        mask.astype(np.uint8), np.ones((2 * product.bridge + 11,) * 2, np.uint8)
+    ).astype(bool)
+    far = cv2.resize(
+        (~near).astype(np.uint8), good.shape[1:], interpolation=cv2.INTER_NEAREST
+    ).astype(bool)
     assert far.mean() > 0.5
     assert np.abs(good - bad)[:, far].max() < 0.05
     assert np.abs(good - bad).max() > 0.05
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_pictures(data: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_pictures(
+    data: Path, tmp_path: Path
+) -> None:
     small(tmp_path / "again", categories=["gear", "fabric"])
     small(tmp_path / "other", seed=1, categories=["gear"])
-    first, again, other = (fingerprints(root) for root in (data, tmp_path / "again", tmp_path / "other"))
-    assert again == {path: digest for path, digest in first.items() if not path.startswith("blister")}
+    first, again, other = (
+        fingerprints(root) for root in (data, tmp_path / "again", tmp_path / "other")
+    )
+    assert again == {
+        path: digest for path, digest in first.items() if not path.startswith("blister")
+    }
     pictures = [path for path in other if "ground_truth" not in path]
     assert all(other[path] != first[path] for path in pictures)
     assert len({first[path] for path in pictures}) == len(pictures)
@@ -103,7 +132,9 @@ def test_a_data_set_with_pictures_missing_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, "[1]", "{}", "{broken"])
-def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path, manifest: str | None) -> None:
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(
+    tmp_path: Path, manifest: str | None
+) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     if manifest is not None:
         (tmp_path / MANIFEST).write_text(manifest)
@@ -147,7 +178,9 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) 
         ({"defective": 0}, "defective is 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path: Path, changes: dict, message: str) -> None:
+def test_settings_that_make_no_sense_are_refused_before_anything_is_written(
+    tmp_path: Path, changes: dict, message: str
+) -> None:
     with pytest.raises(SettingsError, match=message):
         small(tmp_path / "demo", **changes)
     assert list(tmp_path.iterdir()) == []

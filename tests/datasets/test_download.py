@@ -1,4 +1,6 @@
-"""Downloads against a real server on this machine that breaks off, lies and is hostile: what stays on the disk is whole, or can go on."""
+"""Downloads against a real server on this machine that breaks off, lies and is hostile: what stays
+on the disk is whole, or can go on.
+"""
 
 import errno
 import hashlib
@@ -59,7 +61,9 @@ def zip_link(name: str) -> zipfile.ZipInfo:
     return info
 
 
-GOOD = tar_of(("nut/train/good/0.png", bytes(range(256)) * 20_000), ("readme.txt", b"hello"))  # of several chunks
+GOOD = tar_of(
+    ("nut/train/good/0.png", bytes(range(256)) * 20_000), ("readme.txt", b"hello")
+)  # of several chunks
 SHA = hashlib.sha256(GOOD).hexdigest()
 
 
@@ -71,7 +75,9 @@ class Server:
     content: bytes = GOOD
     etag: str | None = '"one"'
     ranges: bool = True
-    break_after: list[int] = field(default_factory=list)  # bytes of each answer's body, one entry for each request
+    break_after: list[int] = field(
+        default_factory=list
+    )  # bytes of each answer's body, one entry for each request
     status: int = 200
     kind: str = "application/x-tar"
     length: int | None = None
@@ -94,11 +100,15 @@ def server() -> Iterator[Server]:
                 body = body[start:] if status == 206 else b""
             self.send_response(status)
             if status == 206:
-                self.send_header("Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(state.content) - 1}/{len(state.content)}"
+                )
             if state.etag:
                 self.send_header("ETag", state.etag)
             self.send_header("Content-Type", state.kind)
-            self.send_header("Content-Length", str(len(body) if state.length is None else state.length))
+            self.send_header(
+                "Content-Length", str(len(body) if state.length is None else state.length)
+            )
             self.end_headers()
             self.wfile.write(body[: state.break_after.pop(0)] if state.break_after else body)
 
@@ -116,7 +126,12 @@ def server() -> Iterator[Server]:
 
 
 def source_of(*urls: str, **changes: Any) -> Source:
-    given: dict[str, Any] = {"name": "nuts.tar", "mirrors": urls, "unpacked_limit": 10_000_000, "sha256": SHA}
+    given: dict[str, Any] = {
+        "name": "nuts.tar",
+        "mirrors": urls,
+        "unpacked_limit": 10_000_000,
+        "sha256": SHA,
+    }
     archive = Archive(**(given | changes))
     return Source("Nuts", "CC0", "http://localhost", "nobody", "nuts", (archive,))
 
@@ -148,7 +163,9 @@ def test_a_broken_download_goes_on_where_it_broke_off(server: Server, tmp_path: 
 
 def test_a_download_that_stopped_goes_on_in_the_next_run(server: Server, tmp_path: Path) -> None:
     server.break_after = [2_000_000, 0]
-    with pytest.raises(DownloadError, match=r"broke off.*nuts\.tar\.part is kept, give the command again"):
+    with pytest.raises(
+        DownloadError, match=r"broke off.*nuts\.tar\.part is kept, give the command again"
+    ):
         fetch(source_of(server.url), tmp_path)
     assert left(tmp_path) == ["nuts.tar.part", "nuts.tar.part.json"]
     fetch(source_of(server.url), tmp_path)
@@ -157,7 +174,9 @@ def test_a_download_that_stopped_goes_on_in_the_next_run(server: Server, tmp_pat
 
 
 @pytest.mark.parametrize("sha", [SHA, None])
-def test_a_server_without_ranges_gives_all_again(server: Server, tmp_path: Path, sha: str | None) -> None:
+def test_a_server_without_ranges_gives_all_again(
+    server: Server, tmp_path: Path, sha: str | None
+) -> None:
     server.break_after, server.ranges = [2_000_000], False
     fetch(source_of(server.url, sha256=sha), tmp_path)
     assert_whole(tmp_path)
@@ -201,7 +220,10 @@ def test_what_is_not_the_file_is_one_error(
 
 
 def test_the_next_mirror_is_tried(server: Server, tmp_path: Path) -> None:
-    fetch(source_of(server.url.replace("http://127.0.0.1", "http://nowhere.invalid"), server.url), tmp_path)
+    fetch(
+        source_of(server.url.replace("http://127.0.0.1", "http://nowhere.invalid"), server.url),
+        tmp_path,
+    )
     assert_whole(tmp_path)
 
 
@@ -245,7 +267,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
-def test_of_a_hostile_archive_nothing_remains(server: Server, tmp_path: Path, content: bytes) -> None:
+def test_of_a_hostile_archive_nothing_remains(
+    server: Server, tmp_path: Path, content: bytes
+) -> None:
     server.content = content
     root = tmp_path / "root"
     with pytest.raises(DownloadError):
@@ -257,12 +281,18 @@ def test_of_a_hostile_archive_nothing_remains(server: Server, tmp_path: Path, co
 def test_a_zip_is_unpacked_from_the_folder_inside_it(server: Server, tmp_path: Path) -> None:
     server.content = zip_of(("top/", b""), ("top/a/1.png", b"1"), ("__notes", b"x"))
     fetch(source_of(server.url, sha256=None, inside="top"), tmp_path)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")] == ["nuts/a/1.png"]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")] == [
+        "nuts/a/1.png"
+    ]
     assert not (tmp_path / "nuts/__notes").exists()
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text("ab./\\", min_size=1, max_size=6), st.binary(max_size=3)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.text("ab./\\", min_size=1, max_size=6), st.binary(max_size=3)), max_size=4
+    )
+)
 def test_whatever_the_names_nothing_lies_outside(
     tmp_path_factory: pytest.TempPathFactory, members: list[tuple[str, bytes]]
 ) -> None:
@@ -316,7 +346,9 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_the_part(
         full_for(
             patch,
             lambda path, mode: (
-                path.name.endswith(".tar.part") and "b" in mode and mode != "rb" if where == "part" else mode == "xb"
+                path.name.endswith(".tar.part") and "b" in mode and mode != "rb"
+                if where == "part"
+                else mode == "xb"
             ),
         )
         with pytest.raises(OutputError, match="the disk is full: make room"):
@@ -355,15 +387,33 @@ def test_the_sources_that_ship_are_valid(name: str) -> None:
 
 
 def write_sources(tmp_path: Path, url: str, **changes: str) -> Path:
-    archive = {"name": "nuts.tar", "mirrors": f"[{url}]", "unpacked_limit": "10000000", "sha256": SHA} | changes
-    text = "nuts:\n  title: Nuts\n  licence: CC0\n  homepage: h\n  citation: c\n  folder: nuts\n  archives:\n    - "
+    archive = {
+        "name": "nuts.tar",
+        "mirrors": f"[{url}]",
+        "unpacked_limit": "10000000",
+        "sha256": SHA,
+    } | changes
+    text = (
+        "nuts:\n  title: Nuts\n  licence: CC0\n  homepage: h\n  citation: c\n  folder: nuts\n  "
+        "archives:\n    - "
+    )
     path = tmp_path / "sources.yaml"
-    path.write_text(text + "\n      ".join(f"{key}: {value}" for key, value in archive.items()) + "\n")
+    path.write_text(
+        text + "\n      ".join(f"{key}: {value}" for key, value in archive.items()) + "\n"
+    )
     return path
 
 
 @pytest.mark.parametrize(
-    "changes", [{"name": "../x"}, {"mirrors": "[file:///etc]"}, {"mirrors": "[]"}, {"sha256": "abc"}, {"size": "0"}, {"md5": "1"}]
+    "changes",
+    [
+        {"name": "../x"},
+        {"mirrors": "[file:///etc]"},
+        {"mirrors": "[]"},
+        {"sha256": "abc"},
+        {"size": "0"},
+        {"md5": "1"},
+    ],
 )
 def test_sources_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=r"sources\.yaml"):
@@ -371,7 +421,15 @@ def test_sources_that_make_no_sense_are_refused(tmp_path: Path, changes: dict[st
 
 
 def test_the_command_asks_fetches_and_is_a_no_op_afterwards(server: Server, tmp_path: Path) -> None:
-    given = ["data", "download", "nuts", "--root", str(tmp_path / "r"), "--sources", str(write_sources(tmp_path, server.url))]
+    given = [
+        "data",
+        "download",
+        "nuts",
+        "--root",
+        str(tmp_path / "r"),
+        "--sources",
+        str(write_sources(tmp_path, server.url)),
+    ]
     refused = CliRunner().invoke(main, given)
     assert refused.exit_code == 2
     assert "add --yes" in refused.output

@@ -1,4 +1,6 @@
-"""The guide's commands are run in its order as they stand, on small data; its code is run too, and does what the guide says."""
+"""The guide's commands are run in its order as they stand, on small data; its code is run too, and
+does what the guide says.
+"""
 
 from __future__ import annotations
 
@@ -57,13 +59,22 @@ def test_every_command_works_in_the_guides_order(tmp_path: Path) -> None:
         done.append(command)
     assert len(done) >= 10
     assert len(list((shop / "heatmaps").glob("*_overlay.png"))) == 3
-    for made in ("look.png", "figures.json", "runs/first/report/report.html", "runs/second/comparison/comparison.html"):
+    for made in (
+        "look.png",
+        "figures.json",
+        "runs/first/report/report.html",
+        "runs/second/comparison/comparison.html",
+    ):
         assert (shop / made).is_file(), made
 
 
 def test_the_install_line_is_the_readmes_without_the_tests() -> None:
     (line,) = [command for command in commands_of(GUIDE) if command.startswith("python -m venv")]
-    readme = [command for command in commands_of((ROOT / "README.md").read_text()) if command.startswith("python -m venv")]
+    readme = [
+        command
+        for command in commands_of((ROOT / "README.md").read_text())
+        if command.startswith("python -m venv")
+    ]
     assert all(command.startswith(line.removesuffix("-e .")) for command in readme)
 
 
@@ -119,7 +130,9 @@ def test_the_guides_family_changes_the_picture_where_it_says(extended: dict[str,
     assert (image == 100).all()
 
 
-def test_the_guides_metric_is_computed_beside_the_others(extended: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guides_metric_is_computed_beside_the_others(
+    extended: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     function = METRICS["safe_recall"].function
     from clsnf.metrics import count_images
 
@@ -134,7 +147,9 @@ def test_the_guides_layout_reads_a_folder(extended: dict[str, Any], tmp_path: Pa
     for index, name in enumerate(("ok-1", "ok-2", "nok-1")):
         write_image(tmp_path / "valve" / f"{name}.png", np.full((8, 8, 3), index, np.uint8))
     table = read_category(tmp_path, "valve", "flat").to_pylist()
-    assert [(row["split"], row["label"], row["defect_type"]) for row in table] == [("fit", 0, "good")] * 2 + [("test", 1, "nok")]
+    assert [(row["split"], row["label"], row["defect_type"]) for row in table] == [
+        ("fit", 0, "good")
+    ] * 2 + [("test", 1, "nok")]
 
 
 def test_the_guides_section_is_in_the_report(extended: dict[str, Any], tmp_path: Path) -> None:

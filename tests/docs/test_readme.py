@@ -1,4 +1,6 @@
-"""The README's commands are run as they stand, on small data; its settings page and its files are what the project holds."""
+"""The README's commands are run as they stand, on small data; its settings page and its files are
+what the project holds.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,18 @@ def test_your_own_product_from_good_pictures_to_heat_maps(shop: Path) -> None:
 def test_a_study_on_a_folder_of_categories_and_the_evaluation_of_its_winner(shop: Path) -> None:
     (study,) = commands("python tune/run_study.py --data")
     (evaluate,) = commands("clsnf evaluate")
-    printed = run(study, shop, "--config", "small.yaml", "--trials", "2", "--space", "space.yaml", "--out", "runs/NAME").stdout
+    printed = run(
+        study,
+        shop,
+        "--config",
+        "small.yaml",
+        "--trials",
+        "2",
+        "--space",
+        "space.yaml",
+        "--out",
+        "runs/NAME",
+    ).stdout
     assert "CATEGORY" in printed
     assert "image_auroc" in run(evaluate, shop).stdout
     assert (shop / "figures.json").is_file()
@@ -72,7 +85,9 @@ def test_the_benchmark_of_all_systems(shop: Path) -> None:
 def test_the_demo_finds_its_defects(tmp_path: Path) -> None:
     import json
 
-    (command,) = [c.split("&& ")[-1] for c in commands("python -m venv") if c.endswith("run_study.py")]
+    (command,) = [
+        c.split("&& ")[-1] for c in commands("python -m venv") if c.endswith("run_study.py")
+    ]
     (tmp_path / "tune").symlink_to(ROOT / "tune")
     printed = run(command, tmp_path).stdout
     (summary,) = (tmp_path / "runs").glob("*/summary.json")

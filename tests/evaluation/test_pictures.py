@@ -30,7 +30,9 @@ def test_a_range_without_width_tells_below_from_above(low: float, high: float) -
     assert shown[0, 0] < shown[0, 1]
 
 
-def test_an_overlay_leaves_normal_pixels_as_they_are_and_outlines_what_is_above_the_threshold() -> None:
+def test_an_overlay_leaves_normal_pixels_as_they_are_and_outlines_what_is_above_the_threshold() -> (
+    None
+):
     image = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     before = image.copy()
     score_map = np.full((64, 48), 0.1, np.float32)
@@ -67,7 +69,10 @@ def test_a_sheet_holds_every_picture_whole_in_a_cell_of_its_row() -> None:
         return np.full((*shape, 3), colour, np.uint8)
 
     red, green, blue = (200, 0, 0), (0, 200, 0), (0, 0, 200)
-    shown = sheet([("two", [plain((50, 100), red), plain((300, 30), green)]), ("one", [plain((5, 5), blue)])], cell=100)
+    shown = sheet(
+        [("two", [plain((50, 100), red), plain((300, 30), green)]), ("one", [plain((5, 5), blue)])],
+        cell=100,
+    )
     assert shown.shape == (2 * (22 + 100), 200, 3)
     for colour, ratio in ((red, 2.0), (green, 0.1), (blue, 1.0)):
         rows, columns = np.nonzero((shown == colour).all(axis=2))

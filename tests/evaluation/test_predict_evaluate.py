@@ -35,7 +35,14 @@ def product(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) ->
     """A folder with ``data/nut``, and ``model``: a detector of it."""
     folder = tmp_path_factory.mktemp("product")
     write_category(folder / "data" / "nut", size=SIZE, train=12)
-    result = run("train", "--data", folder / "data", "--out", folder / "model", *tiny_options(resnet18_weights))
+    result = run(
+        "train",
+        "--data",
+        folder / "data",
+        "--out",
+        folder / "model",
+        *tiny_options(resnet18_weights),
+    )
     assert result.stdout.startswith(f"saved {folder / 'model'}: threshold 0.")
     assert "4 validation normals, 8 images fitted" in result.stdout
     return folder
@@ -54,7 +61,10 @@ def records_of(result: Result) -> list[dict[str, Any]]:
 
 
 def test_a_trained_detector_is_two_files_and_remembers_where_it_comes_from(product: Path) -> None:
-    assert sorted(p.name for p in (product / "model").iterdir()) == ["detector.json", "detector.safetensors"]
+    assert sorted(p.name for p in (product / "model").iterdir()) == [
+        "detector.json",
+        "detector.safetensors",
+    ]
     detector = Detector.load(product / "model")
     assert detector.provenance.category == "nut"
     assert detector.provenance.fit_images == 8
@@ -62,23 +72,49 @@ def test_a_trained_detector_is_two_files_and_remembers_where_it_comes_from(produ
     assert detector.threshold.supported_rate == 1 / 5
 
 
-def test_the_same_command_gives_the_same_detector(product: Path, tmp_path: Path, resnet18_weights: Path) -> None:
-    run("train", "--data", product / "data", "--out", tmp_path / "again", *tiny_options(resnet18_weights))
+def test_the_same_command_gives_the_same_detector(
+    product: Path, tmp_path: Path, resnet18_weights: Path
+) -> None:
+    run(
+        "train",
+        "--data",
+        product / "data",
+        "--out",
+        tmp_path / "again",
+        *tiny_options(resnet18_weights),
+    )
     name = "detector.safetensors"
     assert (tmp_path / "again" / name).read_bytes() == (product / "model" / name).read_bytes()
 
 
-def test_a_second_training_finds_the_stages_of_the_first(product: Path, tmp_path: Path, resnet18_weights: Path) -> None:
-    options: list[str | Path] = ["--data", product / "data", "--work", tmp_path / "work", *tiny_options(resnet18_weights)]
+def test_a_second_training_finds_the_stages_of_the_first(
+    product: Path, tmp_path: Path, resnet18_weights: Path
+) -> None:
+    options: list[str | Path] = [
+        "--data",
+        product / "data",
+        "--work",
+        tmp_path / "work",
+        *tiny_options(resnet18_weights),
+    ]
     run("train", "--out", tmp_path / "one", *options)
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*/facts.json")}
-    assert {path.parent.parent.name for path in made} == {"trunk", "finetuned", "flow_starts", "flows"}
+    assert {path.parent.parent.name for path in made} == {
+        "trunk",
+        "finetuned",
+        "flow_starts",
+        "flows",
+    }
     run("train", "--out", tmp_path / "two", "--set", "fusion_weight=0.9", *options)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*/facts.json")} == made
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/*/facts.json")
+    } == made
     assert Detector.load(tmp_path / "two").fusion_weight == 0.9
 
 
-def test_good_pictures_alone_give_a_detector_with_a_threshold(product: Path, tmp_path: Path, resnet18_weights: Path) -> None:
+def test_good_pictures_alone_give_a_detector_with_a_threshold(
+    product: Path, tmp_path: Path, resnet18_weights: Path
+) -> None:
     normals = product / "data" / "nut" / "train" / "good"
     run("train", "--normals", normals, "--out", tmp_path / "m", *tiny_options(resnet18_weights))
     detector, beside = Detector.load(tmp_path / "m"), Detector.load(product / "model")
@@ -86,7 +122,9 @@ def test_good_pictures_alone_give_a_detector_with_a_threshold(product: Path, tmp
     assert detector.threshold == beside.threshold, "the same pictures, in another layout"
 
 
-def test_btads_layout_gives_the_same_detector(product: Path, tmp_path: Path, resnet18_weights: Path) -> None:
+def test_btads_layout_gives_the_same_detector(
+    product: Path, tmp_path: Path, resnet18_weights: Path
+) -> None:
     data = tmp_path / "btad"
     shutil.copytree(product / "data", data)
     for part in ("train", "test"):
@@ -100,11 +138,18 @@ def test_btads_layout_gives_the_same_detector(product: Path, tmp_path: Path, res
     assert json.loads((tmp_path / "f.json").read_text())["counts"] == {"good": 3, "cut": 3, "ko": 3}
 
 
-def test_a_leak_is_allowed_when_asked_for_and_still_said(product: Path, tmp_path: Path, resnet18_weights: Path) -> None:
+def test_a_leak_is_allowed_when_asked_for_and_still_said(
+    product: Path, tmp_path: Path, resnet18_weights: Path
+) -> None:
     shutil.copytree(product / "data", tmp_path / "data")
     nut = tmp_path / "data" / "nut"
     shutil.copy(nut / "train" / "good" / "000.png", nut / "test" / "good" / "copy.png")
-    options = ["--data", tmp_path / "data", "--allow-leak", *tiny_options(resnet18_weights)]
+    options: list[str | Path] = [
+        "--data",
+        tmp_path / "data",
+        "--allow-leak",
+        *tiny_options(resnet18_weights),
+    ]
     result = run("train", "--out", tmp_path / "m", *options)
     assert "warning: Category 'nut': " in result.stderr
     assert "are the same picture, in train and in test." in result.stderr
@@ -122,13 +167,18 @@ def test_another_false_reject_rate_changes_the_threshold_and_nothing_else(
     after = Detector.load(tmp_path / "model")
     # The third of four: ceil(5 * 0.5).
     assert after.threshold.value == pytest.approx(sorted(before.provenance.validation_scores)[2])
-    assert f"threshold {after.threshold.value:.4f} (was {before.threshold.value:.4f}) for a false-reject rate of 0.5" in said.stdout
+    assert (
+        f"threshold {after.threshold.value:.4f} (was {before.threshold.value:.4f}) for a "
+        "false-reject rate of 0.5" in said.stdout
+    )
     assert "note" not in said.stderr
     assert after.provenance == before.provenance
     assert np.array_equal(after.predict(pictures).maps, before.predict(pictures).maps)
 
 
-def test_a_threshold_from_other_good_pictures_rests_on_them_alone(product: Path, tmp_path: Path) -> None:
+def test_a_threshold_from_other_good_pictures_rests_on_them_alone(
+    product: Path, tmp_path: Path
+) -> None:
     normals = product / "data" / "nut" / "test" / "good"
     said = run("calibrate", product / "model", "--normals", normals, "--out", tmp_path / "new")
     before, after = Detector.load(product / "model"), Detector.load(tmp_path / "new")
@@ -148,7 +198,9 @@ def test_a_threshold_from_other_good_pictures_rests_on_them_alone(product: Path,
         (["--normals", "nowhere"], "nowhere"),
     ],
 )
-def test_a_calibration_that_makes_no_sense_leaves_the_detector_as_it_is(product: Path, options: list[str], said: str) -> None:
+def test_a_calibration_that_makes_no_sense_leaves_the_detector_as_it_is(
+    product: Path, options: list[str], said: str
+) -> None:
     facts = (product / "model" / "detector.json").read_bytes()
     result = CliRunner().invoke(main, ["calibrate", str(product / "model"), *options])
     assert result.exit_code == 2
@@ -188,7 +240,9 @@ def test_json_lines_hold_what_the_detector_says(product: Path, pictures: list[Pa
         assert record["p_value"] == (1 + sum(normals >= record["score"])) / (1 + len(normals))
 
 
-def test_a_folder_stands_for_the_pictures_in_it_in_natural_order(product: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_folder_stands_for_the_pictures_in_it_in_natural_order(
+    product: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     for name in ("10.png", "9.PNG", "B.bmp.png", ".hidden.png", "notes.txt"):
         shutil.copy(pictures[0], tmp_path / name)
     (tmp_path / "below").mkdir()
@@ -198,7 +252,9 @@ def test_a_folder_stands_for_the_pictures_in_it_in_natural_order(product: Path, 
     assert len({r["score"] for r in records}) == 1
 
 
-def test_heat_maps_and_overlays_have_the_pictures_own_size(product: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_heat_maps_and_overlays_have_the_pictures_own_size(
+    product: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     cut, spot = (next(p for p in pictures if p.parent.name == kind) for kind in ("cut", "spot"))
     before = {p: p.read_bytes() for p in pictures}
     result = run("predict", product / "model", "--json", "--out", tmp_path / "a" / "b", cut, spot)
@@ -212,7 +268,9 @@ def test_heat_maps_and_overlays_have_the_pictures_own_size(product: Path, pictur
     assert {p: p.read_bytes() for p in pictures} == before
 
 
-def test_pictures_of_the_same_name_are_told_apart_by_their_folders(product: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_pictures_of_the_same_name_are_told_apart_by_their_folders(
+    product: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     run("predict", product / "model", "--out", tmp_path / "out", *pictures)
     assert len(list((tmp_path / "out").iterdir())) == 2 * len(pictures)
     assert (tmp_path / "out" / "spot_001_overlay.png").is_file()
@@ -228,11 +286,20 @@ def refused(*arguments: str | Path) -> str:
     return result.stderr
 
 
-def test_pictures_that_would_overwrite_each_other_are_refused(product: Path, pictures: list[Path], tmp_path: Path) -> None:
-    line = refused("predict", product / "model", "--out", tmp_path / "out", pictures[0], pictures[0])
-    assert f"Several pictures would be written as {pictures[0].parent.name}_{pictures[0].stem}_map.png" in line
+def test_pictures_that_would_overwrite_each_other_are_refused(
+    product: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    line = refused(
+        "predict", product / "model", "--out", tmp_path / "out", pictures[0], pictures[0]
+    )
+    assert (
+        f"Several pictures would be written as {pictures[0].parent.name}_{pictures[0].stem}_map.png"
+        in line
+    )
     assert not (tmp_path / "out").exists()
-    assert len(records_of(run("predict", product / "model", "--json", pictures[0], pictures[0]))) == 2
+    assert (
+        len(records_of(run("predict", product / "model", "--json", pictures[0], pictures[0]))) == 2
+    )
 
 
 @pytest.mark.parametrize("how", [[], ["--json"]])
@@ -247,9 +314,13 @@ def test_a_damaged_picture_among_good_ones_leaves_no_half_of_the_answers(
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_and_places_that_are_of_no_use_are_named(product: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_pictures_and_places_that_are_of_no_use_are_named(
+    product: Path, pictures: list[Path], tmp_path: Path
+) -> None:
     model = product / "model"
-    assert f"There is no picture {tmp_path / 'none.png'}." in refused("predict", model, tmp_path / "none.png")
+    assert f"There is no picture {tmp_path / 'none.png'}." in refused(
+        "predict", model, tmp_path / "none.png"
+    )
     assert f"{tmp_path} holds no pictures" in refused("predict", model, tmp_path)
     (tmp_path / "file").touch()
     assert "is a file" in refused("predict", model, pictures[0], "--out", tmp_path / "file")
@@ -272,7 +343,14 @@ def test_prediction_imports_no_ray(product: Path, pictures: list[Path]) -> None:
 
 
 def test_an_evaluation_is_the_detectors_on_the_test_pictures(product: Path, tmp_path: Path) -> None:
-    result = run("evaluate", product / "model", "--data", product / "data", "--json", tmp_path / "x" / "f.json")
+    result = run(
+        "evaluate",
+        product / "model",
+        "--data",
+        product / "data",
+        "--json",
+        tmp_path / "x" / "f.json",
+    )
     written = json.loads((tmp_path / "x" / "f.json").read_text())
     detector = Detector.load(product / "model")
     test = rows_of(read_category(product / "data", "nut"), "test")
@@ -287,20 +365,37 @@ def test_an_evaluation_is_the_detectors_on_the_test_pictures(product: Path, tmp_
     assert [s["path"] for s in written["scores"]] == test["path"].to_pylist()
 
 
-def test_the_category_is_the_detectors_own_unless_another_is_named(product: Path, tmp_path: Path) -> None:
+def test_the_category_is_the_detectors_own_unless_another_is_named(
+    product: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(product / "data", data)
     write_category(data / "bolt", seed=5, train=6, size=SIZE)
     run("evaluate", product / "model", "--data", data, "--json", tmp_path / "own.json")
-    run("evaluate", product / "model", "--data", data, "--category", "bolt", "--json", tmp_path / "other.json")
+    run(
+        "evaluate",
+        product / "model",
+        "--data",
+        data,
+        "--category",
+        "bolt",
+        "--json",
+        tmp_path / "other.json",
+    )
     own, other = (json.loads((tmp_path / name).read_text()) for name in ("own.json", "other.json"))
     assert all("/nut/" in s["path"] for s in own["scores"])
     assert all("/bolt/" in s["path"] for s in other["scores"])
-    assert "holds no category 'nutt'" in refused("evaluate", product / "model", "--data", data, "--category", "nutt")
-    assert "several categories" in refused("evaluate", product / "model", "--data", data, "--category", "nut,bolt")
+    assert "holds no category 'nutt'" in refused(
+        "evaluate", product / "model", "--data", data, "--category", "nutt"
+    )
+    assert "several categories" in refused(
+        "evaluate", product / "model", "--data", data, "--category", "nut,bolt"
+    )
 
 
-def test_good_test_pictures_alone_give_the_false_reject_rate_and_say_what_is_left_out(product: Path, tmp_path: Path) -> None:
+def test_good_test_pictures_alone_give_the_false_reject_rate_and_say_what_is_left_out(
+    product: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     write_category(data / "nut", seed=3, train=6, good=4, defective=0, size=SIZE)
     result = run("evaluate", product / "model", "--data", data, "--json", tmp_path / "f.json")
@@ -317,33 +412,53 @@ def test_defects_alone_give_pixel_figures_and_recall(product: Path, tmp_path: Pa
     write_category(data / "nut", seed=3, train=6, good=0, defective=2, size=SIZE)
     run("evaluate", product / "model", "--data", data, "--json", tmp_path / "f.json")
     written = json.loads((tmp_path / "f.json").read_text())
-    assert set(written["figures"]) == {"pixel_auroc", "pixel_ap", "pixel_f1_max", "au_pro", "au_pro_05"}
+    assert set(written["figures"]) == {
+        "pixel_auroc",
+        "pixel_ap",
+        "pixel_f1_max",
+        "au_pro",
+        "au_pro_05",
+    }
     assert written["false_reject_rate"] is None
     assert 0 <= written["recall"] <= 1
 
 
-def test_a_category_without_test_pictures_has_nothing_to_evaluate_on(product: Path, tmp_path: Path) -> None:
+def test_a_category_without_test_pictures_has_nothing_to_evaluate_on(
+    product: Path, tmp_path: Path
+) -> None:
     write_category(tmp_path / "data" / "nut", train=6, good=0, defective=0)
-    line = refused("evaluate", product / "model", "--data", tmp_path / "data", "--json", tmp_path / "f.json")
+    line = refused(
+        "evaluate", product / "model", "--data", tmp_path / "data", "--json", tmp_path / "f.json"
+    )
     assert "has no test pictures for 'nut'" in line
     assert not (tmp_path / "f.json").exists()
 
 
-def test_broken_test_data_and_places_are_refused_before_the_work(product: Path, tmp_path: Path) -> None:
+def test_broken_test_data_and_places_are_refused_before_the_work(
+    product: Path, tmp_path: Path
+) -> None:
     shutil.copytree(product / "data", tmp_path / "data")
     (tmp_path / "data" / "nut" / "ground_truth" / "cut" / "001_mask.png").unlink()
-    line = refused("evaluate", product / "model", "--data", tmp_path / "data", "--json", tmp_path / "f.json")
+    line = refused(
+        "evaluate", product / "model", "--data", tmp_path / "data", "--json", tmp_path / "f.json"
+    )
     assert "001.png shows a defect but has no mask" in line
-    assert "is a folder" in refused("evaluate", product / "model", "--data", product / "data", "--json", tmp_path)
+    assert "is a folder" in refused(
+        "evaluate", product / "model", "--data", product / "data", "--json", tmp_path
+    )
     assert not (tmp_path / "f.json").exists()
 
 
 def test_masks_that_are_missing_cost_the_pixel_figures_only(product: Path) -> None:
-    """For Python users with pictures that are labelled but not drawn on; the commands ask for masks."""
+    """For Python users with pictures that are labelled but not drawn on; the commands ask for
+    masks.
+    """
     import pyarrow as pa
 
     test = rows_of(read_category(product / "data", "nut"), "test")
-    bare = test.set_column(test.schema.get_field_index("mask_path"), "mask_path", pa.nulls(len(test), pa.string()))
+    bare = test.set_column(
+        test.schema.get_field_index("mask_path"), "mask_path", pa.nulls(len(test), pa.string())
+    )
     figures = evaluate_detector(Detector.load(product / "model"), bare)["figures"]
     assert set(figures) == {"image_auroc", "image_ap", "image_f1_max"}
 
@@ -351,7 +466,9 @@ def test_masks_that_are_missing_cost_the_pixel_figures_only(product: Path) -> No
 # ---- shapes ----
 
 
-def test_long_pictures_keep_their_shape_with_aspect_fit(tmp_path: Path, resnet18_weights: Path) -> None:
+def test_long_pictures_keep_their_shape_with_aspect_fit(
+    tmp_path: Path, resnet18_weights: Path
+) -> None:
     data = tmp_path / "data"
     write_category(data / "rod", size=(48, 128))
     options = [*tiny_options(resnet18_weights), "--aspect", "fit"]
@@ -373,7 +490,20 @@ def test_long_pictures_keep_their_shape_with_aspect_fit(tmp_path: Path, resnet18
 def test_a_network_need_not_be_square(tmp_path: Path, resnet18_weights: Path) -> None:
     data = tmp_path / "data"
     write_category(data / "rod", size=(40, 160), good=2, defective=2)
-    run("train", "--data", data, "--out", tmp_path / "m", *tiny_options(resnet18_weights), "--image-size", "32x128")
+    run(
+        "train",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "m",
+        *tiny_options(resnet18_weights),
+        "--image-size",
+        "32x128",
+    )
     detector = Detector.load(tmp_path / "m")
-    assert detector.predict([next((data / "rod" / "test" / "cut").iterdir())]).maps.shape == (1, 32, 128)
+    assert detector.predict([next((data / "rod" / "test" / "cut").iterdir())]).maps.shape == (
+        1,
+        32,
+        128,
+    )
     assert "au_pro" in run("evaluate", tmp_path / "m", "--data", data).stdout

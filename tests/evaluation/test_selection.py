@@ -43,7 +43,9 @@ def labels() -> ValidationLabels:
     return ValidationLabels(FAMILIES, masks, None)
 
 
-def test_a_familys_figures_are_those_of_its_images_and_all_normals(maps: ScoreMaps, labels: ValidationLabels) -> None:
+def test_a_familys_figures_are_those_of_its_images_and_all_normals(
+    maps: ScoreMaps, labels: ValidationLabels
+) -> None:
     weight = 0.3
     fused = (0.7 * maps.density + 0.3 * maps.classifier).numpy().astype(np.float32)
     figures = family_figures(maps, labels, weight, ("pixel_ap", "pixel_auroc", "image_auroc"))
@@ -53,14 +55,25 @@ def test_a_familys_figures_are_those_of_its_images_and_all_normals(maps: ScoreMa
         is_defect = [FAMILIES[i] != "good" for i in chosen]
         assert figures[family]["pixel_ap"] == pytest.approx(pixel_ap(samples), abs=1e-6)
         assert figures[family]["pixel_auroc"] == pytest.approx(pixel_auroc(samples), abs=1e-6)
-        assert figures[family]["image_auroc"] == pytest.approx(image_auroc(fused[chosen].max(axis=(1, 2)), is_defect))
+        assert figures[family]["image_auroc"] == pytest.approx(
+            image_auroc(fused[chosen].max(axis=(1, 2)), is_defect)
+        )
 
 
-def test_the_score_weight_is_the_one_whose_map_tells_normals_from_defects(labels: ValidationLabels) -> None:
+def test_the_score_weight_is_the_one_whose_map_tells_normals_from_defects(
+    labels: ValidationLabels,
+) -> None:
     is_defect = torch.tensor([family != "good" for family in FAMILIES])
-    useless, telling = torch.rand(2, len(FAMILIES), H, W, generator=torch.Generator().manual_seed(3))
+    useless, telling = torch.rand(
+        2, len(FAMILIES), H, W, generator=torch.Generator().manual_seed(3)
+    )
     telling[is_defect] += 1
-    assert choose_score_weight([(0.0, useless), (0.7, telling), (0.3, telling), (1.0, -telling)], labels) == 0.3
+    assert (
+        choose_score_weight(
+            [(0.0, useless), (0.7, telling), (0.3, telling), (1.0, -telling)], labels
+        )
+        == 0.3
+    )
     figures = family_figures_of(useless, labels, ("image_auroc", "pixel_ap"), telling)
     assert mean_over_families(figures, "image_auroc") == 1
     assert mean_over_families(figures, "pixel_ap") == mean_over_families(
@@ -68,7 +81,9 @@ def test_the_score_weight_is_the_one_whose_map_tells_normals_from_defects(labels
     )
 
 
-def test_the_objective_is_the_plain_mean_over_families(maps: ScoreMaps, labels: ValidationLabels) -> None:
+def test_the_objective_is_the_plain_mean_over_families(
+    maps: ScoreMaps, labels: ValidationLabels
+) -> None:
     figures = family_figures(maps, labels, 0.5, ("pixel_ap",))
     assert mean_over_families(figures, "pixel_ap") == pytest.approx(
         (figures["scar"]["pixel_ap"] + figures["stain"]["pixel_ap"]) / 2
@@ -89,7 +104,10 @@ def test_padding_counts_as_no_pixel(maps: ScoreMaps, labels: ValidationLabels) -
     assert family_figures(maps, ValidationLabels(FAMILIES, masks, valid), 0.3, names) == before
 
     cut = ScoreMaps(maps.density[:, :, 3:13], maps.classifier[:, :, 3:13])
-    assert family_figures(cut, ValidationLabels(FAMILIES, labels.masks[:, :, 3:13], None), 0.3, names) == before
+    assert (
+        family_figures(cut, ValidationLabels(FAMILIES, labels.masks[:, :, 3:13], None), 0.3, names)
+        == before
+    )
 
 
 def test_a_sweep_is_the_objective_of_each_weight(maps: ScoreMaps, labels: ValidationLabels) -> None:
@@ -97,12 +115,18 @@ def test_a_sweep_is_the_objective_of_each_weight(maps: ScoreMaps, labels: Valida
     swept = sweep_weights(maps, labels, "pixel_ap", weights)
     assert [w for w, _ in swept] == [0.0, 0.25, 1.0]
     for weight, families in swept:
-        assert families == {f: v["pixel_ap"] for f, v in family_figures(maps, labels, weight, ("pixel_ap",)).items()}
+        assert families == {
+            f: v["pixel_ap"] for f, v in family_figures(maps, labels, weight, ("pixel_ap",)).items()
+        }
     only = ScoreMaps(maps.density, torch.zeros_like(maps.classifier))
-    assert sweep_weights(only, labels, "pixel_ap", np.array([0.0]))[0][1] == swept[0][1], "at w = 0 the classifier is not heard"
+    assert sweep_weights(only, labels, "pixel_ap", np.array([0.0]))[0][1] == swept[0][1], (
+        "at w = 0 the classifier is not heard"
+    )
 
 
-def test_every_figure_but_oracles_may_be_the_objective(maps: ScoreMaps, labels: ValidationLabels) -> None:
+def test_every_figure_but_oracles_may_be_the_objective(
+    maps: ScoreMaps, labels: ValidationLabels
+) -> None:
     for name, metric in METRICS.items():
         if metric.oracle:
             with pytest.raises(SettingsError, match=f"The objective is '{name}'"):
@@ -113,11 +137,15 @@ def test_every_figure_but_oracles_may_be_the_objective(maps: ScoreMaps, labels: 
 
 
 def test_an_objective_that_does_not_exist_is_refused_with_the_nearest() -> None:
-    with pytest.raises(SettingsError, match=r"The objective is 'pixel_app'. Did you mean 'pixel_ap'\?"):
+    with pytest.raises(
+        SettingsError, match=r"The objective is 'pixel_app'. Did you mean 'pixel_ap'\?"
+    ):
         check_objective("pixel_app")
 
 
-def test_maps_that_are_not_finite_are_an_error_and_no_figure(maps: ScoreMaps, labels: ValidationLabels) -> None:
+def test_maps_that_are_not_finite_are_an_error_and_no_figure(
+    maps: ScoreMaps, labels: ValidationLabels
+) -> None:
     maps.density[0, 0, 0] = torch.nan
     with pytest.raises(MetricError, match="must be finite"):
         family_figures(maps, labels, 0.5, ("pixel_ap",))
@@ -153,8 +181,12 @@ def test_masks_are_placed_as_their_images_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("aspect", ["squeeze", "fit"])
 @pytest.mark.parametrize("at", [(0, 0), (401, 333), (799, 599), (2, 599)])
-def test_a_defect_smaller_than_a_pixel_of_the_canvas_does_not_vanish(tmp_path: Path, at: tuple[int, int], aspect: str) -> None:
-    """A family's figures are not defined where a defect has no pixel: one small defect would fail every trial."""
+def test_a_defect_smaller_than_a_pixel_of_the_canvas_does_not_vanish(
+    tmp_path: Path, at: tuple[int, int], aspect: str
+) -> None:
+    """A family's figures are not defined where a defect has no pixel: one small defect would fail
+    every trial.
+    """
     mask = np.zeros((800, 600), bool)
     mask[at] = True
     marked = placed(tmp_path, mask, ImageSettings(64, 64, aspect))

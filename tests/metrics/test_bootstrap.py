@@ -1,4 +1,6 @@
-"""Bootstrap: without resampling it gives the exact figures back, its intervals cover, and pairs are compared image by image."""
+"""Bootstrap: without resampling it gives the exact figures back, its intervals cover, and pairs are
+compared image by image.
+"""
 
 import numpy as np
 import pytest
@@ -7,12 +9,20 @@ from hypothesis import strategies as st
 
 from clsnf.core.errors import MetricError
 from clsnf.metrics import METRICS, PixelSample, evaluate
-from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, intervals, replicate_figures
+from clsnf.metrics.bootstrap import (
+    bin_images,
+    compare,
+    draw_replicates,
+    intervals,
+    replicate_figures,
+)
 
 SIZE = (40, 48)
 
 
-def data(n: int = 24, seed: int = 0, gain: float = 1.5) -> tuple[np.ndarray, np.ndarray, list[PixelSample]]:
+def data(
+    n: int = 24, seed: int = 0, gain: float = 1.5
+) -> tuple[np.ndarray, np.ndarray, list[PixelSample]]:
     """Scores, labels and samples of n images, every third one normal, with one or two defects each."""
     generator = np.random.default_rng(seed)
     samples = []
@@ -36,14 +46,18 @@ def test_each_image_once_gives_the_exact_figures(seed: int) -> None:
     found = replicate_figures(bin_images(scores, labels, samples), np.ones((1, len(labels))))
     assert set(found) == set(METRICS)
     for name, value in exact.items():
-        assert found[name][0] == pytest.approx(value, abs=1e-9 if METRICS[name].kind == "image" else 3e-3), name
+        assert found[name][0] == pytest.approx(
+            value, abs=1e-9 if METRICS[name].kind == "image" else 3e-3
+        ), name
 
 
 def test_a_replicate_is_the_data_set_with_its_images_repeated() -> None:
     scores, labels, samples = data()
     weights = draw_replicates(labels, 3, seed=1)
     found = replicate_figures(bin_images(scores, labels, samples), weights)
-    names = [name for name in METRICS if name != "aupimo"]  # its thresholds stay those of all normal images
+    names = [
+        name for name in METRICS if name != "aupimo"
+    ]  # its thresholds stay those of all normal images
     for row, counts in enumerate(weights.astype(int)):
         chosen = np.repeat(np.arange(len(labels)), counts)
         exact = evaluate(scores[chosen], labels[chosen], [samples[i] for i in chosen], names)
@@ -67,7 +81,9 @@ def test_intervals_cover_the_true_auroc_about_as_often_as_they_say() -> None:
     covered = 0
     for run in range(100):
         images = bin_images(generator.normal(size=80) + labels, labels, None)
-        low, high = intervals(replicate_figures(images, draw_replicates(labels, 200, seed=run)))["image_auroc"]
+        low, high = intervals(replicate_figures(images, draw_replicates(labels, 200, seed=run)))[
+            "image_auroc"
+        ]
         covered += low <= 0.7602 <= high
     assert 86 <= covered <= 99
 
@@ -76,7 +92,10 @@ def test_a_system_that_is_better_on_every_image_is_ahead_in_every_replicate() ->
     scores, labels, samples = data()
     better = [PixelSample(s.score_map + 3 * s.mask.astype(np.float32), s.mask) for s in samples]
     weights = draw_replicates(labels, 100, seed=0)
-    one, other = (replicate_figures(bin_images(v, labels, s), weights) for v, s in ((scores + labels, better), (scores, samples)))
+    one, other = (
+        replicate_figures(bin_images(v, labels, s), weights)
+        for v, s in ((scores + labels, better), (scores, samples))
+    )
     difference = compare(one, other)["pixel_ap"]
     assert difference.ahead == 1
     assert 0 < difference.low < difference.high

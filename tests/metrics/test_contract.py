@@ -1,4 +1,6 @@
-"""What every figure in the registry promises, so that a new one is tested by being there; and ``evaluate``."""
+"""What every figure in the registry promises, so that a new one is tested by being there; and
+``evaluate``.
+"""
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ LABELS = np.array([0, 1, 0, 1, 1])
 
 
 def make_set(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[PixelSample]]:
-    """Five images of different sizes with tied scores, image score = largest of the map; normals resolve AUPIMO's bounds."""
+    """Five images of different sizes with tied scores, image score = largest of the map; normals
+    resolve AUPIMO's bounds.
+    """
     rng = np.random.default_rng(seed)
     samples = []
     for index, label in enumerate(LABELS):
@@ -19,7 +23,9 @@ def make_set(seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[PixelSample]]:
         mask = np.zeros(shape, bool)
         if label:
             mask[2:5, 3:6] = mask[8:10, 4:12] = True
-        scores = np.floor(rng.exponential(8, shape) + mask * rng.integers(20, 60, shape)).astype(np.float32)
+        scores = np.floor(rng.exponential(8, shape) + mask * rng.integers(20, 60, shape)).astype(
+            np.float32
+        )
         samples.append(PixelSample(scores, mask))
     return image_scores(samples), LABELS, samples
 
@@ -40,13 +46,17 @@ def test_figure_is_a_proper_fraction_on_an_imperfect_detector(name: str) -> None
 @pytest.mark.parametrize("name", METRICS)
 def test_figure_does_not_change_under_a_rising_transform_of_the_scores(name: str) -> None:
     scores, labels, samples = make_set()
-    assert evaluate(np.exp(scores / 16) - 3, labels, transformed(samples), [name]) == evaluate(scores, labels, samples, [name])
+    assert evaluate(np.exp(scores / 16) - 3, labels, transformed(samples), [name]) == evaluate(
+        scores, labels, samples, [name]
+    )
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_perfect_scores_give_exactly_or_nearly_one(name: str) -> None:
     samples = [PixelSample(s.mask.astype(np.float32), s.mask) for s in make_set()[2]]
-    assert evaluate(image_scores(samples), LABELS, samples, [name])[name] == pytest.approx(1.0, abs=1e-12)
+    assert evaluate(image_scores(samples), LABELS, samples, [name])[name] == pytest.approx(
+        1.0, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -54,7 +64,9 @@ def test_figure_does_not_depend_on_the_order_of_the_images(name: str) -> None:
     scores, labels, samples = make_set()
     order = [3, 0, 4, 2, 1]
     shuffled = evaluate(scores[order], labels[order], [samples[index] for index in order], [name])
-    assert shuffled[name] == pytest.approx(evaluate(scores, labels, samples, [name])[name], abs=1e-12)
+    assert shuffled[name] == pytest.approx(
+        evaluate(scores, labels, samples, [name])[name], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -87,7 +99,10 @@ def test_single_function_equals_the_registry(name: str) -> None:
 
 
 def test_oracles_are_the_figures_that_choose_their_threshold_by_the_labels() -> None:
-    assert {name for name, metric in METRICS.items() if metric.oracle} == {"image_f1_max", "pixel_f1_max"}
+    assert {name for name, metric in METRICS.items() if metric.oracle} == {
+        "image_f1_max",
+        "pixel_f1_max",
+    }
 
 
 def test_evaluate_computes_all_figures_together_as_one_by_one() -> None:
@@ -99,7 +114,10 @@ def test_evaluate_computes_all_figures_together_as_one_by_one() -> None:
 
 def test_evaluate_needs_no_samples_for_image_figures() -> None:
     scores, labels, _ = make_set()
-    assert list(evaluate(scores, labels, None, ["image_ap", "image_auroc"])) == ["image_ap", "image_auroc"]
+    assert list(evaluate(scores, labels, None, ["image_ap", "image_auroc"])) == [
+        "image_ap",
+        "image_auroc",
+    ]
     with pytest.raises(MetricError, match="samples is None"):
         evaluate(scores, labels, None)
 

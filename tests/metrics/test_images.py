@@ -26,7 +26,9 @@ def test_image_figures_equal_scikit_learn_under_heavy_ties(rows: list[tuple[int,
     precision, recall, _ = precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     assert image_auroc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert image_ap(scores, labels) == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert image_ap(scores, labels) == pytest.approx(
+        average_precision_score(labels, scores), abs=1e-12
+    )
     assert image_f1_max(scores, labels) == pytest.approx(f1.max(), abs=1e-12)
 
 

@@ -1,4 +1,6 @@
-"""Pixel figures: against scikit-learn, against slow literal implementations of the definitions, and by hand; memory and passes."""
+"""Pixel figures: against scikit-learn, against slow literal implementations of the definitions, and
+by hand; memory and passes.
+"""
 
 import tracemalloc
 import weakref
@@ -29,7 +31,9 @@ PIXEL_FIGURES = [pixel_auroc, pixel_ap, pixel_f1_max, au_pro, aupimo]
 
 
 def tied_samples(seed: int, with_valid: bool) -> list[PixelSample]:
-    """Two to five small images of different sizes, the first a defect and the second normal, scores from a dozen values."""
+    """Two to five small images of different sizes, the first a defect and the second normal, scores
+    from a dozen values.
+    """
     rng = np.random.default_rng(seed)
     samples = []
     for index in range(rng.integers(2, 6)):
@@ -60,7 +64,9 @@ def flattened(samples: list[PixelSample]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def literal_au_pro(samples: list[PixelSample], limit: float) -> float:
-    """The definition, word by word: every distinct score a threshold, every region looked at, straight lines between."""
+    """The definition, word by word: every distinct score a threshold, every region looked at,
+    straight lines between.
+    """
     truth, scores = flattened(samples)
     regions = []
     for s in samples:
@@ -68,7 +74,12 @@ def literal_au_pro(samples: list[PixelSample], limit: float) -> float:
         regions += [s.score_map[components == number] for number in range(1, count + 1)]
     points = [(0.0, 0.0)]
     for threshold in np.unique(scores)[::-1]:
-        points.append((np.mean(scores[~truth] >= threshold), np.mean([np.mean(r >= threshold) for r in regions])))
+        points.append(
+            (
+                np.mean(scores[~truth] >= threshold),
+                np.mean([np.mean(r >= threshold) for r in regions]),
+            )
+        )
     area = 0.0
     for (x0, y0), (x1, y1) in pairwise(points):
         if x1 <= limit:
@@ -80,7 +91,9 @@ def literal_au_pro(samples: list[PixelSample], limit: float) -> float:
 
 
 def literal_aupimo(samples: list[PixelSample], low: float = 1e-5, high: float = 1e-4) -> np.ndarray:
-    """The step function recall(f) = best recall of a threshold whose mean FPR over the normal images is at most f, integrated."""
+    """The step function recall(f) = best recall of a threshold whose mean FPR over the normal
+    images is at most f, integrated.
+    """
     normals = [s.score_map[counted(s)] for s in samples if not s.mask.any()]
     thresholds = np.append(np.unique(flattened(samples)[1])[::-1], -np.inf)
     rates = np.array([np.mean([np.mean(n >= t) for n in normals]) for t in thresholds])
@@ -102,7 +115,9 @@ seeds = st.integers(0, 2**32 - 1)
 
 @given(seeds, st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_ranking_figures_equal_scikit_learn_on_the_concatenated_pixels(seed: int, with_valid: bool) -> None:
+def test_ranking_figures_equal_scikit_learn_on_the_concatenated_pixels(
+    seed: int, with_valid: bool
+) -> None:
     samples = tied_samples(seed, with_valid)
     truth, scores = flattened(samples)
     precision, recall, _ = precision_recall_curve(truth, scores)
@@ -129,8 +144,11 @@ def test_aupimo_equals_its_literal_definition_where_normals_resolve_the_bounds(s
         mask = np.zeros(shape, bool)
         if index % 2:
             mask[2:6, 1:5] = True
-        # The background of defect images scores as high as defects: it must not count towards the false-positive rate.
-        scores = np.floor(rng.exponential(10, shape) + (mask * 20 + 70) * (index % 2)).astype(np.float32)
+        # The background of defect images scores as high as defects: it must not count towards the
+        # false-positive rate.
+        scores = np.floor(rng.exponential(10, shape) + (mask * 20 + 70) * (index % 2)).astype(
+            np.float32
+        )
         samples.append(PixelSample(scores, mask, rng.random(shape) < 0.95))
     expected = literal_aupimo(samples)
     np.testing.assert_allclose(aupimo_per_image(samples), expected, atol=1e-9)
@@ -154,25 +172,35 @@ def test_pixel_figures_equal_values_worked_out_by_hand() -> None:
 def test_regions_have_equal_weight_and_join_over_corners() -> None:
     scores = np.array([[5, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 1]], np.float32)
     mask = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], bool)
-    # Two regions, not three: the first is met before any defect-free pixel, the second above all of them as well.
+    # Two regions, not three: the first is met before any defect-free pixel, the second above all of
+    # them as well.
     assert au_pro([PixelSample(scores, mask)]) == pytest.approx(1.0)
     missed = np.where(scores == 1, np.float32(-1), scores)
     assert au_pro([PixelSample(missed, mask)]) == pytest.approx(0.5)
 
 
 def aupimo_case(side: int) -> list[PixelSample]:
-    """Two normal images with one pixel of score 8 among them, and a defect image with scores 9, 8, 5, 0."""
+    """Two normal images with one pixel of score 8 among them, and a defect image with scores 9, 8,
+    5, 0.
+    """
     normals = [np.zeros((side, side), np.float32) for _ in range(2)]
     normals[0][3, 3] = 8
     defect = np.array([[9, 8], [5, 0]], np.float32)
     blank = np.zeros((side, side), bool)
-    return [PixelSample(normals[0], blank), PixelSample(defect, np.ones((2, 2), bool)), PixelSample(normals[1], blank)]
+    return [
+        PixelSample(normals[0], blank),
+        PixelSample(defect, np.ones((2, 2), bool)),
+        PixelSample(normals[1], blank),
+    ]
 
 
 def test_aupimo_equals_values_worked_out_by_hand() -> None:
-    # 20,000 normal pixels: score 8 costs FPR 5e-5 and then holds over log(1e-4 / 5e-5) = ln 2 of the ln 10 between the bounds.
+    # 20,000 normal pixels: score 8 costs FPR 5e-5 and then holds over log(1e-4 / 5e-5) = ln 2 of
+    # the ln 10 between the bounds.
     expected = (1 + 2 * np.log(2) / np.log(10) + 0) / 4
-    np.testing.assert_allclose(aupimo_per_image(aupimo_case(100)), [np.nan, expected, np.nan], atol=1e-12)
+    np.testing.assert_allclose(
+        aupimo_per_image(aupimo_case(100)), [np.nan, expected, np.nan], atol=1e-12
+    )
 
 
 def test_aupimo_of_normals_too_small_for_its_bounds_is_the_recall_without_a_false_pixel() -> None:
@@ -186,7 +214,11 @@ def test_padding_counts_as_no_pixel_whatever_it_holds() -> None:
         frame = [(2, 1), (0, 3)]
         valid = np.pad(np.ones(s.mask.shape, bool), frame)
         scores = np.pad(s.score_map, frame, constant_values=np.nan)
-        padded.append(PixelSample(scores, np.pad(s.mask, frame, constant_values=True) & (s.mask.any() | valid), valid))
+        padded.append(
+            PixelSample(
+                scores, np.pad(s.mask, frame, constant_values=True) & (s.mask.any() | valid), valid
+            )
+        )
     for figure in PIXEL_FIGURES:
         assert figure(padded) == figure(plain)
 
@@ -231,8 +263,14 @@ def test_memory_does_not_grow_with_the_number_of_normal_images() -> None:
     assert peak(60) < 1.2 * peak(3)
 
 
-def image(scores: object = ((1.0, 2.0), (3.0, 4.0)), mask: object = ((0, 0), (0, 1)), valid: object = None) -> PixelSample:
-    return PixelSample(np.array(scores, np.float32), np.array(mask, bool), None if valid is None else np.array(valid, bool))
+def image(
+    scores: object = ((1.0, 2.0), (3.0, 4.0)), mask: object = ((0, 0), (0, 1)), valid: object = None
+) -> PixelSample:
+    return PixelSample(
+        np.array(scores, np.float32),
+        np.array(mask, bool),
+        None if valid is None else np.array(valid, bool),
+    )
 
 
 BLANK = ((0, 0), (0, 0))
@@ -240,15 +278,39 @@ REFUSED: dict[str, tuple[list[PixelSample], str]] = {
     "empty input": ([], "no images"),
     "normal images alone": ([image(mask=BLANK)] * 3, "all 3 images are normal"),
     "defect pixels alone": ([image(mask=((1, 1), (1, 1)))], "every pixel"),
-    "NaN": ([image(), image(((1, 2), (np.nan, 4)))], "score map of image 1 holds nan at row 1, column 0"),
-    "infinity": ([image(), image(), image(((1, -np.inf), (3, 4)), BLANK)], "score map of image 2 holds -inf"),
-    "mask of another shape": ([image(mask=((0, 0, 1),))], r"mask of image 0 has shape \(1, 3\).*resize"),
+    "NaN": (
+        [image(), image(((1, 2), (np.nan, 4)))],
+        "score map of image 1 holds nan at row 1, column 0",
+    ),
+    "infinity": (
+        [image(), image(), image(((1, -np.inf), (3, 4)), BLANK)],
+        "score map of image 2 holds -inf",
+    ),
+    "mask of another shape": (
+        [image(mask=((0, 0, 1),))],
+        r"mask of image 0 has shape \(1, 3\).*resize",
+    ),
     "valid of another shape": ([image(valid=((1, 1, 1),))], "valid mask of image 0 has shape"),
-    "map that is not (H, W)": ([image((1.0, 2.0), (0, 1))], r"score map of image 0 has shape \(2,\)"),
-    "regions in the padding alone": ([image(), image(valid=((1, 1), (1, 0)))], "image 1 has regions without pixels"),
-    "no valid pixel": ([image(), image(mask=BLANK, valid=BLANK)], "image 1 has no pixel that counts"),
-    "uint8 mask": ([PixelSample(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))], "mask of image 0 is uint8"),  # type: ignore[arg-type]
-    "float64 map": ([PixelSample(np.ones((2, 2)), np.ones((2, 2), bool))], "score map of image 0 is float64"),  # type: ignore[arg-type]
+    "map that is not (H, W)": (
+        [image((1.0, 2.0), (0, 1))],
+        r"score map of image 0 has shape \(2,\)",
+    ),
+    "regions in the padding alone": (
+        [image(), image(valid=((1, 1), (1, 0)))],
+        "image 1 has regions without pixels",
+    ),
+    "no valid pixel": (
+        [image(), image(mask=BLANK, valid=BLANK)],
+        "image 1 has no pixel that counts",
+    ),
+    "uint8 mask": (
+        [PixelSample(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))],
+        "mask of image 0 is uint8",
+    ),  # type: ignore[arg-type]
+    "float64 map": (
+        [PixelSample(np.ones((2, 2)), np.ones((2, 2), bool))],
+        "score map of image 0 is float64",
+    ),  # type: ignore[arg-type]
 }
 
 

@@ -1,4 +1,6 @@
-"""Backbones: weights of every family find their place by name, and nothing ever falls back to random ones."""
+"""Backbones: weights of every family find their place by name, and nothing ever falls back to
+random ones.
+"""
 
 import os
 from pathlib import Path
@@ -13,7 +15,15 @@ from torch import Tensor, nn
 
 from clsnf.core.config import BackboneSettings
 from clsnf.core.errors import SettingsError, WeightsError
-from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, architecture_of, empty_backbone, fingerprint, load_backbone
+from clsnf.model.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    architecture_of,
+    empty_backbone,
+    fingerprint,
+    load_backbone,
+)
 from clsnf.model.padding import pad_by_reflection
 from tests.conftest import random_state
 
@@ -46,14 +56,18 @@ def timm_s_own(architecture: str, state: dict[str, Tensor]) -> nn.Module:
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_a_family_s_features_are_timm_s_for_the_same_weights(architecture: str, tmp_path: Path) -> None:
+def test_a_family_s_features_are_timm_s_for_the_same_weights(
+    architecture: str, tmp_path: Path
+) -> None:
     state = random_state(architecture)
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
     backbone, _ = load_backbone(BackboneSettings(architecture, LEVELS, str(path)), SIZE)
     reference = timm_s_own(architecture, state)
     images = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    normalised = (images - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    normalised = (images - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
+        IMAGENET_STD
+    ).view(3, 1, 1)
     with torch.inference_mode():
         mine, theirs = backbone(images), reference(normalised)
     for level, (feature, expected) in enumerate(zip(mine, theirs, strict=True)):
@@ -68,7 +82,9 @@ def test_a_family_s_features_are_timm_s_for_the_same_weights(architecture: str, 
 
 
 @pytest.mark.parametrize("form", ["plain", "state_dict", "module", "ema"])
-def test_torch_files_in_the_usual_forms_are_read(form: str, tmp_path: Path, resnet18_weights: Path) -> None:
+def test_torch_files_in_the_usual_forms_are_read(
+    form: str, tmp_path: Path, resnet18_weights: Path
+) -> None:
     state = random_state("resnet18")
     content: Any = {
         "plain": state,
@@ -112,9 +128,15 @@ def refused(settings: BackboneSettings, size: tuple[int, int] = SIZE) -> str:
     return text
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights at all", None], ids=["empty", "text", "folder of tensors in a list"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no weights at all", None],
+    ids=["empty", "text", "folder of tensors in a list"],
+)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_files_that_hold_no_weights_are_refused(content: bytes | None, suffix: str, tmp_path: Path) -> None:
+def test_files_that_hold_no_weights_are_refused(
+    content: bytes | None, suffix: str, tmp_path: Path
+) -> None:
     path = tmp_path / f"weights{suffix}"
     if content is None:
         torch.save([torch.zeros(1)], path)
@@ -130,7 +152,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "'resnet18'" in text
 
 
-def test_weights_of_another_architecture_name_the_first_names_that_are_missing(resnet18_weights: Path) -> None:
+def test_weights_of_another_architecture_name_the_first_names_that_are_missing(
+    resnet18_weights: Path,
+) -> None:
     text = refused(BackboneSettings("convnext_atto", LEVELS, str(resnet18_weights)))
     assert str(resnet18_weights) in text
     assert "'convnext_atto'" in text
@@ -150,8 +174,14 @@ def test_shapes_that_no_resampling_mends_are_named(tmp_path: Path) -> None:
     assert "is (1, 1, 192), not (1, 1, 384)" in text
 
 
-def test_weights_that_timm_does_not_have_and_no_file_gives_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    nameless = next(name for name in timm.list_models() if not timm.is_model_pretrained(name) and name.startswith("resnet"))
+def test_weights_that_timm_does_not_have_and_no_file_gives_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nameless = next(
+        name
+        for name in timm.list_models()
+        if not timm.is_model_pretrained(name) and name.startswith("resnet")
+    )
     text = refused(BackboneSettings(nameless, LEVELS))
     assert "no pretrained weights" in text
     assert "--weights FILE" in text
@@ -185,7 +215,9 @@ def test_levels_that_are_not_there_are_named(levels: tuple[int, ...]) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "words"), [("resnet81", "Did you mean 'resnet"), ("x!", "Valid: ")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("resnet81", "Did you mean 'resnet"), ("x!", "Valid: ")]
+)
 def test_an_unknown_name_brings_the_nearest(name: str, words: str) -> None:
     with pytest.raises(SettingsError, match="There is no timm model") as caught:
         architecture_of(BackboneSettings(name))
@@ -195,7 +227,10 @@ def test_an_unknown_name_brings_the_nearest(name: str, words: str) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
 def test_images_too_small_for_the_levels_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(SettingsError, match=rf"'convnext_atto' can't take images of {size[0]}x{size[1]} pixels: .* too small"):
+    with pytest.raises(
+        SettingsError,
+        match=rf"'convnext_atto' can't take images of {size[0]}x{size[1]} pixels: .* too small",
+    ):
         empty_backbone("convnext_atto", (1, 2), size)
 
 
@@ -204,7 +239,9 @@ def norms(backbone: Backbone) -> list[nn.BatchNorm2d]:
 
 
 def test_batch_norm_statistics_never_move_while_its_weights_train(resnet18_weights: Path) -> None:
-    backbone, before = load_backbone(BackboneSettings("resnet18", LEVELS, str(resnet18_weights)), SIZE)
+    backbone, before = load_backbone(
+        BackboneSettings("resnet18", LEVELS, str(resnet18_weights)), SIZE
+    )
     backbone.train()
     for parameter in backbone.parameters():
         parameter.requires_grad_(True)
@@ -227,7 +264,9 @@ def test_one_image_s_features_do_not_depend_on_the_others(resnet18_weights: Path
             torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_fingerprint_is_that_of_the_weights_not_of_the_file_or_memory_format(resnet18_weights: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_that_of_the_weights_not_of_the_file_or_memory_format(
+    resnet18_weights: Path, tmp_path: Path
+) -> None:
     settings = BackboneSettings("resnet18", LEVELS, str(resnet18_weights))
     backbone, found = load_backbone(settings, SIZE)
     assert fingerprint(backbone.to(memory_format=torch.channels_last)) == found

@@ -19,13 +19,16 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 def features_of(backbone: Backbone) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(2, c, *grid, generator=generator) for c, grid in zip(backbone.info.channels, backbone.info.grids, strict=True)
+        torch.randn(2, c, *grid, generator=generator)
+        for c, grid in zip(backbone.info.channels, backbone.info.grids, strict=True)
     ]
 
 
 @pytest.mark.parametrize("skips", [True, False])
 def test_a_pyramid_becomes_one_logit_a_pixel(backbone: Backbone, skips: bool) -> None:
-    decoder = build_decoder(backbone.info, ImageSettings(*SIZE), FinetuneSettings(skips=skips), seed=0).eval()
+    decoder = build_decoder(
+        backbone.info, ImageSettings(*SIZE), FinetuneSettings(skips=skips), seed=0
+    ).eval()
     with torch.inference_mode():
         logits = decoder(features_of(backbone))
     assert logits.shape == (2, *SIZE)
@@ -33,8 +36,12 @@ def test_a_pyramid_becomes_one_logit_a_pixel(backbone: Backbone, skips: bool) ->
 
 
 @pytest.mark.parametrize("skips", [True, False])
-def test_without_skips_the_deepest_level_alone_feeds_the_decoder(backbone: Backbone, skips: bool) -> None:
-    decoder = build_decoder(backbone.info, ImageSettings(*SIZE), FinetuneSettings(skips=skips), seed=0).eval()
+def test_without_skips_the_deepest_level_alone_feeds_the_decoder(
+    backbone: Backbone, skips: bool
+) -> None:
+    decoder = build_decoder(
+        backbone.info, ImageSettings(*SIZE), FinetuneSettings(skips=skips), seed=0
+    ).eval()
     features = features_of(backbone)
     with torch.inference_mode():
         before = decoder(features)
@@ -46,10 +53,14 @@ def test_without_skips_the_deepest_level_alone_feeds_the_decoder(backbone: Backb
 
 def test_skips_change_nothing_but_what_their_blocks_take_in(backbone: Backbone) -> None:
     with_skips, without = (
-        build_decoder(backbone.info, ImageSettings(*SIZE), FinetuneSettings(skips=skips), seed=0).state_dict()
+        build_decoder(
+            backbone.info, ImageSettings(*SIZE), FinetuneSettings(skips=skips), seed=0
+        ).state_dict()
         for skips in (True, False)
     )
     assert with_skips.keys() == without.keys()
     different = {name for name in without if with_skips[name].shape != without[name].shape}
     steps = len(backbone.info.channels) - 1
-    assert different == {f"steps.{step}.{part}.0.weight" for step in range(steps) for part in ("reduce", "project")}
+    assert different == {
+        f"steps.{step}.{part}.0.weight" for step in range(steps) for part in ("reduce", "project")
+    }

@@ -1,4 +1,6 @@
-"""Flows: what they say is a density, the Gaussian of the data before training, and the same for the same seed."""
+"""Flows: what they say is a density, the Gaussian of the data before training, and the same for the
+same seed.
+"""
 
 import dataclasses
 
@@ -25,19 +27,23 @@ def statistics(channels: int = C, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A mean for each position (P, C) and a covariance (C, C)."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(channels, channels, generator=generator)
-    return 3 * torch.randn(GRID[0] * GRID[1], channels, generator=generator), mixing @ mixing.t() / channels + 0.1 * torch.eye(
-        channels
-    )
+    return 3 * torch.randn(
+        GRID[0] * GRID[1], channels, generator=generator
+    ), mixing @ mixing.t() / channels + 0.1 * torch.eye(channels)
 
 
 def vectors(n: int = 7, channels: int = C, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Vectors (N, C) at positions (N,)."""
     generator = torch.Generator().manual_seed(seed)
-    return 2 * torch.randn(n, channels, generator=generator), torch.randint(0, GRID[0] * GRID[1], (n,), generator=generator)
+    return 2 * torch.randn(n, channels, generator=generator), torch.randint(
+        0, GRID[0] * GRID[1], (n,), generator=generator
+    )
 
 
 def disturbed(flow: LevelFlow, seed: int = 2) -> LevelFlow:
-    """The flow in float64 with all its trained parameters moved, as if it had been trained for long."""
+    """The flow in float64 with all its trained parameters moved, as if it had been trained for
+    long.
+    """
     generator = torch.Generator().manual_seed(seed)
     for parameter in flow.parameters():
         if parameter.requires_grad:
@@ -65,19 +71,27 @@ def latent(flow: LevelFlow, x: Tensor, positions: Tensor) -> Tensor:
 @by_permutation
 @by_start
 @pytest.mark.parametrize("channels", [2, 5, 6])
-def test_the_log_determinant_is_that_of_autograd_s_jacobian_sample_by_sample(channels: int, start: str, permutation: str) -> None:
-    flow = LevelFlow(channels, GRID, dataclasses.replace(SMALL, start=start, permutation=permutation))
+def test_the_log_determinant_is_that_of_autograd_s_jacobian_sample_by_sample(
+    channels: int, start: str, permutation: str
+) -> None:
+    flow = LevelFlow(
+        channels, GRID, dataclasses.replace(SMALL, start=start, permutation=permutation)
+    )
     flow.whitening.fit(*one_tile(statistics(channels)))
     disturbed(flow)
     x, positions = vectors(channels=channels)
     x = x.double()
     log_probs = log_prob(flow, x, positions)
     for i in range(len(x)):
-        jacobian = torch.autograd.functional.jacobian(lambda v, i=i: latent(flow, v[None], positions[i : i + 1])[0], x[i])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v, i=i: latent(flow, v[None], positions[i : i + 1])[0], x[i]
+        )
         log_det = torch.linalg.slogdet(jacobian).logabsdet
         z = latent(flow, x[i : i + 1], positions[i : i + 1])[0]
         gaussian = -0.5 * (channels * np.log(2 * np.pi) + z.square().sum())
-        torch.testing.assert_close(log_probs[i].double(), (gaussian + log_det) / channels, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            log_probs[i].double(), (gaussian + log_det) / channels, rtol=1e-4, atol=1e-4
+        )
 
 
 @by_permutation
@@ -89,7 +103,9 @@ def test_freia_s_inverse_brings_the_vectors_back(permutation: str) -> None:
     z, log_det = flow.blocks(x.double(), condition)
     back, inverse_log_det = flow.blocks(z, condition, rev=True)
     assert (z - x).abs().max() > 0.1
-    torch.testing.assert_close(back, x.double(), rtol=1e-5, atol=1e-5)  # FrEIA keeps its permutations in float32
+    torch.testing.assert_close(
+        back, x.double(), rtol=1e-5, atol=1e-5
+    )  # FrEIA keeps its permutations in float32
     torch.testing.assert_close(inverse_log_det, -log_det, rtol=1e-5, atol=1e-5)
 
 
@@ -108,7 +124,9 @@ def test_the_density_of_a_position_integrates_to_one(start: str) -> None:
 def test_a_vector_s_density_does_not_depend_on_the_others() -> None:
     flow = disturbed(LevelFlow(C, GRID, SMALL))
     x, positions = vectors()
-    alone = torch.cat([log_prob(flow, x[i : i + 1].double(), positions[i : i + 1]) for i in range(len(x))])
+    alone = torch.cat(
+        [log_prob(flow, x[i : i + 1].double(), positions[i : i + 1]) for i in range(len(x))]
+    )
     torch.testing.assert_close(log_prob(flow, x.double(), positions), alone)
 
 
@@ -123,14 +141,24 @@ def test_the_density_depends_on_the_position() -> None:
 
 @by_permutation
 @pytest.mark.parametrize("depth", [0, 1, 4])
-def test_a_flow_that_starts_from_the_data_is_their_gaussian_before_training(depth: int, permutation: str) -> None:
+def test_a_flow_that_starts_from_the_data_is_their_gaussian_before_training(
+    depth: int, permutation: str
+) -> None:
     flow = LevelFlow(C, GRID, dataclasses.replace(SMALL, depth=depth, permutation=permutation))
     mean, covariance = statistics()
     flow.whitening.fit(mean, covariance[None])
     x, positions = vectors(40)
     floored = covariance + 0.01 * covariance.diagonal().mean() * torch.eye(C)
-    expected = [multivariate_normal.logpdf(v, mean[p], floored) / C for v, p in zip(x.numpy(), positions, strict=True)]
-    torch.testing.assert_close(log_prob(flow, x, positions), torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-4)
+    expected = [
+        multivariate_normal.logpdf(v, mean[p], floored) / C
+        for v, p in zip(x.numpy(), positions, strict=True)
+    ]
+    torch.testing.assert_close(
+        log_prob(flow, x, positions),
+        torch.tensor(expected, dtype=torch.float32),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_a_random_start_is_no_gaussian_and_leaves_the_vectors_unwhitened() -> None:
@@ -149,9 +177,18 @@ def test_whitened_vectors_are_white(channels: int, seed: int) -> None:
     layer.fit(mean, covariance[None])
     matrix = layer.matrix[0].double()
     floored = covariance.double() + 0.01 * covariance.diagonal().mean() * torch.eye(channels)
-    torch.testing.assert_close(matrix.t() @ floored @ matrix, torch.eye(channels, dtype=torch.float64), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(layer.log_det[0].double(), torch.linalg.slogdet(matrix).logabsdet, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(layer.of_vectors(mean, torch.arange(len(mean))), torch.zeros_like(mean))
+    torch.testing.assert_close(
+        matrix.t() @ floored @ matrix,
+        torch.eye(channels, dtype=torch.float64),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    torch.testing.assert_close(
+        layer.log_det[0].double(), torch.linalg.slogdet(matrix).logabsdet, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        layer.of_vectors(mean, torch.arange(len(mean))), torch.zeros_like(mean)
+    )
 
 
 @pytest.mark.parametrize("dead", [1, C])
@@ -171,7 +208,9 @@ def test_channels_that_never_vary_do_no_harm(dead: int) -> None:
 @by_permutation
 def test_the_same_seed_gives_the_same_parameters_and_another_seed_others(permutation: str) -> None:
     given = dataclasses.replace(SMALL, permutation=permutation, start="random")
-    one, same, other = (LevelFlow(C, GRID, given, generator_seed=seed).state_dict() for seed in (3, 3, 4))
+    one, same, other = (
+        LevelFlow(C, GRID, given, generator_seed=seed).state_dict() for seed in (3, 3, 4)
+    )
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one if name.endswith("w_perm"))
     assert any(not torch.equal(one[name], other[name]) for name in one if name.endswith("weight"))
@@ -189,10 +228,15 @@ def test_building_a_flow_leaves_the_global_generators_alone() -> None:
 
 
 def test_blocks_of_either_permutation_take_each_other_s_parameters() -> None:
-    soft, hard = (LevelFlow(C, GRID, dataclasses.replace(SMALL, permutation=kind), generator_seed=1) for kind in ("soft", "hard"))
+    soft, hard = (
+        LevelFlow(C, GRID, dataclasses.replace(SMALL, permutation=kind), generator_seed=1)
+        for kind in ("soft", "hard")
+    )
     x, positions = vectors()
     hard.load_state_dict(disturbed(soft).state_dict())
-    torch.testing.assert_close(log_prob(hard.double(), x.double(), positions), log_prob(soft, x.double(), positions))
+    torch.testing.assert_close(
+        log_prob(hard.double(), x.double(), positions), log_prob(soft, x.double(), positions)
+    )
 
 
 # ---- positions ----

@@ -40,11 +40,16 @@ def test_remembered_vectors_are_at_most_twice_as_far_from_all_as_the_best_choice
     seen = vectors(12, 2)
     found = float(fitted(3, seen).squared_distances(seen[None]).max()) ** 0.5
     choices = torch.combinations(torch.arange(12), 3)
-    best = min(float(torch.cdist(seen, seen[list(choice)]).amin(dim=1).max()) for choice in choices.tolist())
+    best = min(
+        float(torch.cdist(seen, seen[list(choice)]).amin(dim=1).max())
+        for choice in choices.tolist()
+    )
     assert found <= 2 * best + 1e-5
 
 
-def test_likelihoods_are_one_on_a_remembered_vector_one_half_at_the_width_and_nothing_far_away() -> None:
+def test_likelihoods_are_one_on_a_remembered_vector_one_half_at_the_width_and_nothing_far_away() -> (
+    None
+):
     memory = fitted(20, vectors(2000))
     at = memory.vectors[:3]
     away = torch.zeros(3, 5)
@@ -53,7 +58,9 @@ def test_likelihoods_are_one_on_a_remembered_vector_one_half_at_the_width_and_no
     torch.testing.assert_close(p[:3], torch.ones(3), rtol=0, atol=1e-3)
     assert p[3:].max() == 0
     seen = memory(vectors(2000)[None])
-    assert 0.98 < float((seen >= 0.5).float().mean()) < 1  # all but a hundredth of the normal vectors
+    assert (
+        0.98 < float((seen >= 0.5).float().mean()) < 1
+    )  # all but a hundredth of the normal vectors
 
 
 def test_only_the_given_rows_are_looked_at() -> None:
@@ -83,4 +90,6 @@ def test_distances_are_exact_far_from_the_origin() -> None:
     memory = fitted(50, seen)
     asked = (vectors(30, seed=9) + 1000)[None]
     expected = torch.cdist(asked.double(), memory.vectors[None].double()).amin(dim=2).square()
-    torch.testing.assert_close(memory.squared_distances(asked).double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        memory.squared_distances(asked).double(), expected, rtol=1e-3, atol=1e-3
+    )

@@ -1,4 +1,6 @@
-"""Reflection padding and convolutions with it are PyTorch's own, values and gradients, in every memory format."""
+"""Reflection padding and convolutions with it are PyTorch's own, values and gradients, in every
+memory format.
+"""
 
 from typing import Any
 
@@ -20,7 +22,14 @@ def maps_and_paddings(draw: st.DrawFn) -> tuple[Tensor, int, int]:
     b, c, h, w = (draw(st.integers(1, 4)) for _ in range(4))
     h, w = h + draw(st.integers(0, 6)), w + draw(st.integers(0, 6))
     p, q = draw(st.integers(0, h - 1)), draw(st.integers(0, w - 1))
-    x = torch.randn(b, c, h, w, dtype=torch.float64, generator=torch.Generator().manual_seed(draw(st.integers(0, 99))))
+    x = torch.randn(
+        b,
+        c,
+        h,
+        w,
+        dtype=torch.float64,
+        generator=torch.Generator().manual_seed(draw(st.integers(0, 99))),
+    )
     return x.contiguous(memory_format=draw(st.sampled_from(LAYOUTS))), p, q
 
 
@@ -31,7 +40,9 @@ def test_padding_and_its_gradient_are_torch_s_own(case: tuple[Tensor, int, int])
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     padded, expected = reflect_pad(mine, p, q), F.pad(theirs, (q, q, p, p), mode="reflect")
     assert torch.equal(padded, expected)
-    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(
+        expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     padded.backward(weights)
     expected.backward(weights)
     assert mine.grad is not None
@@ -41,21 +52,31 @@ def test_padding_and_its_gradient_are_torch_s_own(case: tuple[Tensor, int, int])
 
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 0), (0, 3), (3, 4)])
 @by_layout
-def test_the_gradient_is_that_of_finite_differences(p: int, q: int, layout: torch.memory_format) -> None:
-    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+def test_the_gradient_is_that_of_finite_differences(
+    p: int, q: int, layout: torch.memory_format
+) -> None:
+    x = (
+        torch.randn(2, 3, 4, 5, dtype=torch.float64)
+        .contiguous(memory_format=layout)
+        .requires_grad_()
+    )
     assert torch.autograd.gradcheck(lambda x: reflect_pad(x, p, q), x)
 
 
 def test_the_gradient_is_right_where_the_one_that_comes_back_is_a_view() -> None:
     x = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: reflect_pad(x, 1, 1).sum(dim=1), x)  # an expanded gradient
+    assert torch.autograd.gradcheck(
+        lambda x: reflect_pad(x, 1, 1).sum(dim=1), x
+    )  # an expanded gradient
     assert torch.autograd.gradcheck(lambda x: reflect_pad(x, 1, 1).transpose(2, 3)[..., ::2], x)
 
 
 def test_a_map_keeps_its_memory_format() -> None:
     x = torch.randn(2, 8, 6, 5)
     assert reflect_pad(x, 1, 2).is_contiguous()
-    assert reflect_pad(x.contiguous(memory_format=torch.channels_last), 1, 2).is_contiguous(memory_format=torch.channels_last)
+    assert reflect_pad(x.contiguous(memory_format=torch.channels_last), 1, 2).is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 @pytest.mark.parametrize(("p", "q"), [(3, 0), (0, 5)])
@@ -77,14 +98,19 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
 
 def pair(arguments: dict[str, Any]) -> tuple[nn.Conv2d, nn.Conv2d]:
     """A reflecting convolution and PyTorch's, with the same parameters."""
-    mine, theirs = ReflectConv2d(4, 8, **arguments), nn.Conv2d(4, 8, **arguments, padding_mode="reflect")
+    mine, theirs = (
+        ReflectConv2d(4, 8, **arguments),
+        nn.Conv2d(4, 8, **arguments, padding_mode="reflect"),
+    )
     theirs.load_state_dict(mine.state_dict())
     return mine, theirs
 
 
 @by_layout
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_convolution_is_torch_s_with_reflect_padding(name: str, layout: torch.memory_format) -> None:
+def test_a_convolution_is_torch_s_with_reflect_padding(
+    name: str, layout: torch.memory_format
+) -> None:
     torch.manual_seed(0)
     mine, theirs = (c.double() for c in pair(CONVOLUTIONS[name]))
     x = torch.randn(2, 4, 9, 11, dtype=torch.float64).contiguous(memory_format=layout)
@@ -121,7 +147,10 @@ def test_only_plain_padded_convolutions_are_changed_and_their_parameters_stay() 
         """Pads in its own way, as timm's "same" convolutions do."""
 
     net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding="same"), Own(4, 4, 3, padding=1)
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        Own(4, 4, 3, padding=1),
     )
     before = dict(net.named_parameters())
     pad_by_reflection(net)

@@ -1,4 +1,6 @@
-"""The authors' decoder: the same maps as a plain reference with the same parameters, and trainable like the compact one."""
+"""The authors' decoder: the same maps as a plain reference with the same parameters, and trainable
+like the compact one.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from clsnf.core.config import BackboneSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings
+from clsnf.core.config import (
+    BackboneSettings,
+    DetectorSettings,
+    FinetuneSettings,
+    FlowSettings,
+    ImageSettings,
+)
 from clsnf.core.errors import SettingsError
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
@@ -23,18 +31,27 @@ from tests.support.small_data import TINY, write_category
 RESNET18 = (128, 256, 512)
 
 
-def grids_of(size: tuple[int, int], strides: tuple[int, ...] = (8, 16, 32)) -> list[tuple[int, int]]:
+def grids_of(
+    size: tuple[int, int], strides: tuple[int, ...] = (8, 16, 32)
+) -> list[tuple[int, int]]:
     return [(size[0] // stride, size[1] // stride) for stride in strides]
 
 
-def features_of(channels: tuple[int, ...], grids: list[tuple[int, int]], batch: int = 2) -> list[Tensor]:
+def features_of(
+    channels: tuple[int, ...], grids: list[tuple[int, int]], batch: int = 2
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(batch, c, h, w, generator=generator).relu() for c, (h, w) in zip(channels, grids, strict=True)]
+    return [
+        torch.randn(batch, c, h, w, generator=generator).relu()
+        for c, (h, w) in zip(channels, grids, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("skips", [True, False])
 @pytest.mark.parametrize("size", [(64, 64), (32, 96)])
-def test_with_the_reference_s_parameters_it_gives_the_reference_s_map(size: tuple[int, int], skips: bool) -> None:
+def test_with_the_reference_s_parameters_it_gives_the_reference_s_map(
+    size: tuple[int, int], skips: bool
+) -> None:
     reference = Reference(skips=skips, depth=1).decoder
     decoder = AuthorsDecoder(RESNET18, grids_of(size), size, skips=skips).eval()
     decoder.load_state_dict(reference.state_dict())  # the same names, none left over
@@ -82,14 +99,19 @@ def test_skips_are_what_the_stages_see_and_nothing_else() -> None:
     [
         ((8, 16, 32), [[1], [0], [], []]),
         ((4, 8, 16, 32), [[2], [1], [0], []]),
-        ((4, 8, 16), [[], [1], [0], []]),  # the deepest level is no skip, also where it has a stage's size
+        (
+            (4, 8, 16),
+            [[], [1], [0], []],
+        ),  # the deepest level is no skip, also where it has a stage's size
         ((2, 32), [[], [], [], [0]]),
         ((16, 16, 16), [[0, 1], [], [], []]),  # a plain vision transformer
         ((14, 14), [[0], [], [], []]),  # no stage's size: the nearest one
         ((32,), [[], [], [], []]),
     ],
 )
-def test_a_level_joins_the_stage_of_its_size(strides: tuple[int, ...], expected: list[list[int]]) -> None:
+def test_a_level_joins_the_stage_of_its_size(
+    strides: tuple[int, ...], expected: list[list[int]]
+) -> None:
     channels, grids = tuple(8 * (i + 1) for i in range(len(strides))), grids_of((224, 224), strides)
     decoder = AuthorsDecoder(channels, grids, (224, 224)).eval()
     assert decoder.skip_levels == expected
@@ -130,8 +152,16 @@ def test_it_sits_on_other_backbones_too() -> None:
 
 
 def test_a_detector_trains_saves_and_loads_with_it(resnet18_weights: Path, tmp_path: Path) -> None:
-    table = assign_splits(read_category(write_category(tmp_path / "data" / "plate", train=8).parent, "plate"), 0.4, seed=0)
-    part = {name.partition(".")[2]: value for name, value in TINY.items() if name.startswith("finetune.")}
+    table = assign_splits(
+        read_category(write_category(tmp_path / "data" / "plate", train=8).parent, "plate"),
+        0.4,
+        seed=0,
+    )
+    part = {
+        name.partition(".")[2]: value
+        for name, value in TINY.items()
+        if name.startswith("finetune.")
+    }
     settings = DetectorSettings(
         image=ImageSettings(64, 64),
         backbone=BackboneSettings("resnet18", (1, 2), str(resnet18_weights)),
@@ -143,7 +173,11 @@ def test_a_detector_trains_saves_and_loads_with_it(resnet18_weights: Path, tmp_p
     again = Detector.load(tmp_path / "model", "cpu")
     assert isinstance(again.network.decoder, AuthorsDecoder)
     untrained = built_for(detector)
-    assert fingerprint(again.network.decoder) == fingerprint(detector.network.decoder) != fingerprint(untrained)
+    assert (
+        fingerprint(again.network.decoder)
+        == fingerprint(detector.network.decoder)
+        != fingerprint(untrained)
+    )
     paths = rows_of(table, "test")["path"].to_pylist()
     np.testing.assert_allclose(again.predict(paths).maps, detector.predict(paths).maps, atol=1e-6)
 
@@ -151,4 +185,6 @@ def test_a_detector_trains_saves_and_loads_with_it(resnet18_weights: Path, tmp_p
 def built_for(detector: Detector) -> torch.nn.Module:
     """The decoder that training started from."""
     settings = detector.settings
-    return build_decoder(detector.network.backbone.info, settings.image, settings.finetune, settings.seed)
+    return build_decoder(
+        detector.network.backbone.info, settings.image, settings.finetune, settings.seed
+    )

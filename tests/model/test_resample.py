@@ -18,7 +18,9 @@ LAYOUTS = st.sampled_from([torch.contiguous_format, torch.channels_last])
 def test_values_and_gradients_are_interpolate_s(
     b: int, c: int, h: int, w: int, tall: int, wide: int, mode: str, layout: torch.memory_format
 ) -> None:
-    x = torch.randn(b, c, h, w, generator=torch.Generator().manual_seed(h * 31 + w)).contiguous(memory_format=layout)
+    x = torch.randn(b, c, h, w, generator=torch.Generator().manual_seed(h * 31 + w)).contiguous(
+        memory_format=layout
+    )
     mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     y = resample(mine, (tall, wide), mode)
     z = F.interpolate(theirs, size=(tall, wide), mode=mode, align_corners=True)
@@ -39,7 +41,10 @@ def test_the_gradient_is_that_of_finite_differences(mode: str, size: tuple[int, 
 @given(SIDES, SIDES, MODES)
 @settings(deadline=None)
 def test_a_constant_stays_constant_and_corners_stay_put(h: int, tall: int, mode: str) -> None:
-    torch.testing.assert_close(resample(torch.full((1, 1, h, h), 0.7), (tall, tall), mode), torch.full((1, 1, tall, tall), 0.7))
+    torch.testing.assert_close(
+        resample(torch.full((1, 1, h, h), 0.7), (tall, tall), mode),
+        torch.full((1, 1, tall, tall), 0.7),
+    )
     if h > 1 and tall > 1:
         x = torch.rand(1, 1, h, h)
         y = resample(x, (tall, tall), mode)

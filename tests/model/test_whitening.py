@@ -19,14 +19,19 @@ def fitted(tiles: tuple[int, int], seed: int = 0) -> tuple[Whitening, Tensor, Te
     """A layer with its means (P, C) and covariances (T, C, C)."""
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(tiles[0] * tiles[1], C, C, generator=generator)
-    mean, covariances = torch.randn(24, C, generator=generator), mixing @ mixing.transpose(1, 2) + 0.2 * torch.eye(C)
+    mean, covariances = (
+        torch.randn(24, C, generator=generator),
+        mixing @ mixing.transpose(1, 2) + 0.2 * torch.eye(C),
+    )
     layer = Whitening(C, GRID)
     layer.fit(mean, covariances, tiles)
     return layer, mean, covariances
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 2), (4, 3), (4, 6)])
-def test_a_flow_of_depth_zero_is_the_gaussian_of_each_position_s_tile(tiles: tuple[int, int]) -> None:
+def test_a_flow_of_depth_zero_is_the_gaussian_of_each_position_s_tile(
+    tiles: tuple[int, int],
+) -> None:
     layer, mean, covariances = fitted(tiles)
     flow = LevelFlow(C, GRID, FlowSettings(depth=0, memory=0))
     flow.whitening = layer
@@ -36,8 +41,13 @@ def test_a_flow_of_depth_zero_is_the_gaussian_of_each_position_s_tile(tiles: tup
     assert found.shape == (2, *GRID)
     for p in range(24):
         tile = (p // 6) * tiles[0] // 4 * tiles[1] + (p % 6) * tiles[1] // 6
-        expected = multivariate_normal.logpdf(features[:, p].numpy(), mean[p], covariances[tile] + floor) / C
-        torch.testing.assert_close(found[:, p // 6, p % 6].double(), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+        expected = (
+            multivariate_normal.logpdf(features[:, p].numpy(), mean[p], covariances[tile] + floor)
+            / C
+        )
+        torch.testing.assert_close(
+            found[:, p // 6, p % 6].double(), torch.tensor(expected), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 3), (4, 6)])
@@ -50,7 +60,9 @@ def test_single_vectors_and_whole_maps_are_whitened_alike(tiles: tuple[int, int]
 
 @given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 3, 6]), st.integers(1, 3))
 @settings(deadline=None, max_examples=20)
-def test_tiling_loses_nothing_and_keeps_a_tile_s_vectors_together(rows: int, columns: int, images: int) -> None:
+def test_tiling_loses_nothing_and_keeps_a_tile_s_vectors_together(
+    rows: int, columns: int, images: int
+) -> None:
     features = torch.arange(images * 24 * 2).view(images, 24, 2).float()
     apart = tiled(features, GRID, (rows, columns))
     assert apart.shape == (rows * columns, images * 24 // (rows * columns), 2)
@@ -67,7 +79,9 @@ def test_covariances_that_do_not_tile_the_grid_are_refused() -> None:
 
 
 @given(st.tuples(st.integers(1, 64), st.integers(1, 64)), st.integers(1, 500), st.integers(1, 2048))
-def test_chosen_tiles_divide_the_grid_and_hold_enough_vectors(grid: tuple[int, int], images: int, channels: int) -> None:
+def test_chosen_tiles_divide_the_grid_and_hold_enough_vectors(
+    grid: tuple[int, int], images: int, channels: int
+) -> None:
     rows, columns = choose_tiles(grid, images, channels)
     assert grid[0] % rows == 0
     assert grid[1] % columns == 0

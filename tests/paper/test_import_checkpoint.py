@@ -1,4 +1,6 @@
-"""Importing the authors' checkpoints: the same maps as a plain reference, thresholds from normals, and no bad file does harm."""
+"""Importing the authors' checkpoints: the same maps as a plain reference, thresholds from normals,
+and no bad file does harm.
+"""
 
 import argparse
 import dataclasses
@@ -31,7 +33,12 @@ from clsnf.data.splits import assign_splits
 from clsnf.detector import Detector, Provenance
 from clsnf.paper import import_checkpoint
 from clsnf.paper.checkpoint_file import Checkpoint, read_checkpoint
-from clsnf.paper.import_checkpoint import Imported, build_imported, calibrate_imported, level_constants
+from clsnf.paper.import_checkpoint import (
+    Imported,
+    build_imported,
+    calibrate_imported,
+    level_constants,
+)
 from clsnf.training.prepare import place_rows, rows_of
 from tests.support.authors_reference import Reference
 from tests.support.small_data import write_category
@@ -49,7 +56,9 @@ def _leave_nothing(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_category(tmp_path_factory.mktemp("data") / "screw", train=8, good=2, defective=2).parent
+    return write_category(
+        tmp_path_factory.mktemp("data") / "screw", train=8, good=2, defective=2
+    ).parent
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +85,9 @@ def saved(content: Any, path: Path, **how: Any) -> Path:
 
 def read_in_memory(content: dict[str, Any]) -> Checkpoint:
     """What reading a file with this content gives, without the hundred megabytes on the disk."""
-    parts = [content[name] for name in ("encoder_state_dict", "decoder_state_dict", "nf_state_dict")]
+    parts = [
+        content[name] for name in ("encoder_state_dict", "decoder_state_dict", "nf_state_dict")
+    ]
     return Checkpoint(parts[0], parts[1], tuple(parts[2]), dict(vars(content["args"])), {})
 
 
@@ -89,15 +100,22 @@ SMALL: dict[str, Any] = {  # all that reading alone asks for
 
 def tensors_of(table: pa.Table, split: str, size: tuple[int, int]) -> torch.Tensor:
     """Images of a split as the network sees them, (N, 3, H, W) in [0, 1]."""
-    placed = [place(read_image(path), ImageSettings(*size))[0] for path in rows_of(table, split)["path"].to_pylist()]
+    placed = [
+        place(read_image(path), ImageSettings(*size))[0]
+        for path in rows_of(table, split)["path"].to_pylist()
+    ]
     return torch.stack(placed).float() / 255
 
 
 def assert_agrees(reference: Reference, detector: Detector, table: pa.Table, weight: float) -> None:
     """Constants and all three maps are those of the reference's own forward pass."""
     size = detector.settings.image.size
-    constants = [float(level.max()) for level in reference.log_likelihoods(tensors_of(table, "fit", size))]
-    assert [scale.constant for scale in detector.network.scales] == pytest.approx(constants, abs=1e-4)
+    constants = [
+        float(level.max()) for level in reference.log_likelihoods(tensors_of(table, "fit", size))
+    ]
+    assert [scale.constant for scale in detector.network.scales] == pytest.approx(
+        constants, abs=1e-4
+    )
     assert all(scale.steepness == 1 for scale in detector.network.scales)
     test = rows_of(table, "test")
     images = tensors_of(table, "test", size)
@@ -138,14 +156,19 @@ def test_the_imported_detector_gives_the_reference_s_maps(
         ({"depth": 1, "stages": (3, 4)}, (64, 96)),
         ({"depth": 1, "stages": (2, 4)}, (64, 64)),
         ({"depth": 1, "stages": (4,)}, (128, 128)),
-        ({"depth": 1, "stages": (4, 2, 3), "seed": 3}, (96, 64)),  # the authors' pool_layers may have any order
+        (
+            {"depth": 1, "stages": (4, 2, 3), "seed": 3},
+            (96, 64),
+        ),  # the authors' pool_layers may have any order
     ],
 )
 def test_other_flows_levels_and_image_sizes_agree_too(
     made: dict[str, Any], size: tuple[int, int], table: pa.Table, tmp_path: Path
 ) -> None:
     known = Reference(**made)
-    detector = imported(saved(known.checkpoint(), tmp_path / "c.pt"), table, image_size=size, fusion_weight=0.5)
+    detector = imported(
+        saved(known.checkpoint(), tmp_path / "c.pt"), table, image_size=size, fusion_weight=0.5
+    )
     assert detector.settings.flow.permutation == ("hard" if made.get("soft") is False else "soft")
     assert detector.settings.flow.clamp == made.get("clamp", 1.9)
     assert detector.settings.backbone.levels == tuple(sorted(made.get("stages", (2, 3, 4))))
@@ -170,8 +193,12 @@ def test_a_level_s_constant_is_the_largest_over_all_batches(
     placed = place_rows(rows_of(table, "fit"), found.settings)
     whole = level_constants(found.backbone, found.flows, placed, CPU)
     monkeypatch.setattr(import_checkpoint, "_BATCH", 1)
-    turned = dataclasses.replace(placed, images=placed.images.flip(0) if backwards else placed.images)
-    assert level_constants(found.backbone, found.flows, turned, CPU) == pytest.approx(whole, abs=1e-5)
+    turned = dataclasses.replace(
+        placed, images=placed.images.flip(0) if backwards else placed.images
+    )
+    assert level_constants(found.backbone, found.flows, turned, CPU) == pytest.approx(
+        whole, abs=1e-5
+    )
 
 
 # ---- forms of files ----
@@ -181,31 +208,49 @@ def test_the_two_files_of_the_authors_program_give_what_one_file_gives(
     reference: Reference, checkpoint: Path, table: pa.Table, tmp_path: Path
 ) -> None:
     whole = reference.checkpoint()
-    first = saved({name: whole[name] for name in ("encoder_state_dict", "decoder_state_dict", "args")}, tmp_path / "fe_only.pt")
-    second = saved({name: whole[name] for name in ("encoder_state_dict", "nf_state_dict", "args")}, tmp_path / "nf_only.pt")
+    first = saved(
+        {name: whole[name] for name in ("encoder_state_dict", "decoder_state_dict", "args")},
+        tmp_path / "fe_only.pt",
+    )
+    second = saved(
+        {name: whole[name] for name in ("encoder_state_dict", "nf_state_dict", "args")},
+        tmp_path / "nf_only.pt",
+    )
     expected = imported(checkpoint, table)
     for order in ([first, second], [second, first]):
         detector = imported(order, table)
         state = detector.network.state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in expected.network.state_dict().items())
-        assert detector.provenance.imported == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (first, second)}
+        assert all(
+            torch.equal(value, state[name]) for name, value in expected.network.state_dict().items()
+        )
+        assert detector.provenance.imported == {
+            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (first, second)
+        }
 
 
 def test_the_options_of_the_flows_run_go_before_the_decoder_s_in_any_order(tmp_path: Path) -> None:
     decoder = {name: SMALL[name] for name in ("encoder_state_dict", "decoder_state_dict")}
     flows = {name: SMALL[name] for name in ("encoder_state_dict", "nf_state_dict")}
-    first = saved(decoder | {"args": argparse.Namespace(clamp_alpha=1.9, repeat_num=5)}, tmp_path / "a.pt")
+    first = saved(
+        decoder | {"args": argparse.Namespace(clamp_alpha=1.9, repeat_num=5)}, tmp_path / "a.pt"
+    )
     second = saved(flows | {"args": argparse.Namespace(clamp_alpha=1.2)}, tmp_path / "b.pt")
     for order in ([first, second], [second, first]):
         assert read_checkpoint(order).arguments == {"clamp_alpha": 1.2, "repeat_num": 5}
 
 
 def same_state(one: Checkpoint, other: Checkpoint) -> bool:
-    pairs = zip((one.encoder, one.decoder, *one.flows), (other.encoder, other.decoder, *other.flows), strict=True)
+    pairs = zip(
+        (one.encoder, one.decoder, *one.flows),
+        (other.encoder, other.decoder, *other.flows),
+        strict=True,
+    )
     return all(a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a) for a, b in pairs)
 
 
-def test_the_older_format_of_torch_is_read_as_well(reference: Reference, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_older_format_of_torch_is_read_as_well(
+    reference: Reference, checkpoint: Path, tmp_path: Path
+) -> None:
     older = saved(reference.checkpoint(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert not zipfile.is_zipfile(older)
     one, other = read_checkpoint([older]), read_checkpoint([checkpoint])
@@ -213,14 +258,24 @@ def test_the_older_format_of_torch_is_read_as_well(reference: Reference, checkpo
     assert one.arguments == other.arguments
 
 
-def test_what_several_gpus_half_precision_and_unused_layers_leave_is_no_trouble(reference: Reference, tmp_path: Path) -> None:
+def test_what_several_gpus_half_precision_and_unused_layers_leave_is_no_trouble(
+    reference: Reference, tmp_path: Path
+) -> None:
     whole = reference.checkpoint()
-    encoder = {f"module.{name}": value.half() for name, value in whole["encoder_state_dict"].items()}
+    encoder = {
+        f"module.{name}": value.half() for name, value in whole["encoder_state_dict"].items()
+    }
     encoder |= {"module.fc.weight": torch.zeros(1000, 512), "module.fc.bias": torch.zeros(1000)}
-    encoder = {name: value for name, value in encoder.items() if not name.endswith("num_batches_tracked")}
+    encoder = {
+        name: value for name, value in encoder.items() if not name.endswith("num_batches_tracked")
+    }
     path = saved(whole | {"encoder_state_dict": encoder}, tmp_path / "c.pt")
-    found = build_imported(read_checkpoint([path])).backbone.extractor.state_dict()["layer4.1.conv2.weight"]
-    torch.testing.assert_close(found, whole["encoder_state_dict"]["layer4.1.conv2.weight"], rtol=1e-3, atol=1e-4)
+    found = build_imported(read_checkpoint([path])).backbone.extractor.state_dict()[
+        "layer4.1.conv2.weight"
+    ]
+    torch.testing.assert_close(
+        found, whole["encoder_state_dict"]["layer4.1.conv2.weight"], rtol=1e-3, atol=1e-4
+    )
 
 
 # ---- arguments ----
@@ -229,14 +284,27 @@ def test_what_several_gpus_half_precision_and_unused_layers_leave_is_no_trouble(
 def built(reference: Reference, tmp_path: Path, arguments: Any, **how: Any) -> Imported:
     """A checkpoint whose arguments went through a file."""
     read = read_checkpoint([saved(SMALL | {"args": arguments}, tmp_path / "c.pt")])
-    return build_imported(dataclasses.replace(read_in_memory(reference.checkpoint()), arguments=read.arguments), **how)
+    return build_imported(
+        dataclasses.replace(read_in_memory(reference.checkpoint()), arguments=read.arguments), **how
+    )
 
 
 @pytest.mark.parametrize(
     ("w_fe", "weight"),
-    [(1.0, 0.25), (0.3, 0.3 / 3.3), (1, 0.25), (0, 0.25), (0.0, 0.25), (-1, 0.25), (float("nan"), 0.25), ("1", 0.25)],
+    [
+        (1.0, 0.25),
+        (0.3, 0.3 / 3.3),
+        (1, 0.25),
+        (0, 0.25),
+        (0.0, 0.25),
+        (-1, 0.25),
+        (float("nan"), 0.25),
+        ("1", 0.25),
+    ],
 )
-def test_the_fusion_weight_is_the_file_s_where_it_says_one(reference: Reference, tmp_path: Path, w_fe: Any, weight: float) -> None:
+def test_the_fusion_weight_is_the_file_s_where_it_says_one(
+    reference: Reference, tmp_path: Path, w_fe: Any, weight: float
+) -> None:
     found = built(reference, tmp_path, reference.arguments(w_fe=w_fe))
     assert found.settings.fusion_weight == pytest.approx(weight)
     said = [note for note in found.notes if note.startswith("fusion weight")]
@@ -244,7 +312,9 @@ def test_the_fusion_weight_is_the_file_s_where_it_says_one(reference: Reference,
     assert ("because" in said[0]) == (w_fe not in (1.0, 0.3, 1))
 
 
-def test_a_weight_that_is_given_goes_before_the_file_s(reference: Reference, tmp_path: Path) -> None:
+def test_a_weight_that_is_given_goes_before_the_file_s(
+    reference: Reference, tmp_path: Path
+) -> None:
     found = built(reference, tmp_path, reference.arguments(), fusion_weight=0.0)
     assert found.settings.fusion_weight == 0
     assert found.notes == []
@@ -253,15 +323,35 @@ def test_a_weight_that_is_given_goes_before_the_file_s(reference: Reference, tmp
 
 
 @pytest.mark.parametrize(
-    "arguments", [None, "text", argparse.Namespace(), {}, [1, 2], argparse.Namespace(input_size="big", clamp_alpha=None)]
+    "arguments",
+    [
+        None,
+        "text",
+        argparse.Namespace(),
+        {},
+        [1, 2],
+        argparse.Namespace(input_size="big", clamp_alpha=None),
+    ],
 )
-def test_without_sensible_arguments_the_defaults_are_taken_and_told(reference: Reference, tmp_path: Path, arguments: Any) -> None:
+def test_without_sensible_arguments_the_defaults_are_taken_and_told(
+    reference: Reference, tmp_path: Path, arguments: Any
+) -> None:
     found = built(reference, tmp_path, arguments)
-    assert (found.settings.image.size, found.settings.flow.clamp, found.settings.fusion_weight) == ((256, 256), 1.9, 0.25)
-    assert [note.split("(")[1].split(")")[0] for note in found.notes] == ["input_size", "clamp_alpha", "or give --fusion-weight"]
+    assert (found.settings.image.size, found.settings.flow.clamp, found.settings.fusion_weight) == (
+        (256, 256),
+        1.9,
+        0.25,
+    )
+    assert [note.split("(")[1].split(")")[0] for note in found.notes] == [
+        "input_size",
+        "clamp_alpha",
+        "or give --fusion-weight",
+    ]
 
 
-def test_arguments_that_are_a_dictionary_count_as_well(reference: Reference, tmp_path: Path) -> None:
+def test_arguments_that_are_a_dictionary_count_as_well(
+    reference: Reference, tmp_path: Path
+) -> None:
     found = built(reference, tmp_path, vars(reference.arguments(clamp_alpha=1.5, input_size=96)))
     assert (found.settings.image.size, found.settings.flow.clamp) == ((96, 96), 1.5)
 
@@ -298,7 +388,9 @@ def one_line(error: CheckpointError) -> str:
 Change = Callable[[dict[str, Any]], Any]
 
 
-def changed(reference: Reference, part: str, change: Change, flow: int | None = None) -> dict[str, Any]:
+def changed(
+    reference: Reference, part: str, change: Change, flow: int | None = None
+) -> dict[str, Any]:
     """A checkpoint with one state dict changed."""
     whole = reference.checkpoint()
     if flow is None:
@@ -311,14 +403,18 @@ def changed(reference: Reference, part: str, change: Change, flow: int | None = 
 
 
 @pytest.mark.parametrize("backbone", ["resnet34", "wide_resnet50_2", "regnetx_002"])
-def test_another_backbone_is_refused_with_the_first_tensor_and_the_right_name(reference: Reference, backbone: str) -> None:
+def test_another_backbone_is_refused_with_the_first_tensor_and_the_right_name(
+    reference: Reference, backbone: str
+) -> None:
     text = refusal(reference.checkpoint(), backbone=backbone)
     assert text.startswith("The encoder")
     assert f"{backbone} needs (" in text
     assert text.endswith("The encoder is that of resnet18: try --backbone resnet18.")
 
 
-def test_an_unknown_backbone_is_refused_with_the_nearest_name(reference: Reference, tmp_path: Path) -> None:
+def test_an_unknown_backbone_is_refused_with_the_nearest_name(
+    reference: Reference, tmp_path: Path
+) -> None:
     with pytest.raises(SettingsError, match="Did you mean 'resnet18'"):
         built(reference, tmp_path, None, backbone="resnet_18")
 
@@ -354,7 +450,12 @@ def tensor(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change
             lambda s: s.update({"bn1.weight": torch.full((64,), torch.nan)}),
             "bn1.weight holds values that are not finite",
         ),
-        ("encoder_state_dict", None, tensor("bn1.weight", 64, dtype=torch.int64), "The encoder's bn1.weight holds int64"),
+        (
+            "encoder_state_dict",
+            None,
+            tensor("bn1.weight", 64, dtype=torch.int64),
+            "The encoder's bn1.weight holds int64",
+        ),
         (
             "decoder_state_dict",
             None,
@@ -365,18 +466,39 @@ def tensor(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change
             "decoder_state_dict",
             None,
             tensor("uplayer3.0.conv1.weight", 64, 192, 3, 3),
-            "The decoder's uplayer3.0.conv1.weight has the shape (64, 192, 3, 3); resnet18 needs (64, 128, 3, 3)",
+            "The decoder's uplayer3.0.conv1.weight has the shape (64, 192, 3, 3); resnet18 needs "
+            "(64, 128, 3, 3)",
         ),
-        ("decoder_state_dict", None, tensor("uplayer5.0.conv1.weight", 3), "The decoder has uplayer5.0.conv1.weight (3,), which"),
-        ("decoder_state_dict", None, tensor("conv2.weight", 2, 16, 3, 3), "gives 2 maps (loss_type smooth_cls): only soft targets"),
-        ("nf_state_dict", 1, lambda s: s.pop("module_list.1.w_perm"), "The flow of stage 3 has no module_list.1.w_perm"),
+        (
+            "decoder_state_dict",
+            None,
+            tensor("uplayer5.0.conv1.weight", 3),
+            "The decoder has uplayer5.0.conv1.weight (3,), which",
+        ),
+        (
+            "decoder_state_dict",
+            None,
+            tensor("conv2.weight", 2, 16, 3, 3),
+            "gives 2 maps (loss_type smooth_cls): only soft targets",
+        ),
+        (
+            "nf_state_dict",
+            1,
+            lambda s: s.pop("module_list.1.w_perm"),
+            "The flow of stage 3 has no module_list.1.w_perm",
+        ),
         (
             "nf_state_dict",
             0,
             tensor("module_list.0.vk_householder", 2),
             "The flow of stage 2 has module_list.0.vk_householder (2,), which",
         ),
-        ("nf_state_dict", 0, lambda s: s.pop("module_list.0.global_offset"), "it is no SequenceINN of FrEIA's (0.2) AllInOneBlock"),
+        (
+            "nf_state_dict",
+            0,
+            lambda s: s.pop("module_list.0.global_offset"),
+            "it is no SequenceINN of FrEIA's (0.2) AllInOneBlock",
+        ),
         (
             "nf_state_dict",
             0,
@@ -395,8 +517,18 @@ def tensor(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change
             tensor("module_list.0.subnet.0.weight", 384, 100),
             "has the shape (384, 100); resnet18 needs (200, 100)",
         ),
-        ("nf_state_dict", 0, tensor("module_list.0.subnet.0.weight", 384, 61), "leaves -3 dimensions"),
-        ("nf_state_dict", 2, tensor("module_list.7.w_perm", 1), "The flows have 2, 2, 3 coupling blocks"),
+        (
+            "nf_state_dict",
+            0,
+            tensor("module_list.0.subnet.0.weight", 384, 61),
+            "leaves -3 dimensions",
+        ),
+        (
+            "nf_state_dict",
+            2,
+            tensor("module_list.7.w_perm", 1),
+            "The flows have 2, 2, 3 coupling blocks",
+        ),
     ],
 )
 def test_the_first_tensor_that_does_not_fit_is_named(
@@ -406,7 +538,11 @@ def test_the_first_tensor_that_does_not_fit_is_named(
 
 
 def test_an_encoder_without_a_stage_is_refused_under_any_name(reference: Reference) -> None:
-    content = changed(reference, "encoder_state_dict", lambda s: [s.pop(n) for n in list(s) if n.startswith("layer4")])
+    content = changed(
+        reference,
+        "encoder_state_dict",
+        lambda s: [s.pop(n) for n in list(s) if n.startswith("layer4")],
+    )
     assert "not those of a ResNet with four stages" in refusal(content, backbone="resnet18")
 
 
@@ -421,7 +557,9 @@ def test_flows_without_the_deepest_stage_are_refused() -> None:
 
 @pytest.mark.parametrize("missing", ["encoder_state_dict", "decoder_state_dict", "nf_state_dict"])
 def test_a_missing_part_is_named_with_where_it_may_be(tmp_path: Path, missing: str) -> None:
-    text = reading_refusal({name: value for name, value in SMALL.items() if name != missing}, tmp_path)
+    text = reading_refusal(
+        {name: value for name, value in SMALL.items() if name != missing}, tmp_path
+    )
     assert f"({missing}) not found" in text
     assert "give both" in text
 
@@ -429,9 +567,19 @@ def test_a_missing_part_is_named_with_where_it_may_be(tmp_path: Path, missing: s
 def test_two_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     whole, other = SMALL, SMALL | {"encoder_state_dict": {"a": torch.ones(3)}}
     first = saved(
-        {"encoder_state_dict": whole["encoder_state_dict"], "decoder_state_dict": whole["decoder_state_dict"]}, tmp_path / "a.pt"
+        {
+            "encoder_state_dict": whole["encoder_state_dict"],
+            "decoder_state_dict": whole["decoder_state_dict"],
+        },
+        tmp_path / "a.pt",
     )
-    second = saved({"encoder_state_dict": other["encoder_state_dict"], "nf_state_dict": other["nf_state_dict"]}, tmp_path / "b.pt")
+    second = saved(
+        {
+            "encoder_state_dict": other["encoder_state_dict"],
+            "nf_state_dict": other["nf_state_dict"],
+        },
+        tmp_path / "b.pt",
+    )
     with pytest.raises(CheckpointError, match=r"a\.pt and .*b\.pt hold different encoders"):
         read_checkpoint([first, second])
     with pytest.raises(CheckpointError, match="both hold decoder_state_dict"):
@@ -441,21 +589,39 @@ def test_two_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"conv1.weight": torch.zeros(3)}, "it is a plain state dict of conv1.weight, without encoder_state_dict"),
+        (
+            {"conv1.weight": torch.zeros(3)},
+            "it is a plain state dict of conv1.weight, without encoder_state_dict",
+        ),
         ({"epoch": 3}, "it is a dictionary of epoch, without"),
         ({}, "it is a dictionary of nothing"),
         (torch.zeros(3), "it holds an object of type Tensor, not a dictionary"),
         ([1], "it holds an object of type list"),
-        ({"encoder_state_dict": 5}, "encoder_state_dict is an object of type int, not a dictionary of tensors"),
-        ({"encoder_state_dict": {"a": "text"}}, "encoder_state_dict holds an object of type str under 'a', not a tensor"),
-        ({"nf_state_dict": {"a": torch.zeros(3)}}, "nf_state_dict is an object of type dict, not a list"),
+        (
+            {"encoder_state_dict": 5},
+            "encoder_state_dict is an object of type int, not a dictionary of tensors",
+        ),
+        (
+            {"encoder_state_dict": {"a": "text"}},
+            "encoder_state_dict holds an object of type str under 'a', not a tensor",
+        ),
+        (
+            {"nf_state_dict": {"a": torch.zeros(3)}},
+            "nf_state_dict is an object of type dict, not a list",
+        ),
         ({"nf_state_dict": []}, "nf_state_dict is an object of type list, not a list with"),
         (
             {"encoder_state_dict": {"a": torch.zeros(1).expand(10**12)}},
             "the values of encoder_state_dict's a (1000000000000,) are not in the file",
         ),
-        ({"encoder_state_dict": {"a": torch.eye(3).to_sparse()}}, "encoder_state_dict's a (3, 3) are not in the file"),
-        ({"encoder_state_dict": {"a": torch.zeros(3, device="meta")}}, "encoder_state_dict's a (3,) are not in the file"),
+        (
+            {"encoder_state_dict": {"a": torch.eye(3).to_sparse()}},
+            "encoder_state_dict's a (3, 3) are not in the file",
+        ),
+        (
+            {"encoder_state_dict": {"a": torch.zeros(3, device="meta")}},
+            "encoder_state_dict's a (3,) are not in the file",
+        ),
     ],
 )
 def test_other_contents_are_told_apart(content: Any, said: str, tmp_path: Path) -> None:
@@ -484,7 +650,9 @@ class Stranger:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("place", ["top", "args", "state"])
-def test_a_file_that_would_run_a_command_is_refused_and_runs_nothing(tmp_path: Path, place: str, zipped: bool) -> None:
+def test_a_file_that_would_run_a_command_is_refused_and_runs_nothing(
+    tmp_path: Path, place: str, zipped: bool
+) -> None:
     (tmp_path / "new").mkdir()
     bad = Runs(f"touch {tmp_path / 'new' / 'ran'}")
     whole = SMALL
@@ -524,7 +692,12 @@ def test_the_list_of_classes_that_torch_may_build_is_as_before(checkpoint: Path)
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def rewritten(path: Path, out: Path, change: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+def rewritten(
+    path: Path,
+    out: Path,
+    change: Callable[[str, bytes], bytes],
+    compression: int = zipfile.ZIP_STORED,
+) -> Path:
     """A copy of a zip file with its entries changed, their checksums right."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(out, "w", compression) as target:
         for name in source.namelist():
@@ -549,9 +722,15 @@ def test_a_tensor_that_declares_more_than_the_file_holds_is_refused(tmp_path: Pa
     assert "c.pt can't be read" in str(caught.value)
 
 
-def test_files_that_were_saved_on_a_gpu_are_read_without_one(checkpoint: Path, tmp_path: Path) -> None:
+def test_files_that_were_saved_on_a_gpu_are_read_without_one(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     def elsewhere(name: str, data: bytes) -> bytes:
-        return data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0") if name == "data.pkl" else data
+        return (
+            data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+            if name == "data.pkl"
+            else data
+        )
 
     path = rewritten(checkpoint, tmp_path / "gpu.pt", elsewhere)
     assert b"cuda:0" in path.read_bytes()
@@ -569,7 +748,9 @@ def test_a_flipped_bit_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_file_that_was_packed_anew_is_refused(tmp_path: Path) -> None:
     path = saved({"encoder_state_dict": {"a": torch.zeros(100)}}, tmp_path / "small.pt")
     with pytest.raises(CheckpointError, match="was packed anew"):
-        read_checkpoint([rewritten(path, tmp_path / "c.pt", lambda name, data: data, zipfile.ZIP_DEFLATED)])
+        read_checkpoint(
+            [rewritten(path, tmp_path / "c.pt", lambda name, data: data, zipfile.ZIP_DEFLATED)]
+        )
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
@@ -598,7 +779,9 @@ def small_files() -> list[bytes]:
 def test_whatever_is_damaged_is_one_line(
     small_files: list[bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Cut, changed or foreign bytes: one clear line, or a file that is still whole where it matters (then parts are missing)."""
+    """Cut, changed or foreign bytes: one clear line, or a file that is still whole where it matters
+    (then parts are missing).
+    """
     content = bytearray(data.draw(st.sampled_from(small_files)))
     kind = data.draw(st.sampled_from(["cut", "change", "foreign"]))
     if kind == "cut":
@@ -615,7 +798,10 @@ def test_whatever_is_damaged_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04 and no more", pickle.dumps({"encoder_state_dict": {}}, 4)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a pickle", b"PK\x03\x04 and no more", pickle.dumps({"encoder_state_dict": {}}, 4)],
+)
 def test_files_that_torch_did_not_write_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"c\.pt") as caught:
@@ -623,17 +809,25 @@ def test_files_that_torch_did_not_write_are_one_line(tmp_path: Path, content: by
     assert "\n" not in str(caught.value)
 
 
-def test_networks_whose_likelihoods_are_not_finite_are_refused(table: pa.Table, tmp_path: Path) -> None:
+def test_networks_whose_likelihoods_are_not_finite_are_refused(
+    table: pa.Table, tmp_path: Path
+) -> None:
     known = Reference(depth=1, soft=False)
-    content = changed(known, "nf_state_dict", lambda s: s["module_list.0.global_offset"].fill_(1e30), flow=2)
-    with pytest.raises(CheckpointError, match="The flow of level 3 of 3 gives log-likelihoods that are not finite"):
+    content = changed(
+        known, "nf_state_dict", lambda s: s["module_list.0.global_offset"].fill_(1e30), flow=2
+    )
+    with pytest.raises(
+        CheckpointError, match="The flow of level 3 of 3 gives log-likelihoods that are not finite"
+    ):
         imported(saved(content, tmp_path / "c.pt"), table)
 
 
 # ---- the saved detector ----
 
 
-def test_the_detector_says_that_it_was_imported_and_rests_on_the_normals(checkpoint: Path, table: pa.Table, tmp_path: Path) -> None:
+def test_the_detector_says_that_it_was_imported_and_rests_on_the_normals(
+    checkpoint: Path, table: pa.Table, tmp_path: Path
+) -> None:
     detector = imported(checkpoint, table, false_reject_rate=0.2, seed=3)
     detector.save(tmp_path / "model")
     said = json.loads((tmp_path / "model" / "detector.json").read_text())["provenance"]
@@ -641,16 +835,24 @@ def test_the_detector_says_that_it_was_imported_and_rests_on_the_normals(checkpo
     again = Detector.load(tmp_path / "model", "cpu")
     assert again.provenance == detector.provenance
     assert again.settings == detector.settings
-    assert (again.settings.finetune.decoder, again.settings.flow.start, again.settings.seed) == ("authors", "random", 3)
+    assert (again.settings.finetune.decoder, again.settings.flow.start, again.settings.seed) == (
+        "authors",
+        "random",
+        3,
+    )
     validation = rows_of(table, "validation")["path"].to_pylist()
-    assert sorted(again.predict(validation).scores.astype(float)) == pytest.approx(again.provenance.validation_scores, abs=1e-6)
+    assert sorted(again.predict(validation).scores.astype(float)) == pytest.approx(
+        again.provenance.validation_scores, abs=1e-6
+    )
     assert (again.threshold.normals, again.threshold.false_reject_rate) == (len(validation), 0.2)
     assert again.provenance.fit_images == len(rows_of(table, "fit"))
     fields = {f.name for f in dataclasses.fields(Provenance)}
     assert set(said) == fields
 
 
-def test_an_older_detector_without_the_field_still_loads(checkpoint: Path, table: pa.Table, tmp_path: Path) -> None:
+def test_an_older_detector_without_the_field_still_loads(
+    checkpoint: Path, table: pa.Table, tmp_path: Path
+) -> None:
     imported(checkpoint, table).save(tmp_path / "model")
     facts = json.loads((tmp_path / "model" / "detector.json").read_text())
     del facts["provenance"]["imported"]
@@ -671,20 +873,34 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["import-checkpoint", *map(str, arguments), "--device", "cpu"])
 
 
-def test_the_command_saves_a_detector_that_predicts(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+def test_the_command_saves_a_detector_that_predicts(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
     result = run(checkpoint, "--backbone", "resnet18", "--data", data, "--out", tmp_path / "model")
     assert result.exit_code == 0, result.output
     assert f"saved {tmp_path / 'model'}: threshold" in result.stdout
     assert "note: fusion weight 0.25: the file's w_fe 1 on 3 levels" in result.stderr
     picture = next((data / "screw" / "test" / "spot").iterdir())
-    predicted = CliRunner().invoke(main, ["predict", str(tmp_path / "model"), str(picture), "--json", "--device", "cpu"])
+    predicted = CliRunner().invoke(
+        main, ["predict", str(tmp_path / "model"), str(picture), "--json", "--device", "cpu"]
+    )
     assert predicted.exit_code == 0, predicted.output
     assert np.isfinite(json.loads(predicted.stdout)["score"])
 
 
 def test_a_bare_folder_of_normals_will_do(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     normals = data / "screw" / "train" / "good"
-    result = run(checkpoint, "--normals", normals, "--out", tmp_path / "model", "--image-size", "96", "--fusion-weight", "0")
+    result = run(
+        checkpoint,
+        "--normals",
+        normals,
+        "--out",
+        tmp_path / "model",
+        "--image-size",
+        "96",
+        "--fusion-weight",
+        "0",
+    )
     assert result.exit_code == 0, result.output
     detector = Detector.load(tmp_path / "model", "cpu")
     assert (detector.fusion_weight, detector.settings.image.size) == (0.0, (96, 96))
@@ -702,23 +918,37 @@ def refused(tmp_path: Path, *arguments: object) -> str:
     return lines[-1]
 
 
-def test_without_normals_the_command_says_why_it_needs_them(checkpoint: Path, tmp_path: Path) -> None:
+def test_without_normals_the_command_says_why_it_needs_them(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     text = refused(tmp_path, checkpoint)
     assert "its level constants and its threshold are in no checkpoint" in text
     assert "--normals FOLDER, or --data FOLDER --category NAME" in text
 
 
-def test_bad_input_to_the_command_is_one_line_and_leaves_nothing(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    assert "Give --data or --normals, not both." in refused(tmp_path, checkpoint, "--data", data, "--normals", data)
+def test_bad_input_to_the_command_is_one_line_and_leaves_nothing(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    assert "Give --data or --normals, not both." in refused(
+        tmp_path, checkpoint, "--data", data, "--normals", data
+    )
     assert "There is no file" in refused(tmp_path, tmp_path / "none.pt", "--data", data)
-    assert "holds no category 'bolt'" in refused(tmp_path, checkpoint, "--data", data, "--category", "bolt")
-    assert "try --backbone resnet18" in refused(tmp_path, checkpoint, "--data", data, "--backbone", "wide_resnet50_2")
+    assert "holds no category 'bolt'" in refused(
+        tmp_path, checkpoint, "--data", data, "--category", "bolt"
+    )
+    assert "try --backbone resnet18" in refused(
+        tmp_path, checkpoint, "--data", data, "--backbone", "wide_resnet50_2"
+    )
     assert "multiple of 32" in refused(tmp_path, checkpoint, "--data", data, "--image-size", "100")
     assert "fusion_weight" in refused(tmp_path, checkpoint, "--data", data, "--fusion-weight", "2")
-    assert "false_reject_rate" in refused(tmp_path, checkpoint, "--data", data, "--false-reject-rate", "0")
+    assert "false_reject_rate" in refused(
+        tmp_path, checkpoint, "--data", data, "--false-reject-rate", "0"
+    )
 
 
-def test_a_folder_with_other_files_is_left_alone(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_left_alone(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
     result = run(checkpoint, "--data", data, "--out", tmp_path / "mine")
@@ -734,7 +964,10 @@ def test_help_of_the_command_waits_for_no_heavy_library() -> None:
         "with contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "    main(['import-checkpoint', '--help'], standalone_mode=False)\n"
         "assert 'fe_only' in out.getvalue()\n"
-        "print([name for name in ('torch', 'ray', 'timm', 'numpy', 'pyarrow') if name in sys.modules])\n"
+        "print([name for name in ('torch', 'ray', 'timm', 'numpy', 'pyarrow') if name in "
+        "sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""The authors' tables: every row makes valid settings, some by hand, and a damaged table is refused with its line."""
+"""The authors' tables: every row makes valid settings, some by hand, and a damaged table is refused
+with its line.
+"""
 
 import csv
 import dataclasses
@@ -11,15 +13,41 @@ from hypothesis import strategies as st
 
 from clsnf.core.config import DetectorSettings, from_dict
 from clsnf.core.errors import SettingsError
-from clsnf.paper.presets import Figures, Preset, common_preset, figures_for, parse_rows, preset_for, presets, sharing
+from clsnf.paper.presets import (
+    Figures,
+    Preset,
+    common_preset,
+    figures_for,
+    parse_rows,
+    preset_for,
+    presets,
+    sharing,
+)
 
-MVTEC = ["bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut", "pill", "screw", "tile", "toothbrush"]
+MVTEC = [
+    "bottle",
+    "cable",
+    "capsule",
+    "carpet",
+    "grid",
+    "hazelnut",
+    "leather",
+    "metal_nut",
+    "pill",
+    "screw",
+    "tile",
+    "toothbrush",
+]
 CATEGORIES = [*MVTEC, "transistor", "wood", "zipper", "01", "02", "03"]
 
-NAMES = st.text("abcdefghij_0123456789-, \"'", min_size=1).map(lambda name: f"c{name}")  # no note: those start with #
+NAMES = st.text("abcdefghij_0123456789-, \"'", min_size=1).map(
+    lambda name: f"c{name}"
+)  # no note: those start with #
 COUNTS = st.integers(1, 10_000)
 RATES = st.floats(1e-12, 1e6)
-LEVELS = st.tuples(st.integers(0, 5), st.integers(0, 5)).map(lambda ends: tuple(range(min(ends), max(ends) + 1)))
+LEVELS = st.tuples(st.integers(0, 5), st.integers(0, 5)).map(
+    lambda ends: tuple(range(min(ends), max(ends) + 1))
+)
 PRESETS = st.builds(
     Preset,
     dataset=NAMES,
@@ -28,11 +56,24 @@ PRESETS = st.builds(
     loss=NAMES,
     **dict.fromkeys(("finetune_lr", "flow_lr", "w_fe"), RATES),
     **dict.fromkeys(("warmup", "in_domain"), st.booleans()),
-    **dict.fromkeys(("finetune_batch", "freeze_epochs", "joint_epochs", "passes_per_epoch", "repeat", "flow_batch"), COUNTS),
+    **dict.fromkeys(
+        (
+            "finetune_batch",
+            "freeze_epochs",
+            "joint_epochs",
+            "passes_per_epoch",
+            "repeat",
+            "flow_batch",
+        ),
+        COUNTS,
+    ),
     **dict.fromkeys(("flow_epochs", "flow_passes", "base_flow_epochs", "base_flow_passes"), COUNTS),
 )
 FIGURES = st.builds(
-    Figures, dataset=NAMES, category=NAMES, **dict.fromkeys(list(Figures.__dataclass_fields__)[2:], st.floats(0, 100))
+    Figures,
+    dataset=NAMES,
+    category=NAMES,
+    **dict.fromkeys(list(Figures.__dataclass_fields__)[2:], st.floats(0, 100)),
 )
 
 
@@ -57,7 +98,11 @@ def table(rows: list[Any], note: str = "# source: a test") -> str:
 def test_the_tables_hold_the_authors_categories() -> None:
     assert list(presets()) == CATEGORIES
     assert all(figures_for(category) is not None for category in CATEGORIES)
-    assert [name for name, preset in presets().items() if preset.dataset == "btad"] == ["01", "02", "03"]
+    assert [name for name, preset in presets().items() if preset.dataset == "btad"] == [
+        "01",
+        "02",
+        "03",
+    ]
 
 
 @pytest.mark.parametrize("category", [*CATEGORIES, "something else"])
@@ -66,18 +111,50 @@ def test_every_preset_makes_valid_settings(category: str) -> None:
     settings = from_dict(DetectorSettings, preset.overrides)
     assert settings.fusion_weight == pytest.approx(preset.w_fe / (3 + preset.w_fe))
     assert settings.finetune.epochs == preset.freeze_epochs + preset.joint_epochs
-    assert preset.warmup is False, "stage one has no setting for a warm-up: no script of the authors' uses one"
+    assert preset.warmup is False, (
+        "stage one has no setting for a warm-up: no script of the authors' uses one"
+    )
 
 
 def test_screw_by_hand() -> None:
     settings = from_dict(DetectorSettings, preset_for("screw").overrides)
     finetune, flow = settings.finetune, settings.flow
-    assert (settings.backbone.name, settings.backbone.levels, settings.image.size) == ("wide_resnet50_2", (2, 3, 4), (256, 256))
-    assert (finetune.frozen_epochs, finetune.joint_epochs, finetune.repeats, finetune.batch_size) == (35, 5, 5, 16)
-    assert (finetune.learning_rate, finetune.backbone_factor, finetune.weight_decay) == (5e-4, 1.0, 1e-4)
-    assert (finetune.loss, finetune.target, finetune.schedule, finetune.skips) == ("soft", "signed", "cosine", True)
-    assert (flow.depth, flow.start, flow.passes, flow.vectors_per_step, flow.learning_rate) == (6, "random", 200.0, 256, 2e-4)
-    assert (flow.warmup, flow.clamp, flow.permutation, flow.condition_dims, flow.level_quantile) == (0.08, 1.9, "soft", 128, 1.0)
+    assert (settings.backbone.name, settings.backbone.levels, settings.image.size) == (
+        "wide_resnet50_2",
+        (2, 3, 4),
+        (256, 256),
+    )
+    assert (
+        finetune.frozen_epochs,
+        finetune.joint_epochs,
+        finetune.repeats,
+        finetune.batch_size,
+    ) == (35, 5, 5, 16)
+    assert (finetune.learning_rate, finetune.backbone_factor, finetune.weight_decay) == (
+        5e-4,
+        1.0,
+        1e-4,
+    )
+    assert (finetune.loss, finetune.target, finetune.schedule, finetune.skips) == (
+        "soft",
+        "signed",
+        "cosine",
+        True,
+    )
+    assert (flow.depth, flow.start, flow.passes, flow.vectors_per_step, flow.learning_rate) == (
+        6,
+        "random",
+        200.0,
+        256,
+        2e-4,
+    )
+    assert (
+        flow.warmup,
+        flow.clamp,
+        flow.permutation,
+        flow.condition_dims,
+        flow.level_quantile,
+    ) == (0.08, 1.9, "soft", 128, 1.0)
     assert settings.defects.texture_share == 0.5
     assert settings.fusion_weight == 0.25  # 1 / (3 + 1)
     assert preset_for("screw").baseline_passes == 200.0
@@ -87,7 +164,12 @@ def test_btad_02_by_hand() -> None:
     preset = preset_for("02")
     settings = from_dict(DetectorSettings, preset.overrides)
     finetune, flow = settings.finetune, settings.flow
-    assert (finetune.frozen_epochs, finetune.joint_epochs, finetune.repeats, finetune.batch_size) == (7, 1, 15, 16)
+    assert (
+        finetune.frozen_epochs,
+        finetune.joint_epochs,
+        finetune.repeats,
+        finetune.batch_size,
+    ) == (7, 1, 15, 16)
     assert (flow.passes, flow.learning_rate, preset.baseline_passes) == (48.0, 2e-5, 48.0)
     assert settings.fusion_weight == pytest.approx(0.05 / 3.05)
 
@@ -109,16 +191,30 @@ def test_an_unknown_category_takes_the_row_that_most_share() -> None:
 
 
 def test_figures_are_shares() -> None:
-    screw = {"image_auroc": 0.9452, "pixel_ap": 0.5243, "pixel_auroc": 0.9904, "au_pro_200_steps": 0.9538}
+    screw = {
+        "image_auroc": 0.9452,
+        "pixel_ap": 0.5243,
+        "pixel_auroc": 0.9904,
+        "au_pro_200_steps": 0.9538,
+    }
     assert figures_for("screw") == screw
     assert figures_for("something else") is None
 
 
 def test_the_figures_means_are_the_published_ones() -> None:
     """METHOD of the paper: MVTec AD's averages."""
-    found = [figures_for(category) for category, preset in presets().items() if preset.dataset == "mvtec"]
-    for name, mean in {"image_auroc": 0.9809, "pixel_ap": 0.7209, "pixel_auroc": 0.9859, "au_pro_200_steps": 0.9569}.items():
-        assert sum(figures[name] for figures in found if figures) / len(found) == pytest.approx(mean, abs=2e-4), name
+    found = [
+        figures_for(category) for category, preset in presets().items() if preset.dataset == "mvtec"
+    ]
+    for name, mean in {
+        "image_auroc": 0.9809,
+        "pixel_ap": 0.7209,
+        "pixel_auroc": 0.9859,
+        "au_pro_200_steps": 0.9569,
+    }.items():
+        assert sum(figures[name] for figures in found if figures) / len(found) == pytest.approx(
+            mean, abs=2e-4
+        ), name
 
 
 # ---- reading ----

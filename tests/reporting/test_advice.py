@@ -17,7 +17,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
 
 
 def with_result(study: StudyFiles, **changed: Any) -> Product:
-    """The made-up product, which is ready to deploy, with parts of its result changed; a mapping changes entries of one."""
+    """The made-up product, which is ready to deploy, with parts of its result changed; a mapping
+    changes entries of one.
+    """
     (product,) = study.products
     result = dict(product.result)
     for name, value in changed.items():
@@ -37,7 +39,9 @@ def test_a_product_with_all_checks_is_ready_and_has_nothing_to_do(study: StudyFi
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_check_that_cant_be_made_holds_nothing_against_a_product_and_says_so(study: StudyFiles, name: str) -> None:
+def test_a_check_that_cant_be_made_holds_nothing_against_a_product_and_says_so(
+    study: StudyFiles, name: str
+) -> None:
     check = CHECKS[name](study, Product("empty"))
     assert check.says
     assert check.decision in DECISIONS
@@ -73,9 +77,17 @@ def test_a_low_end_of_image_auroc_or_a_low_recall_is_not_good_enough(study: Stud
 def test_a_winner_significantly_behind_the_baseline_is_not_good_enough(study: StudyFiles) -> None:
     baseline = dict(study.products[0].baseline)
     behind = {name: {"low": -0.2, "high": -0.01, "ahead": 0.0} for name in baseline["gain"]}
-    assert decision(study, with_result(study, evidence={"baseline": {**baseline, "gain": behind}})) == "weak"
+    assert (
+        decision(study, with_result(study, evidence={"baseline": {**baseline, "gain": behind}}))
+        == "weak"
+    )
     ranks_worse = {**baseline["gain"], "image_auroc": {"low": -0.2, "high": -0.01, "ahead": 0.0}}
-    assert decision(study, with_result(study, evidence={"baseline": {**baseline, "gain": ranks_worse}})) == "weak"
+    assert (
+        decision(
+            study, with_result(study, evidence={"baseline": {**baseline, "gain": ranks_worse}})
+        )
+        == "weak"
+    )
     unclear = {name: {"low": -0.2, "high": 0.01, "ahead": 0.4} for name in baseline["gain"]}
     product = with_result(study, evidence={"baseline": {**baseline, "gain": unclear}})
     assert decision(study, product) == "ready"
@@ -84,18 +96,31 @@ def test_a_winner_significantly_behind_the_baseline_is_not_good_enough(study: St
     assert found["verdict"] == "no clear difference"
 
 
-def test_a_threshold_that_promises_less_than_was_asked_needs_more_normals_and_says_how_many(study: StudyFiles) -> None:
-    few = {"false_reject_rate": 0.01, "supported_rate": 0.05, "normals": 19, "interval": [0.001, 0.17]}
+def test_a_threshold_that_promises_less_than_was_asked_needs_more_normals_and_says_how_many(
+    study: StudyFiles,
+) -> None:
+    few = {
+        "false_reject_rate": 0.01,
+        "supported_rate": 0.05,
+        "normals": 19,
+        "interval": [0.001, 0.17],
+    }
     advice = advise(study, with_result(study, threshold=few))
     assert advice.decision == "normals"
     assert "hold out 80 more normals" in advice.next_steps[0]
     assert "99 new ones" in advice.next_steps[0]
 
 
-def test_more_rejected_test_normals_than_chance_allows_asks_to_check_the_images(study: StudyFiles) -> None:
-    within = with_result(study, threshold={"interval": [0.0, 0.05]}, test={"false_reject_rate": 6 / 120})
+def test_more_rejected_test_normals_than_chance_allows_asks_to_check_the_images(
+    study: StudyFiles,
+) -> None:
+    within = with_result(
+        study, threshold={"interval": [0.0, 0.05]}, test={"false_reject_rate": 6 / 120}
+    )
     assert decision(study, within) == "ready"
-    beyond = with_result(study, threshold={"interval": [0.0, 0.05]}, test={"false_reject_rate": 24 / 120})
+    beyond = with_result(
+        study, threshold={"interval": [0.0, 0.05]}, test={"false_reject_rate": 24 / 120}
+    )
     assert decision(study, beyond) == "images"
 
 
@@ -105,12 +130,21 @@ def test_a_product_without_labelled_defects_is_to_be_tested_first(study: StudyFi
 
 def row(split: str, label: int, score: float, verdict: bool, name: str = "x.png") -> dict[str, Any]:
     kind = "dent" if label else "good"
-    return {"split": split, "path": name, "defect_type": kind, "label": label, "score": score, "verdict": verdict}
+    return {
+        "split": split,
+        "path": name,
+        "defect_type": kind,
+        "label": label,
+        "score": score,
+        "verdict": verdict,
+    }
 
 
 def test_pictures_that_contradict_their_label_by_far_are_named_the_plainest_first() -> None:
     held_out = [row("validation", 0, 0.1 + 0.01 * i, False) for i in range(11)]
-    plain = [row("test", 1, 0.8, True) for _ in range(40)] + [row("test", 0, 0.15, False) for _ in range(40)]
+    plain = [row("test", 1, 0.8, True) for _ in range(40)] + [
+        row("test", 0, 0.15, False) for _ in range(40)
+    ]
     assert suspects_of(Product("p", images=held_out + plain)) == []
     odd = [
         row("validation", 0, 0.9, True, "contaminated.png"),
@@ -132,5 +166,11 @@ def test_the_rules_that_the_documentation_names_are_those_of_the_code() -> None:
     text = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
     for title in DECISIONS.values():
         assert title in text
-    for value in (advice.GOOD_AUROC, advice.GOOD_RECALL, advice.MANY_NORMALS, advice.LOST_BY_SEARCH, advice.FAR_OUT):
+    for value in (
+        advice.GOOD_AUROC,
+        advice.GOOD_RECALL,
+        advice.MANY_NORMALS,
+        advice.LOST_BY_SEARCH,
+        advice.FAR_OUT,
+    ):
         assert f"{value:g}" in text

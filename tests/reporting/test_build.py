@@ -1,4 +1,6 @@
-"""What a report makes of studies as people find them: whole, under way, failed in parts, damaged, from an earlier version."""
+"""What a report makes of studies as people find them: whole, under way, failed in parts, damaged,
+from an earlier version.
+"""
 
 import csv
 import json
@@ -84,7 +86,12 @@ def test_a_report_is_one_page_and_every_table_as_csv_and_markdown(run: Path) -> 
 
 def test_the_page_needs_no_outside_host(run: Path) -> None:
     text = build_report(run).page.read_text()
-    assert re.search(r"""<(?:script|img|link|iframe|source)[^>]*\s(?:src|href|srcset)=["'](?!data:)""", text) is None
+    assert (
+        re.search(
+            r"""<(?:script|img|link|iframe|source)[^>]*\s(?:src|href|srcset)=["'](?!data:)""", text
+        )
+        is None
+    )
     assert "@import" not in text.split("</style>")[0]
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
     assert "default-src 'none'" in policy
@@ -112,16 +119,29 @@ def test_the_door_and_the_command_write_the_same(run: Path, tmp_path: Path) -> N
     assert told.exit_code == 0, told.output
     assert "alpha" in told.stdout
     assert str(tmp_path / "command" / "report.html") in told.stdout
-    door = [sys.executable, str(ROOT / "reports" / "build.py"), str(run), "--out", str(tmp_path / "door")]
+    door = [
+        sys.executable,
+        str(ROOT / "reports" / "build.py"),
+        str(run),
+        "--out",
+        str(tmp_path / "door"),
+    ]
     subprocess.run(door, check=True, capture_output=True, cwd=tmp_path)
-    assert sha256_file(tmp_path / "door" / "report.html") == sha256_file(tmp_path / "command" / "report.html")
+    assert sha256_file(tmp_path / "door" / "report.html") == sha256_file(
+        tmp_path / "command" / "report.html"
+    )
 
 
 def test_the_headline_says_in_one_sentence_what_to_do() -> None:
-    none = dict.fromkeys(("failed", "unfinished", "weak", "images", "normals", "untested", "ready"), 0)
+    none = dict.fromkeys(
+        ("failed", "unfinished", "weak", "images", "normals", "untested", "ready"), 0
+    )
     assert headline(none | {"ready": 2}) == "All 2 products are ready to deploy."
     assert headline(none | {"ready": 1}) == "The product is ready to deploy."
-    assert headline(none | {"ready": 1, "normals": 2}) == "1 of 3 products is ready to deploy: 2 need more normals."
+    assert (
+        headline(none | {"ready": 1, "normals": 2})
+        == "1 of 3 products is ready to deploy: 2 need more normals."
+    )
     assert headline(none | {"weak": 1}) == "The product is not good enough yet."
 
 
@@ -180,10 +200,24 @@ def test_a_study_under_way_is_reported_from_its_journal_as_far_as_it_came(tmp_pa
     storage = open_storage(None, out)
     space = Space(DEFAULT_SPACE)
     for name in ("alpha", "beta"):
-        history = History(storage, name, name, space.distributions(), [], 4, {"validation_pixel_ap": "maximize"}, 0, True)
+        history = History(
+            storage,
+            name,
+            name,
+            space.distributions(),
+            [],
+            4,
+            {"validation_pixel_ap": "maximize"},
+            0,
+            True,
+        )
         for value in (0.4, 0.5):
             number, _ = history.begin()
-            history.end(number, {"validation_pixel_ap": value}, {"validation_pixel_ap": value, "seconds": 3.0, "stages_reused": 1})
+            history.end(
+                number,
+                {"validation_pixel_ap": value},
+                {"validation_pixel_ap": value, "seconds": 3.0, "stages_reused": 1},
+            )
         number, _ = history.begin()
         history.fail(number, "TrainingError: the loss is not finite")
         history.begin()
@@ -192,13 +226,21 @@ def test_a_study_under_way_is_reported_from_its_journal_as_far_as_it_came(tmp_pa
     put(out / "finished" / "alpha.json", {"rests_on": "x", "result": result})
     put(
         out / "study.json",
-        {"settings": {}, "space": DEFAULT_SPACE, "data": {"alpha": "a", "beta": "b"}, "objectives": ["pixel_ap"]},
+        {
+            "settings": {},
+            "space": DEFAULT_SPACE,
+            "data": {"alpha": "a", "beta": "b"},
+            "objectives": ["pixel_ap"],
+        },
     )
     built = build_report(out)
     assert built.decisions == {"alpha": "Ready to deploy", "beta": "No winner yet"}
     assert any("has not come to its end" in line for line in built.missing)
     assert any("beta: no winner yet (2 of its trials finished)" in line for line in built.missing)
-    found = [(row["category"], row["status"], row["objective"], row["cause"]) for row in rows(built.tables, "trials")]
+    found = [
+        (row["category"], row["status"], row["objective"], row["cause"])
+        for row in rows(built.tables, "trials")
+    ]
     assert found[4:] == [
         ("beta", "finished", "0.4", ""),
         ("beta", "finished", "0.5", ""),
@@ -225,18 +267,31 @@ def test_a_category_that_failed_names_its_cause_and_the_others_are_whole(run: Pa
 
 @pytest.mark.parametrize(
     "name",
-    ["trials.parquet", "ledger.jsonl", "study.json", "summary.json", "evidence/alpha/images.parquet", "evidence/alpha/facts.json"],
+    [
+        "trials.parquet",
+        "ledger.jsonl",
+        "study.json",
+        "summary.json",
+        "evidence/alpha/images.parquet",
+        "evidence/alpha/facts.json",
+    ],
 )
 def test_a_damaged_file_is_named_and_the_rest_is_reported(run: Path, name: str) -> None:
     whole = (run / name).read_bytes()
     (run / name).write_bytes(whole[: len(whole) // 2 - 5])
     built = build_report(run)
-    assert any(f"{Path(name).name} of" in line and "can't be read" in line for line in built.missing)
+    assert any(
+        f"{Path(name).name} of" in line and "can't be read" in line for line in built.missing
+    )
     assert "beta" in read(built.page)
 
 
 def test_any_single_file_of_a_study_may_be_gone(run: Path, tmp_path: Path) -> None:
-    files = [path for path in run.rglob("*") if path.is_file() and path.suffix != ".webp" and "beta" not in path.parts]
+    files = [
+        path
+        for path in run.rglob("*")
+        if path.is_file() and path.suffix != ".webp" and "beta" not in path.parts
+    ]
     assert len(files) > 6
     for path in files:
         whole = path.read_bytes()
@@ -272,8 +327,14 @@ def test_text_inside_scripts_cant_end_them() -> None:
 def test_pictures_are_shared_out_evenly_where_room_is_short(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)]
-    products = read_study(write_study(tmp_path / "run", ["a", "b"], cases=4, pictures=pictures)).products
-    every = sum(path.stat().st_size for product in products for path in product.pictures.iterdir()) * 4 // 3
+    products = read_study(
+        write_study(tmp_path / "run", ["a", "b"], cases=4, pictures=pictures)
+    ).products
+    every = (
+        sum(path.stat().st_size for product in products for path in product.pictures.iterdir())
+        * 4
+        // 3
+    )
     assert Budget(products, every + 100).cases_of_a_kind == 4
     assert Budget(products, every // 2).cases_of_a_kind == 2
     assert Budget(products, 0).cases_of_a_kind == 1

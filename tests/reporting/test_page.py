@@ -1,4 +1,6 @@
-"""The report's page in a real browser: it opens from disk without an error, every section is there, filters and sorting work."""
+"""The report's page in a real browser: it opens from disk without an error, every section is there,
+filters and sorting work.
+"""
 
 import base64
 import json
@@ -20,7 +22,8 @@ from tests.support.made_up_study import change, write_study
 
 pytestmark = needs_chromium
 
-# What a user's folders may be called: markup, attributes' ends, Plotly's own tags, a colour of the palette, and a script's end.
+# What a user's folders may be called: markup, attributes' ends, Plotly's own tags, a colour of the
+# palette, and a script's end.
 EVIL = "<img src=x onerror=\"document.title='owned'\"><b>bold<b> '\" {{ 7 * 7 }} @1"
 PRODUCTS = ["alpha", "beta", "gamma", EVIL]
 
@@ -29,7 +32,13 @@ PRODUCTS = ["alpha", "beta", "gamma", EVIL]
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_study(tmp_path_factory.mktemp("runs") / "night", PRODUCTS, trials=12)
     # beta can't promise its rate; gamma has a figure that is not finite
-    few = {"value": 0.4, "false_reject_rate": 0.01, "supported_rate": 0.05, "normals": 19, "interval": [0.001, 0.17]}
+    few = {
+        "value": 0.4,
+        "false_reject_rate": 0.01,
+        "supported_rate": 0.05,
+        "normals": 19,
+        "interval": [0.001, 0.17],
+    }
     change(run, "beta", threshold=few)
     summary = json.loads((run / "summary.json").read_text())
     test = summary["categories"]["gamma"]["test"]
@@ -59,13 +68,18 @@ def draw_all(driver: webdriver.Chrome, within: str = "body") -> None:
     """Scroll to each chart that is not drawn yet, as a reader would."""
     wait(
         driver,
-        f"const left = [...document.querySelectorAll('{within} .plot')].find((plot) => plot.clientWidth && !plot.dataset.drawn);"
+        f"const left = [...document.querySelectorAll('{within} .plot')].find((plot) => "
+        "plot.clientWidth && !plot.dataset.drawn);"
         "if (left) left.scrollIntoView(); return !left",
     )
 
 
 def rows(driver: webdriver.Chrome, table: str) -> list[Any]:
-    return [row for row in driver.find_elements(By.CSS_SELECTOR, f"{table} tbody tr") if row.is_displayed()]
+    return [
+        row
+        for row in driver.find_elements(By.CSS_SELECTOR, f"{table} tbody tr")
+        if row.is_displayed()
+    ]
 
 
 def names(driver: webdriver.Chrome) -> list[str]:
@@ -82,14 +96,22 @@ def sort_by(driver: webdriver.Chrome, table: str, title: str) -> None:
 
 def test_it_opens_without_an_error_and_asks_nobody(driver: webdriver.Chrome, page: Path) -> None:
     for picked in Select(driver.find_element(By.ID, "product")).options:
-        driver.execute_script("arguments[0].selected = true; arguments[0].parentElement.dispatchEvent(new Event('change'))", picked)
+        driver.execute_script(
+            "arguments[0].selected = true; arguments[0].parentElement.dispatchEvent(new "
+            "Event('change'))",
+            picked,
+        )
         draw_all(driver, ".product.shown")
     assert errors_of(driver) == []
-    asked = driver.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
+    asked = driver.execute_script(
+        "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    )
     assert [name for name in asked if not name.startswith("data:")] == []
 
 
-def test_every_section_of_the_registries_is_there_and_holds_something(driver: webdriver.Chrome) -> None:
+def test_every_section_of_the_registries_is_there_and_holds_something(
+    driver: webdriver.Chrome,
+) -> None:
     for name in ("verdict", "products", *STUDY_SECTIONS):
         assert driver.find_element(By.ID, name).text.strip(), name
     for article in driver.find_elements(By.CSS_SELECTOR, "article.product"):
@@ -104,13 +126,16 @@ def test_every_chart_draws_points_or_bars(driver: webdriver.Chrome) -> None:
     draw_all(driver)
     empty = driver.execute_script(
         "return [...document.querySelectorAll('.plot')]"
-        ".filter((plot) => plot.dataset.drawn && !plot.querySelector('.point, .points path, .js-line'))"
+        ".filter((plot) => plot.dataset.drawn && !plot.querySelector('.point, .points path, "
+        ".js-line'))"
         ".map((plot) => plot.getAttribute('aria-label'))"
     )
     assert empty == []
 
 
-def test_the_verdict_sorts_by_name_and_by_figure_and_keeps_what_is_no_number_last(driver: webdriver.Chrome) -> None:
+def test_the_verdict_sorts_by_name_and_by_figure_and_keeps_what_is_no_number_last(
+    driver: webdriver.Chrome,
+) -> None:
     sort_by(driver, ".verdicts", "product")
     rising = names(driver)
     sort_by(driver, ".verdicts", "product")
@@ -148,7 +173,9 @@ def test_one_product_is_shown_at_a_time_and_a_link_opens_it(driver: webdriver.Ch
     link = driver.find_element(By.LINK_TEXT, "beta")
     driver.execute_script("arguments[0].click()", link)
     wait(driver, "return document.querySelector('article.shown').dataset.product === 'beta'")
-    shown = [a for a in driver.find_elements(By.CSS_SELECTOR, "article.product") if a.is_displayed()]
+    shown = [
+        a for a in driver.find_elements(By.CSS_SELECTOR, "article.product") if a.is_displayed()
+    ]
     assert [a.get_attribute("data-product") for a in shown] == ["beta"]
 
 
@@ -157,44 +184,63 @@ def test_names_are_text_wherever_they_stand(driver: webdriver.Chrome) -> None:
     assert driver.find_elements(By.CSS_SELECTOR, "img[src=x]") == []
     assert EVIL in [a.text for a in driver.find_elements(By.CSS_SELECTOR, ".product-link")]
     draw_all(driver, "#overview")
-    ticks = driver.execute_script("return [...document.querySelectorAll('#overview .xtick text')].map((text) => text.textContent)")
+    ticks = driver.execute_script(
+        "return [...document.querySelectorAll('#overview .xtick text')].map((text) => "
+        "text.textContent)"
+    )
     assert any(EVIL in tick for tick in ticks)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_ink_and_paper_follow_the_screen_and_stay_far_apart(driver: webdriver.Chrome, scheme: str) -> None:
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    colours = driver.execute_script("const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]")
+def test_ink_and_paper_follow_the_screen_and_stay_far_apart(
+    driver: webdriver.Chrome, scheme: str
+) -> None:
+    driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    colours = driver.execute_script(
+        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+    )
     ink, paper = (luminance(colour) for colour in colours)
     assert (ink < paper) == (scheme == "light")
     assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 10
     draw_all(driver, "#overview")
-    drawn = driver.execute_script("return getComputedStyle(document.querySelector('#overview .plot .xtick text')).fill")
+    drawn = driver.execute_script(
+        "return getComputedStyle(document.querySelector('#overview .plot .xtick text')).fill"
+    )
     assert luminance(drawn) == pytest.approx(ink, abs=0.02)
 
 
 def luminance(colour: str) -> float:
     """Relative luminance of ``rgb(r, g, b)`` (WCAG)."""
     channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_it_prints_every_product_with_its_charts(driver: webdriver.Chrome) -> None:
-    printed = driver.execute_cdp_cmd("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})
+    printed = driver.execute_cdp_cmd(
+        "Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True}
+    )
     pdf = base64.b64decode(printed["data"])
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) > 2 * len(PRODUCTS)
-    assert driver.execute_script("return [...document.querySelectorAll('.plot')].every((plot) => plot.dataset.drawn)")
-    assert [a for a in driver.find_elements(By.CSS_SELECTOR, "article.product") if a.is_displayed()][
-        1:
-    ] == []  # the screen is as before
+    assert driver.execute_script(
+        "return [...document.querySelectorAll('.plot')].every((plot) => plot.dataset.drawn)"
+    )
+    assert [
+        a for a in driver.find_elements(By.CSS_SELECTOR, "article.product") if a.is_displayed()
+    ][1:] == []  # the screen is as before
     assert errors_of(driver) == []
 
 
 def test_a_phone_does_not_scroll_sideways(driver: webdriver.Chrome) -> None:
     driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False},
     )
     try:
         wide = driver.execute_script("return document.documentElement.scrollWidth")
@@ -204,7 +250,10 @@ def test_a_phone_does_not_scroll_sideways(driver: webdriver.Chrome) -> None:
 
 
 def test_a_comparison_opens_without_an_error(driver: webdriver.Chrome, tmp_path: Path) -> None:
-    before, now = write_study(tmp_path / "before", PRODUCTS[:3]), write_study(tmp_path / "now", PRODUCTS[1:], seed=1)
+    before, now = (
+        write_study(tmp_path / "before", PRODUCTS[:3]),
+        write_study(tmp_path / "now", PRODUCTS[1:], seed=1),
+    )
     driver.get(build_comparison([before, now]).page.as_uri())
     wait(driver, "return document.documentElement.dataset.ready === 'yes'")
     draw_all(driver)

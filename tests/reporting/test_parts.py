@@ -1,4 +1,6 @@
-"""The report's parts: tables as text, numbers for people, fronts, importances, savings, comparisons."""
+"""The report's parts: tables as text, numbers for people, fronts, importances, savings,
+comparisons.
+"""
 
 import csv
 import io
@@ -59,29 +61,44 @@ def test_no_number_that_is_not_finite_looks_like_one(value: float | None) -> Non
 
 
 def test_numbers_read_as_people_write_them() -> None:
-    assert [formats.percent(share) for share in (0.0384, 0.01, 0.0013)] == ["3.8 %", "1 %", "0.13 %"]
+    assert [formats.percent(share) for share in (0.0384, 0.01, 0.0013)] == [
+        "3.8 %",
+        "1 %",
+        "0.13 %",
+    ]
     assert formats.percent(0.917) == "92 %"
     assert formats.percent(0) == "0 %"
     assert formats.gain(-0.0123) == "−0.012"
-    assert [formats.duration(s) for s in (0.31, 42, 600, 9000)] == ["0.3 s", "42 s", "10 min", "2.5 h"]
+    assert [formats.duration(s) for s in (0.31, 42, 600, 9000)] == [
+        "0.3 s",
+        "42 s",
+        "10 min",
+        "2.5 h",
+    ]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_table_names_its_product_and_has_what_its_columns_ask_for(name: str, tmp_path: Path) -> None:
+def test_every_table_names_its_product_and_has_what_its_columns_ask_for(
+    name: str, tmp_path: Path
+) -> None:
     table = TABLES[name](read_study(write_study(tmp_path / "run", ["alpha", "beta"])))
     assert table.name == name
     assert "category" in {column.key for column in table.columns}
     if name != "suspects":
         assert {row["category"] for row in table.rows} == {"alpha", "beta"}
         for column in table.columns:
-            if column.key not in ("cause", "winner", "authors", "next") and not column.key.endswith("_authors"):
+            if column.key not in ("cause", "winner", "authors", "next") and not column.key.endswith(
+                "_authors"
+            ):
                 assert any(row.get(column.key) is not None for row in table.rows), column.key
 
 
 # ---- trials ----
 
 ROWS = st.lists(
-    st.fixed_dictionaries({"a": st.integers(0, 5).map(float), "b": st.integers(0, 5).map(float)}), min_size=1, max_size=12
+    st.fixed_dictionaries({"a": st.integers(0, 5).map(float), "b": st.integers(0, 5).map(float)}),
+    min_size=1,
+    max_size=12,
 )
 
 
@@ -90,19 +107,31 @@ def test_on_the_front_is_exactly_who_is_beaten_by_nobody(rows: list[dict[str, An
     best = pareto(rows, {"a": 1, "b": -1})
 
     def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-        return one["a"] >= other["a"] and one["b"] <= other["b"] and (one["a"], one["b"]) != (other["a"], other["b"])
+        return (
+            one["a"] >= other["a"]
+            and one["b"] <= other["b"]
+            and (one["a"], one["b"]) != (other["a"], other["b"])
+        )
 
     assert best == [row for row in rows if not any(beats(other, row) for other in rows)]
     assert best
 
 
 def test_values_that_are_not_finite_are_on_no_front() -> None:
-    assert pareto([{"a": math.nan, "b": 9.0}, {"a": 1.0, "b": 1.0}], {"a": 1, "b": 1}) == [{"a": 1.0, "b": 1.0}]
+    assert pareto([{"a": math.nan, "b": 9.0}, {"a": 1.0, "b": 1.0}], {"a": 1, "b": 1}) == [
+        {"a": 1.0, "b": 1.0}
+    ]
 
 
 def trials(count: int, **more: Any) -> list[dict[str, Any]]:
     return [
-        {"trial": i, "status": "finished", "objective": float(i % 7), "config/decides": i % 7 / 7, "config/idle": i * 5 % 11 / 11}
+        {
+            "trial": i,
+            "status": "finished",
+            "objective": float(i % 7),
+            "config/decides": i % 7 / 7,
+            "config/idle": i * 5 % 11 / 11,
+        }
         | more
         for i in range(count)
     ]
@@ -113,12 +142,19 @@ def test_the_parameter_that_decides_has_the_importance() -> None:
     found = importances(Product("p", trials=trials(40)), space)
     assert found["decides"] > 0.9
     assert sum(found.values()) == pytest.approx(1)
-    assert found == importances(Product("p", trials=trials(40)), space), "the same trials, the same importances"
+    assert found == importances(Product("p", trials=trials(40)), space), (
+        "the same trials, the same importances"
+    )
 
 
 def test_importances_take_lists_and_words_and_leave_out_what_never_changed() -> None:
-    own = [t | {"config/levels": [[1, 2], [2, 3]][t["trial"] % 2], "config/loss": "soft"} for t in trials(12)]
-    found = importances(Product("p", trials=own), {"levels": {"type": "choice", "values": [[1, 2], [2, 3]]}})
+    own = [
+        t | {"config/levels": [[1, 2], [2, 3]][t["trial"] % 2], "config/loss": "soft"}
+        for t in trials(12)
+    ]
+    found = importances(
+        Product("p", trials=own), {"levels": {"type": "choice", "values": [[1, 2], [2, 3]]}}
+    )
     assert set(found) == {"decides", "idle", "levels"}
 
 
@@ -142,7 +178,13 @@ def test_what_sharing_saved_is_the_work_that_trials_found_done() -> None:
 def test_the_front_of_two_objectives_is_drawn_over_both_and_marks_the_winner() -> None:
     values = [(0.5, 10.0), (0.6, 20.0), (0.4, 30.0), (0.7, math.nan)]
     own = [
-        {"trial": i, "status": "finished", "objective": ap, "validation_pixel_ap": ap, "latency": ms}
+        {
+            "trial": i,
+            "status": "finished",
+            "objective": ap,
+            "validation_pixel_ap": ap,
+            "latency": ms,
+        }
         for i, (ap, ms) in enumerate(values)
     ]
     chart = front_chart(Product("p", {"trial": 1}, own), ["pixel_ap", "latency"])
@@ -161,15 +203,21 @@ def test_recall_in_bins_counts_every_region_once() -> None:
     found, overlap = chart.figure["data"]
     sizes = [int(text.split()[0]) for text in found["text"]]
     assert sum(sizes) == 23
-    assert sum(size * share for size, share in zip(sizes, found["y"], strict=True)) == pytest.approx(12)
+    assert sum(
+        size * share for size, share in zip(sizes, found["y"], strict=True)
+    ) == pytest.approx(12)
     assert set(overlap["y"]) == {0.5}
-    for share, up, down in zip(found["y"], found["error_y"]["array"], found["error_y"]["arrayminus"], strict=True):
+    for share, up, down in zip(
+        found["y"], found["error_y"]["array"], found["error_y"]["arrayminus"], strict=True
+    ):
         assert 0 <= share - down <= share <= share + up <= 1
 
 
 def test_calibration_points_are_the_thresholds_that_the_normals_allow() -> None:
     held_out, test = [0.1, 0.2, 0.3], [0.15, 0.25, 0.35, 0.05]
-    images = [{"split": "validation", "label": 0, "score": score, "verdict": False} for score in held_out]
+    images = [
+        {"split": "validation", "label": 0, "score": score, "verdict": False} for score in held_out
+    ]
     images += [{"split": "test", "label": 0, "score": score, "verdict": False} for score in test]
     chart = calibration_chart(Product("p", images=images))
     assert chart is not None
@@ -178,7 +226,9 @@ def test_calibration_points_are_the_thresholds_that_the_normals_allow() -> None:
     assert seen["y"] == [0.75, 0.5, 0.25]
 
 
-def test_what_a_chart_tells_apart_by_colour_it_tells_apart_by_marker_dash_or_width_too(tmp_path: Path) -> None:
+def test_what_a_chart_tells_apart_by_colour_it_tells_apart_by_marker_dash_or_width_too(
+    tmp_path: Path,
+) -> None:
     study = read_study(write_study(tmp_path / "run", ["alpha", "bottle"], trials=12))
     context = Context(study, all_tables(study), Budget(study.products))
     sections = [*study_sections(context), *product_sections(context, study.products[0])]
@@ -188,7 +238,14 @@ def test_what_a_chart_tells_apart_by_colour_it_tells_apart_by_marker_dash_or_wid
         looks: dict[str, tuple[object, ...]] = {}
         for trace in chart.figure["data"]:
             marker, line = trace.get("marker", {}), trace.get("line", {})
-            look = (trace["type"], trace.get("mode"), marker.get("symbol"), line.get("dash"), line.get("width"), trace.get("fill"))
+            look = (
+                trace["type"],
+                trace.get("mode"),
+                marker.get("symbol"),
+                line.get("dash"),
+                line.get("width"),
+                trace.get("fill"),
+            )
             looks.setdefault(trace.get("legendgroup") or trace.get("name"), look)
         if all(trace["type"] == "box" for trace in chart.figure["data"]):
             continue  # told apart by their place
@@ -211,8 +268,16 @@ def test_a_comparison_says_category_by_category_what_changed(tmp_path: Path) -> 
         for name in names:
             less = lower if name == "moved" else 0.0
             test = read_study(run).products[names.index(name)].result["test"]
-            change(run, name, test=test | {"figures": {key: value - less for key, value in figures.items()}})
-    change(now, "moved", settings=read_study(now).products[0].result["settings"] | {"fusion_weight": 0.9})
+            change(
+                run,
+                name,
+                test=test | {"figures": {key: value - less for key, value in figures.items()}},
+            )
+    change(
+        now,
+        "moved",
+        settings=read_study(now).products[0].result["settings"] | {"fusion_weight": 0.9},
+    )
     built = build_comparison([before, now], tmp_path / "out")
     with (built.tables / "changes.csv").open() as file:
         found = {row["category"]: row for row in csv.DictReader(file)}
@@ -236,7 +301,9 @@ def test_a_change_of_image_auroc_is_paired_on_the_same_test_images(tmp_path: Pat
     before, now = (write_study(tmp_path / name, ["alpha"]) for name in ("before", "now"))
     path = before / "evidence" / "alpha" / "images.parquet"
     rows = pq.read_table(path).to_pylist()
-    for row in rows:  # in the earlier study every other defect was missed, and its data lay elsewhere
+    for (
+        row
+    ) in rows:  # in the earlier study every other defect was missed, and its data lay elsewhere
         row["path"] = "/elsewhere" + row["path"]
         if row["label"] and row["path"].endswith(("0.png", "2.png", "4.png")):
             row["score"] = 0.0

@@ -33,7 +33,13 @@ AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 def client(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "token").write_text(TOKEN + "\n")
-    made = small_settings(winners, state=str(folder / "state"), token_file=str(folder / "token"), max_megabytes=1, max_megapixels=2)
+    made = small_settings(
+        winners,
+        state=str(folder / "state"),
+        token_file=str(folder / "token"),
+        max_megabytes=1,
+        max_megapixels=2,
+    )
     with TestClient(build_app(InspectionService(made)), raise_server_exceptions=False) as client:
         yield client
 
@@ -69,7 +75,9 @@ def test_an_answer_equals_the_detectors_on_the_same_file(
     assert set(answer["milliseconds"]) == {"read", "wait", "network", "draw", "total"}
 
 
-def test_the_map_comes_as_values_or_as_a_picture_at_the_images_size(client: TestClient, plate: Detector) -> None:
+def test_the_map_comes_as_values_or_as_a_picture_at_the_images_size(
+    client: TestClient, plate: Detector
+) -> None:
     image = picture(4)
     (score_map, _, _) = next(iter(plate.predict_each([image])))
     values = ask(client, encoded(image), params={"map": "npy"}).json()["map"]
@@ -80,7 +88,9 @@ def test_the_map_comes_as_values_or_as_a_picture_at_the_images_size(client: Test
     assert "map" not in ask(client, encoded(image)).json()
 
 
-def test_who_prefers_a_picture_gets_the_overlay_with_the_figures_in_headers(client: TestClient, plate: Detector) -> None:
+def test_who_prefers_a_picture_gets_the_overlay_with_the_figures_in_headers(
+    client: TestClient, plate: Detector
+) -> None:
     image = picture(5)
     answer = ask(client, encoded(image), headers={"Accept": "image/png"})
     assert answer.headers["content-type"] == "image/png"
@@ -90,13 +100,24 @@ def test_who_prefers_a_picture_gets_the_overlay_with_the_figures_in_headers(clie
     assert np.abs(shown.astype(int) - expected).max() <= 1
     assert float(answer.headers["clsnf-score"]) == pytest.approx(score, abs=1e-6)
     assert answer.headers["clsnf-verdict"] in ("good", "defect")
-    for accept in ("*/*", "application/json, image/png", "image/png;q=0.5, application/json", "image/png;q=x", ""):
-        assert ask(client, encoded(image), headers={"Accept": accept}).headers["content-type"] == "application/json"
+    for accept in (
+        "*/*",
+        "application/json, image/png",
+        "image/png;q=0.5, application/json",
+        "image/png;q=x",
+        "",
+    ):
+        assert (
+            ask(client, encoded(image), headers={"Accept": accept}).headers["content-type"]
+            == "application/json"
+        )
 
 
 def test_the_images_of_a_multipart_request_are_one_batch(client: TestClient) -> None:
     images = [picture(seed) for seed in range(3)]
-    files = [("images", (f"{i}.png", encoded(image), "image/png")) for i, image in enumerate(images)]
+    files = [
+        ("images", (f"{i}.png", encoded(image), "image/png")) for i, image in enumerate(images)
+    ]
     answers = client.post("/v1/models/plate/inspect", files=files).json()["answers"]
     assert [a["name"] for a in answers] == ["0.png", "1.png", "2.png"]
     assert {a["batch"] for a in answers} == {3}
@@ -126,7 +147,9 @@ def test_health_and_documentation_answer(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json()["models"] == 2
     docs = client.get("/docs").text
-    assert "http" not in docs.replace("http-equiv", ""), "the documentation loads nothing from another host"
+    assert "http" not in docs.replace("http-equiv", ""), (
+        "the documentation loads nothing from another host"
+    )
     assert client.get("/openapi.json").json()["info"]["title"] == "clsnf"
 
 
@@ -148,13 +171,17 @@ def test_figures_for_prometheus_count_what_happened(client: TestClient) -> None:
 # ---- thresholds ----
 
 
-def test_a_threshold_is_set_with_the_token_and_verdicts_follow(client: TestClient, plate: Detector) -> None:
+def test_a_threshold_is_set_with_the_token_and_verdicts_follow(
+    client: TestClient, plate: Detector
+) -> None:
     body = encoded(picture())
     score = ask(client, body).json()["score"]
     set_to = client.put("/v1/models/plate/threshold", json={"value": 0.0}, headers=AUTHORIZED)
     assert (set_to.status_code, set_to.json()["threshold"]["source"]) == (200, "value")
     assert ask(client, body).json()["verdict"] == "defect"
-    rate = client.put("/v1/models/plate/threshold", json={"false_reject_rate": 0.5}, headers=AUTHORIZED).json()["threshold"]
+    rate = client.put(
+        "/v1/models/plate/threshold", json={"false_reject_rate": 0.5}, headers=AUTHORIZED
+    ).json()["threshold"]
     assert rate["false_reject_rate"] == 0.5
     assert rate["value"] < plate.threshold.value
     back = client.delete("/v1/models/plate/threshold", headers=AUTHORIZED).json()["threshold"]
@@ -163,9 +190,16 @@ def test_a_threshold_is_set_with_the_token_and_verdicts_follow(client: TestClien
 
 
 @pytest.mark.parametrize(
-    ("headers", "status"), [({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": f"Basic {TOKEN}"}, 401)]
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": f"Basic {TOKEN}"}, 401),
+    ],
 )
-def test_without_the_token_no_threshold_moves(client: TestClient, plate: Detector, headers: dict[str, str], status: int) -> None:
+def test_without_the_token_no_threshold_moves(
+    client: TestClient, plate: Detector, headers: dict[str, str], status: int
+) -> None:
     answer = client.put("/v1/models/plate/threshold", json={"value": 0.1}, headers=headers)
     assert answer.status_code == status
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -173,7 +207,15 @@ def test_without_the_token_no_threshold_moves(client: TestClient, plate: Detecto
 
 
 @pytest.mark.parametrize(
-    "new", [{}, {"value": 2}, {"false_reject_rate": 0}, {"value": 0.1, "false_reject_rate": 0.1}, {"valu": 1}, 3]
+    "new",
+    [
+        {},
+        {"value": 2},
+        {"false_reject_rate": 0},
+        {"value": 0.1, "false_reject_rate": 0.1},
+        {"valu": 1},
+        3,
+    ],
 )
 def test_a_threshold_that_makes_no_sense_is_refused(client: TestClient, new: Any) -> None:
     answer = client.put("/v1/models/plate/threshold", json=new, headers=AUTHORIZED)
@@ -185,7 +227,9 @@ def test_a_server_without_a_token_lets_nobody_set_thresholds(
     winners: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CLSNF_TOKEN", raising=False)
-    with TestClient(build_app(InspectionService(small_settings(winners, state=str(tmp_path))))) as client:
+    with TestClient(
+        build_app(InspectionService(small_settings(winners, state=str(tmp_path))))
+    ) as client:
         answer = client.put("/v1/models/plate/threshold", json={"value": 0.1}, headers=AUTHORIZED)
     assert answer.status_code == 403
     assert "CLSNF_TOKEN" in answer.json()["error"]
@@ -218,14 +262,18 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_body_that_is_no_sound_image_is_refused_with_the_reason(client: TestClient, name: str) -> None:
+def test_a_body_that_is_no_sound_image_is_refused_with_the_reason(
+    client: TestClient, name: str
+) -> None:
     body, status, words = REFUSED[name]
     answer = ask(client, body)
     assert answer.status_code == status
     assert words in answer.json()["error"]
 
 
-def test_the_size_is_refused_before_the_pixels_are_read(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_is_refused_before_the_pixels_are_read(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def never(*_: object) -> None:
         raise AssertionError("decoded")
 
@@ -256,20 +304,45 @@ def test_other_refusals_have_their_own_status(client: TestClient) -> None:
     assert ask(client, body, headers={"Content-Type": "text/html"}).status_code == 415
     assert ask(client, body, headers={"Content-Encoding": "br"}).status_code == 415
     assert ask(client, body, params={"map": "gif"}).status_code == 422
-    assert ask(client, gzip.compress(b"\0" * 2**22), headers={"Content-Encoding": "gzip"}).status_code == 413
-    assert ask(client, gzip.compress(body)[:-9], headers={"Content-Encoding": "gzip"}).status_code == 400
+    assert (
+        ask(client, gzip.compress(b"\0" * 2**22), headers={"Content-Encoding": "gzip"}).status_code
+        == 413
+    )
+    assert (
+        ask(client, gzip.compress(body)[:-9], headers={"Content-Encoding": "gzip"}).status_code
+        == 400
+    )
     files = [("images", ("a.png", body, "image/png"))]
     assert client.post("/v1/models/plate/inspect", files=files * 17).status_code == 413
-    assert client.post("/v1/models/plate/inspect", files=files * 2, headers={"Accept": "image/png"}).status_code == 406
-    form = ask(client, b"images=text", headers={"Content-Type": "application/x-www-form-urlencoded"})
+    assert (
+        client.post(
+            "/v1/models/plate/inspect", files=files * 2, headers={"Accept": "image/png"}
+        ).status_code
+        == 406
+    )
+    form = ask(
+        client, b"images=text", headers={"Content-Type": "application/x-www-form-urlencoded"}
+    )
     assert (form.status_code, "no image" in form.json()["error"]) == (400, True)
-    one_bad = client.post("/v1/models/plate/inspect", files=[*files, ("images", ("b.png", b"x", "image/png"))])
+    one_bad = client.post(
+        "/v1/models/plate/inspect", files=[*files, ("images", ("b.png", b"x", "image/png"))]
+    )
     assert one_bad.status_code == 400
     assert "b.png" in one_bad.json()["error"]
 
 
 @pytest.mark.parametrize(
-    "name", ["%2e%2e", "..%2fwinners%2fplate", "%2e", "plate%2f..", "%2fetc%2fpasswd", "plate%00", "Plate", " "]
+    "name",
+    [
+        "%2e%2e",
+        "..%2fwinners%2fplate",
+        "%2e",
+        "plate%2f..",
+        "%2fetc%2fpasswd",
+        "plate%00",
+        "Plate",
+        " ",
+    ],
 )
 def test_no_name_leads_out_of_the_folder(client: TestClient, name: str) -> None:
     assert ask(client, encoded(picture()), name).status_code in (404, 405)
@@ -282,7 +355,9 @@ def test_no_name_leads_out_of_the_folder(client: TestClient, name: str) -> None:
     kind=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "BMP"]),
 )
 @settings(max_examples=120, deadline=None)
-def test_no_bytes_make_a_server_error(client: TestClient, body: bytes, prefix: int, kind: str) -> None:
+def test_no_bytes_make_a_server_error(
+    client: TestClient, body: bytes, prefix: int, kind: str
+) -> None:
     answer = ask(client, encoded(picture(), kind)[:prefix] + body)
     assert answer.status_code in (200, 400), answer.text
     assert client.get("/readyz").status_code == 200
@@ -290,14 +365,24 @@ def test_no_bytes_make_a_server_error(client: TestClient, body: bytes, prefix: i
 
 @given(boundary=st.text('abc-=;" ', max_size=6), body=st.binary(max_size=200))
 @settings(max_examples=80, deadline=None)
-def test_no_multipart_body_makes_a_server_error(client: TestClient, boundary: str, body: bytes) -> None:
-    framed = b"--abc\r\nContent-Disposition: form-data; name=x; filename=y\r\n\r\n" + body + b"\r\n--abc--\r\n"
+def test_no_multipart_body_makes_a_server_error(
+    client: TestClient, boundary: str, body: bytes
+) -> None:
+    framed = (
+        b"--abc\r\nContent-Disposition: form-data; name=x; filename=y\r\n\r\n"
+        + body
+        + b"\r\n--abc--\r\n"
+    )
     for content in (body, framed):
-        answer = ask(client, content, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        answer = ask(
+            client, content, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        )
         assert answer.status_code in (400, 413), answer.text
 
 
-def test_a_bug_is_answered_as_one_and_hides_its_details(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_answered_as_one_and_hides_its_details(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("secret")
 
@@ -307,11 +392,19 @@ def test_a_bug_is_answered_as_one_and_hides_its_details(client: TestClient, monk
     assert json.loads(answer.text)["error"]
 
 
-def test_a_body_that_does_not_come_gets_a_408_and_its_place_is_free_again(winners: Path, tmp_path: Path) -> None:
-    made = small_settings(winners, state=str(tmp_path), deadline_s=0.5, queue=1, images_per_request=1)
+def test_a_body_that_does_not_come_gets_a_408_and_its_place_is_free_again(
+    winners: Path, tmp_path: Path
+) -> None:
+    made = small_settings(
+        winners, state=str(tmp_path), deadline_s=0.5, queue=1, images_per_request=1
+    )
     with http_server(made) as address:
         host, _, port = address.partition(":")
-        for _ in range(2):  # with room for one image, the second would be refused if the first still held it
+        for _ in range(
+            2
+        ):  # with room for one image, the second would be refused if the first still held it
             with socket.create_connection((host, int(port)), timeout=60) as slow:
-                slow.sendall(b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+                slow.sendall(
+                    b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
+                )
                 assert slow.recv(1000).split()[1] == b"408"

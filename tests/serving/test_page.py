@@ -28,7 +28,13 @@ pytestmark = needs_chromium
 def server(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "token").write_text(TOKEN)
-    made = small_settings(winners, state=str(folder / "state"), token_file=str(folder / "token"), queue=2, images_per_request=2)
+    made = small_settings(
+        winners,
+        state=str(folder / "state"),
+        token_file=str(folder / "token"),
+        queue=2,
+        images_per_request=2,
+    )
     with http_server(made) as address:
         yield address
 
@@ -37,7 +43,8 @@ def server(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with browser(tmp_path_factory.mktemp("profile")) as driver:
         driver.execute_cdp_cmd(
-            "Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path_factory.mktemp("down"))}
+            "Page.setDownloadBehavior",
+            {"behavior": "allow", "downloadPath": str(tmp_path_factory.mktemp("down"))},
         )
         yield driver
 
@@ -50,7 +57,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     rng = np.random.default_rng(5)
     for index in range(6):
         image = draw_normal(rng, (64, 80))
-        write_image(folder / f"{index}.png", draw_defect(rng, image, "spot")[0] if index >= 3 else image)
+        write_image(
+            folder / f"{index}.png", draw_defect(rng, image, "spot")[0] if index >= 3 else image
+        )
     (folder / "notes.txt").write_text("no picture")
     return sorted(folder.glob("*.png"))
 
@@ -87,25 +96,38 @@ class Page:
         return [v.text.split()[-1] for v in self.all(".card .verdict")]
 
     def ended(self, count: int) -> bool:
-        return len(self.all(".card .verdict, .card .problem")) == count and "to go" not in self.the("summary").text
+        return (
+            len(self.all(".card .verdict, .card .problem")) == count
+            and "to go" not in self.the("summary").text
+        )
 
     def move(self, value: float) -> None:
-        script = "const s = arguments[0]; s.value = arguments[1]; s.dispatchEvent(new Event('input'));"
+        script = (
+            "const s = arguments[0]; s.value = arguments[1]; s.dispatchEvent(new Event('input'));"
+        )
         self.driver.execute_script(script, self.the("threshold"), value)
 
 
-def test_pictures_get_the_detectors_answer_with_an_overlay(page: Page, winners: Path, pictures: list[Path]) -> None:
+def test_pictures_get_the_detectors_answer_with_an_overlay(
+    page: Page, winners: Path, pictures: list[Path]
+) -> None:
     page.give(pictures)
     page.until(lambda: page.ended(6))
     expected = Detector.load(winners / "plate", device="cpu").predict(pictures)
     assert page.verdicts() == ["defect" if v else "good" for v in expected.verdicts]
     assert [s.text for s in page.all(".card .score")] == [f"score {s:.4f}" for s in expected.scores]
     assert f"{int(expected.verdicts.sum())} with a defect" in page.the("summary").text
-    assert all(image.get_attribute("src").startswith("data:image/png") for image in page.all(".card img"))
-    assert all(page.driver.execute_script("return arguments[0].naturalWidth", image) == 80 for image in page.all(".card img"))
+    assert all(
+        image.get_attribute("src").startswith("data:image/png") for image in page.all(".card img")
+    )
+    assert all(
+        page.driver.execute_script("return arguments[0].naturalWidth", image) == 80
+        for image in page.all(".card img")
+    )
     assert len(page.all("#chart circle")) == 6
     assert page.all("#chart rect.normal")
-    # With room for two images in the server's queue some requests were told to come again; nothing else went wrong.
+    # With room for two images in the server's queue some requests were told to come again; nothing
+    # else went wrong.
     assert [e["message"] for e in errors_of(page.driver) if "429" not in e["message"]] == []
 
 
@@ -124,13 +146,19 @@ def test_moving_the_threshold_changes_verdicts_at_once(page: Page, pictures: lis
     assert set(page.verdicts()) <= {"defect"}
 
 
-def test_a_folder_is_read_and_what_is_no_picture_is_left_out(page: Page, pictures: list[Path]) -> None:
+def test_a_folder_is_read_and_what_is_no_picture_is_left_out(
+    page: Page, pictures: list[Path]
+) -> None:
     page.give([pictures[0].parent], "folder")
     page.until(lambda: page.ended(6))
-    assert {name.text for name in page.all(".card span.name")} == {f"shift/{p.name}" for p in pictures}
+    assert {name.text for name in page.all(".card span.name")} == {
+        f"shift/{p.name}" for p in pictures
+    }
 
 
-def test_a_picture_that_cannot_be_read_says_why_beside_the_others(page: Page, pictures: list[Path], tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_read_says_why_beside_the_others(
+    page: Page, pictures: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "broken.png").write_bytes(pictures[0].read_bytes()[:-30])
     page.give([tmp_path / "broken.png", pictures[0]])
     page.until(lambda: page.ended(2))
@@ -154,7 +182,17 @@ def test_everything_can_be_done_with_the_keyboard(page: Page, pictures: list[Pat
         reached.append(focused())
         if reached[-1].startswith("Enlarge"):
             break
-    for name in ("category", "threshold", "keep", "files", "folder", "show", "order", "table", "clear"):
+    for name in (
+        "category",
+        "threshold",
+        "keep",
+        "files",
+        "folder",
+        "show",
+        "order",
+        "table",
+        "clear",
+    ):
         assert name in reached
     press(Keys.ENTER)
     page.until(lambda: page.the("large-title").text == "0.png")
@@ -190,7 +228,9 @@ def test_a_threshold_is_kept_with_the_token_and_another_category_has_its_own(pag
 
 
 def test_answers_can_be_saved_as_a_table(page: Page, pictures: list[Path], tmp_path: Path) -> None:
-    page.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page.driver.execute_cdp_cmd(
+        "Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
     page.give(pictures)
     page.until(lambda: page.ended(6))
     page.the("table").click()
@@ -204,7 +244,11 @@ def test_the_page_and_the_documentation_ask_no_other_host(page: Page, server: st
     for path in ("", "docs"):
         page.driver.get(f"http://{server}/{path}")
         page.until(lambda: page.driver.execute_script("return document.readyState") == "complete")
-        asked = page.driver.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
+        asked = page.driver.execute_script(
+            "return performance.getEntriesByType('resource').map((e) => e.name)"
+        )
         assert asked
-        assert all(name.startswith((f"http://{server}/", "data:", "blob:")) for name in asked), asked
+        assert all(name.startswith((f"http://{server}/", "data:", "blob:")) for name in asked), (
+            asked
+        )
     assert [e["message"] for e in errors_of(page.driver) if "favicon" not in e["message"]] == []

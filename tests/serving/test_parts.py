@@ -24,7 +24,15 @@ from clsnf.core.hashing import write_json
 from clsnf.detector import Detector
 from clsnf.serving.batching import Batcher
 from clsnf.serving.catalogue import read_catalogue
-from clsnf.serving.errors import BadRequest, Busy, Late, RequestError, TooLarge, Unavailable, WrongParameters
+from clsnf.serving.errors import (
+    BadRequest,
+    Busy,
+    Late,
+    RequestError,
+    TooLarge,
+    Unavailable,
+    WrongParameters,
+)
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
 from clsnf.serving.store import ModelStore, load_detector
@@ -53,7 +61,9 @@ class Recorder:
         return [2 * item for item in items]
 
 
-def batched(work: Callable[[Batcher[str, int, int], Recorder], Any], size: int = 4, wait: float = 0.0) -> Recorder:
+def batched(
+    work: Callable[[Batcher[str, int, int], Recorder], Any], size: int = 4, wait: float = 0.0
+) -> Recorder:
     run = Recorder()
 
     async def main() -> None:
@@ -73,14 +83,22 @@ def test_what_waits_while_the_network_is_busy_goes_together_and_models_take_turn
     async def work(batcher: Batcher[str, int, int], run: Recorder) -> None:
         first = asyncio.create_task(batcher.submit("a", [1]))
         await asyncio.to_thread(run.entered.acquire)
-        rest = [asyncio.create_task(batcher.submit(key, [i])) for i, key in enumerate("abababbaaaa", start=2)]
+        rest = [
+            asyncio.create_task(batcher.submit(key, [i]))
+            for i, key in enumerate("abababbaaaa", start=2)
+        ]
         await asyncio.sleep(0)
         run.gate.set()
         assert list(await first) == [2]
         assert [list(r) for r in await asyncio.gather(*rest)] == [[2 * i] for i in range(2, 13)]
 
     run = batched(work)
-    assert run.batches == [("a", [1]), ("a", [2, 4, 6, 9]), ("b", [3, 5, 7, 8]), ("a", [10, 11, 12])]
+    assert run.batches == [
+        ("a", [1]),
+        ("a", [2, 4, 6, 9]),
+        ("b", [3, 5, 7, 8]),
+        ("a", [10, 11, 12]),
+    ]
 
 
 def test_a_requests_images_stay_together_and_one_that_fails_hurts_its_batch_alone() -> None:
@@ -91,11 +109,17 @@ def test_a_requests_images_stay_together_and_one_that_fails_hurts_its_batch_alon
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert list(found[0]) == [2, 4, 6]  # type: ignore[arg-type]
         assert all(isinstance(result, ClsnfError) for result in found[1:4])
-        assert list(found[4]) == [42, 44, 46, 48, 50, 52]  # type: ignore[arg-type]  # more than a batch holds
+        # more than a batch holds
+        assert list(found[4]) == [42, 44, 46, 48, 50, 52]  # type: ignore[arg-type]
         assert list(await batcher.submit("a", [7])) == [14]
 
     run = batched(work)
-    assert [items for _, items in run.batches] == [[1, 2, 3], [4, 5, 13, 6], [21, 22, 23, 24, 25, 26], [7]]
+    assert [items for _, items in run.batches] == [
+        [1, 2, 3],
+        [4, 5, 13, 6],
+        [21, 22, 23, 24, 25, 26],
+        [7],
+    ]
 
 
 def test_who_has_given_up_costs_nothing() -> None:
@@ -139,7 +163,9 @@ def opened(folder: Path, memory: int = 2**30, loads: list[str] | None = None) ->
     return store
 
 
-def test_models_load_once_on_their_first_use_and_the_least_recently_used_makes_room(winners: Path) -> None:
+def test_models_load_once_on_their_first_use_and_the_least_recently_used_makes_room(
+    winners: Path,
+) -> None:
     sizes = {name: entry.size for name, entry in read_catalogue(winners).entries.items()}
     loads: list[str] = []
 
@@ -166,7 +192,9 @@ def test_preloading_takes_as_many_models_as_fit(winners: Path) -> None:
         assert len(store.loaded) == count
 
 
-def test_new_winners_roll_in_with_what_is_in_use_loaded_and_roll_back(winners: Path, tmp_path: Path) -> None:
+def test_new_winners_roll_in_with_what_is_in_use_loaded_and_roll_back(
+    winners: Path, tmp_path: Path
+) -> None:
     new = tmp_path / "winners"
     shutil.copytree(winners, new)
     better = Detector.load(new / "plate", device="cpu")
@@ -185,17 +213,25 @@ def test_new_winners_roll_in_with_what_is_in_use_loaded_and_roll_back(winners: P
     assert asyncio.run(store.get("plate")).entry.version == before.entry.version
 
 
-def test_winners_that_cannot_be_loaded_are_refused_and_those_of_before_serve_on(winners: Path, tmp_path: Path) -> None:
+def test_winners_that_cannot_be_loaded_are_refused_and_those_of_before_serve_on(
+    winners: Path, tmp_path: Path
+) -> None:
     store = opened(winners)
     asyncio.run(store.get("plate"))
     damaged = tmp_path / "winners"
     shutil.copytree(winners, damaged)
     better = Detector.load(damaged / "plate", device="cpu")
-    better.calibrate(false_reject_rate=0.4)  # another version: one that is loaded already would not be read again
+    better.calibrate(
+        false_reject_rate=0.4
+    )  # another version: one that is loaded already would not be read again
     better.save(damaged / "plate")
     tensors = damaged / "plate" / "detector.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
-    for folder, words in ((damaged, "damaged"), (tmp_path / "none", "can't be read"), (tmp_path, "no saved detectors")):
+    for folder, words in (
+        (damaged, "damaged"),
+        (tmp_path / "none", "can't be read"),
+        (tmp_path, "no saved detectors"),
+    ):
         with pytest.raises(ClsnfError, match=words):
             store.roll(folder)
         assert words in str(store.refused)
@@ -204,7 +240,9 @@ def test_winners_that_cannot_be_loaded_are_refused_and_those_of_before_serve_on(
     assert store.refused is None
 
 
-def test_a_model_that_is_damaged_later_is_an_answer_not_a_crash(winners: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_damaged_later_is_an_answer_not_a_crash(
+    winners: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "winners"
     shutil.copytree(winners, copy)
     store = opened(copy)
@@ -214,7 +252,9 @@ def test_a_model_that_is_damaged_later_is_an_answer_not_a_crash(winners: Path, t
     assert asyncio.run(store.get("sheet")).entry.category == "sheet"
 
 
-def test_a_catalogue_reads_one_detector_or_many_and_no_link_out_of_the_folder(winners: Path, tmp_path: Path) -> None:
+def test_a_catalogue_reads_one_detector_or_many_and_no_link_out_of_the_folder(
+    winners: Path, tmp_path: Path
+) -> None:
     assert read_catalogue(winners / "plate").categories == ["plate"]
     shutil.copytree(winners / "plate", tmp_path / "models" / "plate")
     (tmp_path / "models" / "elsewhere").symlink_to(winners / "sheet")
@@ -227,10 +267,15 @@ def test_a_catalogue_reads_one_detector_or_many_and_no_link_out_of_the_folder(wi
         read_catalogue(tmp_path / "models")
 
 
-def test_figures_of_the_study_are_shown_where_its_summary_lies_beside(winners: Path, tmp_path: Path) -> None:
+def test_figures_of_the_study_are_shown_where_its_summary_lies_beside(
+    winners: Path, tmp_path: Path
+) -> None:
     shutil.copytree(winners, tmp_path / "winners")
     test = {"figures": {"image_auroc": 0.9, "pixel_ap": None}}
-    write_json(tmp_path / "summary.json", {"categories": {"plate": {"test": test}, "sheet": {"test": None}}})
+    write_json(
+        tmp_path / "summary.json",
+        {"categories": {"plate": {"test": test}, "sheet": {"test": None}}},
+    )
     entries = read_catalogue(tmp_path / "winners").entries
     assert entries["plate"].figures == {"image_auroc": 0.9}
     assert entries["sheet"].figures == {}
@@ -246,9 +291,14 @@ def test_a_value_holds_for_its_version_a_rate_for_every_one(winners: Path, tmp_p
     assert first.in_force(entry, detector).source == "model"
     first.set(entry, value=0.5)
     second.refresh()
-    assert (second.in_force(entry, detector).value, second.in_force(entry, detector).source) == (0.5, "value")
+    assert (second.in_force(entry, detector).value, second.in_force(entry, detector).source) == (
+        0.5,
+        "value",
+    )
     other = dataclasses.replace(entry, version="another")
-    assert second.in_force(other, detector).source == "model", "a value means nothing on another model's scale"
+    assert second.in_force(other, detector).source == "model", (
+        "a value means nothing on another model's scale"
+    )
     second.set(entry, false_reject_rate=0.3)
     first.refresh()
     for version in (entry, other):
@@ -285,8 +335,12 @@ def serving(settings_: ServingSettings, work: Callable[[InspectionService], Any]
     return asyncio.run(main())
 
 
-def test_a_full_queue_says_when_to_come_again_and_a_late_answer_is_none(winners: Path, tmp_path: Path) -> None:
-    made = small_settings(winners, state=str(tmp_path), queue=2, images_per_request=2, deadline_s=0.5)
+def test_a_full_queue_says_when_to_come_again_and_a_late_answer_is_none(
+    winners: Path, tmp_path: Path
+) -> None:
+    made = small_settings(
+        winners, state=str(tmp_path), queue=2, images_per_request=2, deadline_s=0.5
+    )
     gate = threading.Event()
 
     async def work(service: InspectionService) -> None:
@@ -325,14 +379,18 @@ def test_mixed_precision_stays_close(winners: Path, tmp_path: Path) -> None:
         return [a.fields["score"] for a in await service.inspect("plate", images)]
 
     found = {
-        precision: serving(small_settings(winners, state=str(tmp_path), precision=precision), scores)
+        precision: serving(
+            small_settings(winners, state=str(tmp_path), precision=precision), scores
+        )
         for precision in ("float32", "mixed")
     }
     assert found["mixed"] != found["float32"]
     np.testing.assert_allclose(found["mixed"], found["float32"], atol=0.02)
 
 
-def test_a_threshold_that_another_replica_was_told_holds_soon(winners: Path, tmp_path: Path) -> None:
+def test_a_threshold_that_another_replica_was_told_holds_soon(
+    winners: Path, tmp_path: Path
+) -> None:
     made = small_settings(winners, state=str(tmp_path))
 
     async def work(service: InspectionService) -> None:
@@ -372,7 +430,18 @@ def test_files_survive_the_way_through_the_protocol(files: list[bytes], binary: 
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from(["inputs", "name", "shape", "datatype", "data", "parameters", "outputs", "binary_data_size"]),
+                st.sampled_from(
+                    [
+                        "inputs",
+                        "name",
+                        "shape",
+                        "datatype",
+                        "data",
+                        "parameters",
+                        "outputs",
+                        "binary_data_size",
+                    ]
+                ),
                 inner,
                 max_size=5,
             )
@@ -413,7 +482,9 @@ def test_answers_come_as_text_or_binary_as_asked() -> None:
         ({"models": ""}, "no models"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused_in_one_line(winners: Path, wrong: dict[str, Any], words: str) -> None:
+def test_settings_that_make_no_sense_are_refused_in_one_line(
+    winners: Path, wrong: dict[str, Any], words: str
+) -> None:
     with pytest.raises(SettingsError, match=words) as caught:
         ServingSettings.from_args({"models": str(winners)} | wrong)
     assert "\n" not in str(caught.value)
@@ -425,7 +496,9 @@ def test_arguments_of_the_command_line_are_texts(winners: Path) -> None:
     assert made.state == str(winners.parent / "serving")
 
 
-def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CLSNF_TOKEN_FILE", raising=False)
     monkeypatch.setenv("CLSNF_TOKEN", "from the environment")
     assert read_token(None) == "from the environment"
@@ -441,8 +514,23 @@ def test_the_token_comes_from_a_file_or_the_environment(tmp_path: Path, monkeypa
 def test_all_refusals_have_a_status_of_the_request_or_of_the_moment() -> None:
     import clsnf.serving.errors as module
 
-    kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, RequestError)]
-    assert {kind.status for kind in kinds} == {400, 401, 403, 404, 406, 408, 413, 415, 422, 429, 503, 504}
+    kinds = [
+        k for k in vars(module).values() if isinstance(k, type) and issubclass(k, RequestError)
+    ]
+    assert {kind.status for kind in kinds} == {
+        400,
+        401,
+        403,
+        404,
+        406,
+        408,
+        413,
+        415,
+        422,
+        429,
+        503,
+        504,
+    }
 
 
 def test_the_documentation_lists_every_setting_as_it_is() -> None:

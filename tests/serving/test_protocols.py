@@ -1,4 +1,6 @@
-"""Clients that clsnf did not write: Triton's for the Open Inference Protocol, schemathesis on the server's own OpenAPI document."""
+"""Clients that clsnf did not write: Triton's for the Open Inference Protocol, schemathesis on the
+server's own OpenAPI document.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ from tests.support.small_server import TOKEN, encoded, http_server, picture, sma
 def server(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "token").write_text(TOKEN)
-    made = small_settings(winners, state=str(folder / "state"), token_file=str(folder / "token"), max_megabytes=2)
+    made = small_settings(
+        winners, state=str(folder / "state"), token_file=str(folder / "token"), max_megabytes=2
+    )
     with http_server(made) as address:
         yield address
 
@@ -62,17 +66,26 @@ def check(result: triton.InferResult, expected: Prediction, threshold: float) ->
     np.testing.assert_allclose(result.as_numpy("score"), expected.scores, atol=1e-6)
     np.testing.assert_array_equal(result.as_numpy("verdict"), expected.verdicts)
     np.testing.assert_allclose(result.as_numpy("map"), expected.maps, atol=1e-5)
-    np.testing.assert_allclose(result.as_numpy("threshold"), np.full(len(expected.scores), threshold), rtol=1e-6)
+    np.testing.assert_allclose(
+        result.as_numpy("threshold"), np.full(len(expected.scores), threshold), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_pixels_get_what_the_detector_gives(client: triton.InferenceServerClient, plate: Detector, binary: bool) -> None:
+def test_pixels_get_what_the_detector_gives(
+    client: triton.InferenceServerClient, plate: Detector, binary: bool
+) -> None:
     images = [picture(seed) for seed in range(3)]
-    outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("score", "verdict", "map", "threshold")]
+    outputs = [
+        triton.InferRequestedOutput(name, binary_data=binary)
+        for name in ("score", "verdict", "map", "threshold")
+    ]
     result = client.infer("plate", [pixels(images, binary)], outputs=outputs, request_id="seven")
     check(result, plate.predict(images), plate.threshold.value)
     assert result.get_response()["id"] == "seven"
-    assert result.get_response()["model_version"] == client.get_model_metadata("plate")["versions"][0]
+    assert (
+        result.get_response()["model_version"] == client.get_model_metadata("plate")["versions"][0]
+    )
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
@@ -82,7 +95,12 @@ def test_files_of_any_size_get_what_the_detector_gives(
     images = [picture(1, (50, 90)), picture(2, (64, 64))]
     asked = triton.InferInput("files", [2], "BYTES")
     asked.set_data_from_numpy(np.array([encoded(image) for image in images], dtype=np.object_))
-    result = client.infer("plate", [asked], request_compression_algorithm=compression, response_compression_algorithm=compression)
+    result = client.infer(
+        "plate",
+        [asked],
+        request_compression_algorithm=compression,
+        response_compression_algorithm=compression,
+    )
     check(result, plate.predict(images), plate.threshold.value)
     assert result.as_numpy("p_value").shape == (2,)
 
@@ -94,7 +112,10 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert not client.is_model_ready("nothing")
     assert client.get_server_metadata()["name"] == "clsnf"
     metadata = client.get_model_metadata("sheet")
-    assert {i["name"]: i["datatype"] for i in metadata["inputs"]} == {"images": "UINT8", "files": "BYTES"}
+    assert {i["name"]: i["datatype"] for i in metadata["inputs"]} == {
+        "images": "UINT8",
+        "files": "BYTES",
+    }
     assert next(o for o in metadata["outputs"] if o["name"] == "map")["shape"] == [-1, 64, 96]
     assert {m["name"] for m in client.get_model_repository_index()} == {"plate", "sheet"}
     assert client.is_model_ready("sheet", metadata["versions"][0])
@@ -110,7 +131,9 @@ def test_what_cannot_be_asked_is_said(client: triton.InferenceServerClient) -> N
     with pytest.raises(InferenceServerException, match="UINT8"):
         client.infer("plate", [wrong])
     with pytest.raises(InferenceServerException, match="no output"):
-        client.infer("plate", [pixels([picture()])], outputs=[triton.InferRequestedOutput("logits")])
+        client.infer(
+            "plate", [pixels([picture()])], outputs=[triton.InferRequestedOutput("logits")]
+        )
     with pytest.raises(InferenceServerException, match="each side"):
         client.infer("plate", [pixels([picture(size=(4, 40))])])
     with pytest.raises(InferenceServerException, match="at most 16"):
@@ -144,9 +167,17 @@ def test_every_answer_is_one_that_the_document_names(server: str) -> None:
 
 def ask_all(operation: Any, mode: GenerationMode, statuses: set[int]) -> None:
     @given(operation.as_strategy(generation_mode=mode), st.booleans())
-    @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    @settings(
+        max_examples=12,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        derandomize=True,
+    )
     def ask(case: Any, known: bool) -> None:
-        if known and "category" in case.path_parameters:  # a random name is hardly ever that of a model
+        if (
+            known and "category" in case.path_parameters
+        ):  # a random name is hardly ever that of a model
             case.path_parameters["category"] = "plate"
         answer = case.call_and_validate(checks=CHECKS, headers={"Authorization": f"Bearer {TOKEN}"})
         statuses.add(answer.status_code)

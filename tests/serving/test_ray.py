@@ -29,13 +29,20 @@ from clsnf.detector import Detector
 from tests.support.small_server import TOKEN, encoded, free_port, picture
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes are found by what Linux calls them")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux", reason="processes are found by what Linux calls them"
+    ),
+]
 
 BODY = encoded(picture(7))
 
 
 def until(holds: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
-    """What `holds` gives as soon as it gives something; connections that fail meanwhile do not count."""
+    """What `holds` gives as soon as it gives something; connections that fail meanwhile do not
+    count.
+    """
     end = time.monotonic() + 180
     while True:
         assert process.poll() is None, log.read_text()
@@ -50,7 +57,11 @@ def until(holds: Callable[[], Any], process: subprocess.Popen[bytes], log: Path)
 def quiet_environment(folder: Path) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CLSNF_"))}
     (folder / "home").mkdir(exist_ok=True)
-    return inherited | {"HOME": str(folder / "home"), "RAY_USAGE_STATS_ENABLED": "0", "OMP_WAIT_POLICY": "PASSIVE"}
+    return inherited | {
+        "HOME": str(folder / "home"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -77,9 +88,30 @@ class Head:
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
-        names = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus", "4"]
-        command += ["--port", self.port, "--node-ip-address", "127.0.0.1", "--temp-dir", str(self.folder / "ray")]
+        names = (
+            "dashboard-agent-listen-port",
+            "dashboard-agent-grpc-port",
+            "runtime-env-agent-port",
+            "metrics-export-port",
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus",
+            "4",
+        ]
+        command += [
+            "--port",
+            self.port,
+            "--node-ip-address",
+            "127.0.0.1",
+            "--temp-dir",
+            str(self.folder / "ray"),
+        ]
         command += [
             "--dashboard-host",
             "127.0.0.1",
@@ -88,15 +120,30 @@ class Head:
             "--ray-client-server-port",
             str(free_port()),
         ]
-        command += ["--object-store-memory", "100000000", "--min-worker-port", "0", "--max-worker-port", "0"]
+        command += [
+            "--object-store-memory",
+            "100000000",
+            "--min-worker-port",
+            "0",
+            "--max-worker-port",
+            "0",
+        ]
         command += [part for name in names for part in (f"--{name}", str(free_port()))]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=log, stderr=log)
-        until(lambda: requests.get(f"http://127.0.0.1:{self.dashboard}/api/version", timeout=10).ok, self.process, self.log)
+            self.process = subprocess.Popen(
+                command, env=self.environment, cwd=self.folder, stdout=log, stderr=log
+            )
+        until(
+            lambda: requests.get(f"http://127.0.0.1:{self.dashboard}/api/version", timeout=10).ok,
+            self.process,
+            self.log,
+        )
 
     def serve(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "ray.serve.scripts", *arguments]
-        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     def deploy(self, **user_config: str) -> None:
@@ -110,9 +157,16 @@ class Head:
             "threads": 1,
             "state": str(self.folder / "state"),
         }
-        application["deployments"][0]["user_config"] = {"models": str(self.folder / "first")} | user_config
+        application["deployments"][0]["user_config"] = {
+            "models": str(self.folder / "first")
+        } | user_config
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
-        self.serve("deploy", "--address", f"http://127.0.0.1:{self.dashboard}", str(self.folder / "config.yaml"))
+        self.serve(
+            "deploy",
+            "--address",
+            f"http://127.0.0.1:{self.dashboard}",
+            str(self.folder / "config.yaml"),
+        )
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.http}/{path}"
@@ -122,7 +176,9 @@ class Head:
         return answer.json() if answer.ok else {}
 
     def version(self) -> str:
-        return next((m["version"] for m in self.models().get("models", []) if m["category"] == "plate"), "")
+        return next(
+            (m["version"] for m in self.models().get("models", []) if m["category"] == "plate"), ""
+        )
 
     def replicas(self) -> list[psutil.Process]:
         found = []
@@ -154,7 +210,9 @@ def head(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[He
 
 
 class Clients:
-    """Two clients that ask without a pause while the block runs, each request retried `retries` times at most."""
+    """Two clients that ask without a pause while the block runs, each request retried `retries`
+    times at most.
+    """
 
     def __init__(self, head: Head, retries: int = 0) -> None:
         self._url, self._retries = head.url("v1/models/plate/inspect"), retries
@@ -165,7 +223,12 @@ class Clients:
 
     def _ask(self) -> None:
         with requests.Session() as session:
-            retry = Retry(total=self._retries, status_forcelist=[500, 502, 503], allowed_methods=None, raise_on_status=False)
+            retry = Retry(
+                total=self._retries,
+                status_forcelist=[500, 502, 503],
+                allowed_methods=None,
+                raise_on_status=False,
+            )
             session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
             while not self._stop.is_set():
                 try:
@@ -190,8 +253,15 @@ class Clients:
 
 def test_a_deployed_server_answers_as_the_detector_does(head: Head, tmp_path: Path) -> None:
     (tmp_path / "picture.png").write_bytes(BODY)
-    expected = Detector.load(head.folder / "first" / "plate", device="cpu").predict([tmp_path / "picture.png"])
-    answer = requests.post(head.url("v1/models/plate/inspect"), data=BODY, headers={"Content-Type": "image/png"}, timeout=120)
+    expected = Detector.load(head.folder / "first" / "plate", device="cpu").predict(
+        [tmp_path / "picture.png"]
+    )
+    answer = requests.post(
+        head.url("v1/models/plate/inspect"),
+        data=BODY,
+        headers={"Content-Type": "image/png"},
+        timeout=120,
+    )
     assert answer.json()["score"] == pytest.approx(float(expected.scores[0]), abs=1e-6)
     assert requests.get(head.url("readyz"), timeout=60).json()["models"] == 2
     unknown = requests.post(head.url("v1/models/nothing/inspect"), data=BODY, timeout=60)
@@ -199,7 +269,9 @@ def test_a_deployed_server_answers_as_the_detector_does(head: Head, tmp_path: Pa
     assert "clsnf_requests_total" in requests.get(head.url("metrics"), timeout=60).text
 
 
-def test_new_winners_roll_in_and_back_without_a_dropped_request_or_a_new_process(head: Head) -> None:
+def test_new_winners_roll_in_and_back_without_a_dropped_request_or_a_new_process(
+    head: Head,
+) -> None:
     first = head.version()
     before = [p.pid for p in head.replicas()]
     with Clients(head) as clients:
@@ -238,7 +310,15 @@ def test_a_killed_replica_comes_back_and_no_client_needs_more_than_one_retry(hea
 
 
 def test_serve_run_takes_the_door_of_the_project(head: Head) -> None:
-    options = ["--non-blocking", "--name", "second", "--route-prefix", "/second", "--address", f"127.0.0.1:{head.port}"]
+    options = [
+        "--non-blocking",
+        "--name",
+        "second",
+        "--route-prefix",
+        "/second",
+        "--address",
+        f"127.0.0.1:{head.port}",
+    ]
     settings = [f"models={head.folder / 'second'}", "device=cpu", "threads=1", "batch_size=4"]
     head.serve("run", *options, "serve.app:app", *settings)
     head.until(lambda: requests.get(head.url("second/readyz"), timeout=60).ok)
@@ -263,10 +343,25 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         "RAY_TMPDIR": str(folder),
     }
     port, log = free_port(), folder / "log"
-    (in_readme,) = [line.split()[1:] for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("clsnf serve ")]
-    command = [sys.executable, "-c", "from clsnf.cli import main; main()", *in_readme, "--port", str(port), "--device", "cpu"]
+    (in_readme,) = [
+        line.split()[1:]
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith("clsnf serve ")
+    ]
+    command = [
+        sys.executable,
+        "-c",
+        "from clsnf.cli import main; main()",
+        *in_readme,
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+    ]
     with log.open("wb") as file:
-        process = subprocess.Popen([*command, "--set", "threads=1"], env=environment, cwd=folder, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [*command, "--set", "threads=1"], env=environment, cwd=folder, stdout=file, stderr=file
+        )
     url = f"https://127.0.0.1:{port}/v1/models/plate"
 
     def page() -> dict[str, Any]:
@@ -278,16 +373,27 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         asked = requests.post(f"{url}/inspect", data=BODY, verify=str(certificate), timeout=120)
         assert asked.json()["version"] == first
         if shutil.which("curl"):
-            (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("curl ")]
+            (line,) = [
+                line
+                for line in (ROOT / "README.md").read_text().splitlines()
+                if line.startswith("curl ")
+            ]
             line = line.replace("http://127.0.0.1:8000/v1/models/CATEGORY", url)
             (folder / "part.png").write_bytes(BODY)
             done = subprocess.run(
-                [*shlex.split(line), "--silent", "--cacert", str(certificate)], cwd=folder, capture_output=True, timeout=120
+                [*shlex.split(line), "--silent", "--cacert", str(certificate)],
+                cwd=folder,
+                capture_output=True,
+                timeout=120,
             )
             assert json.loads(done.stdout)["score"] == asked.json()["score"]
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         kept = requests.put(
-            f"{url}/threshold", json={"false_reject_rate": 0.3}, headers=bearer, verify=str(certificate), timeout=60
+            f"{url}/threshold",
+            json={"false_reject_rate": 0.3},
+            headers=bearer,
+            verify=str(certificate),
+            timeout=60,
         )
         assert kept.json()["threshold"]["source"] == "rate"
         detector = Detector.load(models / "plate", device="cpu")
@@ -296,7 +402,9 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         process.send_signal(signal.SIGHUP)
         until(lambda: page().get("version", first) != first, process, log)
         until(lambda: "rolled in" in log.read_text(), process, log)
-        assert page()["threshold"]["false_reject_rate"] == 0.3, "a rate that was set outlives the roll"
+        assert page()["threshold"]["false_reject_rate"] == 0.3, (
+            "a rate that was set outlives the roll"
+        )
         family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(90) == 0, log.read_text()
@@ -307,8 +415,26 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 and its key."""
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=127.0.0.1",
+    ]
+    command += [
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(folder / "key.pem"),
+        "-out",
+        str(folder / "cert.pem"),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "cert.pem", folder / "key.pem"
 
@@ -326,7 +452,9 @@ def test_what_cannot_be_served_is_one_line_before_ray_starts(winners: Path, tmp_
     assert "CLSNF_TLS_KEY" in refused(str(winners), CLSNF_TLS_CERT=str(tmp_path))
     (tmp_path / "file").write_text("")
     secure = {"CLSNF_TLS_CERT": str(tmp_path / "file"), "CLSNF_TLS_KEY": str(tmp_path / "file")}
-    assert "plain HTTP" in refused(str(winners), "--port", "0", RAY_SERVE_ENABLE_HA_PROXY="1", **secure)
+    assert "plain HTTP" in refused(
+        str(winners), "--port", "0", RAY_SERVE_ENABLE_HA_PROXY="1", **secure
+    )
     assert "16 or more" in refused(str(winners), CLSNF_TOKEN="short")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in refused(str(winners), "--port", str(taken.getsockname()[1]))

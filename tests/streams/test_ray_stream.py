@@ -1,4 +1,6 @@
-"""The Ray stream on a real Ray: the bits of the local one, whatever the number of workers, whoever dies."""
+"""The Ray stream on a real Ray: the bits of the local one, whatever the number of workers, whoever
+dies.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     home = os.environ.get("HOME")
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
     # Workers import what tests define from where the tests lie.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
+    )
     with ray_session(None, 1 << 28):
         yield
     if home is not None:
@@ -49,7 +53,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("workers", "aspect", "polarity"), [(1, "squeeze", "off"), (2, "fit", "dark")])
+@pytest.mark.parametrize(
+    ("workers", "aspect", "polarity"), [(1, "squeeze", "off"), (2, "fit", "dark")]
+)
 def test_its_batches_are_those_of_the_local_streams(
     running: None, paths: list[str], workers: int, aspect: str, polarity: str
 ) -> None:
@@ -69,7 +75,9 @@ def test_its_batches_are_those_of_the_local_streams(
     assert state["defects_images"] == 2 * N
 
 
-def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(running: None, paths: list[str]) -> None:
+def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(
+    running: None, paths: list[str]
+) -> None:
     settings = ImageSettings(32, 32)
     memory, stream = in_memory(paths, settings), RayStream(paths, settings, 1)
     bank = stream.bank(torch.arange(N), CPU)
@@ -82,14 +90,21 @@ def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(runn
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
         assert any(batch.defects.regions.any() for batch in first) == (made.maker is not maker)
     _, _, sent, _ = ray.get(stream._sent(DefectRecipe(maker)))
-    assert ray.get(sent).__array_interface__["data"][0] == bank.data_ptr(), "workers get the very same memory"
+    assert ray.get(sent).__array_interface__["data"][0] == bank.data_ptr(), (
+        "workers get the very same memory"
+    )
 
 
-def test_actors_hold_the_worker_and_give_every_batch_in_order(running: None, paths: list[str]) -> None:
+def test_actors_hold_the_worker_and_give_every_batch_in_order(
+    running: None, paths: list[str]
+) -> None:
     settings = ImageSettings(32, 32)
     memory, stream = in_memory(paths, settings), RayStream(paths, settings, 1)
     found = list(stream.mapped(Brightness, consecutive(N, 4), CPU))
-    assert np.array_equal(np.concatenate([f["mean"] for f in found]), memory.images.float().mean(dim=(1, 2, 3)).numpy())
+    assert np.array_equal(
+        np.concatenate([f["mean"] for f in found]),
+        memory.images.float().mean(dim=(1, 2, 3)).numpy(),
+    )
 
 
 def test_a_picture_that_can_not_be_read_is_named(running: None, paths: list[str]) -> None:
@@ -120,10 +135,13 @@ def opened_by_a_reader(pipe: Path) -> int:
             time.sleep(0.02)
 
 
-def test_rows_of_a_killed_worker_come_again_once(running: None, paths: list[str], tmp_path: Path) -> None:
+def test_rows_of_a_killed_worker_come_again_once(
+    running: None, paths: list[str], tmp_path: Path
+) -> None:
     settings = ImageSettings(32, 32)
     memory = in_memory(paths, settings)
-    # One picture is a pipe: whoever reads it waits, until it is killed and the one that takes over gets the bytes.
+    # One picture is a pipe: whoever reads it waits, until it is killed and the one that takes over
+    # gets the bytes.
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     picture = Path(paths[4]).read_bytes()
@@ -144,5 +162,7 @@ def test_rows_of_a_killed_worker_come_again_once(running: None, paths: list[str]
     found = list(stream.batches(consecutive(N, 2)))
     helper.join(60)
     assert len(killed) == 1
-    assert [batch.indices.tolist() for batch in found] == [indices.tolist() for indices in consecutive(N, 2)]
+    assert [batch.indices.tolist() for batch in found] == [
+        indices.tolist() for indices in consecutive(N, 2)
+    ]
     assert torch.equal(torch.cat([batch.images for batch in found]), memory.images)

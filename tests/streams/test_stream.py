@@ -14,7 +14,15 @@ from clsnf.core.errors import ImageError, SettingsError
 from clsnf.data.images import load_images
 from clsnf.data.layouts import read_category
 from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
-from clsnf.streams.stream import DefectRecipe, ImageBatch, LocalStream, MemoryStream, Stream, TrainingBatch, consecutive
+from clsnf.streams.stream import (
+    DefectRecipe,
+    ImageBatch,
+    LocalStream,
+    MemoryStream,
+    Stream,
+    TrainingBatch,
+    consecutive,
+)
 from clsnf.synthesis.foreground import decide_polarity, looked_at
 from clsnf.synthesis.textures import draw_textures
 from clsnf.synthesis.training_defects import DefectMaker, sample_key
@@ -49,23 +57,32 @@ def epoch(batch_size: int, number: int = 0) -> tuple[list[Tensor], list[Tensor]]
 
 
 def same(one: TrainingBatch, other: TrainingBatch) -> bool:
-    pairs = [(getattr(one.defects, name), getattr(other.defects, name)) for name in ("images", "regions", "clean")]
+    pairs = [
+        (getattr(one.defects, name), getattr(other.defects, name))
+        for name in ("images", "regions", "clean")
+    ]
     pairs.append((one.indices, other.indices))
     if one.valid is not None and other.valid is not None:
         pairs.append((one.valid, other.valid))
-    return (one.valid is None) == (other.valid is None) and all(torch.equal(*pair) for pair in pairs)
+    return (one.valid is None) == (other.valid is None) and all(
+        torch.equal(*pair) for pair in pairs
+    )
 
 
 @pytest.mark.parametrize("aspect", ["squeeze", "fit"])
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("polarity", ["off", "dark"])
-def test_a_decoding_stream_gives_what_one_in_memory_gives(paths: list[str], aspect: str, threads: int, polarity: str) -> None:
+def test_a_decoding_stream_gives_what_one_in_memory_gives(
+    paths: list[str], aspect: str, threads: int, polarity: str
+) -> None:
     settings = ImageSettings(32, 32, aspect)
     memory, local = in_memory(paths, settings), LocalStream(paths, settings, threads)
     made = recipe(memory, polarity)
     for number in (0, 1):
         chosen, keys = epoch(3, number)
-        first, second = (list(stream.training(made, chosen, keys, CPU)) for stream in (memory, local))
+        first, second = (
+            list(stream.training(made, chosen, keys, CPU)) for stream in (memory, local)
+        )
         assert len(first) == len(second) == 4
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
     assert (memory.valid is None) == (local.valid is None) == (aspect == "squeeze")
@@ -74,7 +91,9 @@ def test_a_decoding_stream_gives_what_one_in_memory_gives(paths: list[str], aspe
     for some in (torch.tensor([7, 2]), torch.arange(N)):
         assert torch.equal(memory.take(some), local.take(some))
         assert torch.equal(memory.bank(some, CPU), local.bank(some, CPU))
-    assert memory.bank(torch.arange(N), CPU).data_ptr() == memory.images.data_ptr(), "no second copy of what lies in memory"
+    assert memory.bank(torch.arange(N), CPU).data_ptr() == memory.images.data_ptr(), (
+        "no second copy of what lies in memory"
+    )
 
 
 def test_epochs_differ_in_order_and_defects_and_batches_lie_in_one_piece(paths: list[str]) -> None:
@@ -83,8 +102,12 @@ def test_epochs_differ_in_order_and_defects_and_batches_lie_in_one_piece(paths: 
     made = recipe(in_memory(paths, settings))
     first, second = (list(stream.training(made, *epoch(5, number), CPU)) for number in (0, 1))
     assert [b.indices.tolist() for b in first] != [b.indices.tolist() for b in second]
-    of_first = {int(i): image for b in first for i, image in zip(b.indices, b.defects.images, strict=True)}
-    of_second = {int(i): image for b in second for i, image in zip(b.indices, b.defects.images, strict=True)}
+    of_first = {
+        int(i): image for b in first for i, image in zip(b.indices, b.defects.images, strict=True)
+    }
+    of_second = {
+        int(i): image for b in second for i, image in zip(b.indices, b.defects.images, strict=True)
+    }
     assert sorted(of_first) == sorted(of_second) == list(range(N))
     assert any(not torch.equal(of_first[i], of_second[i]) for i in range(N))
     assert all(batch.defects.images.is_contiguous() for batch in first)
@@ -134,7 +157,10 @@ class Brightness:
         self.device = device
 
     def __call__(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        return {"mean": batch.images.to(self.device).float().mean(dim=(1, 2, 3)).cpu().numpy(), "index": batch.indices.numpy()}
+        return {
+            "mean": batch.images.to(self.device).float().mean(dim=(1, 2, 3)).cpu().numpy(),
+            "index": batch.indices.numpy(),
+        }
 
 
 def test_a_worker_gets_every_batch_in_order(paths: list[str]) -> None:
@@ -148,7 +174,9 @@ def test_a_worker_gets_every_batch_in_order(paths: list[str]) -> None:
 
 
 def test_few_pictures_decide_what_all_would() -> None:
-    images = torch.randint(0, 255, (100, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 255, (100, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     assert decide_polarity(images[looked_at(100)]) == decide_polarity(images)
 
 

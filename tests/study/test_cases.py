@@ -16,23 +16,34 @@ ROWS = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=30)
 def test_each_kind_holds_its_worst_cases_first_and_no_image_is_shown_twice(
     drawn: list[tuple[bool, float]], threshold: float, most: int
 ) -> None:
-    rows: list[dict[str, Any]] = [{"label": int(label), "score": score, "verdict": score > threshold} for label, score in drawn]
+    rows: list[dict[str, Any]] = [
+        {"label": int(label), "score": score, "verdict": score > threshold}
+        for label, score in drawn
+    ]
     chosen = chosen_cases(rows, threshold, most)
     places = [place for kind in chosen.values() for place in kind]
     assert len(places) == len(set(places))
     misses = sorted(row["score"] for row in rows if row["label"] and not row["verdict"])
-    alarms = sorted((row["score"] for row in rows if not row["label"] and row["verdict"]), reverse=True)
-    right = sorted(abs(row["score"] - threshold) for row in rows if bool(row["label"]) == row["verdict"])
+    alarms = sorted(
+        (row["score"] for row in rows if not row["label"] and row["verdict"]), reverse=True
+    )
+    right = sorted(
+        abs(row["score"] - threshold) for row in rows if bool(row["label"]) == row["verdict"]
+    )
     assert [rows[i]["score"] for i in chosen["miss"]] == misses[:most]
     assert [rows[i]["score"] for i in chosen["false_alarm"]] == alarms[:most]
     assert [abs(rows[i]["score"] - threshold) for i in chosen["borderline"]] == right[:most]
 
 
 @given(ROWS)
-def test_the_strangest_normals_are_those_with_the_highest_scores(drawn: list[tuple[bool, float]]) -> None:
+def test_the_strangest_normals_are_those_with_the_highest_scores(
+    drawn: list[tuple[bool, float]],
+) -> None:
     rows = [{"label": int(label), "score": score} for label, score in drawn]
     (places,) = strangest_normals(rows, 3).values()
-    assert [rows[i]["score"] for i in places] == sorted((s for label, s in drawn if not label), reverse=True)[:3]
+    assert [rows[i]["score"] for i in places] == sorted(
+        (s for label, s in drawn if not label), reverse=True
+    )[:3]
 
 
 def test_contrast_is_the_difference_to_the_ring_around_without_other_defects() -> None:

@@ -1,4 +1,6 @@
-"""A real cluster on this machine: a head that computes nothing, two workers, token authentication, jobs through the job server."""
+"""A real cluster on this machine: a head that computes nothing, two workers, token authentication,
+jobs through the job server.
+"""
 
 import signal
 import socket
@@ -19,7 +21,10 @@ from tests.support.object_store import bucket
 from tests.support.running_study import ROOT, Study, wait_for_trial
 from tests.support.small_data import write_category
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the ports of several nodes on one machine")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the ports of several nodes on one machine"),
+]
 
 RAY = ["-c", "from ray.scripts.scripts import main; main()"]
 
@@ -31,11 +36,16 @@ def _free_port() -> str:
 
 
 class Cluster:
-    """Nodes as processes of their own; every port is chosen here, because nodes on one machine would take each other's."""
+    """Nodes as processes of their own; every port is chosen here, because nodes on one machine
+    would take each other's.
+    """
 
     def __init__(self, study: Study) -> None:
         self._study, self.port, self.dashboard = study, _free_port(), _free_port()
-        self.environment = study.environment | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.environment = study.environment | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.log = study.folder / "ray.log"
 
@@ -46,29 +56,62 @@ class Cluster:
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard),
         )
         self._wait("head", lambda: self._listens(self.dashboard))
-        for number in (1, 2):  # one after the other: two raylets that start at once on one machine may miss each other's ports
+        for number in (
+            1,
+            2,
+            # one after the other: two raylets that start at once on one machine may miss each other's
+            # ports
+        ):
             self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
-            self._wait(f"worker {number}", lambda number=number: f"/{number}.0 CPU" in self._status())
+            self._wait(
+                f"worker {number}", lambda number=number: f"/{number}.0 CPU" in self._status()
+            )
 
     def _status(self) -> str:
         return self.ray("status", "--address", f"127.0.0.1:{self.port}").stdout
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [self._study.python, *RAY, *arguments]
-        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
 
     def _start(self, *arguments: str) -> None:
-        own_ports = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
-        command = [self._study.python, *RAY, "start", *arguments, "--block", "--node-ip-address", "127.0.0.1"]
+        own_ports = (
+            "dashboard-agent-listen-port",
+            "dashboard-agent-grpc-port",
+            "runtime-env-agent-port",
+            "metrics-export-port",
+        )
+        command = [
+            self._study.python,
+            *RAY,
+            "start",
+            *arguments,
+            "--block",
+            "--node-ip-address",
+            "127.0.0.1",
+        ]
         # Nodes that share a folder would delete each other's copies of a job's working directory.
         command += ["--temp-dir", str(self._study.folder / f"ray{len(self.nodes)}")]
-        command += ["--object-store-memory", "100000000", "--min-worker-port", "0", "--max-worker-port", "0"]
+        command += [
+            "--object-store-memory",
+            "100000000",
+            "--min-worker-port",
+            "0",
+            "--max-worker-port",
+            "0",
+        ]
         command += [part for name in own_ports for part in (f"--{name}", _free_port())]
         own_files = self._study.folder / f"tmp{len(self.nodes)}"  # as on a machine of its own
         own_files.mkdir()
         environment = self.environment | {"TMPDIR": str(own_files)}
         with self.log.open("ab") as log:
-            self.nodes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
+            self.nodes.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            )
 
     @staticmethod
     def _listens(port: str) -> bool:
@@ -84,8 +127,16 @@ class Cluster:
     def processes(self, number: int) -> list[psutil.Process]:
         """All processes of a node."""
         folder = str(self._study.folder / f"ray{number}")
-        own = [p for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or [])]
-        return list({p.pid: p for parent in own for p in (parent, *parent.children(recursive=True))}.values())
+        own = [
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if folder in " ".join(p.info["cmdline"] or [])
+        ]
+        return list(
+            {
+                p.pid: p for parent in own for p in (parent, *parent.children(recursive=True))
+            }.values()
+        )
 
     def stop(self) -> None:
         family = [p for number in range(len(self.nodes)) for p in self.processes(number)]
@@ -109,7 +160,9 @@ def end() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path, end: str) -> Study:
-    made = Study(tmp_path_factory.mktemp("c"), resnet18_weights)  # short: paths of sockets have an end
+    made = Study(
+        tmp_path_factory.mktemp("c"), resnet18_weights
+    )  # short: paths of sockets have an end
     for seed, category in enumerate(("alpha", "beta", "gamma")):
         write_category(made.data / category, seed=seed)
     return made
@@ -125,26 +178,57 @@ def cluster(study: Study) -> Iterator[Cluster]:
         made.stop()
 
 
-def test_a_job_runs_on_all_nodes_of_a_cluster_that_has_only_the_dependencies(study: Study, cluster: Cluster) -> None:
+def test_a_job_runs_on_all_nodes_of_a_cluster_that_has_only_the_dependencies(
+    study: Study, cluster: Cluster
+) -> None:
     out = study.folder / "job"
-    command = ["python", "tune/run_study.py", "--data", str(study.data), "--out", str(out), *study.options, "--trials", "4"]
-    job = ["job", "submit", "--address", f"http://127.0.0.1:{cluster.dashboard}", "--working-dir", str(ROOT), "--", *command]
+    command = [
+        "python",
+        "tune/run_study.py",
+        "--data",
+        str(study.data),
+        "--out",
+        str(out),
+        *study.options,
+        "--trials",
+        "4",
+    ]
+    job = [
+        "job",
+        "submit",
+        "--address",
+        f"http://127.0.0.1:{cluster.dashboard}",
+        "--working-dir",
+        str(ROOT),
+        "--",
+        *command,
+    ]
     done = cluster.ray(*job)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 categories, 4 trials each, 2 at once, 1 CPUs a trial" in done.stdout
     found = study.at(out)
     assert len(found.trials()) == 12
     for category in found.summary()["categories"].values():
-        assert Detector.load(category["winner"]).threshold.normals == category["threshold"]["normals"]
-    stages = [path for path in (out / "stages").glob("*/*") if path.is_dir() and not path.parent.name.startswith(".")]
+        assert (
+            Detector.load(category["winner"]).threshold.normals == category["threshold"]["normals"]
+        )
+    stages = [
+        path
+        for path in (out / "stages").glob("*/*")
+        if path.is_dir() and not path.parent.name.startswith(".")
+    ]
     ended = sum(t["stages_computed"] for t in found.trials() if t["status"] == "finished")
     assert 0 < ended <= len(stages), "two workers never compute the same stage"
     assert not list((out / "stages" / ".leases").iterdir())
 
 
-def test_nodes_that_share_no_file_system_share_a_study_in_an_object_store(study: Study, cluster: Cluster, end: str) -> None:
+def test_nodes_that_share_no_file_system_share_a_study_in_an_object_store(
+    study: Study, cluster: Cluster, end: str
+) -> None:
     out = f"s3://bucket/shared{end}"
-    process = study.start("--trials", "3", "--address", f"127.0.0.1:{cluster.port}", out=out, RAY_AUTH_MODE="token")
+    process = study.start(
+        "--trials", "3", "--address", f"127.0.0.1:{cluster.port}", out=out, RAY_AUTH_MODE="token"
+    )
     stdout, stderr = process.communicate(timeout=500)
     assert process.returncode == 0, stderr
     assert f"s3://bucket/shared/winners{end}" in stdout
@@ -159,10 +243,15 @@ def test_nodes_that_share_no_file_system_share_a_study_in_an_object_store(study:
     assert len((study.folder / "shared" / "ledger.jsonl").read_text().splitlines()) == 3
     for category, found in study.at(study.folder / "shared").summary()["categories"].items():
         assert remote.pull(f"winners/{category}", study.folder / "shared" / category)
-        assert Detector.load(study.folder / "shared" / category).threshold.value == found["threshold"]["value"]
+        assert (
+            Detector.load(study.folder / "shared" / category).threshold.value
+            == found["threshold"]["value"]
+        )
 
 
-def test_without_the_token_the_job_server_says_what_is_missing(study: Study, cluster: Cluster) -> None:
+def test_without_the_token_the_job_server_says_what_is_missing(
+    study: Study, cluster: Cluster
+) -> None:
     environment = cluster.environment | {"HOME": str(study.folder), "RAY_AUTH_MODE": "token"}
     address = f"http://127.0.0.1:{cluster.dashboard}"
     command = [study.python, *RAY, "job", "list", "--address", address]
@@ -176,7 +265,12 @@ def test_a_killed_worker_and_a_lost_node_cost_no_trial(study: Study, cluster: Cl
     arguments = ["--trials", "5", "--address", f"127.0.0.1:{cluster.port}"]
     process = study.start(*arguments, out=out, RAY_AUTH_MODE="token")
     wait_for_trial(process, 2)
-    busy = [p for number in (1, 2) for p in cluster.processes(number) if "ImplicitFunc" in " ".join(p.cmdline())]
+    busy = [
+        p
+        for number in (1, 2)
+        for p in cluster.processes(number)
+        if "ImplicitFunc" in " ".join(p.cmdline())
+    ]
     assert busy, "Ray names its workers by what they run: a trial is Tune's ImplicitFunc"
     busy[0].kill()
     wait_for_trial(process, 5)
@@ -187,6 +281,8 @@ def test_a_killed_worker_and_a_lost_node_cost_no_trial(study: Study, cluster: Cl
     assert process.returncode == 0, stderr
     trials = study.at(out).trials()
     assert len(trials) == 15
-    assert all(t["status"] == "finished" or "learning_rate" in t["cause"] for t in trials), [t["cause"] for t in trials]
+    assert all(t["status"] == "finished" or "learning_rate" in t["cause"] for t in trials), [
+        t["cause"] for t in trials
+    ]
     assert all("winner" in found for found in study.at(out).summary()["categories"].values())
     assert "mean" in stdout

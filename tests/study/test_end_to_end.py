@@ -1,4 +1,6 @@
-"""The real command with real Ray on two small products and one of good pictures alone: what it leaves, and what ends it early."""
+"""The real command with real Ray on two small products and one of good pictures alone: what it
+leaves, and what ends it early.
+"""
 
 import json
 import os
@@ -52,10 +54,19 @@ def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> S
 
 def test_the_table_names_every_category_and_where_everything_lies(study: Study) -> None:
     stdout = (study.folder / "stdout").read_text()
-    for name in [*TESTED, UNTESTED, "mean", str(study.out / "winners"), str(study.out / "summary.json")]:
+    for name in [
+        *TESTED,
+        UNTESTED,
+        "mean",
+        str(study.out / "winners"),
+        str(study.out / "summary.json"),
+    ]:
         assert name in stdout
     for category in TESTED:
-        assert f"{study.summary()['categories'][category]['test']['figures']['image_auroc']:.4f}" in stdout
+        assert (
+            f"{study.summary()['categories'][category]['test']['figures']['image_auroc']:.4f}"
+            in stdout
+        )
 
 
 def test_every_ended_trial_is_in_the_table_of_trials(study: Study) -> None:
@@ -68,10 +79,16 @@ def test_every_ended_trial_is_in_the_table_of_trials(study: Study) -> None:
         assert len(own) == TRIALS
         finished = [t for t in own if t["status"] == "finished"]
         assert len(finished) == found[category]["finished_trials"] >= 1
-        assert own[0]["config/fusion_weight"] == 0.25, "the first trial is the settings as they stand"
+        assert own[0]["config/fusion_weight"] == 0.25, (
+            "the first trial is the settings as they stand"
+        )
         for trial in finished:
             families = [value for name, value in trial.items() if name.startswith("family_")]
-            assert trial["objective"] == trial["validation_pixel_ap"] == pytest.approx(sum(families) / len(families))
+            assert (
+                trial["objective"]
+                == trial["validation_pixel_ap"]
+                == pytest.approx(sum(families) / len(families))
+            )
 
 
 def test_a_trial_whose_loss_is_not_finite_fails_alone_and_is_named(study: Study) -> None:
@@ -83,25 +100,43 @@ def test_a_trial_whose_loss_is_not_finite_fails_alone_and_is_named(study: Study)
         assert (trial["status"] == "failed") == (trial["config/finetune.learning_rate"] == 1e30)
     for trial in failed:
         assert trial["objective"] is None
-        assert {"trial": trial["trial"], "cause": trial["cause"]} in found[trial["category"]]["failed_trials"]
+        assert {"trial": trial["trial"], "cause": trial["cause"]} in found[trial["category"]][
+            "failed_trials"
+        ]
         assert trial["cause"].startswith("TrainingError: The classifier's loss became ")
         assert "lower finetune.learning_rate" in trial["cause"]
-        assert f"note: {trial['category']}, trial {trial['trial']} failed: {trial['cause']}" in stderr
+        assert (
+            f"note: {trial['category']}, trial {trial['trial']} failed: {trial['cause']}" in stderr
+        )
     assert all("winner" in category for category in found.values())
 
 
 def test_the_winner_is_the_best_that_the_last_sweep_saw(study: Study) -> None:
     for category, found in study.summary()["categories"].items():
-        swept = [(value, sweep["config"], weight) for sweep in found["sweeps"] for weight, value in sweep["weights"]]
+        swept = [
+            (value, sweep["config"], weight)
+            for sweep in found["sweeps"]
+            for weight, value in sweep["weights"]
+        ]
         best = max(value for value, _, _ in swept)
         assert found["validation"]["pixel_ap"] == pytest.approx(best)
         chosen = dict(found["chosen"])
         assert chosen.pop("score_weight") == found["settings"]["score_weight"]
-        assert (chosen, best) in [({**config, "fusion_weight": w}, value) for value, config, w in swept]
-        own = {t["trial"]: t for t in study.trials() if t["category"] == category and t["status"] == "finished"}
+        assert (chosen, best) in [
+            ({**config, "fusion_weight": w}, value) for value, config, w in swept
+        ]
+        own = {
+            t["trial"]: t
+            for t in study.trials()
+            if t["category"] == category and t["status"] == "finished"
+        }
         assert best >= max(t["objective"] for t in own.values())
         winner = own[found["trial"]]
-        assert winner["config/flow_depth"] == found["settings"]["flow"]["depth"] == found["chosen"]["flow_depth"]
+        assert (
+            winner["config/flow_depth"]
+            == found["settings"]["flow"]["depth"]
+            == found["chosen"]["flow_depth"]
+        )
         assert winner["config/finetune_epochs"] == found["settings"]["finetune"]["joint_epochs"]
 
 
@@ -123,7 +158,10 @@ def test_good_pictures_alone_have_a_winner_and_what_is_left_out_is_said(study: S
     detector = Detector.load(found["winner"])
     assert detector.threshold.normals == found["threshold"]["normals"] == 4
     stderr = (study.folder / "stderr").read_text()
-    assert "note: gamma has no labelled test pictures with defects: test figures are left out" in stderr
+    assert (
+        "note: gamma has no labelled test pictures with defects: test figures are left out"
+        in stderr
+    )
     assert "a false-reject rate of 0.200 at best" in stderr
 
 
@@ -141,12 +179,17 @@ def test_test_images_are_unlocked_once_a_category_and_after_all_trials(study: St
 @pytest.mark.parametrize("category", TESTED)
 def test_what_trials_read_holds_no_test_image(study: Study, category: str) -> None:
     test = rows_of(read_category(study.data, category), "test")
-    seen = [pq.read_table(study.out / "tables" / f"{category}.{name}.parquet") for name in ("train", "validation")]
+    seen = [
+        pq.read_table(study.out / "tables" / f"{category}.{name}.parquet")
+        for name in ("train", "validation")
+    ]
     for table in seen:
         assert "test" not in table["split"].to_pylist()
         assert not set(table["path"].to_pylist()) & set(test["path"].to_pylist())
         assert not set(table["sha256"].to_pylist()) & set(test["sha256"].to_pylist())
-    fit, validation = (set(rows_of(seen[0], split)["sha256"].to_pylist()) for split in ("fit", "validation"))
+    fit, validation = (
+        set(rows_of(seen[0], split)["sha256"].to_pylist()) for split in ("fit", "validation")
+    )
     assert not fit & validation
     normals = [row["sha256"] for row in seen[1].to_pylist() if row["label"] == 0]
     assert set(normals) == validation, "figures rest on the normals that training did not see"
@@ -171,15 +214,30 @@ def test_the_regret_is_what_an_oracle_would_have_gained(study: Study, category: 
     found = study.summary()["categories"][category]
     for choice in found["regret"]["fusion_weight"], found["regret"]["trial"]:
         for figure in ("pixel_ap", "image_auroc"):
-            assert choice[figure]["regret"] == pytest.approx(choice[figure]["oracle"] - choice[figure]["selected"])
+            assert choice[figure]["regret"] == pytest.approx(
+                choice[figure]["oracle"] - choice[figure]["selected"]
+            )
             assert choice[figure]["regret"] >= 0
-            assert choice[figure]["selected"] == found["regret"]["fusion_weight"][figure]["selected"]
+            assert (
+                choice[figure]["selected"] == found["regret"]["fusion_weight"][figure]["selected"]
+            )
     for figure in ("pixel_ap", "image_auroc"):
-        assert found["regret"]["trial"][figure]["oracle"] >= found["regret"]["fusion_weight"][figure]["oracle"]
+        assert (
+            found["regret"]["trial"][figure]["oracle"]
+            >= found["regret"]["fusion_weight"][figure]["oracle"]
+        )
     assert set(found["rules"]) == set(found["regret"]["rules"]) == set(RULES)
-    chosen = {k: v for k, v in found["chosen"].items() if k not in ("fusion_weight", "score_weight")}
-    assert found["rules"]["mean"] == {"config": chosen, "fusion_weight": found["chosen"]["fusion_weight"]}
-    assert found["regret"]["rules"]["mean"]["pixel_ap"] == found["regret"]["fusion_weight"]["pixel_ap"]["selected"]
+    chosen = {
+        k: v for k, v in found["chosen"].items() if k not in ("fusion_weight", "score_weight")
+    }
+    assert found["rules"]["mean"] == {
+        "config": chosen,
+        "fusion_weight": found["chosen"]["fusion_weight"],
+    }
+    assert (
+        found["regret"]["rules"]["mean"]["pixel_ap"]
+        == found["regret"]["fusion_weight"]["pixel_ap"]["selected"]
+    )
 
 
 def test_trials_can_be_watched_with_tensorboard(study: Study) -> None:
@@ -199,11 +257,30 @@ def test_trials_share_stages(study: Study) -> None:
     """Three trials and the last choice on at most two backbones: no backbone is trained twice."""
     for kind, most in (("finetuned", 2), ("flows", 4)):
         finite = [t for t in study.trials() if t["status"] == "finished"]
-        kinds = {(t["category"], t["config/finetune_epochs"], kind == "flows" and t["config/flow_depth"]) for t in finite}
-        if kind == "flows":  # the baseline beside the winner: on the pretrained backbone, before training and after it
-            kinds |= {(category, 0, depth) for category in study.summary()["categories"] for depth in (0, 1)}
+        kinds = {
+            (t["category"], t["config/finetune_epochs"], kind == "flows" and t["config/flow_depth"])
+            for t in finite
+        }
+        if (
+            kind == "flows"
+            # the baseline beside the winner: on the pretrained backbone, before training and after it
+        ):
+            kinds |= {
+                (category, 0, depth)
+                for category in study.summary()["categories"]
+                for depth in (0, 1)
+            }
         made = len(list((study.out / "stages" / kind).iterdir()))
-        diverged = len({(t["category"], t["config/finetune_epochs"]) for t in study.trials() if t["status"] == "failed"}) * most
+        diverged = (
+            len(
+                {
+                    (t["category"], t["config/finetune_epochs"])
+                    for t in study.trials()
+                    if t["status"] == "failed"
+                }
+            )
+            * most
+        )
         assert len(kinds) <= made <= len(kinds) + diverged
     assert sum(t["stages_reused"] for t in study.trials() if t["status"] == "finished") > 0
 
@@ -217,42 +294,70 @@ def test_the_evidence_agrees_with_the_summary_and_the_masks(study: Study, catego
     folder = study.out / "evidence" / category
     images = pq.read_table(folder / "images.parquet").to_pylist()
     test = [row for row in images if row["split"] == "test"]
-    assert [(row["path"], row["score"]) for row in test] == [(row["path"], row["score"]) for row in found["test"]["scores"]]
+    assert [(row["path"], row["score"]) for row in test] == [
+        (row["path"], row["score"]) for row in found["test"]["scores"]
+    ]
     assert [row["verdict"] for row in test] == [row["verdict"] for row in found["test"]["scores"]]
     normals = [row for row in images if row["split"] == "validation" and not row["label"]]
     assert len(normals) == found["threshold"]["normals"]
-    assert sum(row["verdict"] for row in normals) == 0, "with so few normals the threshold is the highest of their scores"
-    assert image_auroc([row["baseline_score"] for row in test], [row["label"] for row in test]) == pytest.approx(
-        found["evidence"]["baseline"]["figures"]["image_auroc"]
+    assert sum(row["verdict"] for row in normals) == 0, (
+        "with so few normals the threshold is the highest of their scores"
     )
+    assert image_auroc(
+        [row["baseline_score"] for row in test], [row["label"] for row in test]
+    ) == pytest.approx(found["evidence"]["baseline"]["figures"]["image_auroc"])
     regions = pq.read_table(folder / "regions.parquet").to_pylist()
     table = rows_of(read_category(study.data, category), "test").to_pylist()
-    assert sum(row["pixels"] for row in regions) == sum(int(read_mask(row["mask_path"]).sum()) for row in table if row["label"])
+    assert sum(row["pixels"] for row in regions) == sum(
+        int(read_mask(row["mask_path"]).sum()) for row in table if row["label"]
+    )
     assert all(0 <= row["overlap"] <= 1 and row["found"] == (row["overlap"] > 0) for row in regions)
     assert all(row["contrast"] > 0.1 for row in regions), "they are drawn white or black on grey"
 
 
 @pytest.mark.parametrize("category", TESTED)
-def test_the_baseline_is_judged_on_the_same_images_with_intervals_and_a_paired_gain(study: Study, category: str) -> None:
+def test_the_baseline_is_judged_on_the_same_images_with_intervals_and_a_paired_gain(
+    study: Study, category: str
+) -> None:
     found = study.summary()["categories"][category]
     baseline, intervals = found["evidence"]["baseline"], found["evidence"]["intervals"]
     assert baseline["depth"] in (0, 1)
-    assert set(baseline["figures"]) == set(intervals) == set(baseline["intervals"]) == set(baseline["gain"]) == set(METRICS)
-    for figures, bounds in ((found["test"]["figures"], intervals), (baseline["figures"], baseline["intervals"])):
+    assert (
+        set(baseline["figures"])
+        == set(intervals)
+        == set(baseline["intervals"])
+        == set(baseline["gain"])
+        == set(METRICS)
+    )
+    for figures, bounds in (
+        (found["test"]["figures"], intervals),
+        (baseline["figures"], baseline["intervals"]),
+    ):
         for name in ("image_auroc", "pixel_auroc"):
             assert bounds[name][0] - 0.02 <= figures[name] <= bounds[name][1] + 0.02
     for name, gain in baseline["gain"].items():
-        assert gain["low"] <= found["test"]["figures"][name] - baseline["figures"][name] + 0.02, name
-        assert gain["high"] >= found["test"]["figures"][name] - baseline["figures"][name] - 0.02, name
+        assert gain["low"] <= found["test"]["figures"][name] - baseline["figures"][name] + 0.02, (
+            name
+        )
+        assert gain["high"] >= found["test"]["figures"][name] - baseline["figures"][name] - 0.02, (
+            name
+        )
 
 
-def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(study: Study, tmp_path: Path) -> None:
+def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
+    study: Study, tmp_path: Path
+) -> None:
     built = build_report(study.out, tmp_path / "report")
     found = study.summary()["categories"]
     assert list(built.decisions) == sorted(found)
     assert all("no test pictures" in line or "failed" in line for line in built.missing)
-    assert sum(line.startswith(UNTESTED) and "no test pictures" in line for line in built.missing) == 1
-    facts = {name: json.loads((study.out / "evidence" / name / "facts.json").read_text()) for name in found}
+    assert (
+        sum(line.startswith(UNTESTED) and "no test pictures" in line for line in built.missing) == 1
+    )
+    facts = {
+        name: json.loads((study.out / "evidence" / name / "facts.json").read_text())
+        for name in found
+    }
     assert [facts[name]["shown"] for name in sorted(found)] == ["test", "test", "validation"]
     for name, known in facts.items():
         assert known["pictures"]
@@ -261,7 +366,10 @@ def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
             assert {"input", "density", "classifier", "fused"} <= set(case["files"])
             assert ("truth" in case["files"]) == bool(case["label"])
             for file in case["files"].values():
-                assert read_image(study.out / "evidence" / name / "pictures" / file).shape[:2] <= (224, 224)
+                assert read_image(study.out / "evidence" / name / "pictures" / file).shape[:2] <= (
+                    224,
+                    224,
+                )
 
 
 # ---- again ----
@@ -271,19 +379,28 @@ def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
     ("arguments", "said"),
     [
         ([], "is in use: choose another --out, or say --resume to go on with the study in it."),
-        (["--resume", "--seed", "1"], "was begun with other settings (seed was 0, is 1): choose another --out."),
+        (
+            ["--resume", "--seed", "1"],
+            "was begun with other settings (seed was 0, is 1): choose another --out.",
+        ),
         (
             ["--resume", "--categories", "alpha"],
             "was begun with other data (beta is gone; gamma is gone): choose another --out.",
         ),
         (
             ["--resume", "--objectives", "au_pro"],
-            "was begun with other objectives (it was ['pixel_ap'], is ['au_pro']): choose another --out.",
+            "was begun with other objectives (it was ['pixel_ap'], is ['au_pro']): choose "
+            "another --out.",
         ),
-        (["--resume", "--optuna-storage", "other.journal"], "was begun with its trials in its own journal: say the same again."),
+        (
+            ["--resume", "--optuna-storage", "other.journal"],
+            "was begun with its trials in its own journal: say the same again.",
+        ),
     ],
 )
-def test_a_folder_in_use_is_refused_for_another_study(study: Study, arguments: list[str], said: str) -> None:
+def test_a_folder_in_use_is_refused_for_another_study(
+    study: Study, arguments: list[str], said: str
+) -> None:
     files = {path: path.stat().st_mtime_ns for path in study.out.rglob("*")}
     base = ["study", "--data", str(study.data), "--out", str(study.out), *study.options]
     result = CliRunner().invoke(main, [*base, *arguments])
@@ -315,10 +432,16 @@ def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path:
         process = study.start("--trials", str(TRIALS), *more, out=out)
         wait_for_trial(process, ended)
         # Ray's agents look for their parent once in a while only.
-        started = [p for p in psutil.Process(process.pid).children(recursive=True) if "Agent" not in p.name()]
+        started = [
+            p
+            for p in psutil.Process(process.pid).children(recursive=True)
+            if "Agent" not in p.name()
+        ]
         process.kill()
         process.communicate()
-        assert psutil.wait_procs(started, timeout=30)[1] == [], "Ray's processes end with the driver"
+        assert psutil.wait_procs(started, timeout=30)[1] == [], (
+            "Ray's processes end with the driver"
+        )
     process = study.start("--trials", str(TRIALS), "--resume", out=out)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
@@ -328,36 +451,77 @@ def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path:
     }
 
     def plain(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{k: v for k, v in trial.items() if k not in compared and v is not None} for trial in trials]
+        return [
+            {k: v for k, v in trial.items() if k not in compared and v is not None}
+            for trial in trials
+        ]
 
     assert plain(again.trials()) == plain(study.trials())
     for category, found in study.summary()["categories"].items():
-        for name in ("chosen", "settings", "validation", "threshold", "sweeps", "test", "regret", "failed_trials"):
+        for name in (
+            "chosen",
+            "settings",
+            "validation",
+            "threshold",
+            "sweeps",
+            "test",
+            "regret",
+            "failed_trials",
+        ):
             assert again.summary()["categories"][category][name] == found[name], name
 
 
-def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives_is_saved(study: Study, tmp_path: Path) -> None:
+def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives_is_saved(
+    study: Study, tmp_path: Path
+) -> None:
     out, storage = tmp_path / "out", tmp_path / "studies.db"
-    options = ["--trials", "4", "--categories", "alpha", "--no-reuse", "--objectives", "pixel_ap,latency", "--cpus-per-trial", "1"]
-    options += ["--selection", "worst", "--optuna-storage", f"sqlite:///{storage}", "--warm-start", str(study.out)]
+    options = [
+        "--trials",
+        "4",
+        "--categories",
+        "alpha",
+        "--no-reuse",
+        "--objectives",
+        "pixel_ap,latency",
+        "--cpus-per-trial",
+        "1",
+    ]
+    options += [
+        "--selection",
+        "worst",
+        "--optuna-storage",
+        f"sqlite:///{storage}",
+        "--warm-start",
+        str(study.out),
+    ]
     process = study.start(*options, out=out)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     again = study.at(out)
     config = [name for name in study.trials()[0] if name.startswith("config/")]
     figures = [name for name in study.trials()[0] if name.startswith(("family_", "validation_"))]
-    earlier = {tuple(t[c] for c in config): t for t in study.trials() if t["category"] == "alpha" and t["status"] == "finished"}
+    earlier = {
+        tuple(t[c] for c in config): t
+        for t in study.trials()
+        if t["category"] == "alpha" and t["status"] == "finished"
+    }
     repeated = [t for t in again.trials() if tuple(t[c] for c in config) in earlier]
     assert len(repeated) >= min(3, len(earlier)), "what was best before is tried first"
     for trial in repeated:
         same = earlier[tuple(trial[c] for c in config)]
-        assert {name: trial[name] for name in figures} == {name: same[name] for name in figures}, "to the last bit"
+        assert {name: trial[name] for name in figures} == {name: same[name] for name in figures}, (
+            "to the last bit"
+        )
         assert trial["stages_computed"] > 0
     found = again.summary()["categories"]["alpha"]
-    assert found["front"][0]["objectives"]["pixel_ap"] == max(t["objective"] for t in again.trials() if t["objective"] is not None)
+    assert found["front"][0]["objectives"]["pixel_ap"] == max(
+        t["objective"] for t in again.trials() if t["objective"] is not None
+    )
     for member in found["front"]:
         assert member["objectives"]["latency"] > 0
-        assert Detector.load(member["detector"]).settings.flow.depth == member["config"]["flow_depth"]
+        assert (
+            Detector.load(member["detector"]).settings.flow.depth == member["config"]["flow_depth"]
+        )
         assert Path(member["detector"]).is_relative_to(out / "front" / "alpha")
     assert f"each a detector in {out / 'front' / 'alpha'}" in stdout
     assert not list(out.glob(".scratch-*"))
@@ -366,7 +530,9 @@ def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives
     assert names[0].endswith("/alpha")
 
 
-def test_ctrl_c_ends_every_process_and_leaves_what_was_finished(study: Study, tmp_path: Path) -> None:
+def test_ctrl_c_ends_every_process_and_leaves_what_was_finished(
+    study: Study, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     process = study.start("--trials", "100", "--categories", "alpha,beta", out=out)
     wait_for_trial(process, 2)
@@ -383,6 +549,8 @@ def test_ctrl_c_ends_every_process_and_leaves_what_was_finished(study: Study, tm
     assert len(trials) >= 2
     assert any(t["status"] == "finished" for t in trials)
     assert not (out / "summary.json").exists()
-    assert not (out / "ledger.jsonl").exists(), "no look at the test images before selection has ended"
+    assert not (out / "ledger.jsonl").exists(), (
+        "no look at the test images before selection has ended"
+    )
     assert list((out / "stages" / "finetuned").iterdir())
     assert not list((out / "stages").rglob("*.part"))

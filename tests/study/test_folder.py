@@ -1,4 +1,6 @@
-"""A study's folder: who may claim it, what a trial may see, and the ledger of looks at the test images."""
+"""A study's folder: who may claim it, what a trial may see, and the ledger of looks at the test
+images.
+"""
 
 import json
 import re
@@ -39,7 +41,9 @@ def test_a_new_or_empty_folder_is_claimed(tmp_path: Path) -> None:
     for folder in (tmp_path / "a" / "b", tmp_path / "empty", tmp_path / "locked"):
         if folder.name != "b":
             folder.mkdir()
-        if folder.name == "locked":  # left by a study that was refused or ended before it wrote anything
+        if (
+            folder.name == "locked"
+        ):  # left by a study that was refused or ended before it wrote anything
             (folder / ".lock").touch()
         claim_folder(folder, resume=False)
         assert folder.is_dir()
@@ -84,7 +88,9 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path, resume: bool
 # ---- tables and the ledger ----
 
 
-def test_what_a_trial_sees_holds_no_test_image_and_each_look_at_those_is_in_the_ledger(tmp_path: Path) -> None:
+def test_what_a_trial_sees_holds_no_test_image_and_each_look_at_those_is_in_the_ledger(
+    tmp_path: Path,
+) -> None:
     write_category(tmp_path / "data" / "nut", defective=2, good=1)
     table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
     validation = table.filter(pc.equal(table["split"], "validation"))
@@ -102,7 +108,11 @@ def test_what_a_trial_sees_holds_no_test_image_and_each_look_at_those_is_in_the_
     assert set(test["split"].to_pylist()) == {"test"}
     assert len(test) + len(plan.train_table("nut")) == len(table)
     (entry,) = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert (entry["category"], entry["opened"], entry["for"]) == ("nut", "test images", "evaluation of the winner")
+    assert (entry["category"], entry["opened"], entry["for"]) == (
+        "nut",
+        "test images",
+        "evaluation of the winner",
+    )
     plan.unlock_test_table("nut", "again")
     assert len(ledger.read_text().splitlines()) == 2
 
@@ -141,7 +151,10 @@ def test_a_categorys_result_is_kept_for_the_same_trials_alone(tmp_path: Path) ->
 # ---- the cluster ----
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "http://127.0.0.1:1", "no such host:6379"])
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "http://127.0.0.1:1", "no such host:6379"],
+)
 def test_an_address_where_no_cluster_is_is_said_at_once(address: str) -> None:
     said = rf"There is no Ray cluster at '{re.escape(address)}' \(.*\): leave --address out"
     with pytest.raises(SettingsError, match=said), ray_session(address):
@@ -179,7 +192,9 @@ def test_gpus_bound_the_trials_where_they_are_asked_for() -> None:
 
 
 def test_cores_are_counted_where_the_gpus_are() -> None:
-    shares = share_out(StudySettings(gpus_per_trial=1), 1, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}])
+    shares = share_out(
+        StudySettings(gpus_per_trial=1), 1, [{"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}]
+    )
     assert (shares.cpus, shares.concurrent) == (2, 1)
 
 
@@ -187,10 +202,22 @@ def test_cores_are_counted_where_the_gpus_are() -> None:
     ("settings", "nodes", "said"),
     [
         (StudySettings(), [{"memory": 1.0}], "No node of the Ray cluster has a CPU"),
-        (StudySettings(cpus_per_trial=4), [{"CPU": 2.0}], "cpus_per_trial is 4, but the largest node has 2"),
+        (
+            StudySettings(cpus_per_trial=4),
+            [{"CPU": 2.0}],
+            "cpus_per_trial is 4, but the largest node has 2",
+        ),
         (StudySettings(gpus_per_trial=1), [{"CPU": 2.0}], "gpus_per_trial is 1, but .* 0 GPUs"),
-        (StudySettings(gpus_per_trial=2), [{"CPU": 2.0, "GPU": 1.0}] * 2, "gpus_per_trial is 2, but .* at most 1 on one node"),
-        (StudySettings(gpus_per_trial=1), [{"GPU": 1.0}, {"CPU": 4.0}], "No node of the Ray cluster with such GPUs has a CPU"),
+        (
+            StudySettings(gpus_per_trial=2),
+            [{"CPU": 2.0, "GPU": 1.0}] * 2,
+            "gpus_per_trial is 2, but .* at most 1 on one node",
+        ),
+        (
+            StudySettings(gpus_per_trial=1),
+            [{"GPU": 1.0}, {"CPU": 4.0}],
+            "No node of the Ray cluster with such GPUs has a CPU",
+        ),
     ],
 )
 def test_what_no_node_could_ever_hold_is_refused_instead_of_waited_for(
@@ -241,7 +268,9 @@ def test_trials_with_streams_never_take_more_than_there_is(
 ) -> None:
     resources = [{"CPU": float(c), "GPU": float(g)} for c, g in nodes]
     try:
-        shares = share_out(StudySettings(cpus_per_trial=cpus, gpus_per_trial=gpus), 1, resources, stream_cpus)
+        shares = share_out(
+            StudySettings(cpus_per_trial=cpus, gpus_per_trial=gpus), 1, resources, stream_cpus
+        )
     except SettingsError:
         return
     assert shares.concurrent >= 1

@@ -1,4 +1,6 @@
-"""Leases kept by an actor, for workers that share no file system; those in files have the same promises (test_leases.py)."""
+"""Leases kept by an actor, for workers that share no file system; those in files have the same
+promises (test_leases.py).
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,15 +59,21 @@ def ray_here() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_machines_that_share_a_remote_folder_alone_compute_a_stage_once(ray_here: Any, tmp_path: Path) -> None:
+def test_machines_that_share_a_remote_folder_alone_compute_a_stage_once(
+    ray_here: Any, tmp_path: Path
+) -> None:
     """Four tasks, each with a local folder of its own, as on four machines."""
     uri = f"file://{tmp_path}/remote"
     book = open_book("test-leases")
 
     @ray_here.remote(num_cpus=0)
     def worker(number: int) -> tuple[float, dict[str, int]]:
-        store = StageStore(tmp_path / f"machine{number}", RemoteFolder(uri), BookedLeases("test-leases"))
-        stage = store.get("maps", {"seed": 1}, lambda: Stage({"map": torch.full((3,), float(number))}, {}))
+        store = StageStore(
+            tmp_path / f"machine{number}", RemoteFolder(uri), BookedLeases("test-leases")
+        )
+        stage = store.get(
+            "maps", {"seed": 1}, lambda: Stage({"map": torch.full((3,), float(number))}, {})
+        )
         return float(stage.tensors["map"][0]), store.computed
 
     found = ray_here.get([worker.remote(number) for number in range(4)])
@@ -80,8 +88,12 @@ def test_a_stage_in_the_remote_folder_is_whole_or_not_there(tmp_path: Path) -> N
     first.get("maps", {"seed": 1}, lambda: Stage({"map": torch.ones(2)}, {"of": "first"}))
     assert second.get("maps", {"seed": 1}, lambda: Stage({}, {})).facts == {"of": "first"}
     assert second.reused == {"maps": 1}
-    remote.delete(f"maps/{first.key({'seed': 1})}/facts.json")  # as if it had not been stored to its end
+    remote.delete(
+        f"maps/{first.key({'seed': 1})}/facts.json"
+    )  # as if it had not been stored to its end
     third = StageStore(tmp_path / "three", remote)
-    assert third.get("maps", {"seed": 1}, lambda: Stage({}, {"of": "third"})).facts == {"of": "third"}
+    assert third.get("maps", {"seed": 1}, lambda: Stage({}, {"of": "third"})).facts == {
+        "of": "third"
+    }
     third.drop("maps", {"seed": 1})
     assert remote.read(f"maps/{first.key({'seed': 1})}/facts.json") is None

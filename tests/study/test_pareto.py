@@ -17,7 +17,13 @@ def trial(number: int, quality: float, latency: float) -> dict[str, Any]:
 
 def test_latency_is_lowered_and_figures_are_raised() -> None:
     assert OBJECTIVES == {"validation_pixel_ap": "maximize", "latency": "minimize"}
-    trials = [trial(0, 0.5, 10), trial(1, 0.4, 5), trial(2, 0.4, 6), trial(3, 0.6, 20), trial(4, 0.5, 11)]
+    trials = [
+        trial(0, 0.5, 10),
+        trial(1, 0.4, 5),
+        trial(2, 0.4, 6),
+        trial(3, 0.6, 20),
+        trial(4, 0.5, 11),
+    ]
     assert [t["trial"] for t in front(trials, OBJECTIVES)] == [3, 0, 1]
 
 
@@ -26,7 +32,9 @@ def test_equal_trials_are_all_on_the_front() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
-def test_every_trial_is_on_the_front_or_beaten_by_one_that_is(values: list[tuple[int, int]]) -> None:
+def test_every_trial_is_on_the_front_or_beaten_by_one_that_is(
+    values: list[tuple[int, int]],
+) -> None:
     trials = [trial(n, quality, latency) for n, (quality, latency) in enumerate(values)]
     kept = {t["trial"] for t in front(trials, OBJECTIVES)}
     assert kept

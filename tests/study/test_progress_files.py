@@ -12,7 +12,12 @@ def test_a_note_says_where_a_worker_is_until_the_task_ends(tmp_path: Path) -> No
     progress = FileProgress(tmp_path, "nut")
     progress("finetune", 1, 8)
     (note,) = read_notes(tmp_path)
-    assert (note["category"], note["task"], note["done"], note["total"]) == ("nut", "finetune", 1, 8)
+    assert (note["category"], note["task"], note["done"], note["total"]) == (
+        "nut",
+        "finetune",
+        1,
+        8,
+    )
     progress("finetune", 8, 8)
     assert read_notes(tmp_path) == []
 

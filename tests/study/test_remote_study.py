@@ -1,4 +1,6 @@
-"""A study in an object store: killed, gone on with on another machine, refused where something else lies."""
+"""A study in an object store: killed, gone on with on another machine, refused where something else
+lies.
+"""
 
 import json
 import os
@@ -35,7 +37,9 @@ def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path, end:
 
 
 def at(machine: Path) -> dict[str, str]:
-    """The environment of a machine with files of its own; Ray's sockets must lie below a short path."""
+    """The environment of a machine with files of its own; Ray's sockets must lie below a short
+    path.
+    """
     return {"TMPDIR": str(machine), "RAY_TMPDIR": "/tmp"}
 
 
@@ -52,13 +56,18 @@ def test_a_killed_study_goes_on_on_another_machine(study: Study, end: str, tmp_p
 
     process = study.start("--trials", "30", out=out, **at(machines[0]))
     wait_for_trial(process, 2)
-    while not any(entry.get("state") == 1 for entry in journal(remote)):  # a trial has ended and been passed on
+    while not any(
+        entry.get("state") == 1 for entry in journal(remote)
+    ):  # a trial has ended and been passed on
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     known = journal(remote)
     begun = sum(entry["op_code"] == JournalOperation.CREATE_TRIAL for entry in known)
-    ended = sum(entry.get("state") in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL) for entry in known)
+    ended = sum(
+        entry.get("state") in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        for entry in known
+    )
     trials = str(begun + 2)
 
     process = study.start("--trials", trials, out=out, **at(machines[1]))
@@ -74,7 +83,13 @@ def test_a_killed_study_goes_on_on_another_machine(study: Study, end: str, tmp_p
     assert f"s3://bucket/runs/night/winners{end}" in stdout
     assert not list(machines[1].glob("clsnf-*")), "no copy is left"
 
-    for name in ("winners/alpha", "trials.parquet", "summary.json", "ledger.jsonl", "examples/alpha.png"):
+    for name in (
+        "winners/alpha",
+        "trials.parquet",
+        "summary.json",
+        "ledger.jsonl",
+        "examples/alpha.png",
+    ):
         assert remote.pull(name, tmp_path / "got" / name), name
     table = pq.read_table(tmp_path / "got" / "trials.parquet").to_pylist()
     assert sorted(row["trial"] for row in table) == list(range(begun + 2))
@@ -86,7 +101,9 @@ def test_a_killed_study_goes_on_on_another_machine(study: Study, end: str, tmp_p
     assert len(ledger) == 1, "the test images were opened once"
 
 
-def test_a_place_that_holds_something_else_or_is_none_is_refused_before_the_work(study: Study, end: str) -> None:
+def test_a_place_that_holds_something_else_or_is_none_is_refused_before_the_work(
+    study: Study, end: str
+) -> None:
     RemoteFolder(f"s3://bucket/other{end}").write("notes.txt", b"mine")
     for out, said in (
         (f"s3://bucket/other{end}", "is in use, but holds no study to go on with"),

@@ -1,4 +1,6 @@
-"""One searcher for many categories: fair turns, the right number, and no category that sees another's trials."""
+"""One searcher for many categories: fair turns, the right number, and no category that sees
+another's trials.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -22,11 +24,25 @@ START = SPACE.start(DetectorSettings())
 
 
 def searcher(
-    categories: list[str], trials: int = 6, seed: int = 0, in_sequence: bool = True, storage: BaseStorage | None = None
+    categories: list[str],
+    trials: int = 6,
+    seed: int = 0,
+    in_sequence: bool = True,
+    storage: BaseStorage | None = None,
 ) -> PerCategorySearch:
     storage = storage or InMemoryStorage()
     histories = {
-        c: History(storage, c, c, SPACE.distributions(), [START], trials, {METRIC: "maximize"}, seed, in_sequence)
+        c: History(
+            storage,
+            c,
+            c,
+            SPACE.distributions(),
+            [START],
+            trials,
+            {METRIC: "maximize"},
+            seed,
+            in_sequence,
+        )
         for c in categories
     }
     return PerCategorySearch(histories, trials, in_sequence)
@@ -34,7 +50,12 @@ def searcher(
 
 def objective(config: dict[str, Any]) -> float:
     """Any function that tells settings apart."""
-    return 1 - (config["fusion_weight"] - 0.3) ** 2 - 0.01 * config["flow_depth"] + 0.02 * config["finetune_epochs"]
+    return (
+        1
+        - (config["fusion_weight"] - 0.3) ** 2
+        - 0.01 * config["flow_depth"]
+        + 0.02 * config["finetune_epochs"]
+    )
 
 
 def run(search: PerCategorySearch, most: int = 1000, prefix: str = "t") -> list[dict[str, Any]]:
@@ -54,7 +75,10 @@ def of(category: str, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @settings(max_examples=15, deadline=None)
-@given(categories=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4, unique=True), trials=st.integers(1, 5))
+@given(
+    categories=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4, unique=True),
+    trials=st.integers(1, 5),
+)
 def test_every_category_gets_its_trials_in_turn(categories: list[str], trials: int) -> None:
     seen = run(searcher(categories, trials))
     assert Counter(trial[CATEGORY] for trial in seen) == dict.fromkeys(categories, trials)
@@ -64,7 +88,10 @@ def test_every_category_gets_its_trials_in_turn(categories: list[str], trials: i
 
 def test_every_categorys_first_trial_is_the_start_point() -> None:
     seen = run(searcher(["screw", "tire"], 2))
-    assert seen[:2] == [{CATEGORY: "screw", NUMBER: 0, **START}, {CATEGORY: "tire", NUMBER: 0, **START}]
+    assert seen[:2] == [
+        {CATEGORY: "screw", NUMBER: 0, **START},
+        {CATEGORY: "tire", NUMBER: 0, **START},
+    ]
 
 
 def test_turns_stay_fair_while_many_trials_run_at_once() -> None:
@@ -76,7 +103,9 @@ def test_turns_stay_fair_while_many_trials_run_at_once() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(at_once=st.integers(1, 3), order=st.lists(st.integers(0, 2), max_size=12))
-def test_trials_in_sequence_are_the_same_however_long_each_takes(at_once: int, order: list[int]) -> None:
+def test_trials_in_sequence_are_the_same_however_long_each_takes(
+    at_once: int, order: list[int]
+) -> None:
     """`order` says which of the running trials ends next."""
     categories = ["a", "b", "c"]
     search = searcher(categories, 4)
@@ -116,7 +145,17 @@ def test_seeds_and_names_decide_the_suggestions() -> None:
 def test_the_seed_of_a_trial_is_fixed() -> None:
     """Another value here changes every study's trials."""
     assert trial_seed(0, "screw", 3) == 1651795452
-    assert len({trial_seed(0, "screw", 3), trial_seed(1, "screw", 3), trial_seed(0, "tire", 3), trial_seed(0, "screw", 4)}) == 4
+    assert (
+        len(
+            {
+                trial_seed(0, "screw", 3),
+                trial_seed(1, "screw", 3),
+                trial_seed(0, "tire", 3),
+                trial_seed(0, "screw", 4),
+            }
+        )
+        == 4
+    )
     assert 0 <= trial_seed(2**32 - 1, "ü" * 100, 10**6) < 2**32
 
 
@@ -146,8 +185,12 @@ def test_a_failed_trial_counts_and_the_search_goes_on(way: str) -> None:
     expected = {"reported": 4, "killed": 4 * MOST_ATTEMPTS}[way]
     assert Counter(h[CATEGORY] for h in handed) == {"a": expected, "b": 4}
     if way == "killed":
-        assert [h[NUMBER] for h in of("a", handed)] == [n for n in range(4) for _ in range(MOST_ATTEMPTS)]
-    assert of("b", handed) == run(searcher(["b"], 4)), "another category's failures must not be felt"
+        assert [h[NUMBER] for h in of("a", handed)] == [
+            n for n in range(4) for _ in range(MOST_ATTEMPTS)
+        ]
+    assert of("b", handed) == run(searcher(["b"], 4)), (
+        "another category's failures must not be felt"
+    )
 
 
 STORAGES = [None, "studies.journal", "sqlite:///{}/studies.db"]
@@ -155,7 +198,9 @@ STORAGES = [None, "studies.journal", "sqlite:///{}/studies.db"]
 
 @pytest.mark.parametrize("where", STORAGES)
 @pytest.mark.parametrize("ended", [0, 1, 5, 11])
-def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(where: str | None, ended: int, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(
+    where: str | None, ended: int, tmp_path: Path
+) -> None:
     whole = run(searcher(["a", "b"], 6))
     if where is not None:
         where = where.format(tmp_path) if "://" in where else str(tmp_path / where)
@@ -168,13 +213,22 @@ def test_a_search_that_was_killed_goes_on_as_if_nothing_had_happened(where: str 
     assert str(lost) in map(str, whole), "a trial under way is begun again as it was"
 
 
-def test_a_trial_is_in_the_storage_with_all_of_its_values_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process may be killed between any two writes: none of them may leave a trial that has begun without its values."""
+def test_a_trial_is_in_the_storage_with_all_of_its_values_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may be killed between any two writes: none of them may leave a trial that has begun
+    without its values.
+    """
     storage = open_storage(None, tmp_path)
     search = searcher(["a"], 6, storage=storage)
     run(search, most=4)
     seen = []
-    for name in ("create_new_trial", "set_trial_param", "set_trial_state_values", "set_trial_system_attr"):
+    for name in (
+        "create_new_trial",
+        "set_trial_param",
+        "set_trial_state_values",
+        "set_trial_system_attr",
+    ):
         write = getattr(storage, name)
 
         def written(*arguments: Any, write: Any = write, **more: Any) -> Any:
@@ -198,12 +252,24 @@ def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Pat
     again = searcher(["a", "b"], 3, in_sequence=False, storage=open_storage(None, tmp_path))
     seen = run(again)
     assert [trial for trial in seen if trial in running] == [running[0], running[2]]
-    assert sorted((t[CATEGORY], t[NUMBER]) for t in [running[1], *seen]) == [(c, n) for c in "ab" for n in range(3)]
+    assert sorted((t[CATEGORY], t[NUMBER]) for t in [running[1], *seen]) == [
+        (c, n) for c in "ab" for n in range(3)
+    ]
 
 
 def test_what_a_trial_came_to_is_told_and_kept(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
-    history = History(open_storage(None, tmp_path), "a", "a", SPACE.distributions(), [START], 4, {METRIC: "maximize"}, 0, True)
+    history = History(
+        open_storage(None, tmp_path),
+        "a",
+        "a",
+        SPACE.distributions(),
+        [START],
+        4,
+        {METRIC: "maximize"},
+        0,
+        True,
+    )
     search = PerCategorySearch({"a": history}, 4, True, tell=told.append)
     reports: list[dict[str, Any]] = [
         {METRIC: 0.5, "family_scar": 0.25, "seconds": 2.0, "nobody": 1},
@@ -235,17 +301,24 @@ def test_a_trial_far_behind_others_that_came_as_far_is_stopped_and_no_earlier() 
     assert not search.is_hopeless("t0", {METRIC: 0.0}), "a trial at its end has nothing to stop"
     for number in range(4, 16):
         config = search.suggest(f"t{number}")
-        search.is_hopeless(f"t{number}", {METRIC: number / 100 if config[CATEGORY] == "a" else 0.9, "step": 4})
+        search.is_hopeless(
+            f"t{number}", {METRIC: number / 100 if config[CATEGORY] == "a" else 0.9, "step": 4}
+        )
         search.on_trial_complete(f"t{number}", {METRIC: 0.5})
     assert search.is_hopeless("t2", {METRIC: 0.03, "step": 4})
     assert not search.is_hopeless("t2", {METRIC: 0.03, "step": 8}), "nobody came so far"
     handed = search.suggest("t16")
     assert handed[CATEGORY] in "ab"
     value = {METRIC: 0.2, "step": 4}
-    assert search.is_hopeless("t16", value) == (handed[CATEGORY] == "b"), "only its own category's trials count"
+    assert search.is_hopeless("t16", value) == (handed[CATEGORY] == "b"), (
+        "only its own category's trials count"
+    )
 
 
-@pytest.mark.parametrize("where", ["sqlite:////no/such/folder/studies.db", "nothing://here", "no/such/folder/studies.journal"])
+@pytest.mark.parametrize(
+    "where",
+    ["sqlite:////no/such/folder/studies.db", "nothing://here", "no/such/folder/studies.journal"],
+)
 def test_a_storage_that_cannot_be_opened_is_one_line(where: str, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="The Optuna storage") as raised:
         open_storage(where, tmp_path)
@@ -253,13 +326,25 @@ def test_a_storage_that_cannot_be_opened_is_one_line(where: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("where", [None, "sqlite:///{}/studies.db"])
-def test_choices_may_be_lists(where: str | None, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_choices_may_be_lists(
+    where: str | None, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     space = Space({"backbone.levels": {"type": "choice", "values": [[1], [1, 2], [1, 2, 3]]}})
     start = space.start(DetectorSettings())
     where = where and where.format(tmp_path)
 
     def history() -> History:
-        return History(open_storage(where, tmp_path), "a", "a", space.distributions(), [start], 8, {METRIC: "maximize"}, 0, True)
+        return History(
+            open_storage(where, tmp_path),
+            "a",
+            "a",
+            space.distributions(),
+            [start],
+            8,
+            {METRIC: "maximize"},
+            0,
+            True,
+        )
 
     first = history()
     for _ in range(6):

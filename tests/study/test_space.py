@@ -1,4 +1,6 @@
-"""Search spaces: what a YAML file may say, what is refused before any trial, and how a trial's values become settings."""
+"""Search spaces: what a YAML file may say, what is refused before any trial, and how a trial's
+values become settings.
+"""
 
 import dataclasses
 import math
@@ -12,7 +14,14 @@ from hypothesis import strategies as st
 
 from clsnf.core.config import DetectorSettings, FinetuneSettings, FlowSettings, to_dict
 from clsnf.core.errors import SettingsError
-from clsnf.study.space import DEFAULT_SPACE, FUSION_WEIGHTS, SHORT_NAMES, Space, apply_config, read_space
+from clsnf.study.space import (
+    DEFAULT_SPACE,
+    FUSION_WEIGHTS,
+    SHORT_NAMES,
+    Space,
+    apply_config,
+    read_space,
+)
 
 SPACES = Path(__file__).parents[2] / "tune" / "spaces"
 SHIPPED = SPACES / "default.yaml"
@@ -43,8 +52,13 @@ def test_trials_are_compared_on_their_way_where_they_share_no_trunk() -> None:
     rate = {"finetune.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
     assert Space(DEFAULT_SPACE | rate).rungs(DetectorSettings()) == [4, 8, 12]
     cosine = dataclasses.replace(DetectorSettings(), finetune=FinetuneSettings(schedule="cosine"))
-    assert Space(rate).rungs(cosine) == [], "runs of different length are not comparable on their way"
-    assert Space({"flow.passes": {"type": "choice", "values": [1.0, 2.0]}}).rungs(DetectorSettings()) == []
+    assert Space(rate).rungs(cosine) == [], (
+        "runs of different length are not comparable on their way"
+    )
+    assert (
+        Space({"flow.passes": {"type": "choice", "values": [1.0, 2.0]}}).rungs(DetectorSettings())
+        == []
+    )
 
 
 def test_a_file_may_search_any_setting_by_its_full_name(tmp_path: Path) -> None:
@@ -72,47 +86,116 @@ def test_a_file_may_search_any_setting_by_its_full_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("fusion_wieght: {type: float, low: 0, high: 1}", "There is no setting 'fusion_wieght'. Did you mean 'fusion_weight'?"),
-        ("flow.pases: {type: float, low: 1, high: 2}", "There is no setting 'flow.pases'. Did you mean 'flow.passes'?"),
+        (
+            "fusion_wieght: {type: float, low: 0, high: 1}",
+            "There is no setting 'fusion_wieght'. Did you mean 'fusion_weight'?",
+        ),
+        (
+            "flow.pases: {type: float, low: 1, high: 2}",
+            "There is no setting 'flow.pases'. Did you mean 'flow.passes'?",
+        ),
         ("flow: {type: choice, values: [1]}", "There is no setting 'flow'."),
         ("seed.x: {type: choice, values: [1]}", "There is no setting 'seed.x'."),
-        ("flow_depth: {type: choise, values: [1]}", "flow_depth: type is 'choise'. Did you mean 'choice'?"),
+        (
+            "flow_depth: {type: choise, values: [1]}",
+            "flow_depth: type is 'choise'. Did you mean 'choice'?",
+        ),
         ("flow_depth: {values: [1]}", "flow_depth: type is None. Valid: choice, float, int."),
         ("flow_depth: {type: [1], low: 1}", "flow_depth: type is [1]. Valid: choice, float, int."),
-        ("flow_depth: {type: int, low: 1, hgih: 2}", "flow_depth: unknown key 'hgih'. Did you mean 'high'?"),
+        (
+            "flow_depth: {type: int, low: 1, hgih: 2}",
+            "flow_depth: unknown key 'hgih'. Did you mean 'high'?",
+        ),
         ("flow_depth: {type: int, low: 1, 3: 2}", "flow_depth: unknown key '3'."),
-        ("flow_depth: {type: choice, values: []}", "flow_depth: a choice needs values: [a, b, ...]."),
-        ("flow_depth: {type: choice, values: 3}", "flow_depth: a choice needs values: [a, b, ...]."),
-        ("flow_depth: {type: choice, values: [2, 2]}", "flow_depth: the value 2 stands there twice."),
-        ("flow_depth: {type: choice, values: [0, -1]}", "FlowSettings.depth is -1: it must be 0 or more"),
-        ("flow_depth: {type: choice, values: [0, two]}", "settings.flow.depth is 'two': it must be of type int."),
-        ("flow_depth: {type: int, low: 4, high: 2}", "low is 4 and high is 2: a range of type int needs numbers with low <= high."),
-        ("flow_depth: {type: int, low: 0, high: 2.5}", "low is 0 and high is 2.5: a range of type int needs numbers"),
-        ("flow_depth: {type: int, low: 0, high: true}", "low is 0 and high is True: a range of type int needs numbers"),
+        (
+            "flow_depth: {type: choice, values: []}",
+            "flow_depth: a choice needs values: [a, b, ...].",
+        ),
+        (
+            "flow_depth: {type: choice, values: 3}",
+            "flow_depth: a choice needs values: [a, b, ...].",
+        ),
+        (
+            "flow_depth: {type: choice, values: [2, 2]}",
+            "flow_depth: the value 2 stands there twice.",
+        ),
+        (
+            "flow_depth: {type: choice, values: [0, -1]}",
+            "FlowSettings.depth is -1: it must be 0 or more",
+        ),
+        (
+            "flow_depth: {type: choice, values: [0, two]}",
+            "settings.flow.depth is 'two': it must be of type int.",
+        ),
+        (
+            "flow_depth: {type: int, low: 4, high: 2}",
+            "low is 4 and high is 2: a range of type int needs numbers with low <= high.",
+        ),
+        (
+            "flow_depth: {type: int, low: 0, high: 2.5}",
+            "low is 0 and high is 2.5: a range of type int needs numbers",
+        ),
+        (
+            "flow_depth: {type: int, low: 0, high: true}",
+            "low is 0 and high is True: a range of type int needs numbers",
+        ),
         ("flow_depth: {type: int, low: 0}", "low is 0 and high is None"),
-        ("fusion_weight: {type: float, low: .nan, high: 1}", "low is nan and high is 1: a range of type float needs numbers"),
+        (
+            "fusion_weight: {type: float, low: .nan, high: 1}",
+            "low is nan and high is 1: a range of type float needs numbers",
+        ),
         ("flow.passes: {type: float, low: 1, high: .inf}", "FlowSettings.passes is inf"),
-        ("fusion_weight: {type: float, low: 0, high: 1.5}", "DetectorSettings.fusion_weight is 1.5: it must be in [0, 1]."),
-        ("flow.passes: {type: float, low: 0, high: 1, log: true}", "flow.passes: log needs low above 0 and no step."),
-        ("flow.passes: {type: float, low: 1, high: 2, log: true, step: 0.5}", "flow.passes: log needs low above 0 and no step."),
-        ("flow.passes: {type: float, low: 1, high: 2, log: 'yes'}", "flow.passes: log is 'yes': it must be true or false."),
-        ("flow.passes: {type: float, low: 1, high: 2, step: 0}", "flow.passes: step is 0: it must be above 0."),
-        ("flow_depth: {type: int, low: 1, high: 2, step: 0.5}", "flow_depth: step is 0.5: it must be a whole number above 0."),
-        # A float range for a setting that takes whole numbers would fail in every trial but at its ends.
-        ("flow_depth: {type: float, low: 0, high: 4}", "settings.flow.depth is 0.0: it must be of type int."),
+        (
+            "fusion_weight: {type: float, low: 0, high: 1.5}",
+            "DetectorSettings.fusion_weight is 1.5: it must be in [0, 1].",
+        ),
+        (
+            "flow.passes: {type: float, low: 0, high: 1, log: true}",
+            "flow.passes: log needs low above 0 and no step.",
+        ),
+        (
+            "flow.passes: {type: float, low: 1, high: 2, log: true, step: 0.5}",
+            "flow.passes: log needs low above 0 and no step.",
+        ),
+        (
+            "flow.passes: {type: float, low: 1, high: 2, log: 'yes'}",
+            "flow.passes: log is 'yes': it must be true or false.",
+        ),
+        (
+            "flow.passes: {type: float, low: 1, high: 2, step: 0}",
+            "flow.passes: step is 0: it must be above 0.",
+        ),
+        (
+            "flow_depth: {type: int, low: 1, high: 2, step: 0.5}",
+            "flow_depth: step is 0.5: it must be a whole number above 0.",
+        ),
+        # A float range for a setting that takes whole numbers would fail in every trial but at its
+        # ends.
+        (
+            "flow_depth: {type: float, low: 0, high: 4}",
+            "settings.flow.depth is 0.0: it must be of type int.",
+        ),
         # The ends are multiples of 32, what lies between is not.
-        ("image.height: {type: int, low: 64, high: 128}", "ImageSettings.height is 65: it must be a multiple of 32"),
+        (
+            "image.height: {type: int, low: 64, high: 128}",
+            "ImageSettings.height is 65: it must be a multiple of 32",
+        ),
         (
             "flow_depth: {type: int, low: 0, high: 2}\nflow.depth: {type: choice, values: [1]}",
             "flow_depth and flow.depth are the same setting: keep one.",
         ),
         ("", "holds no names with values"),
         ("- flow_depth", "holds no names with values"),
-        ("flow_depth: 3", "flow_depth: 3 is no range: expected one such as {type: choice, values: [2, 4]}."),
+        (
+            "flow_depth: 3",
+            "flow_depth: 3 is no range: expected one such as {type: choice, values: [2, 4]}.",
+        ),
         ("flow_depth: {type: choice, values: [1", "is no YAML"),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_file_and_the_nearest_name(tmp_path: Path, text: str, said: str) -> None:
+def test_what_makes_no_sense_is_refused_with_the_file_and_the_nearest_name(
+    tmp_path: Path, text: str, said: str
+) -> None:
     path = written(tmp_path, text)
     with pytest.raises(SettingsError) as caught:
         read_space(path)
@@ -122,7 +205,9 @@ def test_what_makes_no_sense_is_refused_with_the_file_and_the_nearest_name(tmp_p
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none.yaml can't be read \(No such file or directory\)"):
+    with pytest.raises(
+        SettingsError, match=r"none.yaml can't be read \(No such file or directory\)"
+    ):
         read_space(tmp_path / "none.yaml")
 
 
@@ -140,7 +225,10 @@ def test_the_default_space_fits_the_default_settings() -> None:
 
 def test_a_value_that_the_studys_settings_do_not_allow_is_refused_before_any_trial() -> None:
     random_start = DetectorSettings(flow=FlowSettings(start="random"))
-    with pytest.raises(SettingsError, match=r"The search space's flow_depth: FlowSettings.depth is 0: it must be 0 or more \(1"):
+    with pytest.raises(
+        SettingsError,
+        match=r"The search space's flow_depth: FlowSettings.depth is 0: it must be 0 or more \(1",
+    ):
         Space(DEFAULT_SPACE).check(random_start)
 
 
@@ -148,7 +236,10 @@ def test_a_value_that_the_studys_settings_do_not_allow_is_refused_before_any_tri
 
 
 def test_short_names_are_put_where_they_belong_and_nothing_else_changes() -> None:
-    changed = apply_config(DetectorSettings(), {"fusion_weight": 0.1, "finetune_epochs": 5, "flow_depth": 3, "flow.passes": 7})
+    changed = apply_config(
+        DetectorSettings(),
+        {"fusion_weight": 0.1, "finetune_epochs": 5, "flow_depth": 3, "flow.passes": 7},
+    )
     default = DetectorSettings()
     assert changed == dataclasses.replace(
         default,
@@ -159,7 +250,10 @@ def test_short_names_are_put_where_they_belong_and_nothing_else_changes() -> Non
 
 
 def _paths(content: dict[str, Any], prefix: str = "") -> list[str]:
-    nested = [_paths(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}"] for k, v in content.items()]
+    nested = [
+        _paths(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}"]
+        for k, v in content.items()
+    ]
     return [name for names in nested for name in names]
 
 
@@ -182,7 +276,11 @@ def test_names_that_do_not_exist_are_refused(name: str) -> None:
 
 def test_the_first_trial_is_the_settings_as_they_stand_where_the_space_holds_them() -> None:
     space = Space(DEFAULT_SPACE)
-    assert space.start(DetectorSettings()) == {"fusion_weight": 0.25, "finetune_epochs": 8, "flow_depth": 2}
+    assert space.start(DetectorSettings()) == {
+        "fusion_weight": 0.25,
+        "finetune_epochs": 8,
+        "flow_depth": 2,
+    }
 
 
 def test_else_the_first_trial_is_the_nearest_point() -> None:
@@ -195,7 +293,12 @@ def test_else_the_first_trial_is_the_nearest_point() -> None:
         }
     )
     start = space.start(DetectorSettings(flow=FlowSettings(depth=6)))
-    assert start == {"fusion_weight": 0.3, "finetune_epochs": 5, "flow_depth": 5, "defects.object_mask": "dark"}
+    assert start == {
+        "fusion_weight": 0.3,
+        "finetune_epochs": 5,
+        "flow_depth": 5,
+        "defects.object_mask": "dark",
+    }
 
 
 @given(
@@ -204,8 +307,12 @@ def test_else_the_first_trial_is_the_nearest_point() -> None:
     step=st.none() | st.floats(0.01, 5),
     value=st.floats(0.001, 100),
 )
-def test_a_float_range_starts_inside_itself_on_a_step(low: float, width: float, step: float | None, value: float) -> None:
-    given_range = {"type": "float", "low": low, "high": low + width} | ({} if step is None else {"step": step})
+def test_a_float_range_starts_inside_itself_on_a_step(
+    low: float, width: float, step: float | None, value: float
+) -> None:
+    given_range = {"type": "float", "low": low, "high": low + width} | (
+        {} if step is None else {"step": step}
+    )
     space = Space({"flow.passes": given_range})
     start = space.start(DetectorSettings(flow=FlowSettings(passes=value)))["flow.passes"]
     assert isinstance(start, float)
@@ -214,8 +321,15 @@ def test_a_float_range_starts_inside_itself_on_a_step(low: float, width: float, 
         assert math.isclose((start - low) / step, round((start - low) / step), abs_tol=1e-6)
 
 
-@given(low=st.integers(0, 10), width=st.integers(0, 10), step=st.integers(1, 7), value=st.integers(0, 40))
-def test_an_int_range_starts_at_the_nearest_of_its_values(low: int, width: int, step: int, value: int) -> None:
+@given(
+    low=st.integers(0, 10),
+    width=st.integers(0, 10),
+    step=st.integers(1, 7),
+    value=st.integers(0, 40),
+)
+def test_an_int_range_starts_at_the_nearest_of_its_values(
+    low: int, width: int, step: int, value: int
+) -> None:
     space = Space({"flow_depth": {"type": "int", "low": low, "high": low + width, "step": step}})
     start = space.start(DetectorSettings(flow=FlowSettings(depth=value)))["flow_depth"]
     values = range(low, low + width + 1, step)
@@ -229,8 +343,14 @@ def test_an_int_range_starts_at_the_nearest_of_its_values(low: int, width: int, 
 @pytest.mark.parametrize("name", ["finetune_epochs", "finetune.joint_epochs"])
 def test_trunks_are_left_at_every_number_of_epochs_that_a_trial_can_ask_for(name: str) -> None:
     settings = DetectorSettings(finetune=FinetuneSettings(joint_epochs=7))
-    assert Space({name: {"type": "choice", "values": [8, 0, 4]}}).leaving_epochs(settings) == [0, 4, 8]
-    assert Space({name: {"type": "int", "low": 2, "high": 9, "step": 3}}).leaving_epochs(settings) == [2, 5, 8]
+    assert Space({name: {"type": "choice", "values": [8, 0, 4]}}).leaving_epochs(settings) == [
+        0,
+        4,
+        8,
+    ]
+    assert Space({name: {"type": "int", "low": 2, "high": 9, "step": 3}}).leaving_epochs(
+        settings
+    ) == [2, 5, 8]
 
 
 def test_without_epochs_in_the_space_trunks_are_left_where_the_settings_say() -> None:
@@ -245,7 +365,10 @@ def test_fusion_weights_outside_the_space_are_not_swept() -> None:
     assert Space(DEFAULT_SPACE).fusion_weights() == FUSION_WEIGHTS
     part = Space({"fusion_weight": {"type": "float", "low": 0.1, "high": 0.25}})
     assert part.fusion_weights() == (0.1, 0.15, 0.2, 0.25)
-    assert Space({"fusion_weight": {"type": "choice", "values": [0.7, 0.2]}}).fusion_weights() == (0.2, 0.7)
+    assert Space({"fusion_weight": {"type": "choice", "values": [0.7, 0.2]}}).fusion_weights() == (
+        0.2,
+        0.7,
+    )
     assert Space({"flow_depth": {"type": "choice", "values": [2]}}).fusion_weights() == ()
 
 

@@ -1,4 +1,6 @@
-"""A study of a folder and one of its pack, the one decoding for itself, the other with workers of Ray: the same trials and winner."""
+"""A study of a folder and one of its pack, the one decoding for itself, the other with workers of
+Ray: the same trials and winner.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ TRUNCATED = "train/good/004.png"
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path) -> tuple[Study, Study]:
+def studies(
+    tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path
+) -> tuple[Study, Study]:
     """Both finished; a picture in them can't be read."""
     folder = Study(tmp_path_factory.mktemp("study"), resnet18_weights)
     # Fewer learning rates than the others' space: both trials end.
@@ -50,13 +54,19 @@ def test_trials_and_winner_are_the_same(studies: tuple[Study, Study]) -> None:
     assert first["settings"] == second["settings"]
     assert first["threshold"] == second["threshold"]
     assert first["test"]["figures"] == second["test"]["figures"]
-    tensors = [json.loads((s.out / "winners/nut/detector.json").read_text())["tensors_sha256"] for s in studies]
+    tensors = [
+        json.loads((s.out / "winners/nut/detector.json").read_text())["tensors_sha256"]
+        for s in studies
+    ]
     assert tensors[0] == tensors[1]
 
 
 def test_each_says_what_its_stream_was_and_did(studies: tuple[Study, Study]) -> None:
     for study, said, steps in zip(
-        studies, ("local, from memory", "ray: as asked"), ({"defects"}, {"read", "decode", "defects"}), strict=True
+        studies,
+        ("local, from memory", "ray: as asked"),
+        ({"defects"}, {"read", "decode", "defects"}),
+        strict=True,
     ):
         assert f"stream: {said}" in (study.out / "stderr").read_text()
         assert study.summary()["stream"].startswith(said)

@@ -16,7 +16,12 @@ from clsnf.study.warm_start import warm_values
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    rows = [("nut", 0.5, 2, "finished"), ("nut", 0.9, 0, "finished"), ("nut", None, 4, "failed"), ("nut", 0.7, 6, "finished")]
+    rows = [
+        ("nut", 0.5, 2, "finished"),
+        ("nut", 0.9, 0, "finished"),
+        ("nut", None, 4, "failed"),
+        ("nut", 0.7, 6, "finished"),
+    ]
     rows += [("nut", 0.1, 2, "finished"), ("bolt", 0.99, 4, "finished")]
     columns = ("category", "objective", "config/flow_depth", "status")
     (tmp_path / "earlier").mkdir()
@@ -26,16 +31,35 @@ def earlier(tmp_path: Path) -> Path:
 
 
 def test_the_best_finished_trials_of_the_category_are_tried_first(earlier: Path) -> None:
-    assert warm_values(earlier, ["nut"]) == [{"flow_depth": 0}, {"flow_depth": 6}, {"flow_depth": 2}]
+    assert warm_values(earlier, ["nut"]) == [
+        {"flow_depth": 0},
+        {"flow_depth": 6},
+        {"flow_depth": 2},
+    ]
     assert warm_values(earlier, ["screw"]) == []
     assert warm_values(None, ["nut"]) == []
 
 
-def test_points_that_the_new_space_does_not_have_are_left_out(earlier: Path, tmp_path: Path) -> None:
+def test_points_that_the_new_space_does_not_have_are_left_out(
+    earlier: Path, tmp_path: Path
+) -> None:
     space = Space({"flow_depth": {"type": "choice", "values": [0, 2, 4]}})
-    first = [{"flow_depth": 4}, *warm_values(earlier, ["nut"]), {"fusion_weight": 0.3}, {"flow_depth": "two"}]
+    first = [
+        {"flow_depth": 4},
+        *warm_values(earlier, ["nut"]),
+        {"fusion_weight": 0.3},
+        {"flow_depth": "two"},
+    ]
     history = History(
-        open_storage(None, tmp_path), "nut", "nut", space.distributions(), first, 9, {"objective": "maximize"}, 0, in_sequence=True
+        open_storage(None, tmp_path),
+        "nut",
+        "nut",
+        space.distributions(),
+        first,
+        9,
+        {"objective": "maximize"},
+        0,
+        in_sequence=True,
     )
     assert [history.begin()[1]["flow_depth"] for _ in range(3)] == [4, 0, 2]
 
@@ -48,16 +72,22 @@ def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
         warm_values(tmp_path, ["nut"])
 
 
-def test_a_logger_that_is_not_installed_is_said_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logger_that_is_not_installed_is_said_before_the_long_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     check_loggers(None, None)
-    with pytest.raises(SettingsError, match=r"--mlflow needs the package mlflow.*pip install 'clsnf\[mlflow\]'"):
+    with pytest.raises(
+        SettingsError, match=r"--mlflow needs the package mlflow.*pip install 'clsnf\[mlflow\]'"
+    ):
         check_loggers("http://localhost:5000", None)
     with pytest.raises(SettingsError, match=r"--wandb needs"):
         check_loggers(None, "project")
 
 
-def test_a_logging_server_that_does_not_answer_is_said_before_the_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logging_server_that_does_not_answer_is_said_before_the_long_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

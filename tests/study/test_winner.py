@@ -9,7 +9,12 @@ from clsnf.study.winner import best_few
 
 
 def trial(name: str, objective: float, **config: Any) -> dict[str, Any]:
-    return {"trial": name, "objective": objective, "config": config, "figures": {"family_scar": objective}}
+    return {
+        "trial": name,
+        "objective": objective,
+        "config": config,
+        "figures": {"family_scar": objective},
+    }
 
 
 def names(trials: list[dict[str, Any]]) -> list[str]:
@@ -38,7 +43,10 @@ def test_ties_go_to_the_earlier_trial() -> None:
 
 
 def test_the_order_of_a_trials_settings_does_not_matter() -> None:
-    trials = [trial("a", 0.5, flow_depth=2, finetune_epochs=4), trial("b", 0.6, finetune_epochs=4, flow_depth=2)]
+    trials = [
+        trial("a", 0.5, flow_depth=2, finetune_epochs=4),
+        trial("b", 0.6, finetune_epochs=4, flow_depth=2),
+    ]
     assert names(best_few(trials, 3)) == ["b"]
 
 
@@ -51,12 +59,22 @@ TRIALS = st.lists(
 
 
 @given(TRIALS, st.integers(1, 5))
-def test_the_best_trial_leads_and_every_candidate_is_the_best_of_its_kind(trials: list[dict[str, Any]], most: int) -> None:
+def test_the_best_trial_leads_and_every_candidate_is_the_best_of_its_kind(
+    trials: list[dict[str, Any]], most: int
+) -> None:
     few = best_few(trials, most)
     assert few[0]["objective"] == max(t["objective"] for t in trials)
     assert [t["objective"] for t in few] == sorted((t["objective"] for t in few), reverse=True)
     depths = [t["config"]["flow_depth"] for t in few]
-    assert len(depths) == len(set(depths)) == min(most, len({t["config"]["flow_depth"] for t in trials}))
+    assert (
+        len(depths)
+        == len(set(depths))
+        == min(most, len({t["config"]["flow_depth"] for t in trials}))
+    )
     for chosen in few:
-        same = [t["objective"] for t in trials if t["config"]["flow_depth"] == chosen["config"]["flow_depth"]]
+        same = [
+            t["objective"]
+            for t in trials
+            if t["config"]["flow_depth"] == chosen["config"]["flow_depth"]
+        ]
         assert chosen["objective"] == max(same)

@@ -1,6 +1,8 @@
-"""The authors' network written down once more, plainly, with torch, torchvision and FrEIA alone: what an import must agree with.
+"""The authors' network written down once more, plainly, with torch, torchvision and FrEIA alone:
+what an import must agree with.
 
-Nothing of clsnf is used here. Checkpoints made from these modules have the names, shapes and parts of the authors' files.
+Nothing of clsnf is used here. Checkpoints made from these modules have the names, shapes and parts
+of the authors' files.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ class Encoder(nn.Module):
         super().__init__()
         whole = getattr(torchvision.models, architecture)(weights=None)
         self.conv1, self.bn1, self.maxpool = whole.conv1, whole.bn1, whole.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = whole.layer1, whole.layer2, whole.layer3, whole.layer4
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            whole.layer1,
+            whole.layer2,
+            whole.layer3,
+            whole.layer4,
+        )
         reflect(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -82,7 +89,9 @@ class Basic(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = conv(planes, planes, 3)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.downsample = nn.Sequential(conv(a, planes, 1), nn.BatchNorm2d(planes)) if a != planes else None
+        self.downsample = (
+            nn.Sequential(conv(a, planes, 1), nn.BatchNorm2d(planes)) if a != planes else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -96,8 +105,12 @@ class WideDecoder(nn.Module):
     def __init__(self, classes: int = 1) -> None:
         super().__init__()
         self.nin = nn.Sequential(conv(2048, 1024, 1), nn.ReLU(), conv(1024, 1024, 1), nn.ReLU())
-        self.uplayer1 = nn.Sequential(Bottleneck(1024 + 1024, 128), *[Bottleneck(256, 128) for _ in range(2)])
-        self.uplayer2 = nn.Sequential(Bottleneck(256 + 512, 64), *[Bottleneck(128, 64) for _ in range(5)])
+        self.uplayer1 = nn.Sequential(
+            Bottleneck(1024 + 1024, 128), *[Bottleneck(256, 128) for _ in range(2)]
+        )
+        self.uplayer2 = nn.Sequential(
+            Bottleneck(256 + 512, 64), *[Bottleneck(128, 64) for _ in range(5)]
+        )
         self.uplayer3 = nn.Sequential(Bottleneck(128, 32), *[Bottleneck(64, 32) for _ in range(3)])
         self.uplayer4 = nn.Sequential(Bottleneck(64, 16), *[Bottleneck(32, 16) for _ in range(2)])
         self.conv1 = conv(32, 8, 3)
@@ -154,7 +167,9 @@ def subnet(a: int, b: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(a, 2 * a), nn.ReLU(), nn.Linear(2 * a, b))
 
 
-def new_flow(channels: int, depth: int, clamp: float, soft: bool, condition: int = 128) -> nn.Module:
+def new_flow(
+    channels: int, depth: int, clamp: float, soft: bool, condition: int = 128
+) -> nn.Module:
     flow = freia_framework.SequenceINN(channels)
     for _ in range(depth):
         flow.append(
@@ -172,7 +187,9 @@ def new_flow(channels: int, depth: int, clamp: float, soft: bool, condition: int
         block.subnet[2].weight.data.mul_(5)
     if soft:  # FrEIA's own soft permutations take seconds to draw
         for block in flow.module_list:
-            rotation = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q.float()
+            rotation = torch.linalg.qr(
+                torch.randn(channels, channels, dtype=torch.float64)
+            ).Q.float()
             block.w_perm.data, block.w_perm_inv.data = rotation, rotation.t().contiguous()
     return flow
 
@@ -196,7 +213,9 @@ def encoding(dims: int, h: int, w: int) -> Tensor:
 
 
 def liven(network: nn.Module, least: float, most: float) -> None:
-    """Random parameters under which the network's answers vary: torch's own start would let a deep decoder say nothing."""
+    """Random parameters under which the network's answers vary: torch's own start would let a deep
+    decoder say nothing.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -235,10 +254,17 @@ class Reference:
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.architecture, self.stages, self.clamp, self.depth = architecture, list(stages), clamp, depth
+            self.architecture, self.stages, self.clamp, self.depth = (
+                architecture,
+                list(stages),
+                clamp,
+                depth,
+            )
             self.encoder = Encoder(architecture).eval()
             wide = architecture == "wide_resnet50_2"
-            self.decoder = (WideDecoder(classes) if wide else SmallDecoder(stages if skips else (), classes)).eval()
+            self.decoder = (
+                WideDecoder(classes) if wide else SmallDecoder(stages if skips else (), classes)
+            ).eval()
             channels = [256, 512, 1024, 2048] if wide else [64, 128, 256, 512]
             self.flows = [new_flow(channels[s - 1], depth, clamp, soft).eval() for s in stages]
             liven(self.encoder, 0.3, 0.6)
@@ -291,18 +317,31 @@ class Reference:
             e = stages[stage - 1]
             b, c, h, w = e.shape
             place = encoding(128, h, w)
-            rows = torch.stack([e[i, :, y, x] for i in range(b) for y in range(h) for x in range(w)])
-            places = torch.stack([place[:, y, x] for _ in range(b) for y in range(h) for x in range(w)])
+            rows = torch.stack(
+                [e[i, :, y, x] for i in range(b) for y in range(h) for x in range(w)]
+            )
+            places = torch.stack(
+                [place[:, y, x] for _ in range(b) for y in range(h) for x in range(w)]
+            )
             z, log_det = flow(rows, [places])
             found.append(((c * GAUSS - 0.5 * (z**2).sum(1) + log_det) / c).reshape(b, h, w))
         return found
 
     @torch.no_grad()
-    def maps(self, images: Tensor, constants: Sequence[float], weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Density map, classifier's map and fused map, (B, H, W) each; a vector likelier than every training vector counts as those."""
+    def maps(
+        self, images: Tensor, constants: Sequence[float], weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Density map, classifier's map and fused map, (B, H, W) each; a vector likelier than every
+        training vector counts as those.
+        """
         size = (images.shape[2], images.shape[3])
         likelihoods = [
-            F.interpolate(torch.exp(log_p - m).clamp_max(1)[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
+            F.interpolate(
+                torch.exp(log_p - m).clamp_max(1)[:, None],
+                size=size,
+                mode="bilinear",
+                align_corners=True,
+            )[:, 0]
             for log_p, m in zip(self.log_likelihoods(images), constants, strict=True)
         ]
         density = torch.stack([1 - p for p in likelihoods]).mean(0).clamp(0, 1)

@@ -1,4 +1,6 @@
-"""A real headless Chromium for tests of pages: Debian's packages chromium and chromium-driver, which ``.ci/run`` installs."""
+"""A real headless Chromium for tests of pages: Debian's packages chromium and chromium-driver,
+which ``.ci/run`` installs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from selenium.webdriver.chrome.service import Service
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs Debian's packages chromium and chromium-driver (apt-get install)"
+    CHROMIUM is None or DRIVER is None,
+    reason="needs Debian's packages chromium and chromium-driver (apt-get install)",
 )
 # Everything that would look for a host outside is off; root may not have Chromium's sandbox.
 _OPTIONS = (
@@ -33,7 +36,9 @@ _OPTIONS = (
 
 @contextmanager
 def browser(profile: Path) -> Iterator[webdriver.Chrome]:
-    """A browser with an empty profile in the folder `profile`; what its pages log is in :func:`errors_of`."""
+    """A browser with an empty profile in the folder `profile`; what its pages log is in
+    :func:`errors_of`.
+    """
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for option in (*_OPTIONS, f"--user-data-dir={profile}"):
@@ -47,5 +52,7 @@ def browser(profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def errors_of(driver: webdriver.Chrome) -> list[dict[str, Any]]:
-    """What went wrong in the pages since the last call: failed requests, thrown errors, blocked content."""
+    """What went wrong in the pages since the last call: failed requests, thrown errors, blocked
+    content.
+    """
     return [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]

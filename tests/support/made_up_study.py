@@ -1,4 +1,6 @@
-"""A study's folder with made-up figures, for reports: every file that a study leaves and a report reads, in a second."""
+"""A study's folder with made-up figures, for reports: every file that a study leaves and a report
+reads, in a second.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +58,31 @@ def write_study(
         rows += own
         results[name] = _product(folder, name, own, normals, defects, cases, shown, rng)
         ledger.append(
-            {"at": "2026-01-01T00:00:00+00:00", "category": name, "opened": "test images", "for": "evaluation of the winner"}
+            {
+                "at": "2026-01-01T00:00:00+00:00",
+                "category": name,
+                "opened": "test images",
+                "for": "evaluation of the winner",
+            }
         )
     pq.write_table(pa.Table.from_pylist(rows), folder / "trials.parquet")
     (folder / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in ledger))
     common = {"settings": to_dict(DetectorSettings()), "space": SPACE}
-    put(folder / "study.json", common | {"data": dict.fromkeys(products, "f" * 40), "objectives": ["pixel_ap"], "studies": ""})
-    summary = {"clsnf": "0.1.0", "at": "2026-01-01T00:00:00+00:00", "seconds": 100.0, "origin": "made up"}
-    put(folder / "summary.json", summary | common | {"study": to_dict(StudySettings(trials=trials)), "categories": results})
+    put(
+        folder / "study.json",
+        common
+        | {"data": dict.fromkeys(products, "f" * 40), "objectives": ["pixel_ap"], "studies": ""},
+    )
+    summary = {
+        "clsnf": "0.1.0",
+        "at": "2026-01-01T00:00:00+00:00",
+        "seconds": 100.0,
+        "origin": "made up",
+    }
+    put(
+        folder / "summary.json",
+        summary | common | {"study": to_dict(StudySettings(trials=trials)), "categories": results},
+    )
     return folder
 
 
@@ -81,7 +100,11 @@ def change(folder: Path, name: str, **changed: Any) -> None:
 
 
 def _trial(name: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
-    weight, epochs, depth = float(rng.uniform()), int(rng.choice([0, 4, 8])), int(rng.choice([0, 2, 4]))
+    weight, epochs, depth = (
+        float(rng.uniform()),
+        int(rng.choice([0, 4, 8])),
+        int(rng.choice([0, 2, 4])),
+    )
     objective = 0.4 + 0.3 * weight * (1 - weight) + 0.02 * epochs + float(rng.normal(0, 0.01))
     return {
         "category": name,
@@ -118,12 +141,23 @@ def _product(
     best = max(trials, key=lambda trial: trial["objective"])
     held_out = rng.beta(2, 14, normals)
     threshold = threshold_from_normals(held_out, 0.01)
-    images = [_image(name, "validation", "good", i, s, threshold.value) for i, s in enumerate(held_out)]
+    images = [
+        _image(name, "validation", "good", i, s, threshold.value) for i, s in enumerate(held_out)
+    ]
     for family in FAMILIES:
-        images += [_image(name, "validation", family, i, s, threshold.value) for i, s in enumerate(rng.beta(5, 4, 8))]
-    images += [_image(name, "test", "good", i, s, threshold.value) for i, s in enumerate(rng.beta(2, 14, normals))]
+        images += [
+            _image(name, "validation", family, i, s, threshold.value)
+            for i, s in enumerate(rng.beta(5, 4, 8))
+        ]
+    images += [
+        _image(name, "test", "good", i, s, threshold.value)
+        for i, s in enumerate(rng.beta(2, 14, normals))
+    ]
     for kind in KINDS:
-        images += [_image(name, "test", kind, i, s, threshold.value) for i, s in enumerate(rng.beta(9, 3, defects // 2))]
+        images += [
+            _image(name, "test", kind, i, s, threshold.value)
+            for i, s in enumerate(rng.beta(9, 3, defects // 2))
+        ]
     evidence = folder / "evidence" / name
     (evidence / "pictures").mkdir(parents=True)
     regions = [_region(row, rng) for row in images if row["split"] == "test" and row["label"]]
@@ -145,14 +179,27 @@ def _product(
         "versions": {"clsnf": "0.1.0"},
     }
     put(evidence / "facts.json", facts)
-    hashes = {"data_fingerprint": "a" * 40, "validation_fingerprint": "b" * 40, "backbone_fingerprint": "c" * 40}
-    provenance = {"fit_images": 4 * normals, "architecture": "resnet18", "versions": {"clsnf": "0.1.0"}, **hashes}
+    hashes = {
+        "data_fingerprint": "a" * 40,
+        "validation_fingerprint": "b" * 40,
+        "backbone_fingerprint": "c" * 40,
+    }
+    provenance = {
+        "fit_images": 4 * normals,
+        "architecture": "resnet18",
+        "versions": {"clsnf": "0.1.0"},
+        **hashes,
+    }
     put(folder / "winners" / name / "detector.json", {"provenance": provenance})
     figures = {figure: round(float(rng.uniform(0.94, 0.99)), 4) for figure in METRICS}
     test = [row for row in images if row["split"] == "test"]
     recall = float(np.mean([row["verdict"] for row in test if row["label"]]))
     rejects = float(np.mean([row["verdict"] for row in test if not row["label"]]))
-    config = {key.removeprefix("config/"): value for key, value in best.items() if key.startswith("config/")}
+    config = {
+        key.removeprefix("config/"): value
+        for key, value in best.items()
+        if key.startswith("config/")
+    }
     without = {key: value for key, value in config.items() if key != "fusion_weight"}
     weights = [round(0.1 * step, 1) for step in range(11)]
     loss = {"selected": 0.9, "oracle": 0.91, "regret": 0.01, "weight": 0.3}
@@ -166,7 +213,9 @@ def _product(
         "chosen": config | {"score_weight": 0.2},
         "validation": {
             "pixel_ap": 0.5,
-            "families": {f: {"pixel_ap": 0.5, "pixel_auroc": 0.97, "image_auroc": 0.9} for f in FAMILIES},
+            "families": {
+                f: {"pixel_ap": 0.5, "pixel_auroc": 0.97, "image_auroc": 0.9} for f in FAMILIES
+            },
         },
         "threshold": {**vars(threshold), "interval": list(threshold.interval)},
         "object_mask": {"kind": "off", "reason": "made up"},
@@ -186,11 +235,15 @@ def _product(
         },
         "evidence": {
             "folder": str(evidence),
-            "intervals": {figure: (value - 0.02, min(1.0, value + 0.02)) for figure, value in figures.items()},
+            "intervals": {
+                figure: (value - 0.02, min(1.0, value + 0.02)) for figure, value in figures.items()
+            },
             "baseline": {
                 "depth": 0,
                 "figures": {figure: value - 0.1 for figure, value in figures.items()},
-                "intervals": {figure: (value - 0.13, value - 0.07) for figure, value in figures.items()},
+                "intervals": {
+                    figure: (value - 0.13, value - 0.07) for figure, value in figures.items()
+                },
                 "recall": 0.8,
                 "false_reject_rate": 0.02,
                 "gain": {figure: {"low": 0.05, "high": 0.15, "ahead": 1.0} for figure in figures},
@@ -200,7 +253,9 @@ def _product(
     }
 
 
-def _image(product: str, split: str, kind: str, index: int, score: float, threshold: float) -> dict[str, Any]:
+def _image(
+    product: str, split: str, kind: str, index: int, score: float, threshold: float
+) -> dict[str, Any]:
     return {
         "split": split,
         "path": f"/data/{product}/{split}/{kind}/{index:03d}.png",
@@ -214,18 +269,31 @@ def _image(product: str, split: str, kind: str, index: int, score: float, thresh
 
 def _region(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
     share = float(rng.uniform(0.001, 0.05))
-    found = {"overlap": float(rng.uniform()), "found": bool(rng.uniform() < 0.9), "rejected": row["verdict"]}
+    found = {
+        "overlap": float(rng.uniform()),
+        "found": bool(rng.uniform() < 0.9),
+        "rejected": row["verdict"],
+    }
     shape = {"pixels": int(share * 65536), "share": share, "contrast": float(rng.uniform(0, 0.4))}
     return {"path": row["path"], "defect_type": row["defect_type"], **shape, **found}
 
 
 def _case(
-    folder: Path, kind: str, number: int, images: list[dict[str, Any]], picture: np.ndarray, rng: np.random.Generator
+    folder: Path,
+    kind: str,
+    number: int,
+    images: list[dict[str, Any]],
+    picture: np.ndarray,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
-    wanted = [row for row in images if row["split"] == "test" and (kind == "miss") == bool(row["label"])]
+    wanted = [
+        row for row in images if row["split"] == "test" and (kind == "miss") == bool(row["label"])
+    ]
     row = wanted[number % len(wanted)]
     rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]] / max(picture.shape)
-    blob = np.exp(-((rows - rng.uniform()) ** 2 + (columns - rng.uniform()) ** 2) * 60).astype(np.float32)
+    blob = np.exp(-((rows - rng.uniform()) ** 2 + (columns - rng.uniform()) ** 2) * 60).astype(
+        np.float32
+    )
     maps = {"density": heat_map(blob, 0.1, 1), "classifier": heat_map(blob**3, 0.1, 1)}
     layers = {"input": picture, **maps, "fused": overlay(picture, blob, 0.1, 0.6)}
     if row["label"]:
@@ -234,4 +302,8 @@ def _case(
     for layer, drawn in layers.items():
         files[layer] = f"{kind}-{number}-{layer}.webp"
         Image.fromarray(drawn).save(folder / files[layer], quality=72)
-    return {"kind": kind, **{key: row[key] for key in ("path", "defect_type", "label", "score")}, "files": files}
+    return {
+        "kind": kind,
+        **{key: row[key] for key in ("path", "defect_type", "label", "score")},
+        "files": files,
+    }

@@ -1,4 +1,6 @@
-"""The real command on small data, for tests: in an interpreter without clsnf, with a home of its own."""
+"""The real command on small data, for tests: in an interpreter without clsnf, with a home of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ import pyarrow.parquet as pq
 from tests.support.small_data import tiny_options
 
 ROOT = Path(__file__).parents[2]
-# With one of the learning rates the loss is not finite: trials that draw it fail, the first trial never does.
+# With one of the learning rates the loss is not finite: trials that draw it fail, the first trial
+# never does.
 SPACE = """
 fusion_weight: {type: float, low: 0.0, high: 1.0}
 finetune_epochs: {type: choice, values: [0, 1]}
@@ -27,25 +30,40 @@ finetune.learning_rate: {type: choice, values: [5e-4, 1e30]}
 
 
 def without_clsnf(folder: Path) -> str:
-    """An interpreter with everything that this one has but clsnf: the script promises to do without its installation."""
+    """An interpreter with everything that this one has but clsnf: the script promises to do without
+    its installation.
+    """
     venv.create(folder, with_pip=False)
     packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    # The folder is searched, the .pth files in it, which an editable installation rests on, are not read.
-    (Path(packages) / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n" + sysconfig.get_path("platlib") + "\n")
+    # The folder is searched, the .pth files in it, which an editable installation rests on, are not
+    # read.
+    (Path(packages) / "packages.pth").write_text(
+        sysconfig.get_path("purelib") + "\n" + sysconfig.get_path("platlib") + "\n"
+    )
     return str(folder / "bin" / "python")
 
 
 def _heed_ctrl_c() -> None:
-    """A shell's background job ignores SIGINT, and so would all that it starts; a person's terminal does not."""
+    """A shell's background job ignores SIGINT, and so would all that it starts; a person's terminal
+    does not.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Study:
-    """A folder with data, a home of its own for Ray's files, an interpreter, and the command on them."""
+    """A folder with data, a home of its own for Ray's files, an interpreter, and the command on
+    them.
+    """
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder, self.data, self.out = folder, folder / "data", folder / "out"
-        self.options = [*tiny_options(weights), "--set", "finetune.batch_size=3", "--space", str(folder / "space.yaml")]
+        self.options = [
+            *tiny_options(weights),
+            "--set",
+            "finetune.batch_size=3",
+            "--space",
+            str(folder / "space.yaml"),
+        ]
         (folder / "space.yaml").write_text(SPACE)
         (folder / "home").mkdir()
         self.python = without_clsnf(folder / "python")
@@ -65,8 +83,17 @@ class Study:
             "PATH": os.pathsep.join((str(Path(self.python).parent), os.environ["PATH"])),
         }
 
-    def start(self, *arguments: str, out: Path | str | None = None, **environment: str) -> subprocess.Popen[str]:
-        command = [self.python, str(ROOT / "tune" / "run_study.py"), "--data", str(self.data), "--out", str(out or self.out)]
+    def start(
+        self, *arguments: str, out: Path | str | None = None, **environment: str
+    ) -> subprocess.Popen[str]:
+        command = [
+            self.python,
+            str(ROOT / "tune" / "run_study.py"),
+            "--data",
+            str(self.data),
+            "--out",
+            str(out or self.out),
+        ]
         return subprocess.Popen(
             [*command, *self.options, *arguments],
             env=self.environment | environment,

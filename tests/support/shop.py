@@ -1,4 +1,6 @@
-"""Commands of the documentation, run as they stand: a folder in which every path that they name exists, on small data."""
+"""Commands of the documentation, run as they stand: a folder in which every path that they name
+exists, on small data.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def make_shop(folder: Path) -> Path:
     rng = np.random.default_rng(0)
 
     def draw(path: Path, defect: bool = False) -> None:
-        image = np.full((80, 80, 3), 128, np.uint8) + rng.integers(0, 20, (80, 80, 3), dtype=np.uint8)
+        image = np.full((80, 80, 3), 128, np.uint8) + rng.integers(
+            0, 20, (80, 80, 3), dtype=np.uint8
+        )
         if defect:
             image[30:50, 30:50] = 255
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +66,10 @@ def make_shop(folder: Path) -> Path:
         truth = folder / "DATA" / "CATEGORY" / "ground_truth" / "dent" / f"{i}_mask.png"
         truth.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(truth), mask)
-    save_file(timm.create_model("resnet18", pretrained=False).state_dict(), folder / "resnet18.safetensors")
+    save_file(
+        timm.create_model("resnet18", pretrained=False).state_dict(),
+        folder / "resnet18.safetensors",
+    )
     (folder / "small.yaml").write_text(SMALL)
     (folder / "tune").symlink_to(ROOT / "tune")
     (folder / "space.yaml").write_text("fusion_weight: {type: float, low: 0, high: 1}\n")
@@ -71,7 +78,10 @@ def make_shop(folder: Path) -> Path:
 
 def run(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     words = shlex.split(command)
-    programs = {"python": [sys.executable], "clsnf": [sys.executable, "-c", "from clsnf.cli import main; main(prog_name='clsnf')"]}
+    programs = {
+        "python": [sys.executable],
+        "clsnf": [sys.executable, "-c", "from clsnf.cli import main; main(prog_name='clsnf')"],
+    }
     environment = {**os.environ, "HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     (folder / "home").mkdir(exist_ok=True)
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""Pictures and weights small enough that whole commands run in tests: drawn here, in seconds, from a seed."""
+"""Pictures and weights small enough that whole commands run in tests: drawn here, in seconds, from
+a seed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,18 @@ TINY: dict[str, Any] = {
 
 def tiny_options(weights: Path) -> list[str]:
     """Command-line options for a network of 64 pixels that trains in a moment."""
-    options = ["--backbone", "resnet18", "--levels", "1,2", "--weights", str(weights), "--image-size", "64", "--device", "cpu"]
+    options = [
+        "--backbone",
+        "resnet18",
+        "--levels",
+        "1,2",
+        "--weights",
+        str(weights),
+        "--image-size",
+        "64",
+        "--device",
+        "cpu",
+    ]
     return options + [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -39,7 +52,9 @@ def draw_normal(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def draw_defect(rng: np.random.Generator, image: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def draw_defect(
+    rng: np.random.Generator, image: np.ndarray, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
     """The image with a spot or a cut in it, and the mask of what changed."""
     h, w = image.shape[:2]
     mask = np.zeros((h, w), np.uint8)
@@ -63,7 +78,9 @@ def write_category(
     size: tuple[int, int] = (64, 64),
     normal: str = "good",
 ) -> Path:
-    """A category in MVTec AD's layout (BTAD's with ``normal="ok"``); without ``good`` and ``defective``, train alone."""
+    """A category in MVTec AD's layout (BTAD's with ``normal="ok"``); without ``good`` and
+    ``defective``, train alone.
+    """
     rng = np.random.default_rng(seed)
 
     def put(place: str, index: int, image: np.ndarray) -> None:
@@ -84,7 +101,9 @@ def write_category(
 
 
 def write_weights(path: Path, architecture: str = "resnet18") -> Path:
-    """Seeded random weights in the place of pretrained ones: what is tested is the way, not the figures."""
+    """Seeded random weights in the place of pretrained ones: what is tested is the way, not the
+    figures.
+    """
     import timm
     import torch
     from safetensors.torch import save_file

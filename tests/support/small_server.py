@@ -30,7 +30,9 @@ TOKEN = "a token of the tests 123"
 def write_winners(folder: Path, weights: Path, seed: int = 0) -> Path:
     """Two tiny detectors."""
     data = folder.parent / "data"
-    for number, (category, image) in enumerate({"plate": {}, "sheet": {"width": 96, "aspect": "fit"}}.items()):
+    for number, (category, image) in enumerate(
+        {"plate": {}, "sheet": {"width": 96, "aspect": "fit"}}.items()
+    ):
         write_category(data / category, seed=seed + number, train=14, size=(64, 80))
         content: dict[str, Any] = {"image": {"height": 64, "width": 64} | image, "seed": seed}
         content["backbone"] = {"name": "resnet18", "levels": [1, 2], "weights": str(weights)}
@@ -38,7 +40,9 @@ def write_winners(folder: Path, weights: Path, seed: int = 0) -> Path:
             section, _, key = name.partition(".")
             content.setdefault(section, {})[key] = value
         table = assign_splits(read_category(data, category), 0.4, seed=seed)
-        Detector.fit(table, from_dict(DetectorSettings, content), device="cpu").save(folder / category)
+        Detector.fit(table, from_dict(DetectorSettings, content), device="cpu").save(
+            folder / category
+        )
     return folder
 
 
@@ -69,7 +73,9 @@ def free_port() -> int:
 def http_server(settings: ServingSettings) -> Iterator[str]:
     """The app behind real HTTP, without Ray; gives ``127.0.0.1:PORT``."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(build_app(InspectionService(settings)), port=port, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(InspectionService(settings)), port=port, log_level="error")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + 60

@@ -17,7 +17,9 @@ SIDE = 128
 Draw = Callable[[np.random.Generator], np.ndarray]
 
 
-def photograph(rng: np.random.Generator, grey: np.ndarray, tint: tuple[float, float, float] = (1, 1, 1)) -> np.ndarray:
+def photograph(
+    rng: np.random.Generator, grey: np.ndarray, tint: tuple[float, float, float] = (1, 1, 1)
+) -> np.ndarray:
     """A grey picture in 0..255 with a tint and a camera's noise, uint8 (SIDE, SIDE, 3)."""
     noisy = grey[..., None] * np.array(tint) + rng.normal(0, 3, (*grey.shape, 3))
     return np.clip(noisy, 0, 255).astype(np.uint8)
@@ -38,7 +40,11 @@ def filled(part: np.ndarray) -> np.ndarray:
 
 
 def dark_ring(rng: np.random.Generator) -> np.ndarray:
-    return photograph(rng, np.where(ring_part(rng), 60 + 20 * rng.random((SIDE, SIDE)), 190 + rng.uniform(-10, 10)), (1, 0.9, 0.8))
+    return photograph(
+        rng,
+        np.where(ring_part(rng), 60 + 20 * rng.random((SIDE, SIDE)), 190 + rng.uniform(-10, 10)),
+        (1, 0.9, 0.8),
+    )
 
 
 def bright_ring_with_shadow(rng: np.random.Generator) -> np.ndarray:
@@ -53,7 +59,9 @@ def texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def two_tone_capsule(rng: np.random.Generator) -> np.ndarray:
-    """One half darker than the ground, the other a little brighter: a mask by brightness would lose the second."""
+    """One half darker than the ground, the other a little brighter: a mask by brightness would lose
+    the second.
+    """
     part = np.zeros((SIDE, SIDE), np.uint8)
     cv2.ellipse(part, (64, 64 + int(rng.integers(-5, 5))), (45, 20), 0, 0, 360, 1, -1)
     halves = np.where(np.arange(SIDE) < 64, 50.0, 225.0)[None]
@@ -62,7 +70,9 @@ def two_tone_capsule(rng: np.random.Generator) -> np.ndarray:
 
 def uneven_light(rng: np.random.Generator) -> np.ndarray:
     rows, columns = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
-    return photograph(rng, 60 + rng.uniform(100, 140) * np.exp(-(rows**2 + columns**2) / (2 * 25**2)))
+    return photograph(
+        rng, 60 + rng.uniform(100, 140) * np.exp(-(rows**2 + columns**2) / (2 * 25**2))
+    )
 
 
 def dim_board(rng: np.random.Generator) -> np.ndarray:
@@ -81,10 +91,14 @@ def strip_across(rng: np.random.Generator) -> np.ndarray:
 
 
 def batch(draw: Draw, count: int = 10) -> torch.Tensor:
-    return torch.from_numpy(np.stack([draw(np.random.default_rng(seed)) for seed in range(count)])).permute(0, 3, 1, 2)
+    return torch.from_numpy(
+        np.stack([draw(np.random.default_rng(seed)) for seed in range(count)])
+    ).permute(0, 3, 1, 2)
 
 
-@pytest.mark.parametrize(("draw", "kind"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")])
+@pytest.mark.parametrize(
+    ("draw", "kind"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
+)
 def test_a_product_on_a_plain_background_gets_its_polarity(draw, kind):
     decision = decide_polarity(batch(draw))
     assert decision.kind == kind
@@ -113,12 +127,20 @@ def test_products_of_both_polarities_turn_the_mask_off():
     assert "brighter in the others" in decision.reason
 
 
-@pytest.mark.parametrize("images", [torch.zeros(0, 3, 64, 64, dtype=torch.uint8), torch.full((2, 3, 64, 64), 9, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(0, 3, 64, 64, dtype=torch.uint8),
+        torch.full((2, 3, 64, 64), 9, dtype=torch.uint8),
+    ],
+)
 def test_nothing_to_see_is_off(images):
     assert decide_polarity(images).kind == "off"
 
 
-@pytest.mark.parametrize(("draw", "polarity"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")])
+@pytest.mark.parametrize(
+    ("draw", "polarity"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
+)
 def test_a_mask_covers_the_product_with_its_holes(draw, polarity):
     for seed in range(5):
         mask = object_mask(draw(np.random.default_rng(seed)), polarity)
@@ -130,7 +152,9 @@ def test_a_mask_covers_the_product_with_its_holes(draw, polarity):
 def test_a_mask_keeps_its_shape_at_other_sizes():
     image = dark_ring(np.random.default_rng(0))
     small = object_mask(image, "dark")
-    enlarged = np.asarray(cv2.resize(image, (4 * SIDE, 4 * SIDE), interpolation=cv2.INTER_CUBIC), np.uint8)
+    enlarged = np.asarray(
+        cv2.resize(image, (4 * SIDE, 4 * SIDE), interpolation=cv2.INTER_CUBIC), np.uint8
+    )
     large = object_mask(enlarged, "dark")
     assert abs(large.mean() - small.mean()) < 0.01
 
@@ -142,7 +166,9 @@ def test_an_unknown_polarity_is_named():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_without_a_plausible_mask_is_used_whole(kind):
-    images = torch.cat([batch(dark_ring, 2), torch.full((1, 3, SIDE, SIDE), 100, dtype=torch.uint8)])
+    images = torch.cat(
+        [batch(dark_ring, 2), torch.full((1, 3, SIDE, SIDE), 100, dtype=torch.uint8)]
+    )
     masks = object_masks(images, kind)
     assert masks.shape == (3, SIDE, SIDE)
     assert masks.dtype == torch.bool
@@ -150,4 +176,7 @@ def test_an_image_without_a_plausible_mask_is_used_whole(kind):
     if kind == "off":
         assert masks.all()
     if kind == "dark":
-        assert torch.equal(masks[0], torch.from_numpy(object_mask(images[0].permute(1, 2, 0).contiguous().numpy(), "dark")))
+        assert torch.equal(
+            masks[0],
+            torch.from_numpy(object_mask(images[0].permute(1, 2, 0).contiguous().numpy(), "dark")),
+        )

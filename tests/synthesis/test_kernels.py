@@ -1,4 +1,6 @@
-"""The machine code that makes defects on a CPU gives the very bits of the tensor operations, which other devices use."""
+"""The machine code that makes defects on a CPU gives the very bits of the tensor operations, which
+other devices use.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clsnf.synthesis import kernels, perlin
-from clsnf.synthesis.augment import RECOLOURED, SHARPENED, UNIFORMS_A_SAMPLE, count_levels, draw_colour_changes
+from clsnf.synthesis.augment import (
+    RECOLOURED,
+    SHARPENED,
+    UNIFORMS_A_SAMPLE,
+    count_levels,
+    draw_colour_changes,
+)
 from clsnf.synthesis.fill import SourceView, fill, fill_by_tensors
 from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
 from clsnf.synthesis.perlin import lattice_side, perlin_noise, perlin_regions, regions_by_tensors
 
 SIZES = st.sampled_from([(64, 64), (31, 70), (1, 9), (17, 1)])
-# torch fuses multiplications and additions, and so do the kernels, where the processor has an instruction for it
+# torch fuses multiplications and additions, and so do the kernels, where the processor has an
+# instruction for it
 FUSES = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
 
 Arguments = tuple[tuple[int, int], torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -27,7 +36,13 @@ def perlin_arguments(size: tuple[int, int], count: int, power: int, seed: int) -
     keys, side = fold(seed, np.arange(count)), lattice_side(power)
     u = torch.from_numpy(random_uniforms(keys, 1, 5))
     lattice = torch.from_numpy(random_bytes(keys, 0, side * side))
-    return size, lattice, ((power + 1) * u[:, :2]).floor().exp2(), math.pi * (u[:, 2] - 0.5), side * u[:, 3:5]
+    return (
+        size,
+        lattice,
+        ((power + 1) * u[:, :2]).floor().exp2(),
+        math.pi * (u[:, 2] - 0.5),
+        side * u[:, 3:5],
+    )
 
 
 @given(SIZES, st.integers(0, 6), st.integers(0, 1000), st.floats(-0.9, 0.9))
@@ -43,7 +58,9 @@ def test_regions_are_those_of_the_tensors(size, power, seed, threshold):
 @pytest.mark.skipif(not FUSES, reason="torch's last bits are others here")
 @given(st.integers(0, 5), st.integers(0, 1000), st.floats(0, 1, exclude_max=True))
 @settings(max_examples=60, deadline=None)
-def test_a_threshold_that_is_one_pixels_very_noise_leaves_that_pixel_out_and_takes_the_next_larger(power, seed, place):
+def test_a_threshold_that_is_one_pixels_very_noise_leaves_that_pixel_out_and_takes_the_next_larger(
+    power, seed, place
+):
     arguments = perlin_arguments((40, 40), 4, power, seed)
     noise = perlin_noise(*arguments)
     threshold = float(noise.flatten()[int(place * noise.numel())])
@@ -80,7 +97,9 @@ def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
     shift = torch.randint(0, 2 * max(size), (n, 2), generator=generator)
     transposed = torch.rand(n, generator=generator) < 0.5
     counts = count_levels(bank)[source.numpy()]
-    changes = draw_colour_changes(random_uniforms(fold(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, bank.device)
+    changes = draw_colour_changes(
+        random_uniforms(fold(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, bank.device
+    )
     opacity = 0.2 + 0.8 * torch.rand(n, generator=generator)
     view = SourceView.of(bank, source, transposed, shift)
     expected = images.clone()
@@ -91,13 +110,17 @@ def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
 
 def test_the_fillings_that_are_compared_are_of_all_kinds():
     counts = np.ones((200, 3, 256), np.int64)
-    changes = draw_colour_changes(random_uniforms(fold(0, np.arange(200)), 1, UNIFORMS_A_SAMPLE), counts, torch.device("cpu"))
+    changes = draw_colour_changes(
+        random_uniforms(fold(0, np.arange(200)), 1, UNIFORMS_A_SAMPLE), counts, torch.device("cpu")
+    )
     assert set(changes.kinds) == {0, SHARPENED, RECOLOURED, SHARPENED | RECOLOURED}
 
 
 def test_a_function_is_compiled_even_where_nothing_can_be_kept():
     space: dict[str, object] = {}
-    exec("def twice(x):\n    return 2 * x", space)  # a function that lies in no file has no place beside it
+    exec(
+        "def twice(x):\n    return 2 * x", space
+    )  # a function that lies in no file has no place beside it
     twice = space["twice"]
     assert callable(twice)
     assert kernels._compiled()(twice)(21) == 42

@@ -17,11 +17,16 @@ def plain(value: int, size: tuple[int, int] = (20, 30)) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two subfolders of five images; an image's grey level is its place in the sorted order, times ten."""
+    """Two subfolders of five images; an image's grey level is its place in the sorted order, times
+    ten.
+    """
     for group in range(2):
         (tmp_path / f"group{group}" / "deep").mkdir(parents=True)
         for index in range(5):
-            write_image(tmp_path / f"group{group}" / "deep" / f"{index}.PNG", plain(10 * (5 * group + index)))
+            write_image(
+                tmp_path / f"group{group}" / "deep" / f"{index}.PNG",
+                plain(10 * (5 * group + index)),
+            )
     (tmp_path / "readme.txt").write_text("no texture")
     return tmp_path
 
@@ -37,7 +42,10 @@ def test_all_images_below_a_folder_are_loaded_in_the_order_of_their_paths(folder
     assert levels(bank) == list(range(0, 100, 10))
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(1, [0]), (2, [0, 90]), (4, [0, 30, 60, 90]), (10, list(range(0, 100, 10)))])
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [(1, [0]), (2, [0, 90]), (4, [0, 30, 60, 90]), (10, list(range(0, 100, 10)))],
+)
 def test_at_most_the_limit_is_loaded_from_all_over_the_folder(folder, limit, expected):
     assert levels(load_textures(folder, (32, 32), limit)) == expected
 
@@ -59,7 +67,10 @@ def test_a_folder_without_images_is_named(tmp_path, there):
     folder = tmp_path / "textures"
     if there:
         folder.mkdir()
-    with pytest.raises(DataError, match=f"texture folder .*textures {'has no images' if there else 'is no folder'}.*png"):
+    with pytest.raises(
+        DataError,
+        match=f"texture folder .*textures {'has no images' if there else 'is no folder'}.*png",
+    ):
         load_textures(folder, (32, 32), 10)
 
 

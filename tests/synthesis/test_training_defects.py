@@ -1,4 +1,6 @@
-"""Training defects: what a key decides, where a defect may be, what it is filled from, and the colour changes it goes through."""
+"""Training defects: what a key decides, where a defect may be, what it is filled from, and the
+colour changes it goes through.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def keys(count: int, epoch: int = 0) -> torch.Tensor:
     return torch.from_numpy(sample_key(0, epoch, np.arange(count)))
 
 
-def make_many(maker: DefectMaker, images: torch.Tensor, count: int, masks: torch.Tensor | None = None) -> DefectBatch:
+def make_many(
+    maker: DefectMaker, images: torch.Tensor, count: int, masks: torch.Tensor | None = None
+) -> DefectBatch:
     at = torch.arange(count) % len(images)
     return maker.make(images[at], None if masks is None else masks[at], keys(count))
 
@@ -56,7 +60,11 @@ def make_many(maker: DefectMaker, images: torch.Tensor, count: int, masks: torch
 # ---- keys ----
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=4, max_size=4), st.integers(0, 3), st.integers(1, 2**63 - 1))
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=4, max_size=4),
+    st.integers(0, 3),
+    st.integers(1, 2**63 - 1),
+)
 def test_a_key_depends_on_seed_epoch_image_and_repeat(parts, changed, step):
     other = list(parts)
     other[changed] = (other[changed] + step + 2**63) % 2**64 - 2**63
@@ -66,7 +74,11 @@ def test_a_key_depends_on_seed_epoch_image_and_repeat(parts, changed, step):
 
 
 def test_keys_of_a_whole_run_are_all_different():
-    runs = [sample_key(seed, epoch, np.arange(300)[:, None], np.arange(5)) for seed in range(3) for epoch in range(20)]
+    runs = [
+        sample_key(seed, epoch, np.arange(300)[:, None], np.arange(5))
+        for seed in range(3)
+        for epoch in range(20)
+    ]
     assert len(np.unique(runs)) == 3 * 20 * 300 * 5
 
 
@@ -117,13 +129,18 @@ def test_only_the_region_changes_and_values_stay_in_range(textures, normals):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_batch_can_be_put_together_again_from_what_is_inside_its_regions(whole, textures, normals):
+def test_a_batch_can_be_put_together_again_from_what_is_inside_its_regions(
+    whole, textures, normals
+):
     masks = None if whole else torch.zeros(6, *SIZE, dtype=torch.bool)
     batch = DefectMaker(DefectSettings(), textures, normals).make(normals, masks, keys(6))
     inside = batch.inside()
     assert inside.shape == (3, int(batch.regions.sum()))
     again = DefectBatch.put_together(normals, batch.regions, inside)
-    assert all(torch.equal(getattr(again, name), getattr(batch, name)) for name in ("images", "regions", "clean"))
+    assert all(
+        torch.equal(getattr(again, name), getattr(batch, name))
+        for name in ("images", "regions", "clean")
+    )
 
 
 def test_defects_lie_on_the_object_and_an_empty_region_leaves_the_image(textures, normals):
@@ -138,9 +155,13 @@ def test_defects_lie_on_the_object_and_an_empty_region_leaves_the_image(textures
 
 
 def test_images_in_any_memory_layout_are_taken(textures, normals):
-    maker = DefectMaker(DefectSettings(), textures.contiguous(memory_format=torch.channels_last), normals)
+    maker = DefectMaker(
+        DefectSettings(), textures.contiguous(memory_format=torch.channels_last), normals
+    )
     scattered = normals.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(maker.make(scattered, None, keys(6)).images, maker.make(normals, None, keys(6)).images)
+    assert torch.equal(
+        maker.make(scattered, None, keys(6)).images, maker.make(normals, None, keys(6)).images
+    )
 
 
 # ---- from what ----
@@ -164,13 +185,19 @@ def test_opacity_goes_from_the_least_to_full(textures):
 def varied(batch: DefectBatch) -> list[bool]:
     """For each region of some size: are there different colours in it?"""
     pairs = zip(batch.images, batch.regions, strict=True)
-    return [len(image[:, region].unique(dim=1).T) > 1 for image, region in pairs if region.sum() >= 50]
+    return [
+        len(image[:, region].unique(dim=1).T) > 1 for image, region in pairs if region.sum() >= 50
+    ]
 
 
 def test_an_image_is_never_its_own_donor():
     flat = torch.full((3, *SIZE), 90, dtype=torch.uint8)
     rough = 100 * torch.randint(0, 3, (3, *SIZE), generator=torch.Generator().manual_seed(0)).byte()
-    maker = DefectMaker(DefectSettings(texture_share=0), torch.empty(0, 3, *SIZE, dtype=torch.uint8), torch.stack([flat, rough]))
+    maker = DefectMaker(
+        DefectSettings(texture_share=0),
+        torch.empty(0, 3, *SIZE, dtype=torch.uint8),
+        torch.stack([flat, rough]),
+    )
     assert all(varied(maker.make(flat.expand(40, 3, *SIZE), None, keys(40))))
 
 
@@ -183,8 +210,12 @@ def test_textures_fill_all_defects_where_asked_or_where_no_other_normal_is(share
 
 
 def test_half_of_the_defects_come_from_donors_by_default(textures):
-    flat = torch.stack([torch.full((3, *SIZE), value, dtype=torch.uint8) for value in (90, 160, 30)])
-    shown = varied(make_many(DefectMaker(DefectSettings(max_transparency=0), textures, flat), flat[:1], 120))
+    flat = torch.stack(
+        [torch.full((3, *SIZE), value, dtype=torch.uint8) for value in (90, 160, 30)]
+    )
+    shown = varied(
+        make_many(DefectMaker(DefectSettings(max_transparency=0), textures, flat), flat[:1], 120)
+    )
     assert 0.3 < np.mean(shown) < 0.65
 
 
@@ -213,7 +244,11 @@ def identity_view(images: torch.Tensor) -> SourceView:
     """Each sample finds its source at its own place in the image of the same number."""
     count, _, height, width = images.shape
     rows, columns = (torch.arange(-1, side + 1).clamp(0, side - 1) for side in (height, width))
-    return SourceView(images, rows * width + 3 * height * width * torch.arange(count)[:, None], columns.repeat(count, 1))
+    return SourceView(
+        images,
+        rows * width + 3 * height * width * torch.arange(count)[:, None],
+        columns.repeat(count, 1),
+    )
 
 
 def changed_images(images: torch.Tensor, changes: ColourChanges) -> torch.Tensor:
@@ -221,20 +256,29 @@ def changed_images(images: torch.Tensor, changes: ColourChanges) -> torch.Tensor
     count, _, height, width = images.shape
     sample, row, column = torch.ones(count, height, width).nonzero(as_tuple=True)
     view = identity_view(images)
-    colours = changed_colours(view, sample, sample * (height + 2) + row + 1, sample * (width + 2) + column + 1, changes)
+    colours = changed_colours(
+        view, sample, sample * (height + 2) + row + 1, sample * (width + 2) + column + 1, changes
+    )
     return 255 * colours.view(3, count, height, width).transpose(0, 1)
 
 
 def nothing_changed(count: int) -> ColourChanges:
     levels = torch.arange(256, dtype=torch.uint8).expand(count, 3, 256)
-    return ColourChanges(np.zeros(count, np.int64), torch.ones(count), levels, torch.tensor([[1.0, 0, 0]]).repeat(count, 1))
+    return ColourChanges(
+        np.zeros(count, np.int64),
+        torch.ones(count),
+        levels,
+        torch.tensor([[1.0, 0, 0]]).repeat(count, 1),
+    )
 
 
 def level_change(name: str, image: torch.Tensor, *numbers: float) -> np.ndarray:
     """What one change of levels makes of an image, uint8 (3, H, W)."""
     u = np.zeros((1, 4))
     u[0, : len(numbers)] = numbers
-    table = np.broadcast_to(np.rint(np.clip(LEVEL_CHANGES[name](u, count_levels(image[None])), 0, 255)), (1, 3, 256))[0]
+    table = np.broadcast_to(
+        np.rint(np.clip(LEVEL_CHANGES[name](u, count_levels(image[None])), 0, 255)), (1, 3, 256)
+    )[0]
     return np.stack([table[channel][image[channel].numpy()] for channel in range(3)])
 
 
@@ -266,7 +310,9 @@ def test_a_change_of_levels_is_a_finite_table_for_every_channel(name, normals):
 )
 def test_changes_of_levels_agree_with_pillow(name, number, reference, normals):
     for image in normals:
-        expected = np.asarray(reference(Image.fromarray(image.permute(1, 2, 0).numpy()))).transpose(2, 0, 1)
+        expected = np.asarray(reference(Image.fromarray(image.permute(1, 2, 0).numpy()))).transpose(
+            2, 0, 1
+        )
         difference = np.abs(level_change(name, image, number) - expected)
         # Pillow equalizes with integer steps: a few levels where many pixels share one
         assert difference.mean() < 3
@@ -283,7 +329,9 @@ def test_gamma_and_brightness_go_from_darker_to_brighter():
 
 def test_sharpness_agrees_with_torchvision_inside_the_image(normals):
     changes = dataclasses.replace(
-        nothing_changed(6), kinds=np.full(6, SHARPENED), sharpness=torch.tensor([0.0, 0.5, 1, 1.7, 2.5, 3])
+        nothing_changed(6),
+        kinds=np.full(6, SHARPENED),
+        sharpness=torch.tensor([0.0, 0.5, 1, 1.7, 2.5, 3]),
     )
     got = changed_images(normals, changes)
     for image, factor, ours in zip(normals, changes.sharpness, got, strict=True):
@@ -292,16 +340,35 @@ def test_sharpness_agrees_with_torchvision_inside_the_image(normals):
 
 
 def coloured(images: torch.Tensor, turn: float, saturation: float) -> torch.Tensor:
-    """Images after hue and saturation alone, through the draw: its uniforms are chosen so that nothing else is seen."""
+    """Images after hue and saturation alone, through the draw: its uniforms are chosen so that
+    nothing else is seen.
+    """
     uniforms = np.ones((len(images), UNIFORMS_A_SAMPLE))
-    first, second, third = (CHANGE_NAMES.index(name) for name in ("hue and saturation", "sharpness", "solarize"))
+    first, second, third = (
+        CHANGE_NAMES.index(name) for name in ("hue and saturation", "sharpness", "solarize")
+    )
     uniforms[:, [first, second, third]] = [0.1, 0.2, 0.3]
-    uniforms[:, len(CHANGE_NAMES) :] = [turn / (2 * math.pi), (math.log2(saturation) + 2) / 3, 0, 0, 1 / 3, 0, 0, 0, 1, 0, 0, 0]
+    uniforms[:, len(CHANGE_NAMES) :] = [
+        turn / (2 * math.pi),
+        (math.log2(saturation) + 2) / 3,
+        0,
+        0,
+        1 / 3,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+    ]
     return changed_images(images, draw_colour_changes(uniforms, count_levels(images), CPU))
 
 
 def test_a_third_of_a_turn_of_hue_swaps_channels_and_grey_stays():
-    images = torch.randint(20, 120, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+    images = torch.randint(
+        20, 120, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)
+    ).byte()
     images[1] = images[1, :1]
     turned = coloured(images, 2 * math.pi / 3, 1)
     assert (turned - images.roll(1, 1).float()).abs().max() < 0.01
@@ -322,7 +389,9 @@ def test_each_sample_goes_through_three_changes_and_all_nine_are_drawn(normals):
 
 
 def test_statistics_follow_the_changes_before_them(normals):
-    """Equalizing after an inversion is the same as inverting the equalized, up to ties: the counts were carried along."""
+    """Equalizing after an inversion is the same as inverting the equalized, up to ties: the counts
+    were carried along.
+    """
     uniforms = np.ones((6, UNIFORMS_A_SAMPLE))
     order = [CHANGE_NAMES.index(name) for name in ("invert", "equalize", "hue and saturation")]
     uniforms[:, order] = [0.1, 0.2, 0.3]

@@ -13,7 +13,12 @@ from clsnf.synthesis.validation_defects import FADE, FAMILIES, FREE_OVERHANG, OV
 Scene = tuple[UInt8, Bool]
 
 
-def grained(shape: tuple[int, int], level: float, grain: float, colour: tuple[float, float, float] = (1, 1, 1)) -> UInt8:
+def grained(
+    shape: tuple[int, int],
+    level: float,
+    grain: float,
+    colour: tuple[float, float, float] = (1, 1, 1),
+) -> UInt8:
     noise = np.random.default_rng(7).normal(0, grain, shape)
     return np.clip((level + noise)[..., None] * np.array(colour), 0, 255).astype(np.uint8)
 
@@ -53,7 +58,9 @@ every_scene = pytest.mark.parametrize("scene", SCENES)
 
 def dilated(mask: Bool, reach: float) -> Bool:
     """The pixels within ``reach`` of the mask."""
-    return np.asarray(cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= reach)
+    return np.asarray(
+        cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= reach
+    )
 
 
 def draw(family: str, image: UInt8, where: Bool, seed: int) -> tuple[UInt8, Bool]:
@@ -110,8 +117,12 @@ def test_defects_are_drawn_without_donors_too(family: str) -> None:
 
 @every_family
 def test_sizes_and_contrasts_range_from_subtle_to_strong(family: str) -> None:
-    stripes = 40 * np.sin(np.indices((256, 256))[0] / 4) * np.linspace(0, 1, 256)  # plain on the left, contrasty on the right
-    image, where = everywhere(np.clip(grained((256, 256), 110, 5) + stripes[..., None], 0, 255).astype(np.uint8))
+    stripes = (
+        40 * np.sin(np.indices((256, 256))[0] / 4) * np.linspace(0, 1, 256)
+    )  # plain on the left, contrasty on the right
+    image, where = everywhere(
+        np.clip(grained((256, 256), 110, 5) + stripes[..., None], 0, 255).astype(np.uint8)
+    )
     areas, changes = [], []
     for seed in range(25):
         result, mask = draw(family, image, where, seed)

@@ -1,4 +1,6 @@
-"""The validation set on disk: its layout, what it depends on, when it is used again, and what an interruption leaves."""
+"""The validation set on disk: its layout, what it depends on, when it is used again, and what an
+interruption leaves.
+"""
 
 import hashlib
 import json
@@ -22,7 +24,11 @@ def draw_normals(folder: Path, numbers: Sequence[int]) -> list[Path]:
     """Bright plates of 96 x 128 pixels with a dark bar each, one file per number."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
-        image = np.clip(np.random.default_rng(number).normal(190, 6, (96, 128, 1)), 0, 255).astype(np.uint8).repeat(3, axis=2)
+        image = (
+            np.clip(np.random.default_rng(number).normal(190, 6, (96, 128, 1)), 0, 255)
+            .astype(np.uint8)
+            .repeat(3, axis=2)
+        )
         image[30:66, 20:100] //= 2
         write_image(folder / f"{number:03}.png", image)
     return sorted(folder.iterdir())
@@ -49,7 +55,11 @@ def write(table: pa.Table, out: Path, **changes: Any) -> pa.Table:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -57,7 +67,9 @@ def normals(tmp_path: Path) -> list[Path]:
     return draw_normals(tmp_path / "normals", range(3))
 
 
-def test_the_set_has_mvtec_layout_and_a_table_of_the_contract(normals: list[Path], tmp_path: Path) -> None:
+def test_the_set_has_mvtec_layout_and_a_table_of_the_contract(
+    normals: list[Path], tmp_path: Path
+) -> None:
     out = tmp_path / "set"
     table = write(as_table(normals), out)
     assert table.schema == CATEGORY_SCHEMA
@@ -74,7 +86,9 @@ def test_the_set_has_mvtec_layout_and_a_table_of_the_contract(normals: list[Path
             assert row["mask_path"] is None
         else:
             assert row["label"] == 1
-            assert row["mask_path"] == str(out / "ground_truth" / row["defect_type"] / f"{path.stem}_mask.png")
+            assert row["mask_path"] == str(
+                out / "ground_truth" / row["defect_type"] / f"{path.stem}_mask.png"
+            )
             mask = read_mask(row["mask_path"])
             assert mask.any()
             assert mask.shape == read_image(path).shape[:2] == (96, 128)
@@ -89,7 +103,9 @@ def test_normals_keep_their_bytes(normals: list[Path], tmp_path: Path) -> None:
 def test_every_normal_is_the_ground_of_as_many_defects(normals: list[Path], tmp_path: Path) -> None:
     table = write(as_table(normals), tmp_path / "set", images_per_family=6)
     for family in FAMILIES:
-        stems = [path.stem.rsplit("-", 1)[0] for path in (tmp_path / "set" / "test" / family).iterdir()]
+        stems = [
+            path.stem.rsplit("-", 1)[0] for path in (tmp_path / "set" / "test" / family).iterdir()
+        ]
         assert sorted(stems.count(stem) for stem in set(stems)) == [2, 2, 2]
     assert len(table) == 3 + 6 * len(FAMILIES)
 
@@ -110,26 +126,38 @@ def test_an_image_without_a_product_gets_defects_anywhere_and_is_named(tmp_path:
         write(as_table([tmp_path / "blank.png"]), tmp_path / "set", polarity="dark")
 
 
-def test_bytes_do_not_depend_on_order_names_places_or_threads(normals: list[Path], tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_order_names_places_or_threads(
+    normals: list[Path], tmp_path: Path
+) -> None:
     write(as_table(normals), tmp_path / "first", threads=1)
     write(as_table(normals[::-1]), tmp_path / "second", threads=3)
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
     renamed = [path.rename(path.with_name(f"x{path.name}")) for path in normals]
     write(as_table(renamed), tmp_path / "third")
-    images = [{data for name, data in contents(tmp_path / run / "test").items()} for run in ("first", "third")]
+    images = [
+        {data for name, data in contents(tmp_path / run / "test").items()}
+        for run in ("first", "third")
+    ]
     assert images[0] == images[1]
 
 
 def test_another_seed_draws_other_defects(normals: list[Path], tmp_path: Path) -> None:
-    first, second = (write(as_table(normals), tmp_path / str(seed), seed=seed)["sha256"].to_pylist() for seed in (1, 2))
+    first, second = (
+        write(as_table(normals), tmp_path / str(seed), seed=seed)["sha256"].to_pylist()
+        for seed in (1, 2)
+    )
     assert first[:3] == second[:3]
     assert not set(first[3:]) & set(second[3:])
 
 
-def test_adding_a_normal_keeps_the_defects_of_the_others(normals: list[Path], tmp_path: Path) -> None:
+def test_adding_a_normal_keeps_the_defects_of_the_others(
+    normals: list[Path], tmp_path: Path
+) -> None:
     before = write(as_table(normals), tmp_path / "before", images_per_family=3)
     more = [*normals, *draw_normals(tmp_path / "more", [9])]
-    after = set(write(as_table(more), tmp_path / "after", images_per_family=4)["sha256"].to_pylist())
+    after = set(
+        write(as_table(more), tmp_path / "after", images_per_family=4)["sha256"].to_pylist()
+    )
     kept = [sha in after for sha in before["sha256"].to_pylist()]
     assert np.mean(kept) >= 0.9  # a few have the new one as their donor
 
@@ -144,7 +172,9 @@ def test_a_single_normal_is_enough(normals: list[Path], tmp_path: Path) -> None:
     assert len(write(as_table(normals[:1]), tmp_path / "set")) == 1 + 2 * len(FAMILIES)
 
 
-def test_a_matching_set_is_used_again_and_read_from_where_it_lies(normals: list[Path], tmp_path: Path) -> None:
+def test_a_matching_set_is_used_again_and_read_from_where_it_lies(
+    normals: list[Path], tmp_path: Path
+) -> None:
     first = write(as_table(normals), tmp_path / "set")
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*")}
     assert write(as_table(normals), tmp_path / "set").equals(first)
@@ -155,7 +185,9 @@ def test_a_matching_set_is_used_again_and_read_from_where_it_lies(normals: list[
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"images_per_family": 1}, {"polarity": "dark"}])
-def test_a_set_of_another_recipe_is_replaced(normals: list[Path], tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_set_of_another_recipe_is_replaced(
+    normals: list[Path], tmp_path: Path, change: dict[str, Any]
+) -> None:
     write(as_table(normals), tmp_path / "set")
     write(as_table(normals), tmp_path / "set", **change)
     write(as_table(normals), tmp_path / "fresh", **change)
@@ -177,9 +209,16 @@ def test_a_damaged_set_is_made_again(normals: list[Path], tmp_path: Path, damage
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("thesis.txt", b"dear"), ("validation.json", b'{"images": []}'), ("validation.json", b"[]"), ("validation.json", b"{")],
+    [
+        ("thesis.txt", b"dear"),
+        ("validation.json", b'{"images": []}'),
+        ("validation.json", b"[]"),
+        ("validation.json", b"{"),
+    ],
 )
-def test_a_folder_of_something_else_is_left_alone(normals: list[Path], tmp_path: Path, name: str, data: bytes) -> None:
+def test_a_folder_of_something_else_is_left_alone(
+    normals: list[Path], tmp_path: Path, name: str, data: bytes
+) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / name).write_bytes(data)
     with pytest.raises(OutputError, match="no validation set"):
@@ -187,7 +226,9 @@ def test_a_folder_of_something_else_is_left_alone(normals: list[Path], tmp_path:
     assert contents(tmp_path / "set") == {name: data}
 
 
-def test_an_interruption_leaves_the_old_set_and_no_half(normals: list[Path], tmp_path: Path) -> None:
+def test_an_interruption_leaves_the_old_set_and_no_half(
+    normals: list[Path], tmp_path: Path
+) -> None:
     write(as_table(normals), tmp_path / "set")
     whole = contents(tmp_path / "set")
 
@@ -243,7 +284,9 @@ def test_bad_input_is_refused_in_one_line(normals: list[Path], tmp_path: Path) -
 
 
 def test_the_generator_of_training_defects_is_not_used() -> None:
-    """Nothing that selects may know what training saw: no module of the training generator is imported."""
+    """Nothing that selects may know what training saw: no module of the training generator is
+    imported.
+    """
     folder = Path(validation_set.__file__).parent
     for name in ("validation_defects", "brush", "validation_set"):
         text = (folder / f"{name}.py").read_text()

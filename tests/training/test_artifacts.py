@@ -1,4 +1,6 @@
-"""The stage store: what is finished is found again, nothing is computed twice, nothing half done is ever found."""
+"""The stage store: what is finished is found again, nothing is computed twice, nothing half done is
+ever found.
+"""
 
 import json
 import subprocess
@@ -17,7 +19,10 @@ CONTENT = {"seed": 3, "image": {"height": 64, "width": 96}, "levels": [1, 2]}
 
 
 def a_stage(value: float = 1.0) -> Stage:
-    return Stage({"map": torch.full((2, 3), value), "step": torch.tensor(4.0)}, {"losses": [0.5, 0.25], "name": "ä"})
+    return Stage(
+        {"map": torch.full((2, 3), value), "step": torch.tensor(4.0)},
+        {"losses": [0.5, 0.25], "name": "ä"},
+    )
 
 
 def refuse() -> Stage:
@@ -64,7 +69,14 @@ def test_stages_of_other_kinds_and_contents_are_apart(tmp_path: Path) -> None:
 
 def test_tensors_in_any_layout_are_stored(tmp_path: Path) -> None:
     image = torch.rand(2, 3, 4, 5)
-    stage = Stage({"turned": image.transpose(1, 2), "last": image.to(memory_format=torch.channels_last), "part": image[:, 1]}, {})
+    stage = Stage(
+        {
+            "turned": image.transpose(1, 2),
+            "last": image.to(memory_format=torch.channels_last),
+            "part": image[:, 1],
+        },
+        {},
+    )
     stored = StageStore(tmp_path)
     stored.get("x", CONTENT, lambda: stage)
     found = stored.get("x", CONTENT, refuse)
@@ -103,7 +115,10 @@ def test_two_that_want_the_same_stage_compute_it_once(tmp_path: Path) -> None:
 
     stores = [StageStore(tmp_path), StageStore(tmp_path)]
     found: list[Stage] = []
-    threads = [threading.Thread(target=lambda s=store: found.append(s.get("maps", CONTENT, compute))) for store in stores]
+    threads = [
+        threading.Thread(target=lambda s=store: found.append(s.get("maps", CONTENT, compute)))
+        for store in stores
+    ]
     threads[0].start()
     assert begun.wait(30)
     threads[1].start()

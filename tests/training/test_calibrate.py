@@ -1,4 +1,6 @@
-"""Thresholds keep their promise: the next normal image exceeds one at no more than the stated rate, whatever the scores."""
+"""Thresholds keep their promise: the next normal image exceeds one at no more than the stated rate,
+whatever the scores.
+"""
 
 import math
 from fractions import Fraction
@@ -12,7 +14,9 @@ from hypothesis import strategies as st
 from clsnf.core.errors import MetricError
 from clsnf.training.calibrate import threshold_from_normals
 
-SCORES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=200).map(lambda values: np.array(values, np.float32))
+SCORES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=200).map(
+    lambda values: np.array(values, np.float32)
+)
 RATES = st.floats(0.001, 0.5)
 USUAL = ("0.001", "0.002", "0.005", "0.01", "0.02", "0.05", "0.07", "0.1", "0.2", "0.3")
 
@@ -32,13 +36,17 @@ def test_a_threshold_depends_neither_on_the_order_nor_on_the_scale_of_scores(
 ) -> None:
     shuffled = scores.tolist()
     random.shuffle(shuffled)
-    assert threshold_from_normals(np.array(shuffled, np.float32), rate) == threshold_from_normals(scores, rate)
+    assert threshold_from_normals(np.array(shuffled, np.float32), rate) == threshold_from_normals(
+        scores, rate
+    )
     doubled = threshold_from_normals(scores.astype(float) * 2, rate).value
     assert doubled == 2 * threshold_from_normals(scores, rate).value
 
 
 @given(SCORES, RATES, RATES)
-def test_a_lower_rate_never_has_a_lower_threshold(scores: np.ndarray, one: float, other: float) -> None:
+def test_a_lower_rate_never_has_a_lower_threshold(
+    scores: np.ndarray, one: float, other: float
+) -> None:
     low, high = (threshold_from_normals(scores, rate).value for rate in sorted((one, other)))
     assert low >= high
 
@@ -50,7 +58,9 @@ def test_the_rank_is_the_conformal_one_without_rounding_errors(rate: str) -> Non
         assert threshold_from_normals(np.arange(1, n + 1), float(rate)).value == expected, n
 
 
-@pytest.mark.parametrize(("n", "supported"), [(9, 0.1), (19, 0.05), (98, 1 / 99), (99, 0.01), (500, 0.01)])
+@pytest.mark.parametrize(
+    ("n", "supported"), [(9, 0.1), (19, 0.05), (98, 1 / 99), (99, 0.01), (500, 0.01)]
+)
 def test_few_normals_support_no_lower_rate_than_one_in_n_plus_one(n: int, supported: float) -> None:
     threshold = threshold_from_normals(np.arange(n), 0.01)
     assert threshold.supported_rate == pytest.approx(supported)

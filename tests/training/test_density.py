@@ -1,4 +1,6 @@
-"""Stage two: features as the backbone gives them, statistics by hand, flows that learn, constants that are quantiles."""
+"""Stage two: features as the backbone gives them, statistics by hand, flows that learn, constants
+that are quantiles.
+"""
 
 import dataclasses
 import math
@@ -28,11 +30,15 @@ from clsnf.training.density import (
 CPU = torch.device("cpu")
 GRID = (4, 5)
 P = 20
-SMALL = FlowSettings(depth=2, condition_dims=8, vectors_per_step=64, passes=6, covariance="shared", memory=8)
+SMALL = FlowSettings(
+    depth=2, condition_dims=8, vectors_per_step=64, passes=6, covariance="shared", memory=8
+)
 
 
 class Scaled(nn.Module):
-    """An extractor whose maps are known: strided copies of the image, the second level times a factor."""
+    """An extractor whose maps are known: strided copies of the image, the second level times a
+    factor.
+    """
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -47,7 +53,9 @@ def backbone(factor: float = 1.0) -> Backbone:
 
 
 def images(n: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, (n, 3, 32, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, 256, (n, 3, 32, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 # ---- features ----
@@ -56,14 +64,21 @@ def images(n: int, seed: int = 0) -> Tensor:
 def test_features_are_the_backbone_s_row_by_row_for_any_number_of_images() -> None:
     shown, told = images(19), []
     levels = extract_features(
-        backbone(), MemoryStream(shown), CPU, 1, lambda task, done, total: told.append((task, done, total)), "looking"
+        backbone(),
+        MemoryStream(shown),
+        CPU,
+        1,
+        lambda task, done, total: told.append((task, done, total)),
+        "looking",
     )
     assert [tuple(level.shape) for level in levels] == [(19, 8 * 16, 3), (19, 4 * 8, 2)]
     assert [level.dtype for level in levels] == [torch.float16] * 2
     with torch.inference_mode():
         expected = backbone()(shown.float() / 255)
     for level, maps in zip(levels, expected, strict=True):
-        torch.testing.assert_close(level.float(), maps.flatten(2).transpose(1, 2), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            level.float(), maps.flatten(2).transpose(1, 2), rtol=1e-3, atol=1e-3
+        )
     assert told[-1] == ("looking", 19, 19)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
@@ -83,7 +98,14 @@ def test_a_level_that_half_precision_can_t_hold_is_kept_in_single() -> None:
 def test_features_can_be_trained_on() -> None:
     """They are made in inference mode, whose tensors autograd refuses."""
     flow = LevelFlow(3, (8, 16), dataclasses.replace(SMALL, passes=0.1))
-    assert fit_flow(flow, extract_features(backbone(), MemoryStream(images(3)), CPU)[0], None, SMALL, seed=0, device=CPU)
+    assert fit_flow(
+        flow,
+        extract_features(backbone(), MemoryStream(images(3)), CPU)[0],
+        None,
+        SMALL,
+        seed=0,
+        device=CPU,
+    )
 
 
 # ---- statistics ----
@@ -113,12 +135,16 @@ def by_hand(features: Tensor) -> Tensor:
     noise = float((within / n).mean())
     between = float(((means - means.mean()) ** 2).mean())
     share = min(1.0, noise / between)
-    return (1 - share) * means + share * means.mean()  # both positions lie in each other's 5 x 5 neighbourhood
+    return (
+        1 - share
+    ) * means + share * means.mean()  # both positions lie in each other's 5 x 5 neighbourhood
 
 
 @given(st.lists(st.lists(st.floats(-3, 3), min_size=2, max_size=2), min_size=2, max_size=6))
 @settings(deadline=None)
-def test_the_mean_of_a_position_is_drawn_to_its_neighbours_by_the_share_of_noise(values: list[list[float]]) -> None:
+def test_the_mean_of_a_position_is_drawn_to_its_neighbours_by_the_share_of_noise(
+    values: list[list[float]],
+) -> None:
     features = torch.tensor(values)[:, :, None]
     means = features.mean(dim=0)
     if float((means - means.mean()).square().mean()) < 1e-6:
@@ -135,14 +161,18 @@ def test_vectors_of_padding_count_for_nothing() -> None:
     valid[:10, :5] = False  # some images have padding at the first row
     changed = torch.where(valid[..., None], features, torch.tensor(1e4))
     for found, expected in zip(
-        feature_statistics(changed, valid, GRID), feature_statistics(features * valid[..., None], valid, GRID), strict=True
+        feature_statistics(changed, valid, GRID),
+        feature_statistics(features * valid[..., None], valid, GRID),
+        strict=True,
     ):
         torch.testing.assert_close(found, expected)
     mean, _ = feature_statistics(features, valid, GRID)
     torch.testing.assert_close(mean[0], features[10:, 0].mean(dim=0), rtol=0, atol=0.15)
 
 
-def test_positions_that_no_image_shows_leave_the_others_alone_and_take_their_neighbours_mean() -> None:
+def test_positions_that_no_image_shows_leave_the_others_alone_and_take_their_neighbours_mean() -> (
+    None
+):
     features = normal_features(8) + 100
     valid = torch.ones(8, P, dtype=torch.bool)
     valid[:, :5] = False  # the first row is padding in all of them
@@ -151,7 +181,9 @@ def test_positions_that_no_image_shows_leave_the_others_alone_and_take_their_nei
     torch.testing.assert_close(mean[5:], below, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(covariance, covariance_below, rtol=1e-3, atol=1e-3)
     assert (mean[:5] - 100).abs().max() < 20
-    assert feature_statistics(features, torch.zeros(8, P, dtype=torch.bool), GRID)[0].isfinite().all()
+    assert (
+        feature_statistics(features, torch.zeros(8, P, dtype=torch.bool), GRID)[0].isfinite().all()
+    )
 
 
 def test_pixels_become_vectors_where_their_cell_shows_the_image() -> None:
@@ -165,7 +197,9 @@ def test_pixels_become_vectors_where_their_cell_shows_the_image() -> None:
 
 
 @pytest.mark.parametrize("tiles", [(1, 1), (2, 5), (4, 1), (4, 5)])
-def test_a_tile_has_the_covariance_of_its_own_vectors_drawn_to_the_shared_one(tiles: tuple[int, int]) -> None:
+def test_a_tile_has_the_covariance_of_its_own_vectors_drawn_to_the_shared_one(
+    tiles: tuple[int, int],
+) -> None:
     features = normal_features(500)
     features[:, : P // 2] *= 3  # the upper half varies more
     mean, covariances = feature_statistics(features, None, GRID, tiles)
@@ -177,7 +211,11 @@ def test_a_tile_has_the_covariance_of_its_own_vectors_drawn_to_the_shared_one(ti
     for index, found in enumerate(covariances):
         top, left = index // tiles[1] * height, index % tiles[1] * width
         inside = maps[:, top : top + height, left : left + width].reshape(-1, 3)
-        expected = shared if len(covariances) == 1 else (inside.t() @ inside + 3 * shared) / (len(inside) + 3)
+        expected = (
+            shared
+            if len(covariances) == 1
+            else (inside.t() @ inside + 3 * shared) / (len(inside) + 3)
+        )
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -207,14 +245,19 @@ def test_training_lowers_the_loss_and_raises_the_likelihood() -> None:
 
 def test_a_random_start_learns_too() -> None:
     settings = dataclasses.replace(SMALL, start="random", passes=20, learning_rate=3e-3)
-    losses = fit_flow(LevelFlow(3, GRID, settings), normal_features(100), None, settings, seed=0, device=CPU)
+    losses = fit_flow(
+        LevelFlow(3, GRID, settings), normal_features(100), None, settings, seed=0, device=CPU
+    )
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
 
 
 def test_training_is_the_same_for_the_same_seed_bit_for_bit() -> None:
     features = normal_features(20)
     flows = [LevelFlow(3, GRID, SMALL, generator_seed=1) for _ in range(3)]
-    curves = [fit_flow(flow, features, None, SMALL, seed=seed, device=CPU) for flow, seed in zip(flows, (5, 5, 6), strict=True)]
+    curves = [
+        fit_flow(flow, features, None, SMALL, seed=seed, device=CPU)
+        for flow, seed in zip(flows, (5, 5, 6), strict=True)
+    ]
     assert curves[0] == curves[1] != curves[2]
     states = [flow.state_dict() for flow in flows]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
@@ -223,10 +266,21 @@ def test_training_is_the_same_for_the_same_seed_bit_for_bit() -> None:
 def test_training_sees_each_vector_as_often_as_it_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     features = normal_features(16)  # 320 vectors, 64 a step
-    losses = fit_flow(LevelFlow(3, GRID, SMALL), features, None, SMALL, 0, CPU, lambda *report: told.append(report), "flow")
+    losses = fit_flow(
+        LevelFlow(3, GRID, SMALL),
+        features,
+        None,
+        SMALL,
+        0,
+        CPU,
+        lambda *report: told.append(report),
+        "flow",
+    )
     assert told[-1] == ("flow", 30, 30)  # 6 passes of 5 steps
     assert len(losses) == 30
-    assert fit_flow(LevelFlow(3, GRID, SMALL), features, None, dataclasses.replace(SMALL, passes=0.2), 0, CPU)
+    assert fit_flow(
+        LevelFlow(3, GRID, SMALL), features, None, dataclasses.replace(SMALL, passes=0.2), 0, CPU
+    )
 
 
 def test_training_never_looks_at_padding() -> None:
@@ -261,7 +315,9 @@ def test_features_that_are_not_finite_stop_training_with_one_line(start: str) ->
 def test_a_learning_rate_that_is_too_high_stops_training_with_the_mend() -> None:
     settings = dataclasses.replace(SMALL, learning_rate=1e30, passes=20)
     with pytest.raises(TrainingError, match=r"lower flow\.learning_rate"):
-        fit_flow(LevelFlow(3, GRID, settings), normal_features(50), None, settings, seed=0, device=CPU)
+        fit_flow(
+            LevelFlow(3, GRID, settings), normal_features(50), None, settings, seed=0, device=CPU
+        )
 
 
 # ---- constants ----
@@ -271,7 +327,9 @@ def test_a_learning_rate_that_is_too_high_stops_training_with_the_mend() -> None
 @settings(deadline=None)
 def test_a_level_s_constant_is_a_quantile_that_occurs(values: list[float], quantile: float) -> None:
     log_probs = torch.tensor(values).view(-1, 1, 1)
-    constant, steepness = level_scale(log_probs, None, dataclasses.replace(SMALL, level_quantile=quantile))
+    constant, steepness = level_scale(
+        log_probs, None, dataclasses.replace(SMALL, level_quantile=quantile)
+    )
     assert steepness == 1
     assert constant in values
     below = sum(value <= constant for value in values)
@@ -290,7 +348,9 @@ def test_a_quantile_of_one_is_the_largest_outside_padding() -> None:
 def test_tails_make_levels_of_any_spread_say_the_same(spread: float, place: float) -> None:
     """The relative likelihood is one at the median and one half where the rarest thousandth begins."""
     values = torch.randn(1, 100, 100, generator=torch.Generator().manual_seed(0)).double()
-    constant, steepness = level_scale(spread * values + place, None, dataclasses.replace(SMALL, levels="tails"))
+    constant, steepness = level_scale(
+        spread * values + place, None, dataclasses.replace(SMALL, levels="tails")
+    )
     ranked = (spread * values + place).flatten().sort().values
     p = torch.exp(steepness * (ranked - constant).clamp_max(0))
     assert float(p[5000]) == pytest.approx(1)
@@ -298,7 +358,11 @@ def test_tails_make_levels_of_any_spread_say_the_same(spread: float, place: floa
 
 
 def test_levels_that_never_vary_have_a_scale() -> None:
-    assert math.isfinite(level_scale(torch.zeros(1, 4, 4), None, dataclasses.replace(SMALL, levels="tails")).steepness)
+    assert math.isfinite(
+        level_scale(
+            torch.zeros(1, 4, 4), None, dataclasses.replace(SMALL, levels="tails")
+        ).steepness
+    )
 
 
 def test_all_levels_are_trained_and_no_training_vector_exceeds_its_constant() -> None:
@@ -312,4 +376,6 @@ def test_all_levels_are_trained_and_no_training_vector_exceeds_its_constant() ->
         assert isinstance(flow, LevelFlow)
         inside = valid_vectors(valid, flow.grid)
         assert inside is not None
-        assert level_log_probs(flow, vectors, CPU).flatten()[inside.flatten()].max() == pytest.approx(scale.constant)
+        assert level_log_probs(flow, vectors, CPU).flatten()[
+            inside.flatten()
+        ].max() == pytest.approx(scale.constant)

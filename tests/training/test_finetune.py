@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clsnf.core.config import BackboneSettings, DefectSettings, DetectorSettings, FinetuneSettings, FlowSettings, ImageSettings
+from clsnf.core.config import (
+    BackboneSettings,
+    DefectSettings,
+    DetectorSettings,
+    FinetuneSettings,
+    FlowSettings,
+    ImageSettings,
+)
 from clsnf.core.errors import TrainingError
 from clsnf.data.images import write_image
 from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
@@ -21,9 +28,22 @@ from clsnf.model.network import build_decoder
 from clsnf.streams.stream import DefectRecipe, LocalStream, MemoryStream
 from clsnf.synthesis.training_defects import DefectBatch, DefectMaker, sample_key
 from clsnf.training.artifacts import StageStore
-from clsnf.training.finetune import RESUME_EVERY, Finetuner, cosine_scale, leaving_point, train_trunk, trunk_content
+from clsnf.training.finetune import (
+    RESUME_EVERY,
+    Finetuner,
+    cosine_scale,
+    leaving_point,
+    train_trunk,
+    trunk_content,
+)
 from clsnf.training.losses import soft_targets
-from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages, donor_indices
+from clsnf.training.pipeline import (
+    CategoryPipeline,
+    Images,
+    PlacedImages,
+    StreamedImages,
+    donor_indices,
+)
 
 CPU = torch.device("cpu")
 SIZE = (64, 32)
@@ -31,7 +51,9 @@ N = 6
 SETTINGS = DetectorSettings(
     image=ImageSettings(*SIZE),
     backbone=BackboneSettings(levels=(1, 2)),
-    finetune=FinetuneSettings(frozen_epochs=1, joint_epochs=1, decay_epochs=1, batch_size=4, decoder_width=16),
+    finetune=FinetuneSettings(
+        frozen_epochs=1, joint_epochs=1, decay_epochs=1, batch_size=4, decoder_width=16
+    ),
     flow=FlowSettings(depth=0),
 )
 
@@ -59,13 +81,27 @@ def finetuner(
 ) -> Finetuner:
     decoder = build_decoder(pretrained.info, SETTINGS.image, settings, seed=1)
     maker = maker or DefectMaker(SETTINGS.defects, TEXTURES, IMAGES)
-    return Finetuner(copy.deepcopy(pretrained), decoder, MemoryStream(IMAGES, valid), DefectRecipe(maker), settings, 3, CPU)
+    return Finetuner(
+        copy.deepcopy(pretrained),
+        decoder,
+        MemoryStream(IMAGES, valid),
+        DefectRecipe(maker),
+        settings,
+        3,
+        CPU,
+    )
 
 
-def pipeline(pretrained: Backbone, root: Path, valid: Tensor | None = None, **changes: Any) -> CategoryPipeline:
-    settings = dataclasses.replace(SETTINGS, finetune=dataclasses.replace(SETTINGS.finetune, **changes))
+def pipeline(
+    pretrained: Backbone, root: Path, valid: Tensor | None = None, **changes: Any
+) -> CategoryPipeline:
+    settings = dataclasses.replace(
+        SETTINGS, finetune=dataclasses.replace(SETTINGS.finetune, **changes)
+    )
     fit = PlacedImages(IMAGES, valid, "six blobs")
-    return CategoryPipeline(settings, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU)
+    return CategoryPipeline(
+        settings, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU
+    )
 
 
 # ---- what an epoch shows ----
@@ -81,11 +117,18 @@ class Noting(DefectMaker):
         return super().make(images, object_masks, keys)
 
 
-def test_every_epoch_shows_each_image_as_often_as_told_each_time_with_a_fresh_defect(pretrained: Backbone) -> None:
+def test_every_epoch_shows_each_image_as_often_as_told_each_time_with_a_fresh_defect(
+    pretrained: Backbone,
+) -> None:
     maker = Noting(SETTINGS.defects, TEXTURES, IMAGES)
     maker.keys = []
     finetuner(pretrained, dataclasses.replace(SETTINGS.finetune, repeats=2), maker=maker).run(2)
-    expected = [int(sample_key(3, epoch, image, repeat)[0]) for epoch in range(2) for repeat in range(2) for image in range(N)]
+    expected = [
+        int(sample_key(3, epoch, image, repeat)[0])
+        for epoch in range(2)
+        for repeat in range(2)
+        for image in range(N)
+    ]
     assert sorted(maker.keys) == sorted(expected)
     assert len(set(maker.keys)) == len(expected)
     assert maker.keys[:N] != sorted(maker.keys[:N])
@@ -96,7 +139,11 @@ def test_training_learns_to_find_defects_that_it_has_not_seen(pretrained: Backbo
     plain = torch.randint(122, 135, (N, 3, *SIZE), dtype=torch.uint8, generator=generator)
     speckles = 255 * torch.randint(0, 2, (4, 3, *SIZE), dtype=torch.uint8, generator=generator)
     maker = DefectMaker(DefectSettings(max_transparency=0.0, texture_share=1.0), speckles, plain)
-    trained = finetuner(pretrained, dataclasses.replace(SETTINGS.finetune, learning_rate=5e-3, repeats=8), maker=maker)
+    trained = finetuner(
+        pretrained,
+        dataclasses.replace(SETTINGS.finetune, learning_rate=5e-3, repeats=8),
+        maker=maker,
+    )
     trained.stream = MemoryStream(plain)
     trained.run(3)
     fresh = maker.make(plain, None, torch.from_numpy(sample_key(99, 0, range(N))))
@@ -106,7 +153,9 @@ def test_training_learns_to_find_defects_that_it_has_not_seen(pretrained: Backbo
     assert len(trained.losses) == 3
 
 
-def test_the_backbone_trains_in_the_joint_epochs_alone_and_its_statistics_never(pretrained: Backbone) -> None:
+def test_the_backbone_trains_in_the_joint_epochs_alone_and_its_statistics_never(
+    pretrained: Backbone,
+) -> None:
     trained = finetuner(pretrained)
     before = fingerprint(trained.backbone)
     trained.run(1)
@@ -134,12 +183,16 @@ def test_padding_counts_for_nothing_in_the_loss(pretrained: Backbone, all_valid:
     assert not (batch.regions & ~valid[order]).any()
     with torch.no_grad():
         logits = decoder.train()(backbone(batch.images))
-    expected = F.binary_cross_entropy_with_logits(logits[valid[order]], soft_targets(batch, "absolute")[valid[order]])
+    expected = F.binary_cross_entropy_with_logits(
+        logits[valid[order]], soft_targets(batch, "absolute")[valid[order]]
+    )
     assert padded.losses[0] == pytest.approx(float(expected), rel=2e-2)  # mixed precision
 
 
 @pytest.mark.parametrize(("number", "batch_size"), [(6, 5), (6, 1), (2, 16)])
-def test_any_number_of_images_makes_batches(pretrained: Backbone, number: int, batch_size: int) -> None:
+def test_any_number_of_images_makes_batches(
+    pretrained: Backbone, number: int, batch_size: int
+) -> None:
     settings = dataclasses.replace(SETTINGS.finetune, batch_size=batch_size)
     trained = finetuner(pretrained, settings)
     trained.stream = MemoryStream(IMAGES[:number])
@@ -151,7 +204,9 @@ def test_any_number_of_images_makes_batches(pretrained: Backbone, number: int, b
 
 
 def states_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )
 
 
 def assert_same_networks(one: CategoryPipeline, other: CategoryPipeline, epochs: int) -> None:
@@ -170,13 +225,21 @@ def test_the_trunk_depends_on_all_settings_but_those_that_say_where_it_is_left()
     others: dict[str, Any] = {"joint_epochs": 9, "decay_epochs": 4}
     for name, value in others.items():
         assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) == content
-    others = {"frozen_epochs": 9, "learning_rate": 1e-4, "repeats": 2, "batch_size": 5, "target": "signed"}
+    others = {
+        "frozen_epochs": 9,
+        "learning_rate": 1e-4,
+        "repeats": 2,
+        "batch_size": 5,
+        "target": "signed",
+    }
     others |= {"loss": "hard", "schedule": "cosine", "skips": False}
     for name, value in others.items():
         assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) != content
 
 
-def test_the_rate_is_constant_on_the_trunk_and_falls_to_nothing_on_the_branch(pretrained: Backbone) -> None:
+def test_the_rate_is_constant_on_the_trunk_and_falls_to_nothing_on_the_branch(
+    pretrained: Backbone,
+) -> None:
     settings = dataclasses.replace(SETTINGS.finetune, batch_size=1)
     trained, rates = finetuner(pretrained, settings), []
     step = trained.optimizer.step
@@ -189,30 +252,46 @@ def test_the_rate_is_constant_on_the_trunk_and_falls_to_nothing_on_the_branch(pr
     trained.run(5)
     trained.run(7, decay_from=5)
     decoder = [rate for rate, _ in rates]
-    assert all(backbone == pytest.approx(rate * settings.backbone_factor) for rate, backbone in rates)
+    assert all(
+        backbone == pytest.approx(rate * settings.backbone_factor) for rate, backbone in rates
+    )
     assert decoder[:20] == pytest.approx([settings.learning_rate * (i + 1) / 20 for i in range(20)])
-    assert decoder[20:31] == pytest.approx([settings.learning_rate] * 11)  # the branch's first step is still at full rate
+    assert decoder[20:31] == pytest.approx(
+        [settings.learning_rate] * 11
+    )  # the branch's first step is still at full rate
     assert all(later < earlier for earlier, later in itertools.pairwise(decoder[30:]))
     assert decoder[-1] == pytest.approx(settings.learning_rate / 12)
 
 
-def test_a_run_that_leaves_a_stored_trunk_equals_an_undisturbed_one_bit_for_bit(pretrained: Backbone, tmp_path: Path) -> None:
+def test_a_run_that_leaves_a_stored_trunk_equals_an_undisturbed_one_bit_for_bit(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     longer = pipeline(pretrained, tmp_path / "shared")
     longer.finetuned(4, stops=[2])
     longer.finetuned(2, stops=[4])
-    assert longer.store.computed == {"finetuned": 2, "trunk": 2}  # at epochs 2 and 4: the shorter run trained its branch alone
+    assert longer.store.computed == {
+        "finetuned": 2,
+        "trunk": 2,
+    }  # at epochs 2 and 4: the shorter run trained its branch alone
     alone = pipeline(pretrained, tmp_path / "alone")
     for epochs in (2, 4):
         assert_same_networks(longer, alone, epochs)
-    assert not states_equal(longer.finetuned(2)[1].state_dict(), longer.finetuned(4)[1].state_dict())
+    assert not states_equal(
+        longer.finetuned(2)[1].state_dict(), longer.finetuned(4)[1].state_dict()
+    )
 
 
-def test_a_longer_run_goes_on_from_the_trunk_that_a_shorter_one_left(pretrained: Backbone, tmp_path: Path) -> None:
+def test_a_longer_run_goes_on_from_the_trunk_that_a_shorter_one_left(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     shared = pipeline(pretrained, tmp_path / "shared")
     shared.finetuned(1)
     shared.finetuned(3)
     assert_same_networks(shared, pipeline(pretrained, tmp_path / "alone"), 3)
-    trunks = [shared.store.find("trunk", folder.name) for folder in (tmp_path / "shared" / "trunk").iterdir()]
+    trunks = [
+        shared.store.find("trunk", folder.name)
+        for folder in (tmp_path / "shared" / "trunk").iterdir()
+    ]
     assert sorted(trunk.facts["epoch"] for trunk in trunks if trunk is not None) == [1, 3]
 
 
@@ -221,7 +300,9 @@ class Interruption(BaseException):
 
 
 @pytest.mark.parametrize("at", [2, 3, 4])
-def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(pretrained: Backbone, tmp_path: Path, at: int) -> None:
+def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(
+    pretrained: Backbone, tmp_path: Path, at: int
+) -> None:
     def interrupt(task: str, done: int, total: int) -> None:
         if done == at:
             raise Interruption
@@ -243,19 +324,25 @@ def test_two_runs_at_once_train_their_trunk_once(pretrained: Backbone, tmp_path:
     runs = {epochs: pipeline(pretrained, tmp_path / "shared") for epochs in (2, 3)}
     begun = threading.Event()
     runs[3].progress = lambda task, done, total: begun.set()
-    longer, shorter = (threading.Thread(target=runs[epochs].finetuned, args=(epochs, stops)) for epochs in (3, 2))
+    longer, shorter = (
+        threading.Thread(target=runs[epochs].finetuned, args=(epochs, stops)) for epochs in (3, 2)
+    )
     longer.start()
     assert begun.wait(60)  # in the midst of epoch 1, which it is about to store
     shorter.start()
     for thread in (longer, shorter):
         thread.join(60)
-    assert sum(run.store.computed.get("trunk", 0) for run in runs.values()) == 3  # epochs 1, 2 and 3
+    assert (
+        sum(run.store.computed.get("trunk", 0) for run in runs.values()) == 3
+    )  # epochs 1, 2 and 3
     alone = pipeline(pretrained, tmp_path / "alone")
     for epochs, run in runs.items():
         assert_same_networks(run, alone, epochs)
 
 
-def test_a_restored_finetuner_is_where_the_stored_one_was(pretrained: Backbone, tmp_path: Path) -> None:
+def test_a_restored_finetuner_is_where_the_stored_one_was(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     store, first = StageStore(tmp_path), finetuner(pretrained)
     first.run(2)
     store.get("trunk", {}, first.stage)
@@ -273,8 +360,12 @@ def test_a_restored_finetuner_is_where_the_stored_one_was(pretrained: Backbone, 
 # ---- the authors' cosine ----
 
 
-def test_a_cosine_falls_from_the_first_step_to_a_thousandth_over_all_epochs(pretrained: Backbone) -> None:
-    settings = dataclasses.replace(SETTINGS.finetune, schedule="cosine", frozen_epochs=2, joint_epochs=2, batch_size=3)
+def test_a_cosine_falls_from_the_first_step_to_a_thousandth_over_all_epochs(
+    pretrained: Backbone,
+) -> None:
+    settings = dataclasses.replace(
+        SETTINGS.finetune, schedule="cosine", frozen_epochs=2, joint_epochs=2, batch_size=3
+    )
     trained, rates = finetuner(pretrained, settings), []
     step = trained.optimizer.step
 
@@ -285,7 +376,9 @@ def test_a_cosine_falls_from_the_first_step_to_a_thousandth_over_all_epochs(pret
     trained.optimizer.step = noting  # type: ignore[method-assign, assignment]
     trained.run(1)  # as a run that is stored on its way
     trained.run(4, decay_from=1)
-    assert rates == pytest.approx([1e-3 + 0.999 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
+    assert rates == pytest.approx(
+        [1e-3 + 0.999 * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]
+    )
     assert cosine_scale(1.0) == pytest.approx(1e-3)
 
 
@@ -295,14 +388,20 @@ def test_a_cosine_s_content_says_where_it_ends() -> None:
     assert contents[0] != contents[1]
 
 
-def test_cosines_of_different_length_share_nothing_and_leave_nothing_on_the_way(pretrained: Backbone, tmp_path: Path) -> None:
+def test_cosines_of_different_length_share_nothing_and_leave_nothing_on_the_way(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     both = pipeline(pretrained, tmp_path / "both", schedule="cosine")
     both.finetuned(4, stops=[1, 4])
     both.finetuned(5, stops=[1, 4])
     for epochs in (4, 5):
-        assert_same_networks(both, pipeline(pretrained, tmp_path / str(epochs), schedule="cosine"), epochs)
+        assert_same_networks(
+            both, pipeline(pretrained, tmp_path / str(epochs), schedule="cosine"), epochs
+        )
     assert both.store.computed["trunk"] == 2
-    assert [path for path in (tmp_path / "both" / "trunk").iterdir() if not path.name.startswith(".")] == []
+    assert [
+        path for path in (tmp_path / "both" / "trunk").iterdir() if not path.name.startswith(".")
+    ] == []
 
 
 def test_a_cosine_and_a_trunk_never_share_a_stage(pretrained: Backbone, tmp_path: Path) -> None:
@@ -329,7 +428,9 @@ def test_a_killed_cosine_goes_on_from_a_stored_point_and_ends_as_an_undisturbed_
     resumed.progress = lambda task, done, total: seen.append(done)
     resumed.finetuned(joint)
     assert 1 < seen[0] <= at
-    assert_same_networks(resumed, pipeline(pretrained, tmp_path / "alone", schedule="cosine"), joint)
+    assert_same_networks(
+        resumed, pipeline(pretrained, tmp_path / "alone", schedule="cosine"), joint
+    )
 
 
 # ---- what the settings choose ----
@@ -337,9 +438,18 @@ def test_a_killed_cosine_goes_on_from_a_stored_point_and_ends_as_an_undisturbed_
 
 @pytest.mark.parametrize(
     "change",
-    [{"loss": "hard"}, {"loss": "regression"}, {"loss": "focal"}, {"loss": "dice"}, {"skips": False}, {"target": "signed"}],
+    [
+        {"loss": "hard"},
+        {"loss": "regression"},
+        {"loss": "focal"},
+        {"loss": "dice"},
+        {"skips": False},
+        {"target": "signed"},
+    ],
 )
-def test_other_settings_give_other_weights_under_another_name(pretrained: Backbone, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_other_settings_give_other_weights_under_another_name(
+    pretrained: Backbone, tmp_path: Path, change: dict[str, Any]
+) -> None:
     usual = pipeline(pretrained, tmp_path).finetuned(1)[1].state_dict()
     other = pipeline(pretrained, tmp_path, **change)
     assert not states_equal(other.finetuned(1)[1].state_dict(), usual)
@@ -349,7 +459,9 @@ def test_other_settings_give_other_weights_under_another_name(pretrained: Backbo
 # ---- ends of the range, and what goes wrong ----
 
 
-def test_without_joint_epochs_the_backbone_stays_as_it_is(pretrained: Backbone, tmp_path: Path) -> None:
+def test_without_joint_epochs_the_backbone_stays_as_it_is(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     run = pipeline(pretrained, tmp_path)
     backbone, decoder = run.finetuned(0)
     assert fingerprint(backbone) == fingerprint(pretrained)
@@ -371,9 +483,13 @@ def test_the_pretrained_backbone_is_never_changed(pretrained: Backbone, tmp_path
     assert fingerprint(pretrained) == before
 
 
-def test_a_loss_that_is_not_finite_ends_training_with_the_mend_and_is_not_stored(pretrained: Backbone, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_training_with_the_mend_and_is_not_stored(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     run = pipeline(pretrained, tmp_path, learning_rate=1e30)
-    with pytest.raises(TrainingError, match=r"epoch \d.*lower finetune\.learning_rate \(now 1e\+30\)") as caught:
+    with pytest.raises(
+        TrainingError, match=r"epoch \d.*lower finetune\.learning_rate \(now 1e\+30\)"
+    ) as caught:
         run.finetuned(3)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -404,12 +520,22 @@ def test_a_killed_run_goes_on_from_the_latest_resume_point(
     assert store.find("trunk", store.key(content(2))) is not None
 
     epochs: list[int] = []
-    train_trunk(lambda: finetuner(pretrained), store, content, 4, progress=lambda task, done, total: epochs.append(done))
+    train_trunk(
+        lambda: finetuner(pretrained),
+        store,
+        content,
+        4,
+        progress=lambda task, done, total: epochs.append(done),
+    )
     assert epochs == [3, 4]
 
     undisturbed = StageStore(tmp_path / "undisturbed")
     train_trunk(lambda: finetuner(pretrained), undisturbed, content, 4)
-    assert [epoch for epoch in range(1, 5) if undisturbed.find("trunk", undisturbed.key(content(epoch))) is not None] == [4]
+    assert [
+        epoch
+        for epoch in range(1, 5)
+        if undisturbed.find("trunk", undisturbed.key(content(epoch))) is not None
+    ] == [4]
 
 
 # ---- streams ----
@@ -428,19 +554,27 @@ def test_training_from_files_finds_the_stages_of_training_in_memory_and_computes
     pretrained: Backbone, files: list[str], tmp_path: Path
 ) -> None:
     def trained(fit: Images, root: Path) -> CategoryPipeline:
-        made = CategoryPipeline(SETTINGS, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU)
+        made = CategoryPipeline(
+            SETTINGS, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU
+        )
         made.network(1, 0)
         return made
 
     memory = trained(PlacedImages(IMAGES, None, "six blobs"), tmp_path / "memory")
-    streamed = trained(StreamedImages(LocalStream(files, SETTINGS.image), "six blobs"), tmp_path / "files")
+    streamed = trained(
+        StreamedImages(LocalStream(files, SETTINGS.image), "six blobs"), tmp_path / "files"
+    )
     first, second = (dict(made.network(1, 0).state_dict()) for made in (memory, streamed))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    again = trained(StreamedImages(LocalStream(files, SETTINGS.image), "six blobs"), tmp_path / "memory")
+    again = trained(
+        StreamedImages(LocalStream(files, SETTINGS.image), "six blobs"), tmp_path / "memory"
+    )
     assert again.store.computed == {}
 
 
-def test_of_very_many_images_some_fill_the_defects_of_others_and_the_stage_says_so(pretrained: Backbone, tmp_path: Path) -> None:
+def test_of_very_many_images_some_fill_the_defects_of_others_and_the_stage_says_so(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     assert torch.equal(donor_indices(1365, (256, 256)), torch.arange(1365))
     chosen = donor_indices(20_000, (256, 256))
     assert len(chosen) == len(chosen.unique()) == 1365
@@ -448,5 +582,7 @@ def test_of_very_many_images_some_fill_the_defects_of_others_and_the_stage_says_
     few = pipeline(pretrained, tmp_path)
     assert "donors" not in few._trunk_content(1)
     many = PlacedImages(IMAGES[:1].expand(50_000, -1, -1, -1), None, "many blobs")
-    content = CategoryPipeline(SETTINGS, pretrained, many, "off", TEXTURES, "", StageStore(tmp_path), CPU)._trunk_content(1)
+    content = CategoryPipeline(
+        SETTINGS, pretrained, many, "off", TEXTURES, "", StageStore(tmp_path), CPU
+    )._trunk_content(1)
     assert content["donors"] == 256 * 2**20 // (3 * SIZE[0] * SIZE[1])

@@ -1,4 +1,6 @@
-"""Leases by real processes and threads: one holder at a time, a dead one's lease is free, a living one's is not."""
+"""Leases by real processes and threads: one holder at a time, a dead one's lease is free, a living
+one's is not.
+"""
 
 import multiprocessing
 import os
@@ -79,7 +81,9 @@ def test_a_stopped_holder_on_another_machine_loses_its_lease_and_a_beating_one_d
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "_machine", lambda: "another")
-    holder = FORK.Process(target=_hold_for_ever, args=(tmp_path,))  # forked: it writes the other machine's name
+    holder = FORK.Process(
+        target=_hold_for_ever, args=(tmp_path,)
+    )  # forked: it writes the other machine's name
     holder.start()
     _wait_for(tmp_path / "held")
     monkeypatch.setattr(leases, "_machine", lambda: "this one")
@@ -114,6 +118,8 @@ def test_a_lease_ends_with_an_error_in_the_block(tmp_path: Path) -> None:
 
 
 def test_half_a_lease_file_is_waited_for_and_then_taken(tmp_path: Path) -> None:
-    (tmp_path / "work.7").write_text("")  # a node that died between creating and writing, on a file system without links
+    (tmp_path / "work.7").write_text(
+        ""
+    )  # a node that died between creating and writing, on a file system without links
     with Leases(tmp_path, lifetime=0.2).hold("work"):
         assert [p.name for p in tmp_path.iterdir()] == ["work.8"]

@@ -15,19 +15,25 @@ from clsnf.synthesis.training_defects import DefectBatch
 from clsnf.training.losses import LOSSES, soft_targets
 
 SIZE = (4, 5)
-SURE = 5.0  # the logit of sigmoid(5 d) for a full change, d = 1: what every loss wants of a white defect on black
+# the logit of sigmoid(5 d) for a full change, d = 1: what every loss wants of a white defect on
+# black
+SURE = 5.0
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
 
 def bold(images: int = 2) -> DefectBatch:
-    """White defects on black: changed as much as can be, so that all losses agree on the answer. The last image has none."""
+    """White defects on black: changed as much as can be, so that all losses agree on the answer.
+    The last image has none.
+    """
     regions = torch.zeros(images, *SIZE, dtype=torch.bool)
     regions[:-1, 1:3, 1:4] = True
     clean = torch.zeros(images, 3, *SIZE)
     return DefectBatch(torch.where(regions[:, None], 1.0, clean), regions, clean)
 
 
-def value(name: str, logits: Tensor, batch: DefectBatch, inside: Tensor | None = None, **changes: Any) -> Tensor:
+def value(
+    name: str, logits: Tensor, batch: DefectBatch, inside: Tensor | None = None, **changes: Any
+) -> Tensor:
     return LOSSES[name](logits, batch, inside, FinetuneSettings(loss=name, **changes))
 
 
@@ -55,9 +61,15 @@ def test_a_loss_says_what_it_is(name: str) -> None:
 @every_loss
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e3])
 @pytest.mark.parametrize("defects", ["none", "some", "all"])
-def test_a_loss_is_one_finite_number_with_finite_gradients(name: str, scale: float, defects: str) -> None:
+def test_a_loss_is_one_finite_number_with_finite_gradients(
+    name: str, scale: float, defects: str
+) -> None:
     batch = bold()
-    batch.regions[:] = {"none": torch.tensor(False), "some": batch.regions, "all": torch.tensor(True)}[defects]
+    batch.regions[:] = {
+        "none": torch.tensor(False),
+        "some": batch.regions,
+        "all": torch.tensor(True),
+    }[defects]
     logits = some_logits(0, scale).requires_grad_()
     loss = value(name, logits, batch)
     assert (loss.shape, loss.dtype) == ((), torch.float32)
@@ -108,7 +120,9 @@ def test_padding_moves_neither_a_loss_nor_its_gradient(name: str) -> None:
     assert (logits.grad[inside] != 0).all()
     cut = DefectBatch(batch.images[..., 1:, 1:], batch.regions[:, 1:, 1:], batch.clean[..., 1:, 1:])
     torch.testing.assert_close(padded, value(name, logits[:, 1:, 1:], cut))
-    torch.testing.assert_close(value(name, logits, batch, torch.ones_like(inside)), value(name, logits, batch))
+    torch.testing.assert_close(
+        value(name, logits, batch, torch.ones_like(inside)), value(name, logits, batch)
+    )
 
 
 @every_loss
@@ -142,7 +156,9 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-@pytest.mark.parametrize(("kind", "level"), [("absolute", sigmoid(1.0)), ("signed", (sigmoid(-1.0) + sigmoid(1.0)) / 2)])
+@pytest.mark.parametrize(
+    ("kind", "level"), [("absolute", sigmoid(1.0)), ("signed", (sigmoid(-1.0) + sigmoid(1.0)) / 2)]
+)
 def test_a_region_s_target_is_the_mean_over_its_pixels(kind: str, level: float) -> None:
     targets = soft_targets(two_defects(), kind)
     expected = torch.zeros(2, 2, 2)
@@ -162,7 +178,10 @@ def test_a_dark_defect_counts_as_much_as_a_bright_one_unless_the_difference_is_s
 
 
 def test_soft_is_the_cross_entropy_against_the_targets() -> None:
-    batch, logits = two_defects(), torch.tensor([[[1.0, -2.0], [0.5, 0.0]], [[0.0, 1.0], [2.0, -1.0]]])
+    batch, logits = (
+        two_defects(),
+        torch.tensor([[[1.0, -2.0], [0.5, 0.0]], [[0.0, 1.0], [2.0, -1.0]]]),
+    )
     for kind in ("absolute", "signed"):
         targets, maps = soft_targets(batch, kind), torch.sigmoid(logits)
         expected = -(targets * maps.log() + (1 - targets) * (1 - maps).log()).mean()
@@ -180,10 +199,14 @@ def test_hard_is_the_weighted_cross_entropy_of_two_classes() -> None:
 
 
 def test_regression_is_the_distance_from_how_much_a_pixel_was_changed() -> None:
-    batch = two_defects()  # in the region changes of 0.2 and 0.2; a change outside it counts for nothing
+    batch = (
+        two_defects()
+    )  # in the region changes of 0.2 and 0.2; a change outside it counts for nothing
     change = torch.zeros(2, 2, 2)
     change[0, 0] = 0.2
-    torch.testing.assert_close(value("regression", torch.zeros(2, 2, 2), batch), (0.5 - change).mean())
+    torch.testing.assert_close(
+        value("regression", torch.zeros(2, 2, 2), batch), (0.5 - change).mean()
+    )
     perfect = torch.logit(change, eps=1e-6)
     assert value("regression", perfect, batch) == pytest.approx(0, abs=1e-5)
 

@@ -1,6 +1,8 @@
-"""The demo's repeating pattern: a blister pack of salmon-coloured tablets, seen through the pockets' clear domes.
+"""The demo's repeating pattern: a blister pack of salmon-coloured tablets, seen through the
+pockets' clear domes.
 
-Legend: pocket (i, j) = column and row of the pack, (x, y) = picture pixels from the nearest pocket's centre in the pack's axes;
+Legend: pocket (i, j) = column and row of the pack, (x, y) = picture pixels from the nearest
+    pocket's centre in the pack's axes;
 distances are signed, negative inside a shape; all lengths are picture pixels.
 """
 
@@ -45,7 +47,9 @@ BEHIND = colour(0.02, 0.02, 0.022)  # what a torn foil shows
 
 @dataclass(frozen=True)
 class Broken:
-    """A tablet cut along a chord: what lies beyond ``keep`` from its centre towards ``angle`` is gone (None), or lies ``gap`` away."""
+    """A tablet cut along a chord: what lies beyond ``keep`` from its centre towards ``angle`` is
+    gone (None), or lies ``gap`` away.
+    """
 
     keep: float
     angle: float
@@ -84,12 +88,17 @@ class Blister:
 
 
 def sample(rng: np.random.Generator) -> Blister:
-    """A good pack: moved by up to 4 pixels and turned by a degree or so, tablets loose in their pockets, foil crumpled anew."""
+    """A good pack: moved by up to 4 pixels and turned by a degree or so, tablets loose in their
+    pockets, foil crumpled anew.
+    """
     x, y = grid()
     dx, dy = rng.uniform(-4, 4, 2).astype(np.float32)
     x, y = turned(x - dx, y - dy, rng.normal(0, np.deg2rad(0.8)))
     size = np.float32(np.exp(rng.normal(0, 0.006)))
-    slack, towards = rng.uniform(0, 2.2, (ROWS, COLUMNS)), rng.uniform(0, 2 * np.pi, (ROWS, COLUMNS))
+    slack, towards = (
+        rng.uniform(0, 2.2, (ROWS, COLUMNS)),
+        rng.uniform(0, 2 * np.pi, (ROWS, COLUMNS)),
+    )
     return Blister(
         light=Light.sample(rng), pack_x=x / size, pack_y=y / size,
         tablet_x=(slack * np.cos(towards)).astype(np.float32), tablet_y=(slack * np.sin(towards)).astype(np.float32),
@@ -100,11 +109,17 @@ def sample(rng: np.random.Generator) -> Blister:
     )  # fmt: skip
 
 
-def _tablets(scene: Blister, x: Field, y: Field, row: NDArray[np.intp], column: NDArray[np.intp]) -> tuple[Field, Field, Field]:
-    """The tablets' coverage in [0, 1], their height in pixels, and where a fracture shows the core, in [0, 1]."""
+def _tablets(
+    scene: Blister, x: Field, y: Field, row: NDArray[np.intp], column: NDArray[np.intp]
+) -> tuple[Field, Field, Field]:
+    """The tablets' coverage in [0, 1], their height in pixels, and where a fracture shows the core,
+    in [0, 1].
+    """
     x, y = x - scene.tablet_x[row, column], y - scene.tablet_y[row, column]
     core = np.zeros_like(x)
-    piece = np.full_like(x, -1)  # distance to the tablet's remaining pieces; a whole tablet is cut nowhere
+    piece = np.full_like(
+        x, -1
+    )  # distance to the tablet's remaining pieces; a whole tablet is cut nowhere
     if scene.broken is not None:
         broken_row, broken_column, broken = scene.broken
         here = (row == broken_row) & (column == broken_column)
@@ -116,35 +131,51 @@ def _tablets(scene: Blister, x: Field, y: Field, row: NDArray[np.intp], column: 
         piece = np.where(beyond, np.float32(broken.gap or 0) - cut, np.where(here, cut, piece))
         core = here * ramp(piece, -3.5, -1.5)
     distance = np.sqrt(x * x + y * y)
-    covered = inside(np.maximum(distance - np.float32(TABLET), piece)) * scene.tablet_there[row, column]
+    covered = (
+        inside(np.maximum(distance - np.float32(TABLET), piece)) * scene.tablet_there[row, column]
+    )
     turn = scene.tablet_turn[row, column]
     score = np.abs(x * np.sin(turn) - y * np.cos(turn))
     crown = np.float32(1.6) * (1 - (distance / np.float32(TABLET)) ** 2)
     height = (
-        np.float32(THICKNESS) * ramp(distance, TABLET + 0.5, TABLET - 3.5) + crown - np.float32(0.9) * ramp(score, 2 * SCORE, 0)
+        np.float32(THICKNESS) * ramp(distance, TABLET + 0.5, TABLET - 3.5)
+        + crown
+        - np.float32(0.9) * ramp(score, 2 * SCORE, 0)
     )
     return covered, height - np.float32(1.5) * core, core
 
 
 def _dashes(across: Field, along: Field) -> Field:
     """A dashed line where ``across`` is 0, coverage in [0, 1]."""
-    return ramp(np.abs(across), 1.3, 0.5) * ramp(np.cos(np.float32(2 * np.pi / DASH) * along), -0.6, -0.1)
+    return ramp(np.abs(across), 1.3, 0.5) * ramp(
+        np.cos(np.float32(2 * np.pi / DASH) * along), -0.6, -0.1
+    )
 
 
 def _foil(scene: Blister, from_pocket: Field) -> Field:
-    """The lit foil as a canvas: knurled where it is sealed, smooth under the pockets, perforated between them, torn where it is."""
+    """The lit foil as a canvas: knurled where it is sealed, smooth under the pockets, perforated
+    between them, torn where it is.
+    """
     across, along = scene.pack_x + scene.pack_y, scene.pack_x - scene.pack_y
     wave = np.float32(2 * np.pi / (KNURL * np.sqrt(2)))
     sealed = ramp(from_pocket, POCKET - 1, POCKET + 1)
-    height = sealed * np.float32(0.45) * np.cos(wave * across) * np.cos(wave * along) + np.float32(0.55) * scene.crumple
-    perforation = np.maximum(_dashes(scene.pack_x, scene.pack_y), _dashes(scene.pack_y, scene.pack_x)) * sealed
+    height = (
+        sealed * np.float32(0.45) * np.cos(wave * across) * np.cos(wave * along)
+        + np.float32(0.55) * scene.crumple
+    )
+    perforation = (
+        np.maximum(_dashes(scene.pack_x, scene.pack_y), _dashes(scene.pack_y, scene.pack_x))
+        * sealed
+    )
     tear = np.zeros_like(height)
     if scene.tear is not None:
         lip = _tear(scene, scene.tear)
         tear = inside(lip)
         height += np.float32(1.8) * ramp(np.abs(lip), 3.5, 0)
     n = normals(height - np.float32(0.8) * perforation)
-    tone = (np.float32(0.25) + np.float32(0.5) * scene.light.diffuse(n)) * (1 + np.float32(0.05) * scene.gloss)
+    tone = (np.float32(0.25) + np.float32(0.5) * scene.light.diffuse(n)) * (
+        1 + np.float32(0.05) * scene.gloss
+    )
     tone += np.float32(0.55) * scene.light.gloss(n, 9) + np.float32(0.02) * scene.speckle
     canvas = FOIL * (tone * (1 - np.float32(0.45) * perforation))
     return mix(canvas, BEHIND, tear)
@@ -159,9 +190,15 @@ def _tear(scene: Blister, tear: Tear) -> Field:
 
 def render(scene: Blister) -> Field:
     """Foil, tablets and domes, lit, as a canvas (3, S, S)."""
-    column = np.clip(np.floor(scene.pack_x / np.float32(PITCH)).astype(np.intp) + COLUMNS // 2, 0, COLUMNS - 1)
-    row = np.clip(np.floor(scene.pack_y / np.float32(PITCH)).astype(np.intp) + ROWS // 2, 0, ROWS - 1)
-    x = scene.pack_x - (column - np.float32(COLUMNS / 2 - 0.5)).astype(np.float32) * np.float32(PITCH)
+    column = np.clip(
+        np.floor(scene.pack_x / np.float32(PITCH)).astype(np.intp) + COLUMNS // 2, 0, COLUMNS - 1
+    )
+    row = np.clip(
+        np.floor(scene.pack_y / np.float32(PITCH)).astype(np.intp) + ROWS // 2, 0, ROWS - 1
+    )
+    x = scene.pack_x - (column - np.float32(COLUMNS / 2 - 0.5)).astype(np.float32) * np.float32(
+        PITCH
+    )
     y = scene.pack_y - (row - np.float32(ROWS / 2 - 0.5)).astype(np.float32) * np.float32(PITCH)
     from_pocket = np.sqrt(x * x + y * y)
     canvas = _foil(scene, from_pocket)
@@ -171,12 +208,16 @@ def render(scene: Blister) -> Field:
     pocket = ramp(from_pocket, POCKET, POCKET - 2)
     canvas *= 1 - np.float32(0.6) * shade * pocket - np.float32(0.12) * pocket
     n = normals(height)
-    tone = (np.float32(0.3) + np.float32(0.65) * scene.light.diffuse(n)) * scene.tablet_shade[row, column]
+    tone = (np.float32(0.3) + np.float32(0.65) * scene.light.diffuse(n)) * scene.tablet_shade[
+        row, column
+    ]
     tone *= 1 + np.float32(0.03) * scene.speckle * (1 + 2 * core)
     surface = mix(COATING, CORE, core)
     canvas = mix(canvas, surface * tone + np.float32(0.06) * scene.light.gloss(n, 20), covered)
 
-    dome = normals(np.float32(7) * ramp(from_pocket, POCKET, POCKET_TOP) + np.float32(0.12) * scene.crumple)
+    dome = normals(
+        np.float32(7) * ramp(from_pocket, POCKET, POCKET_TOP) + np.float32(0.12) * scene.crumple
+    )
     canvas *= np.float32(0.55) + np.float32(0.45) * dome[2]  # a steep wall swallows light
     return canvas + (np.float32(0.85) * pocket * scene.light.gloss(dome, 90))
 
@@ -206,8 +247,14 @@ def broken_tablet(rng: np.random.Generator, scene: Blister) -> Blister:
 def torn_foil(rng: np.random.Generator, scene: Blister) -> Blister:
     """The foil is slit where four pockets meet."""
     x, y = (rng.integers(-1, 2, 2) * PITCH) + rng.uniform(-6, 6, 2)
-    tear = Tear(float(x), float(y), rng.uniform(0, np.pi), rng.uniform(8, 18), rng.uniform(1.3, 3.0))
+    tear = Tear(
+        float(x), float(y), rng.uniform(0, np.pi), rng.uniform(8, 18), rng.uniform(1.3, 3.0)
+    )
     return replace(scene, tear=tear)
 
 
-PRODUCT = Product(sample, {"broken_tablet": broken_tablet, "missing_tablet": missing_tablet, "torn_foil": torn_foil}, render)
+PRODUCT = Product(
+    sample,
+    {"broken_tablet": broken_tablet, "missing_tablet": missing_tablet, "torn_foil": torn_foil},
+    render,
+)

@@ -1,6 +1,7 @@
 """The demo's texture: a 2/2 twill, indigo warp over ecru weft, woven thread by thread.
 
-Legend: (u, v) = position in threads, across the warp and across the weft; thread i of the warp runs along v at u = i + 0.5.
+Legend: (u, v) = position in threads, across the warp and across the weft; thread i of the warp runs
+    along v at u = i + 0.5.
 """
 
 from __future__ import annotations
@@ -10,7 +11,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clsnf.datasets.drawing import PICTURE_SIDE, Field, Light, Product, colour, grain, grid, normals, ramp, smooth_noise, turned
+from clsnf.datasets.drawing import (
+    PICTURE_SIDE,
+    Field,
+    Light,
+    Product,
+    colour,
+    grain,
+    grid,
+    normals,
+    ramp,
+    smooth_noise,
+    turned,
+)
 
 THREADS = 64  # of each kind that a scene describes; the picture shows about half of them
 PITCH = 7.2  # picture pixels from thread to thread
@@ -37,7 +50,9 @@ class Yarns:
             return rng.normal(mean, deviation, THREADS).astype(np.float32)
 
         nowhere = np.full(THREADS, 1e6, np.float32)
-        return cls(each(0, 0.025), each(0.97, 0.03), each(1, 0.05), nowhere, -nowhere, nowhere, -nowhere)
+        return cls(
+            each(0, 0.025), each(0.97, 0.03), each(1, 0.05), nowhere, -nowhere, nowhere, -nowhere
+        )
 
 
 @dataclass(frozen=True)
@@ -55,20 +70,34 @@ class Fabric:
 
 
 def sample(rng: np.random.Generator) -> Fabric:
-    """A good piece: turned by a degree or two, stretched unevenly, dyed unevenly, with yarns that differ."""
+    """A good piece: turned by a degree or two, stretched unevenly, dyed unevenly, with yarns that
+    differ.
+    """
     x, y = grid()
     x, y = turned(x, y, rng.normal(0, np.deg2rad(1.0)))
     pitch = PITCH * np.exp(rng.normal(0, 0.006))
-    u = x / np.float32(pitch) + np.float32(THREADS / 2 + rng.uniform(-2, 2)) + np.float32(0.11) * smooth_noise(rng, 70)
-    v = y / np.float32(pitch) + np.float32(THREADS / 2 + rng.uniform(-2, 2)) + np.float32(0.11) * smooth_noise(rng, 70)
+    u = (
+        x / np.float32(pitch)
+        + np.float32(THREADS / 2 + rng.uniform(-2, 2))
+        + np.float32(0.11) * smooth_noise(rng, 70)
+    )
+    v = (
+        y / np.float32(pitch)
+        + np.float32(THREADS / 2 + rng.uniform(-2, 2))
+        + np.float32(0.11) * smooth_noise(rng, 70)
+    )
     return Fabric(
         light=Light.sample(rng), u=u, v=v, warp=Yarns.sample(rng), weft=Yarns.sample(rng),
         warp_fibres=grain(rng, 0.3, 1.6), weft_fibres=grain(rng, 1.6, 0.3), dye=1 + np.float32(0.04) * smooth_noise(rng, 45),
     )  # fmt: skip
 
 
-def _lay(across: Field, along: Field, yarns: Yarns) -> tuple[Field, Field, Field, NDArray[np.bool_]]:
-    """Per pixel: the thread's number, its roundness in [0, 1] (0 = no thread here), its brightness, whether it floats."""
+def _lay(
+    across: Field, along: Field, yarns: Yarns
+) -> tuple[Field, Field, Field, NDArray[np.bool_]]:
+    """Per pixel: the thread's number, its roundness in [0, 1] (0 = no thread here), its brightness,
+    whether it floats.
+    """
     index = np.clip(across.astype(np.intp), 0, THREADS - 1)
     number = index.astype(np.float32)
     offset = across - number - np.float32(0.5) - yarns.shift[index]
@@ -82,7 +111,8 @@ def render(scene: Fabric) -> Field:
     """Weave the threads over and under each other, light them, and return the canvas (3, S, S)."""
     i, warp_round, warp_shade, _ = _lay(scene.u, scene.v, scene.warp)
     j, weft_round, weft_shade, floats = _lay(scene.v, scene.u, scene.weft)
-    # At a crossing both cosines have the same argument, so one thread is up by what the other is down: over two, under two.
+    # At a crossing both cosines have the same argument, so one thread is up by what the other is
+    # down: over two, under two.
     quarter, half = np.float32(np.pi / 2), np.float32(0.5)
     warp_level = np.cos(quarter * (scene.v - half - i) + quarter / 2)
     weft_level = -np.cos(quarter * (j - scene.u + half) + quarter / 2)
@@ -96,10 +126,14 @@ def render(scene: Fabric) -> Field:
     fibres = np.where(warp_up, scene.warp_fibres, scene.weft_fibres)
     tone = np.where(warp_up, warp_shade * scene.dye, weft_shade) * (1 + np.float32(0.10) * fibres)
     tone *= 1 + np.float32(0.07) * np.sin(np.float32(2 * np.pi) * twist)
-    tone *= np.float32(0.35) + np.float32(0.65) * ramp(height, -1.6, 1.6)  # deep places see less light
+    tone *= np.float32(0.35) + np.float32(0.65) * ramp(
+        height, -1.6, 1.6
+    )  # deep places see less light
     n = normals(height * np.float32(1.4))
     tone *= np.float32(0.35) + np.float32(0.65) * scene.light.diffuse(n)
-    canvas = np.where(warp_up, WARP_COLOUR, WEFT_COLOUR) * tone + np.float32(0.03) * scene.light.gloss(n, 12)
+    canvas = np.where(warp_up, WARP_COLOUR, WEFT_COLOUR) * tone + np.float32(
+        0.03
+    ) * scene.light.gloss(n, 12)
     return np.where((height > -2), canvas, GROUND_COLOUR)
 
 
@@ -110,7 +144,9 @@ def _place(rng: np.random.Generator, margin: float) -> tuple[float, float]:
     return float(u), float(v)
 
 
-def _with_gaps(yarns: Yarns, threads: NDArray[np.intp], start: NDArray[np.float64], end: NDArray[np.float64]) -> Yarns:
+def _with_gaps(
+    yarns: Yarns, threads: NDArray[np.intp], start: NDArray[np.float64], end: NDArray[np.float64]
+) -> Yarns:
     gap_start, gap_end = yarns.gap_start.copy(), yarns.gap_end.copy()
     gap_start[threads], gap_end[threads] = start, end
     return replace(yarns, gap_start=gap_start, gap_end=gap_end)
@@ -123,10 +159,22 @@ def missing_thread(rng: np.random.Generator, scene: Fabric) -> Fabric:
     count = 1 + int(rng.random() < 0.4)
     if rng.random() < 0.5:
         return replace(
-            scene, weft=_with_gaps(scene.weft, int(v) + np.arange(count), np.full(count, u - half), np.full(count, u + half))
+            scene,
+            weft=_with_gaps(
+                scene.weft,
+                int(v) + np.arange(count),
+                np.full(count, u - half),
+                np.full(count, u + half),
+            ),
         )
     return replace(
-        scene, warp=_with_gaps(scene.warp, int(u) + np.arange(count), np.full(count, v - half), np.full(count, v + half))
+        scene,
+        warp=_with_gaps(
+            scene.warp,
+            int(u) + np.arange(count),
+            np.full(count, v - half),
+            np.full(count, v + half),
+        ),
     )
 
 
@@ -138,10 +186,17 @@ def hole(rng: np.random.Generator, scene: Fabric) -> Fabric:
     def cut(yarns: Yarns, centre: float, radius: float, along: float, reach: float) -> Yarns:
         threads = np.arange(int(np.floor(centre - radius)), int(np.ceil(centre + radius)))
         half = reach * np.sqrt(np.maximum(1 - ((threads + 0.5 - centre) / radius) ** 2, 0))
-        start, end = along - half + rng.normal(0, 0.35, len(threads)), along + half + rng.normal(0, 0.35, len(threads))
+        start, end = (
+            along - half + rng.normal(0, 0.35, len(threads)),
+            along + half + rng.normal(0, 0.35, len(threads)),
+        )
         return _with_gaps(yarns, threads, start, end)
 
-    return replace(scene, warp=cut(scene.warp, u, radius_u, v, radius_v), weft=cut(scene.weft, v, radius_v, u, radius_u))
+    return replace(
+        scene,
+        warp=cut(scene.warp, u, radius_u, v, radius_v),
+        weft=cut(scene.weft, v, radius_v, u, radius_u),
+    )
 
 
 def misweave(rng: np.random.Generator, scene: Fabric) -> Fabric:
@@ -155,4 +210,9 @@ def misweave(rng: np.random.Generator, scene: Fabric) -> Fabric:
     return replace(scene, weft=replace(scene.weft, float_start=float_start, float_end=float_end))
 
 
-PRODUCT = Product(sample, {"hole": hole, "missing_thread": missing_thread, "misweave": misweave}, render, bridge=19)
+PRODUCT = Product(
+    sample,
+    {"hole": hole, "missing_thread": missing_thread, "misweave": misweave},
+    render,
+    bridge=19,
+)
