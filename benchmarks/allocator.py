@@ -20,8 +20,8 @@ from collections.abc import Callable
 
 import torch
 
-from clsnf.core.allocator import keep_freed_memory
 from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
+from clsnf.core.memory import keep_freed_memory
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder
 from clsnf.streams.stream import DefectRecipe, MemoryStream

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from clsnf.core.config import BackboneSettings, DetectorSettings, ImageSettings
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import TEST
-from clsnf.evaluation.evaluate import figures_of_maps
+from clsnf.evaluation.evaluate import metrics_of_maps
 from clsnf.model.backbone import load_backbone
 from clsnf.model.memory_bank import cover
 from clsnf.model.resample import resample
@@ -126,7 +126,7 @@ def main() -> None:
             resample(distances.view(-1, 1, *grids[0]), image.size, "bilinear")[:, 0], 4.0
         )
         scores = maps.flatten(1).amax(dim=1) if scores is None else scores
-        figures = figures_of_maps(rows, maps.numpy(), scores.numpy(), image, FIGURES)
+        figures = metrics_of_maps(rows, maps.numpy(), scores.numpy(), image, FIGURES)
         shares = {figure: round(value, 4) for figure, value in figures.items()}
         print(
             json.dumps(

@@ -40,8 +40,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clsnf.core.allocator import keep_freed_memory
 from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
+from clsnf.core.memory import keep_freed_memory
 from clsnf.data.images import load_images
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder

@@ -35,10 +35,11 @@ from safetensors.torch import load_file, save_file
 from clsnf.core.config import DetectorSettings, from_dict, to_dict
 from clsnf.core.device import choose_device
 from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
-from clsnf.core.hashing import sha256_file, write_json, written_whole
-from clsnf.core.memory import roomy_empty
+from clsnf.core.files import atomic_write, write_json
+from clsnf.core.hashing import sha256_file
+from clsnf.core.memory import allocate_tensor
 from clsnf.core.progress import Progress, silent
-from clsnf.data.image_statistics import looks_of_normals
+from clsnf.data.image_statistics import statistics_of_normals
 from clsnf.data.images import Placement, image_size, place, read_image, restore_map
 from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fingerprint
 from clsnf.model.flow import LevelScale
@@ -46,7 +47,7 @@ from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.model.score_maps import fuse, image_scores
 from clsnf.streams.choice import StreamChoice, open_stream
 from clsnf.streams.stream import ImageBatch, consecutive, in_batches
-from clsnf.training.artifacts import StageStore
+from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
 
@@ -94,7 +95,7 @@ class Provenance:
             where it was trained by clsnf.
         validation_peaks: sorted largest map values of the held-out normal images; what pictures for
             people are drawn by.
-        looks: mean and standard deviation of each of :data:`clsnf.data.image_statistics.LOOKS` over
+        looks: mean and standard deviation of each of :data:`clsnf.data.image_statistics.STATISTICS` over
             the held-out normal images: what a server compares the pictures of the day with. Empty
             in detectors saved before there were looks.
     """
@@ -204,7 +205,7 @@ class Detector:
                 table,
                 settings,
                 textures,
-                StageStore(Path(folder)),
+                ArtifactStore(Path(folder)),
                 choose_device(device),
                 progress,
                 stream,
@@ -232,7 +233,7 @@ class Detector:
             backbone_fingerprint=fingerprint(pipeline.pretrained),
             data_fingerprint=data_fingerprint(fit_rows),
             validation_fingerprint=data_fingerprint(normals),
-            object_mask=prepared.polarity,
+            object_mask=prepared.mask_mode,
             fit_images=len(fit_rows),
             validation_scores=(),
             versions=package_versions(),
@@ -290,7 +291,7 @@ class Detector:
                 validation_fingerprint=data_fingerprint(normals),
                 validation_scores=tuple(float(s) for s in np.sort(found_scores)),
                 validation_peaks=tuple(float(m) for m in np.sort(found_peaks)),
-                looks=looks_of_normals(normals["path"].to_pylist(), self.settings.image),
+                looks=statistics_of_normals(normals["path"].to_pylist(), self.settings.image),
             )
         self.threshold = threshold_from_normals(
             np.array(provenance.validation_scores, np.float32), rate
@@ -336,7 +337,7 @@ class Detector:
         """
         _check_request(images, batch_size)
         n = len(images)
-        maps = roomy_empty(
+        maps = allocate_tensor(
             (n, *self.settings.image.size), torch.float32
         ).numpy()  # on disk where they would fill the memory
         scores = np.empty(n, np.float32)
@@ -382,9 +383,8 @@ class Detector:
             and stream.kind == "ray"
             and not any(isinstance(image, np.ndarray) for image in images)
         ):
-            yield from self._batches_of_workers(
-                [os.fspath(image) for image in images], batch_size, stream
-            )  # type: ignore[arg-type]
+            paths = [os.fspath(image) for image in images]  # type: ignore[arg-type]
+            yield from self._batches_of_workers(paths, batch_size, stream)
             return
 
         def placed(image: ImageLike) -> tuple[torch.Tensor, Placement]:
@@ -496,7 +496,7 @@ class Detector:
             name: value.detach().cpu().contiguous()
             for name, value in self.network.state_dict().items()
         }
-        with written_whole(path) as draft:
+        with atomic_write(path) as draft:
             draft.mkdir()
             save_file(tensors, draft / TENSORS)
             facts = {

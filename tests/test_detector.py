@@ -37,7 +37,7 @@ from clsnf.detector import FORMAT, Detector, _Scorer
 from clsnf.model.score_maps import fuse
 from clsnf.streams.choice import StreamChoice
 from clsnf.streams.stream import ImageBatch
-from clsnf.training.artifacts import StageStore
+from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import place_rows, prepare, rows_of
 from tests.support.small_data import TINY, draw_normal, write_category
 
@@ -227,14 +227,14 @@ def test_a_texture_that_changed_makes_other_stages(
         Image.fromarray(texture).save(picture)  # not compressed: the file's size stays
         keys.append(
             prepare(
-                table, settings, tmp_path / "textures", StageStore(tmp_path), CPU
+                table, settings, tmp_path / "textures", ArtifactStore(tmp_path), CPU
             ).pipeline.textures_key
         )
     picture.rename(tmp_path / "textures" / "renamed.bmp")
     (tmp_path / "textures" / "notes.txt").write_text("mine")
     keys.append(
         prepare(
-            table, settings, tmp_path / "textures", StageStore(tmp_path), CPU
+            table, settings, tmp_path / "textures", ArtifactStore(tmp_path), CPU
         ).pipeline.textures_key
     )
     assert keys[0] != keys[1] == keys[2]
@@ -315,7 +315,7 @@ def test_the_maps_of_a_study_are_those_of_the_saved_detector(
     detector: Detector, table: pa.Table, settings: DetectorSettings, tmp_path: Path
 ) -> None:
     """Selection looks at stored maps: they must describe what the detector will answer."""
-    prepared = prepare(table, settings, None, StageStore(tmp_path), CPU)
+    prepared = prepare(table, settings, None, ArtifactStore(tmp_path), CPU)
     rows = rows_of(table, "test")
     maps = prepared.pipeline.maps(
         settings.finetune.joint_epochs, settings.flow.depth, place_rows(rows, settings)

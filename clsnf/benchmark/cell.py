@@ -32,14 +32,14 @@ from clsnf.benchmark.systems import (
 )
 from clsnf.core.config import DetectorSettings
 from clsnf.core.device import choose_device
-from clsnf.core.ledger import note_unlocked
+from clsnf.core.ledger import record_unlock
 from clsnf.core.progress import Progress, silent
 from clsnf.data.splits import assign_splits
-from clsnf.evaluation.evaluate import figures_of_maps, samples_of_maps
+from clsnf.evaluation.evaluate import metrics_of_maps, samples_of_maps
 from clsnf.evaluation.selection import (
     ValidationLabels,
     choose_score_weight,
-    family_figures_of,
+    family_metrics_of,
     mean_over_families,
     validation_labels,
 )
@@ -49,18 +49,18 @@ from clsnf.metrics.bootstrap import (
     compare,
     draw_replicates,
     intervals,
-    replicate_figures,
+    replicate_metrics,
 )
 from clsnf.model.score_maps import image_scores
 from clsnf.synthesis.validation_set import write_validation_set
-from clsnf.training.artifacts import StageStore
+from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.pipeline import CategoryPipeline, PlacedImages
 from clsnf.training.prepare import Prepared, place_rows, prepare, rows_of
 
 OBJECTIVE = "pixel_ap"  # what selection raises on the validation defects
 # What an oracle is asked for; the others would cost as much again and say the same.
-ORACLE_FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "au_pro")
-VALIDATION_FIGURES = ("pixel_ap", "image_auroc", "au_pro")
+ORACLE_METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "au_pro")
+VALIDATION_METRICS = ("pixel_ap", "image_auroc", "au_pro")
 REPLICATES = 1000
 _TRAININGS = ("finetuning", "flows on the finetuned backbone", "flows on the pretrained backbone")
 _COMPARED = "fused"  # every other system is compared with the method
@@ -118,7 +118,7 @@ class _Bench:
         self, request: CellRequest, table: pa.Table, before: Prepared | None, progress: Progress
     ) -> None:
         self.settings = request.settings
-        store = StageStore(request.out / "stages")
+        store = ArtifactStore(request.out / "stages")
         device = choose_device(request.device)
         self.prepared = _again(request.settings, before) or prepare(
             table, request.settings, request.textures, store, device, progress
@@ -220,7 +220,7 @@ def run_cell(
             request.out / "validation" / request.category / f"seed-{settings.seed}",
             images_per_family=settings.validation.images_per_family,
             seed=settings.seed,
-            polarity=bench.prepared.polarity,
+            mask_mode=bench.prepared.mask_mode,
         )
         images = place_rows(validation, settings)
         labels = validation_labels(validation.to_pylist(), settings, images)
@@ -230,7 +230,7 @@ def run_cell(
         systems = _select(parts, labels, bench, progress)
     test = rows_of(table, "test")
     if request.test and len(test):
-        note_unlocked(
+        record_unlock(
             request.out,
             request.category,
             f"benchmark, seed {settings.seed}: {len(systems)} systems",
@@ -243,7 +243,7 @@ def run_cell(
     computed = _since(bench.store.computed, had_computed)
     record = {
         "systems": systems,
-        "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
+        "object_mask": {"kind": bench.prepared.mask_mode, "reason": bench.prepared.mask_reason},
         "images": {name: len(rows_of(table, name)) for name in ("fit", "validation", "test")}
         | {"validation set": len(validation)},
         "seconds": {name: round(value, 2) for name, value in clock.seconds.items()},
@@ -293,7 +293,7 @@ def _select(
         flow = None if candidate.depth is None or candidate.weight == 1 else system.flow
         key = (flow, candidate)
         if key not in values:
-            figures = family_figures_of(parts.map_of(system, candidate), labels, (OBJECTIVE,))
+            figures = family_metrics_of(parts.map_of(system, candidate), labels, (OBJECTIVE,))
             values[key] = mean_over_families(figures, OBJECTIVE)
         return values[key]
 
@@ -321,10 +321,10 @@ def _select(
             chosen = dataclasses.replace(
                 chosen, score_weight=choose_score_weight(by_weight, labels)
             )
-        validation = family_figures_of(
+        validation = family_metrics_of(
             parts.map_of(system, chosen),
             labels,
-            VALIDATION_FIGURES,
+            VALIDATION_METRICS,
             parts.scored_map_of(system, chosen),
         )
         result[name] = {
@@ -336,7 +336,7 @@ def _select(
                 last_candidate(system, bench.epochs, depth, weight, bench.settings.score_weight)
             ),
             "validation": {
-                figure: mean_over_families(validation, figure) for figure in VALIDATION_FIGURES
+                figure: mean_over_families(validation, figure) for figure in VALIDATION_METRICS
             },
             "families": validation,
             "test": None,
@@ -374,7 +374,7 @@ def _judge(
         ) -> dict[str, float]:
             maps = parts.map_of(system, candidate)
             scores = image_scores(parts.scored_map_of(system, candidate), images.valid).numpy()
-            return figures_of_maps(rows, maps.numpy(), scores, bench.settings.image, names)
+            return metrics_of_maps(rows, maps.numpy(), scores, bench.settings.image, names)
 
         selected, last = Candidate(**found["selected"]), Candidate(**found["last"])
         tried = []
@@ -382,7 +382,7 @@ def _judge(
             tried.append(
                 figures(
                     Candidate(**{k: record[k] for k in ("epoch", "depth", "weight")}),
-                    ORACLE_FIGURES,
+                    ORACLE_METRICS,
                 )
             )
             done += 1
@@ -390,13 +390,13 @@ def _judge(
         maps = parts.map_of(system, selected)
         samples = samples_of_maps(rows, maps.numpy(), bench.settings.image)
         scores = image_scores(parts.scored_map_of(system, selected), images.valid).numpy()
-        replicated[name] = replicate_figures(bin_images(scores, labels, samples), weights)
+        replicated[name] = replicate_metrics(bin_images(scores, labels, samples), weights)
         found["test"] = {
             "selected": figures(selected, tuple(METRICS)),
-            "last": figures(last, ORACLE_FIGURES),
+            "last": figures(last, ORACLE_METRICS),
             "oracle": {
                 figure: max(values[figure] for values in tried)
-                for figure in ORACLE_FIGURES
+                for figure in ORACLE_METRICS
                 if figure in tried[0]
             },
             "intervals": intervals(replicated[name]),

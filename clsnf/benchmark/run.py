@@ -30,12 +30,13 @@ import pyarrow as pa
 import torch
 
 import clsnf
-from clsnf.benchmark.cell import OBJECTIVE, ORACLE_FIGURES, REPLICATES, CellRequest, run_cell
+from clsnf.benchmark.cell import OBJECTIVE, ORACLE_METRICS, REPLICATES, CellRequest, run_cell
 from clsnf.benchmark.systems import SYSTEMS, WEIGHTS
 from clsnf.benchmark.tables import BASE, Cell, write_tables
 from clsnf.core.config import DetectorSettings, to_dict
 from clsnf.core.errors import ClsnfError, OutputError
-from clsnf.core.hashing import check_place, content_key, write_json
+from clsnf.core.files import check_writable, write_json
+from clsnf.core.hashing import content_key
 from clsnf.core.ledger import now
 from clsnf.core.progress import Progress, silent
 from clsnf.data.checks import MAX_BAD, check_category
@@ -237,7 +238,7 @@ def _checked_inputs(
     """The tables without unreadable images, after everything that could stop a cell was looked at;
     nothing is written.
     """
-    check_place(out, folder=True)
+    check_writable(out, folder=True)
     if out.is_dir() and any(out.iterdir()) and not (out / "protocol.json").is_file():
         raise OutputError(f"{out} holds other things: choose another --out.")
     for recipe in {
@@ -307,7 +308,7 @@ def _write_protocol(request: BenchmarkRequest, out: Path) -> None:
                 "validation defect families"
             ),
             "oracle": {
-                "figures": ORACLE_FIGURES,
+                "figures": ORACLE_METRICS,
                 "rule": "the best candidate on the test images, figure by figure",
             },
             "bootstrap": {

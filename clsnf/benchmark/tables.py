@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clsnf.benchmark.systems import SYSTEMS
-from clsnf.core.hashing import written_whole
+from clsnf.core.files import atomic_write
 from clsnf.paper.presets import figures_for
 
 BASE = "base"  # the variant that changes nothing
@@ -240,7 +240,7 @@ def write_tables(out: Path, cells: Sequence[Cell]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text)
 
 

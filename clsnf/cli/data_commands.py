@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clsnf.cli.terminal import Terminal
     from clsnf.core.config import DetectorSettings
     from clsnf.data.images import LoadedImages
-    from clsnf.synthesis.foreground import ForegroundDecision
+    from clsnf.synthesis.object_mask import MaskDecision
 
 
 @main.group(cls=Commands, short_help="Get and pack data sets; look at synthetic defects.")
@@ -97,16 +97,16 @@ def _split_table(
     return assign_splits(table, settings.validation.fraction, settings.seed)
 
 
-def _loaded(table: pa.Table, settings: DetectorSettings) -> tuple[LoadedImages, ForegroundDecision]:
+def _loaded(table: pa.Table, settings: DetectorSettings) -> tuple[LoadedImages, MaskDecision]:
     """The normals to fit on the network's canvas, and the decision on the object mask that they
     lead to.
     """
     from clsnf.data.images import load_images
-    from clsnf.synthesis.foreground import chosen_polarity
+    from clsnf.synthesis.object_mask import choose_mask_mode
     from clsnf.training.prepare import rows_of
 
     fit = load_images(rows_of(table, "fit").sort_by("sha256")["path"].to_pylist(), settings.image)
-    return fit, chosen_polarity(fit.images, settings.defects.object_mask)
+    return fit, choose_mask_mode(fit.images, settings.defects.object_mask)
 
 
 @data.command(short_help="Write the synthetic validation set.")
@@ -123,22 +123,22 @@ def synthesize(**options: Any) -> None:
     defects.object_mask=auto|off|dark|bright.
     """
     from clsnf.cli.terminal import Terminal
-    from clsnf.core.hashing import check_place
+    from clsnf.core.files import check_writable
     from clsnf.synthesis.validation_set import write_validation_set
 
     settings = shared.settings_of(options)
-    check_place(options["out"], folder=True)
+    check_writable(options["out"], folder=True)
     terminal = Terminal()
     with terminal.live():
         table = _split_table(options, settings, terminal)
         _, decision = _loaded(table, settings)
-        terminal.line(f"object mask: {decision.kind} ({decision.reason})")
+        terminal.line(f"object mask: {decision.mode} ({decision.reason})")
         written = write_validation_set(
             table,
             options["out"],
             images_per_family=settings.validation.images_per_family,
             seed=settings.seed,
-            polarity=decision.kind,
+            mask_mode=decision.mode,
             progress=terminal.progress,
         )
     defects = sum(written["label"].to_pylist())
@@ -161,7 +161,7 @@ def show(**options: Any) -> None:
     import numpy as np
 
     from clsnf.cli.terminal import Terminal
-    from clsnf.core.hashing import check_place
+    from clsnf.core.files import check_writable
     from clsnf.data.images import read_image, write_image
     from clsnf.synthesis.contact_sheet import contact_sheet, page
     from clsnf.synthesis.training_sheet import training_bands
@@ -171,14 +171,14 @@ def show(**options: Any) -> None:
     settings = shared.settings_of(options)
     if options["out"].suffix.lower() != ".png":
         raise SettingsError(f"--out is {options['out']}: give a file name that ends with .png.")
-    check_place(options["out"], folder=False)
+    check_writable(options["out"], folder=False)
     terminal = Terminal()
     with terminal.live(), tempfile.TemporaryDirectory() as folder:
         textures = texture_bank(settings, options["textures"])
         table = _split_table(options, settings, terminal)
         fit, decision = _loaded(table, settings)
         training = page(
-            training_bands(fit, textures, settings.defects, decision.kind, settings.seed)
+            training_bands(fit, textures, settings.defects, decision.mode, settings.seed)
         )
         few = min(6, settings.validation.images_per_family)  # the first of those that a study makes
         written = write_validation_set(
@@ -186,14 +186,14 @@ def show(**options: Any) -> None:
             Path(folder) / "set",
             images_per_family=few,
             seed=settings.seed,
-            polarity=decision.kind,
+            mask_mode=decision.mode,
             progress=terminal.progress,
         )
         contact_sheet(written, Path(folder) / "validation.png")
         whole = np.vstack([training, read_image(Path(folder) / "validation.png")])
     options["out"].parent.mkdir(parents=True, exist_ok=True)
     write_image(options["out"], whole)
-    click.echo(f"object mask: {decision.kind} ({decision.reason})")
+    click.echo(f"object mask: {decision.mode} ({decision.reason})")
     click.echo(
         f"{options['out']}: each picture, its defect outlined, and the defect enlarged; "
         "training's rows first"

@@ -42,14 +42,14 @@ def train(**options: Any) -> None:
     it.
     """
     from clsnf.cli.terminal import Terminal
-    from clsnf.core.hashing import check_place
+    from clsnf.core.files import check_writable
     from clsnf.data.splits import assign_splits
     from clsnf.detector import Detector
     from clsnf.training.prepare import check_ingredients, rows_of
 
     settings = shared.settings_of(options, shared.preset_categories(options, options["category"]))
     Detector.check_folder(options["out"])
-    check_place(options["out"], folder=True)
+    check_writable(options["out"], folder=True)
     found = shared.read_one_table(options["data"], options["normals"], options["category"])
     terminal = Terminal()
     with terminal.live():
@@ -103,14 +103,14 @@ def calibrate(
     known defects promises nothing about others.
     """
     from clsnf.cli.terminal import Terminal
-    from clsnf.core.hashing import check_place
+    from clsnf.core.files import check_writable
     from clsnf.detector import Detector
 
     if normals is None and false_reject_rate is None:
         raise SettingsError("Say what changes: --false-reject-rate, --normals, or both.")
     detector = Detector.load(model, device)
     place = Detector.check_folder(out or model)
-    check_place(place, folder=True)
+    check_writable(place, folder=True)
     before = detector.threshold
     terminal = Terminal()
     with terminal.live():
@@ -189,14 +189,14 @@ def evaluate(
 ) -> None:
     """Score the test pictures of a category and compare with their labels."""
     from clsnf.cli.terminal import Terminal
-    from clsnf.core.hashing import check_place, write_json
+    from clsnf.core.files import check_writable, write_json
     from clsnf.detector import Detector
     from clsnf.evaluation.evaluate import evaluate_detector
     from clsnf.training.prepare import rows_of
 
     detector = Detector.load(model, device)
     if json_file is not None:
-        check_place(json_file, folder=False)
+        check_writable(json_file, folder=False)
     table = shared.read_one_table(data, None, category or detector.provenance.category)
     if len(rows_of(table, "test")) == 0:
         raise DataError(
@@ -219,11 +219,11 @@ def evaluate(
 def settings(preset: str | None, category: str | None) -> None:
     """List all settings with their defaults, or with a preset's values, as YAML for --config."""
     from clsnf.core.config import DetectorSettings
-    from clsnf.core.settings_text import settings_text
+    from clsnf.core.settings_yaml import settings_yaml
 
     shown = DetectorSettings()
     if preset == "paper":
         found, about = shared.paper_preset([] if category is None else [category])
         click.echo(f"preset paper: {about}", err=True)
         shown = from_dict(DetectorSettings, found.overrides)
-    click.echo(settings_text(shown), nl=False)
+    click.echo(settings_yaml(shown), nl=False)

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from clsnf import __version__
-from clsnf.core.allocator import keep_freed_memory
 from clsnf.core.errors import ClsnfError
-from clsnf.core.threads import wait_patiently
+from clsnf.core.memory import keep_freed_memory
+from clsnf.core.threads import wait_passively
 
 
 class Command(click.Command):
@@ -20,7 +20,7 @@ class Command(click.Command):
     """
 
     def invoke(self, ctx: click.Context) -> Any:
-        wait_patiently()
+        wait_passively()
         keep_freed_memory()
         try:
             return super().invoke(ctx)

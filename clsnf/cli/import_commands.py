@@ -79,14 +79,14 @@ def import_checkpoint(
         )
     from clsnf.cli.terminal import Terminal
     from clsnf.core.device import choose_device
-    from clsnf.core.hashing import check_place
+    from clsnf.core.files import check_writable
     from clsnf.data.splits import assign_splits
     from clsnf.detector import Detector
     from clsnf.paper.checkpoint_file import read_checkpoint
     from clsnf.paper.import_checkpoint import build_imported, calibrate_imported
 
     Detector.check_folder(out)
-    check_place(out, folder=True)
+    check_writable(out, folder=True)
     chosen = choose_device(device)
     read = shared.read_one_table(data, normals, category)
     imported = build_imported(

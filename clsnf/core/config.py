@@ -12,7 +12,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -467,3 +467,22 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise SettingsError(f"{where} is {value!r}: it must be of type {hint.__name__}.")
     return value
+
+
+def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Lines for people: where two pieces of plain JSON differ, such as ``finetune.loss was 'soft',
+    is 'dice'``.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys((*before, *now)):
+            yield from differences(before.get(name), now.get(name), f"{where}.{name}".lstrip("."))
+    elif before != now:
+        name = where or "it"
+        if before is None or now is None:
+            yield f"{name} is new" if before is None else f"{name} is gone"
+        elif (
+            isinstance(before, str) and isinstance(now, str) and len(before) > 30
+        ):  # hashes say nothing to people
+            yield f"{name} has changed"
+        else:
+            yield f"{name} was {before!r}, is {now!r}"

@@ -1,19 +1,12 @@
-"""Content as names: short hashes of settings, and files that appear whole or not at all."""
+"""Content as names: short hashes of settings and of files."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from clsnf.core.errors import OutputError
 
 
 def content_key(content: Any) -> str:
@@ -31,103 +24,3 @@ def sha256_file(path: Path) -> str:
     """64 hex digits: the sha256 of a file's bytes. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _named_where_the_disk_is_full(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (
-        Exception
-    ) as error:  # libraries wrap it in errors of their own, which have its text alone
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(
-            errno.ENOSPC
-        ) in str(error):
-            raise OutputError(
-                f"{path} can't be written, because the disk is full: make room, and go on with "
-                "the same command."
-            ) from error
-        raise
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or folder to; it takes its place when the block
-    ends without an error.
-
-    A folder that stands there already is replaced.
-
-    Raises:
-        OutputError: the disk is full; nothing of the draft is left, and what stood there before
-            still does.
-    """
-    with _named_where_the_disk_is_full(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    try:
-        with _named_where_the_disk_is_full(path):
-            yield draft
-        if draft.is_dir() and path.is_dir():
-            old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
-            path.rename(old)
-            try:
-                draft.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(draft, path)
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
-
-
-def check_place(path: Path, *, folder: bool) -> None:
-    """Refuse a place for a folder (or else a file) that could not be written, before the long work
-    and without a trace.
-
-    Raises:
-        OutputError: naming what is in the way.
-    """
-    place = next(known for known in (path, *path.parents) if os.path.exists(known))
-    if place == path and path.is_dir() != folder:
-        raise OutputError(
-            f"{path} is a {'file' if folder else 'folder'}: give the name of a "
-            f"{'folder' if folder else 'file'}."
-        )
-    if place != path and not place.is_dir():
-        raise OutputError(f"{path} can't be made, because {place} is a file: give another place.")
-    if not os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
-        raise OutputError(
-            f"{path} can't be written, because {place} is read-only: give another place."
-        )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, whole or not at all; figures that are not finite are refused
-    (ValueError).
-    """
-    with written_whole(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Lines for people: where two pieces of plain JSON differ, such as ``finetune.loss was 'soft',
-    is 'dice'``.
-    """
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in dict.fromkeys((*before, *now)):
-            yield from differences(before.get(name), now.get(name), f"{where}.{name}".lstrip("."))
-    elif before != now:
-        name = where or "it"
-        if before is None or now is None:
-            yield f"{name} is new" if before is None else f"{name} is gone"
-        elif (
-            isinstance(before, str) and isinstance(now, str) and len(before) > 30
-        ):  # hashes say nothing to people
-            yield f"{name} has changed"
-        else:
-            yield f"{name} was {before!r}, is {now!r}"

@@ -14,7 +14,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def note_unlocked(folder: Path, category: str, purpose: str) -> None:
+def record_unlock(folder: Path, category: str, purpose: str) -> None:
     """Write down that a category's test images are about to be looked at."""
     entry = {"at": now(), "category": category, "opened": "test images", "for": purpose}
     with (folder / "ledger.jsonl").open("a") as ledger:

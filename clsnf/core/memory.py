@@ -1,8 +1,10 @@
-"""How much memory there is, and tensors that lie on disk where it would not hold them."""
+"""Memory: how much is free, tensors larger than that, and what happens to memory that was freed."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +38,7 @@ def memory_budget(sharers: int = 1, free: int | None = None) -> int:
     return int(_SHARE * (free_memory() if free is None else free) / sharers)
 
 
-def roomy_empty(shape: Sequence[int], dtype: torch.dtype, budget: int | None = None) -> Tensor:
+def allocate_tensor(shape: Sequence[int], dtype: torch.dtype, budget: int | None = None) -> Tensor:
     """An uninitialised tensor on the CPU: in memory, or, where it takes more than `budget` bytes,
     in a file without a name.
 
@@ -50,3 +52,35 @@ def roomy_empty(shape: Sequence[int], dtype: torch.dtype, budget: int | None = N
         file.truncate(size)
         mapped = np.memmap(file, np.uint8, "r+", shape=(size,))
     return torch.from_numpy(mapped).view(dtype).view(tuple(shape))
+
+
+_C_LIBRARY = ctypes.CDLL(None) if os.name == "posix" else None
+_IS_GLIBC = _C_LIBRARY is not None and hasattr(_C_LIBRARY, "malloc_trim")
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of fetching it from the system anew: for
+    whoever computes on CPUs.
+
+    glibc takes blocks above 32 MB from the system one by one and hands them back when they are
+    freed. A step of training, or a batch of images that a detector looks at, then waits for a
+    gigabyte of pages that the system fills with zeros first: a quarter of its time
+    (``benchmarks/allocator.py``). From now on such blocks come from one heap for all threads, and
+    stay there until :func:`release_freed_memory`.
+    """
+    if _C_LIBRARY is not None and _IS_GLIBC:
+        for parameter, value in (
+            (_M_MMAP_MAX, 0),
+            (_M_TRIM_THRESHOLD, 2**31 - 1),
+            (_M_ARENA_MAX, 1),
+        ):
+            _C_LIBRARY.mallopt(parameter, value)
+
+
+def release_freed_memory() -> None:
+    """Hand the system what is free: after a training hundreds of MB, which processes beside this
+    one may need.
+    """
+    if _C_LIBRARY is not None and _IS_GLIBC:
+        _C_LIBRARY.malloc_trim(0)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from clsnf.core.errors import OutputError
-from clsnf.core.hashing import written_whole
+from clsnf.core.files import atomic_write
 from clsnf.core.uris import join_uri, refuse_password, without_secrets
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # they have no folders to make, and show whole objects alone
@@ -133,7 +133,7 @@ class RemoteFolder:
             kind = self._files.get_file_info(self._at(name)).type
             if kind == fs.FileType.NotFound:
                 return False
-            with written_whole(local) as draft:
+            with atomic_write(local) as draft:
                 if kind == fs.FileType.Directory:
                     draft.mkdir()
                 fs.copy_files(

@@ -39,6 +39,6 @@ def without_secrets(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def last_name(uri: str) -> str:
+def uri_name(uri: str) -> str:
     """The last part of a URI's path: what a folder there is called."""
     return posixpath.basename(urlsplit(uri).path.rstrip("/"))

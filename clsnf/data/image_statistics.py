@@ -21,12 +21,12 @@ from clsnf.data.images import place, read_image
 
 # Grey levels of 255: mean; standard deviation; mean difference of neighbours; mean of red less
 # green, of blue less green.
-LOOKS = ("brightness", "contrast", "sharpness", "redness", "blueness")
+STATISTICS = ("brightness", "contrast", "sharpness", "redness", "blueness")
 _LEAST_SPREAD = np.array([1.0, 1.0, 0.5, 1.0, 1.0])
 
 
-def looks_of(placed: torch.Tensor) -> np.ndarray:
-    """(5,) float32, in the order of :data:`LOOKS`, of a picture on the canvas, (3, H, W) uint8."""
+def statistics_of(placed: torch.Tensor) -> np.ndarray:
+    """(5,) float32, in the order of :data:`STATISTICS`, of a picture on the canvas, (3, H, W) uint8."""
     pixels = placed.float()
     red, green, blue = pixels.mean(dim=(1, 2)).tolist()
     grey = pixels.mean(dim=0)
@@ -37,7 +37,7 @@ def looks_of(placed: torch.Tensor) -> np.ndarray:
     )
 
 
-def looks_of_normals(
+def statistics_of_normals(
     paths: Sequence[str | os.PathLike[str]], settings: ImageSettings
 ) -> dict[str, list[float]]:
     """Mean and standard deviation of each look over some images, at least one.
@@ -47,7 +47,7 @@ def looks_of_normals(
     """
 
     def look(path: str | os.PathLike[str]) -> np.ndarray:
-        return looks_of(place(read_image(path), settings)[0])
+        return statistics_of(place(read_image(path), settings)[0])
 
     with ThreadPoolExecutor() as pool:
         # (N, 5), each look in order of size: the sums come out the same to the last bit, whatever
@@ -56,5 +56,5 @@ def looks_of_normals(
     spreads = np.maximum(found.std(axis=0), _LEAST_SPREAD)
     return {
         name: [float(m), float(s)]
-        for name, m, s in zip(LOOKS, found.mean(axis=0), spreads, strict=True)
+        for name, m, s in zip(STATISTICS, found.mean(axis=0), spreads, strict=True)
     }

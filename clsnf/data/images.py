@@ -118,10 +118,9 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
     with _header(io.BytesIO(data), name) as image:
         # A phone's MPO is one photograph with extras such as a preview; elsewhere more frames are
         # more pictures.
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise ImageError(
-                f"{name} holds {image.n_frames} pictures: save each as a file of its own."
-            )  # type: ignore[attr-defined]
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1:
+            raise ImageError(f"{name} holds {frames} pictures: save each as a file of its own.")
         image.load()
         yield ImageOps.exif_transpose(image) if image.format in _EXIF_FORMATS else image
 

@@ -26,7 +26,8 @@ from urllib3.util import Retry
 
 from clsnf.core.config import from_dict
 from clsnf.core.errors import DownloadError, OutputError, SettingsError, nearest
-from clsnf.core.hashing import sha256_file, write_json, written_whole
+from clsnf.core.files import atomic_write, write_json
+from clsnf.core.hashing import sha256_file
 from clsnf.core.progress import Progress, silent
 from clsnf.core.yaml import read_yaml_mapping
 from clsnf.datasets.unpack import is_archive, unpack
@@ -373,7 +374,7 @@ def _unpacked(source: Source, place: Path, parts: list[Path], progress: Progress
         f".{place.name}.*.part"
     ):  # what a killed run left: nobody else writes here under the lock
         shutil.rmtree(beside, ignore_errors=True)
-    with written_whole(place) as draft:
+    with atomic_write(place) as draft:
         draft.mkdir()
         for number, (archive, part) in enumerate(zip(source.archives, parts, strict=True)):
             opened = draft / f".archive-{number}"

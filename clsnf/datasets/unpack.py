@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO
 
@@ -110,8 +111,8 @@ def _members(archive: Path, folder: Path) -> Iterator[_Member]:
                     info.filename,
                     info.is_dir(),
                     info.file_size,
-                    lambda info=info: zipped.open(info),
-                )  # type: ignore[misc]
+                    partial(zipped.open, info),
+                )
     else:
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
@@ -123,8 +124,8 @@ def _members(archive: Path, folder: Path) -> Iterator[_Member]:
                     member.name,
                     member.isdir(),
                     member.size,
-                    lambda member=member: tar.extractfile(member),
-                )  # type: ignore[misc]
+                    partial(tar.extractfile, member),
+                )
                 tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
 
 

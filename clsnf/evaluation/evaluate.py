@@ -53,7 +53,7 @@ def evaluate_detector(
         [row["path"] for row in rows], progress=progress, task=task, stream=stream
     )
     labels = np.array([row["label"] for row in rows])
-    figures = figures_of_maps(rows, prediction.maps, prediction.scores, detector.settings.image)
+    figures = metrics_of_maps(rows, prediction.maps, prediction.scores, detector.settings.image)
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["defect_type"]] = counts.get(row["defect_type"], 0) + 1
@@ -79,7 +79,7 @@ def evaluate_detector(
     }
 
 
-def figures_of_maps(
+def metrics_of_maps(
     rows: list[dict[str, Any]],
     maps: np.ndarray,
     scores: np.ndarray,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clsnf.core.errors import DataError, ImageError, OutputError
-from clsnf.core.hashing import check_place
+from clsnf.core.files import check_writable
 from clsnf.data.checks import MAX_BAD
 from clsnf.data.images import IMAGE_SUFFIXES, read_image, write_image
 from clsnf.data.layouts import natural_key
@@ -79,7 +79,7 @@ def predict_files(
         OutputError: two files would write the same pictures, or `out` can't be written.
     """
     if out is not None:
-        check_place(out, folder=True)
+        check_writable(out, folder=True)
     with ThreadPoolExecutor() as pool:
         errors = list(pool.map(_error_of, files))
     bad = [error for error in errors if error is not None]

@@ -80,16 +80,16 @@ def check_objective(name: str) -> None:
         raise SettingsError(f"The objective is {name!r}.{nearest(name, usable)}")
 
 
-def family_figures(
+def family_metrics(
     maps: ScoreMaps, labels: ValidationLabels, weight: float, names: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """Figures of the fused map for each defect family: :func:`family_figures_of` at fusion weight
+    """Figures of the fused map for each defect family: :func:`family_metrics_of` at fusion weight
     `weight`.
     """
-    return family_figures_of(maps.fused(weight), labels, names)
+    return family_metrics_of(maps.fused(weight), labels, names)
 
 
-def family_figures_of(
+def family_metrics_of(
     maps: Tensor, labels: ValidationLabels, names: tuple[str, ...], scored: Tensor | None = None
 ) -> dict[str, dict[str, float]]:
     """Figures of a map for each defect family.
@@ -164,7 +164,7 @@ def sweep_weights(
     swept = []
     with torch.inference_mode():
         for weight in weights:
-            figures = family_figures(maps, labels, float(weight), (objective,))
+            figures = family_metrics(maps, labels, float(weight), (objective,))
             swept.append(
                 (float(weight), {family: values[objective] for family, values in figures.items()})
             )

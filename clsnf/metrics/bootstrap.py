@@ -144,7 +144,7 @@ def draw_replicates(labels: ArrayLike, replicates: int, seed: int) -> Floats:
     return weights
 
 
-def replicate_figures(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
+def replicate_metrics(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
     """Every figure that the images allow, in each replicate: name of :data:`clsnf.metrics.METRICS`
     -> (R,).
     """

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clsnf.core.config import FlowSettings
-from clsnf.model.memory_bank import Memory
+from clsnf.model.memory_bank import MemoryBank
 from clsnf.model.padding import reflect_pad
 from clsnf.model.whitening import Whitening
 
@@ -124,7 +124,7 @@ class LevelFlow(nn.Module):
         self.grid = grid
         self.neighbourhood = settings.neighbourhood
         self.whitening = Whitening(channels, grid)
-        self.memory = Memory(settings.memory, channels) if settings.memory else None
+        self.memory = MemoryBank(settings.memory, channels) if settings.memory else None
         self.register_buffer(
             "encoding", position_encoding(grid, settings.condition_dims), persistent=False
         )

@@ -22,7 +22,7 @@ _WIDTH_SAMPLE = 20_000
 _WIDTH_QUANTILE = 0.99  # this share of the normal vectors has a likelihood of one half or more
 
 
-class Memory(nn.Module):
+class MemoryBank(nn.Module):
     """Remembered normal vectors of one level.
 
     Args:

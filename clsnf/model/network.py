@@ -12,7 +12,7 @@ from clsnf.core.config import FinetuneSettings, FlowSettings, ImageSettings
 from clsnf.model.backbone import Backbone, BackboneInfo
 from clsnf.model.decoder import Decoder, PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
-from clsnf.model.paper_decoder import AuthorsDecoder
+from clsnf.model.paper_decoder import PaperDecoder
 from clsnf.model.score_maps import density_map
 
 
@@ -26,7 +26,7 @@ def build_decoder(
         torch.manual_seed(seed)
         decoder: PixelDecoder
         if settings.decoder == "authors":
-            decoder = AuthorsDecoder(info.channels, info.grids, image.size, skips=settings.skips)
+            decoder = PaperDecoder(info.channels, info.grids, image.size, skips=settings.skips)
         else:
             decoder = Decoder(
                 info.channels, info.grids, image.size, settings.decoder_width, settings.skips

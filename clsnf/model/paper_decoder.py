@@ -95,7 +95,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
-class AuthorsDecoder(PixelDecoder):
+class PaperDecoder(PixelDecoder):
     """Feature pyramid to logit map, as the authors.
 
     Two 1x1 convolutions on the deepest level; four stages at 1/16, 1/8, 1/4 and 1/2 of the image's

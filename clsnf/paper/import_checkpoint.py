@@ -41,9 +41,10 @@ from clsnf.model.backbone import (
     empty_backbone,
     fingerprint,
 )
+from clsnf.model.decoder import PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
-from clsnf.model.paper_decoder import AuthorsDecoder
+from clsnf.model.paper_decoder import PaperDecoder
 from clsnf.paper.checkpoint_file import Checkpoint, State
 from clsnf.training.prepare import PlacedImages, data_fingerprint, place_rows, rows_of
 
@@ -185,9 +186,9 @@ def calibrate_imported(
     constants = level_constants(
         imported.backbone.to(device), imported.flows.to(device), placed, device, progress
     )
-    network = ScoreNetwork(
-        imported.backbone, imported.decoder, imported.flows, [LevelScale(c) for c in constants]
-    )  # type: ignore[arg-type]
+    scales = [LevelScale(c) for c in constants]
+    decoder: PixelDecoder = imported.decoder  # type: ignore[assignment]
+    network = ScoreNetwork(imported.backbone, decoder, imported.flows, scales)
     provenance = Provenance(
         category=str(table["category"][0].as_py()),
         architecture=imported.backbone.info.architecture,
@@ -433,7 +434,7 @@ def _check_decoder_kind(
         )
     with torch.device("meta"):  # shapes alone
         built, bare = (
-            AuthorsDecoder(info.channels, info.grids, image_size, skips=skips)
+            PaperDecoder(info.channels, info.grids, image_size, skips=skips)
             for skips in (True, False)
         )
     if not _has_shapes_of(decoder, built) and _has_shapes_of(decoder, bare):

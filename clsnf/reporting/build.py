@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import clsnf
-from clsnf.core.hashing import check_place, written_whole
+from clsnf.core.files import atomic_write, check_writable
 from clsnf.core.progress import Progress, silent
 from clsnf.reporting.advice import DECISIONS, Advice, advise, gain_figure, gain_of
 from clsnf.reporting.blocks import Table
@@ -65,7 +65,7 @@ def build_report(run: Path, out: Path | None = None, progress: Progress = silent
     """
     out = (run / "report" if out is None else out).absolute()
     study = read_study(run)
-    check_place(out, folder=True)
+    check_writable(out, folder=True)
     tables = all_tables(study, progress)
     context = Context(study, tables, Budget(study.products))
     verdicts = []
@@ -191,7 +191,7 @@ def _verdict(context: Context, product: Product, number: int) -> dict[str, Any]:
 
 def write_page(path: Path, text: str) -> None:
     """Write a page, whole or not at all."""
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
 
@@ -199,5 +199,5 @@ def write_tables(folder: Path, tables: Iterable[Table]) -> None:
     """Write tables as CSV and Markdown into a folder."""
     for table in tables:
         for suffix, text in (("csv", table.csv()), ("md", table.markdown())):
-            with written_whole(folder / f"{table.name}.{suffix}") as draft:
+            with atomic_write(folder / f"{table.name}.{suffix}") as draft:
                 draft.write_text(text, encoding="utf-8")

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import clsnf
+from clsnf.core.config import differences
 from clsnf.core.errors import OutputError
-from clsnf.core.hashing import check_place, differences
-from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, replicate_figures
+from clsnf.core.files import check_writable
+from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, replicate_metrics
 from clsnf.reporting.advice import advise
 from clsnf.reporting.blocks import Block, Column, Facts, Note, Section, Table
 from clsnf.reporting.build import Built, write_page, write_tables
@@ -47,7 +48,7 @@ def build_comparison(runs: Sequence[Path], out: Path | None = None) -> Built:
     if len(runs) < 2:
         raise OutputError("A comparison needs two studies or more.")
     studies = [read_study(run) for run in runs]
-    check_place(out, folder=True)
+    check_writable(out, folder=True)
     names = _names(studies)
     changes, settings = _changes(studies, names), _settings(studies, names)
     left_out = [f"au_pro_{part}" for part in ("before", "now", "change")]  # the files have them
@@ -111,8 +112,8 @@ def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
             row |= {
                 f"{name}_before": old,
                 f"{name}_now": new,
-                f"{name}_change": new - old if both else None,
-            }  # type: ignore[operator]
+                f"{name}_change": new - old if both else None,  # type: ignore[operator]
+            }
         paired = _paired(before, now)
         row |= {
             "low": paired.get("low"),
@@ -196,7 +197,7 @@ def _paired(before: Product | None, now: Product | None) -> dict[str, Any]:
     if not all(is_finite(score) for own in scores for score in own):
         return {"verdict": "scores that are not finite"}
     weights = draw_replicates(labels, _REPLICATES, 0)
-    first, second = (replicate_figures(bin_images(own, labels, None), weights) for own in scores)
+    first, second = (replicate_metrics(bin_images(own, labels, None), weights) for own in scores)
     found = asdict(compare(second, first)["image_auroc"])
     verdict = (
         "significantly better"

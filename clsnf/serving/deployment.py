@@ -22,7 +22,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from clsnf.core.errors import ClsnfError, SettingsError
-from clsnf.core.threads import PATIENT_THREADS
+from clsnf.core.threads import PASSIVE_THREADS
 from clsnf.serving.app import build_app
 from clsnf.serving.metrics import Meters
 from clsnf.serving.ray_metrics import RaySink
@@ -106,7 +106,7 @@ def bound(settings: ServingSettings) -> Application:
         ray_actor_options={
             "num_cpus": settings.cpus_per_replica,
             "num_gpus": settings.gpus_per_replica,
-            "runtime_env": {"env_vars": PATIENT_THREADS},
+            "runtime_env": {"env_vars": PASSIVE_THREADS},
         },
         **scaling,
     )

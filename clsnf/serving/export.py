@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from clsnf.core.config import to_dict
 from clsnf.core.errors import ModelError, SettingsError
-from clsnf.core.hashing import check_place, written_whole
+from clsnf.core.files import atomic_write, check_writable
 from clsnf.data.images import place, read_image
 from clsnf.detector import Detector
 from clsnf.model.score_maps import fuse, image_scores
@@ -87,7 +87,7 @@ def export_detector(
             detector.
         ImageError: a picture can't be read.
     """
-    check_place(file, folder=False)
+    check_writable(file, folder=False)
     if kind == "onnx":
         _need_onnx()
     images, valid = _examples(detector, pictures)
@@ -103,7 +103,7 @@ def export_detector(
     network = ExportedNetwork(detector).eval()
     program = _program(network, images[:2], None if valid is None else valid[:2])
     metadata = _metadata(detector)
-    with written_whole(file) as draft:
+    with atomic_write(file) as draft:
         run = (
             _write_onnx(program, draft, metadata)
             if kind == "onnx"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clsnf.core.errors import ClsnfError, SettingsError
-from clsnf.core.threads import wait_patiently
+from clsnf.core.threads import wait_passively
 from clsnf.serving.catalogue import read_catalogue
 from clsnf.serving.settings import ServingSettings
 
@@ -104,7 +104,7 @@ def serve_until_told(
     _check_free(door)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    wait_patiently()
+    wait_passively()
     import psutil
     import ray
     from ray import serve

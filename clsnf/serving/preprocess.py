@@ -11,7 +11,7 @@ import torch
 
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import ImageError
-from clsnf.data.image_statistics import looks_of
+from clsnf.data.image_statistics import statistics_of
 from clsnf.data.images import Placement, announced_size, decode_image, place
 from clsnf.serving.errors import BadRequest
 
@@ -27,7 +27,7 @@ class Picture:
         name: for messages and answers.
         placed: (3, H, W) uint8 on the canvas.
         placement: where it lies there.
-        looks: (5,), see :func:`clsnf.data.image_statistics.looks_of`.
+        looks: (5,), see :func:`clsnf.data.image_statistics.statistics_of`.
         source: what it came as, a file's bytes or (h, w, 3) uint8: an overlay decodes it again,
             because the decoded pictures of all that wait could fill the memory.
     """
@@ -69,7 +69,7 @@ def _taken(
     image: np.ndarray, source: bytes | np.ndarray, name: str, settings: ImageSettings
 ) -> Picture:
     placed, placement = place(image, settings)
-    return Picture(name, placed, placement, looks_of(placed), source)
+    return Picture(name, placed, placement, statistics_of(placed), source)
 
 
 def check_sides(size: tuple[int, int], name: str, max_megapixels: int) -> None:

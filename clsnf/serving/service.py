@@ -24,9 +24,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from clsnf.core.allocator import keep_freed_memory
 from clsnf.core.device import choose_device
-from clsnf.data.image_statistics import LOOKS
+from clsnf.core.memory import keep_freed_memory
+from clsnf.data.image_statistics import STATISTICS
 from clsnf.detector import Detector
 from clsnf.serving.answers import Answer, Seen, answer, verdict_of
 from clsnf.serving.batching import Batcher
@@ -332,15 +332,15 @@ class InspectionService:
         self.meters.record("clsnf_verdicts_total", 1, category, verdict)
         self.meters.record("clsnf_score", score, category)
         known = model.entry.provenance.looks
-        if set(known) != set(LOOKS):  # saved before there were looks
+        if set(known) != set(STATISTICS):  # saved before there were looks
             return
-        mean, spread = np.array([known[look] for look in LOOKS]).T
+        mean, spread = np.array([known[look] for look in STATISTICS]).T
         away = (picture.looks - mean) / spread
         key = (category, model.entry.version)
         before = self._drift.get(key)
         now = away if before is None else before + _FORGET * (away - before)
         self._drift[key] = now
-        for look, value in zip(LOOKS, now, strict=True):
+        for look, value in zip(STATISTICS, now, strict=True):
             self.meters.record("clsnf_drift", float(value), category, look)
 
 

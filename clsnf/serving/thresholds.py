@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from clsnf.core.config import from_dict
 from clsnf.core.errors import ClsnfError, OutputError, SettingsError
-from clsnf.core.hashing import write_json
+from clsnf.core.files import write_json
 from clsnf.detector import Detector
 from clsnf.serving.catalogue import Entry
 from clsnf.serving.errors import Unavailable, WrongParameters

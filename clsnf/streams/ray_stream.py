@@ -37,9 +37,9 @@ from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from clsnf.core.allocator import keep_freed_memory
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import ClsnfError, SettingsError, TrainingError
+from clsnf.core.memory import keep_freed_memory
 from clsnf.data.sources import Reference
 from clsnf.streams.stream import (
     Arrays,
@@ -172,7 +172,7 @@ class RayStream(LocalStream):
             maker = recipe.maker
             donors = self._banks.get(maker.donors.data_ptr())
             donors = maker.donors.cpu().numpy() if donors is None else donors
-            parts = (maker.settings, maker.textures.cpu().numpy(), donors, recipe.polarity)
+            parts = (maker.settings, maker.textures.cpu().numpy(), donors, recipe.mask_mode)
             self._recipes = {
                 id(recipe): (recipe, ray.put(parts))
             }  # the recipe is kept, so that its id stays its own
@@ -324,9 +324,9 @@ def _read_with_defects(rows: Arrays, settings: ImageSettings, padded: bool, reci
 @lru_cache(maxsize=1)
 def _recipe_of(reference: Any) -> DefectRecipe:
     """A recipe, unpacked once in each process."""
-    settings, textures, donors, polarity = ray.get(reference)
+    settings, textures, donors, mask_mode = ray.get(reference)
     donors = ray.get(donors) if isinstance(donors, ray.ObjectRef) else donors
-    return DefectRecipe(DefectMaker(settings, _as_tensor(textures), _as_tensor(donors)), polarity)
+    return DefectRecipe(DefectMaker(settings, _as_tensor(textures), _as_tensor(donors)), mask_mode)
 
 
 def _as_tensor(bank: np.ndarray) -> Tensor:

@@ -34,7 +34,7 @@ from torch import Tensor
 from clsnf.core.config import ImageSettings
 from clsnf.data.images import Placement, decode_image, image_size, place
 from clsnf.data.sources import Reference, read_bytes
-from clsnf.synthesis.foreground import object_masks
+from clsnf.synthesis.object_mask import object_masks
 from clsnf.synthesis.training_defects import DefectBatch, DefectMaker
 
 _AHEAD = 3  # batches that are under way or lie ready before they are asked for
@@ -74,7 +74,7 @@ class DefectRecipe:
     """
 
     maker: DefectMaker
-    polarity: str = "off"
+    mask_mode: str = "off"
 
     def applied(
         self, batch: ImageBatch, keys: Tensor, device: torch.device, masks: Tensor | None = None
@@ -85,8 +85,8 @@ class DefectRecipe:
             keys: int64 (B,), see :func:`clsnf.synthesis.training_defects.sample_key`.
             masks: (B, H, W) bool, the product, where it is known; it is looked for where it is not.
         """
-        if masks is None and self.polarity != "off":
-            masks = object_masks(batch.images, self.polarity)
+        if masks is None and self.mask_mode != "off":
+            masks = object_masks(batch.images, self.mask_mode)
         valid = None if batch.valid is None else batch.valid.to(device)
         where = (
             valid
@@ -196,12 +196,12 @@ class Stream(ABC):
         for batch, of_batch in zip(self._batches(chosen), keys, strict=True):
             started = time.perf_counter()
             made = recipe.applied(
-                batch, of_batch, device, self._object_masks(recipe.polarity, batch.indices)
+                batch, of_batch, device, self._object_masks(recipe.mask_mode, batch.indices)
             )
             self.counters.add("defects", len(of_batch), time.perf_counter() - started)
             yield made
 
-    def _object_masks(self, polarity: str, indices: Tensor) -> Tensor | None:
+    def _object_masks(self, mask_mode: str, indices: Tensor) -> Tensor | None:
         """What the stream knows of the products in these images; None where they must be looked
         for.
         """
@@ -276,12 +276,12 @@ class MemoryStream(Stream):
                 self.images[indices], None if self._valid is None else self._valid[indices], indices
             )
 
-    def _object_masks(self, polarity: str, indices: Tensor) -> Tensor | None:
-        if polarity == "off":
+    def _object_masks(self, mask_mode: str, indices: Tensor) -> Tensor | None:
+        if mask_mode == "off":
             return None
-        if polarity not in self._masks:
-            self._masks[polarity] = object_masks(self.images, polarity)
-        return self._masks[polarity][indices]
+        if mask_mode not in self._masks:
+            self._masks[mask_mode] = object_masks(self.images, mask_mode)
+        return self._masks[mask_mode][indices]
 
 
 class LocalStream(Stream):

@@ -14,7 +14,7 @@ from typing import Any
 import clsnf
 from clsnf.core.config import StudySettings
 from clsnf.core.errors import SettingsError
-from clsnf.core.threads import PATIENT_THREADS, wait_patiently
+from clsnf.core.threads import PASSIVE_THREADS, wait_passively
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a factory leaves it
@@ -67,7 +67,7 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    wait_patiently()
+    wait_passively()
     import logging
 
     import psutil
@@ -86,7 +86,7 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
         }
     else:
         # A private Ray's workers inherit this process's environment; a cluster's must be told.
-        environment: dict[str, Any] = {"env_vars": PATIENT_THREADS}
+        environment: dict[str, Any] = {"env_vars": PASSIVE_THREADS}
         if (
             "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
         ):  # a submitted job brought its working folder along

@@ -35,17 +35,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clsnf.core.config import DetectorSettings
-from clsnf.core.hashing import write_json, written_whole
+from clsnf.core.files import atomic_write, write_json
 from clsnf.core.progress import Progress
 from clsnf.detector import Detector, package_versions, validation_normals
-from clsnf.evaluation.evaluate import figures_of_maps, samples_of_maps
-from clsnf.evaluation.selection import family_figures_of, mean_over_families
+from clsnf.evaluation.evaluate import metrics_of_maps, samples_of_maps
+from clsnf.evaluation.selection import family_metrics_of, mean_over_families
 from clsnf.metrics.bootstrap import (
     bin_images,
     compare,
     draw_replicates,
     intervals,
-    replicate_figures,
+    replicate_metrics,
 )
 from clsnf.model.score_maps import image_scores
 from clsnf.study.cases import chosen_cases, pictures_of, regions_of, strangest_normals
@@ -142,7 +142,7 @@ def keep_evidence(
     layers = _layers(bench, settings, images)
     limits = _limits(bench, settings, detector.threshold.false_reject_rate)
     # The folder is new each time: what an interrupted attempt left is no part of it.
-    with written_whole(folder) as draft:
+    with atomic_write(folder) as draft:
         (draft / "pictures").mkdir(parents=True)
         folder_of_pictures = draft / "pictures"
         chosen = chosen_cases(shown, detector.threshold.value)
@@ -227,7 +227,7 @@ def baseline_depth(bench: Workbench, settings: DetectorSettings, objective: str)
     depths = [0, max(flow.depth, 1)] if flow.start == "data" else [flow.depth]
     maps = {depth: bench.prepared.pipeline.density_maps(0, depth, bench.images) for depth in depths}
     values = {
-        d: mean_over_families(family_figures_of(m, bench.labels, (objective,)), objective)
+        d: mean_over_families(family_metrics_of(m, bench.labels, (objective,)), objective)
         for d, m in maps.items()
     }
     return max(depths, key=lambda depth: (values[depth], -depth))
@@ -272,7 +272,7 @@ def _compared(
     replicated = []
     for system in (winner, baseline):
         samples = samples_of_maps(rows, system.maps, settings.image)
-        replicated.append(replicate_figures(bin_images(system.scores, labels, samples), weights))
+        replicated.append(replicate_metrics(bin_images(system.scores, labels, samples), weights))
     rejected = baseline.scores.astype(np.float64) > baseline_threshold
 
     def share(of: NDArray[np.bool_]) -> float | None:
@@ -281,7 +281,7 @@ def _compared(
     return {
         "intervals": intervals(replicated[0]),
         "baseline": {
-            "figures": figures_of_maps(rows, baseline.maps, baseline.scores, settings.image),
+            "figures": metrics_of_maps(rows, baseline.maps, baseline.scores, settings.image),
             "intervals": intervals(replicated[1]),
             "recall": share(labels == 1),
             "false_reject_rate": share(labels == 0),

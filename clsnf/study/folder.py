@@ -27,14 +27,15 @@ import pyarrow.parquet as pq
 
 from clsnf.core.config import DetectorSettings, StudySettings, from_dict
 from clsnf.core.errors import OutputError
-from clsnf.core.hashing import check_place, content_key, write_json, written_whole
-from clsnf.core.ledger import note_unlocked
+from clsnf.core.files import atomic_write, check_writable, write_json
+from clsnf.core.hashing import content_key
+from clsnf.core.ledger import record_unlock
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import join_uri
 from clsnf.streams.choice import StreamChoice
 from clsnf.study.lease_actor import BookedLeases
 from clsnf.study.remote_copy import local_copy
-from clsnf.training.artifacts import StageStore
+from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import rows_of
 
 
@@ -98,12 +99,12 @@ class StudyPlan:
         """Leases for machines that share no file system; None where files do."""
         return None if self.remote is None else BookedLeases(Path(self.out).name)
 
-    def store(self, scratch: Path | None = None) -> StageStore:
+    def store(self, scratch: Path | None = None) -> ArtifactStore:
         """The stages of the study, or those of one trial in a folder of its own."""
         if scratch is not None:
-            return StageStore(scratch)
+            return ArtifactStore(scratch)
         remote = None if self.remote is None else RemoteFolder(self.remote).below("stages")
-        return StageStore(self.folder / "stages", remote, self.leases)
+        return ArtifactStore(self.folder / "stages", remote, self.leases)
 
     @property
     def detector_settings(self) -> DetectorSettings:
@@ -194,12 +195,12 @@ class StudyPlan:
 
     def _note_unlocked(self, category: str, purpose: str) -> None:
         if self.remote is None or self.leases is None:
-            note_unlocked(self.folder, category, purpose)
+            record_unlock(self.folder, category, purpose)
             return
         with self.leases.hold("ledger"):  # one file for all workers
             (self.folder / "ledger.jsonl").unlink(missing_ok=True)
             self._fetch("ledger.jsonl")
-            note_unlocked(self.folder, category, purpose)
+            record_unlock(self.folder, category, purpose)
             self.publish("ledger.jsonl")
 
 
@@ -222,7 +223,7 @@ def _moved(table: pa.Table, before: Path, now: Path) -> pa.Table:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write Parquet, whole or not at all."""
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         pq.write_table(table, draft)
 
 
@@ -234,7 +235,7 @@ def check_folder(out: Path, resume: bool, name: str | None = None) -> None:
         OutputError: it holds something and `resume` was not said, it holds no study to resume, or
             it can't be made.
     """
-    check_place(out, folder=True)
+    check_writable(out, folder=True)
     if not out.exists() or all(entry.name == ".lock" for entry in out.iterdir()):
         return
     if not resume:

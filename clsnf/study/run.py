@@ -23,14 +23,14 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 import clsnf
-from clsnf.core.config import DetectorSettings, StudySettings, to_dict
+from clsnf.core.config import DetectorSettings, StudySettings, differences, to_dict
 from clsnf.core.errors import ClsnfError, OutputError
-from clsnf.core.hashing import differences, write_json
+from clsnf.core.files import write_json
 from clsnf.core.ledger import now
 from clsnf.core.memory import free_memory, memory_budget
 from clsnf.core.progress import Progress, silent
 from clsnf.core.remote import RemoteFolder
-from clsnf.core.uris import last_name
+from clsnf.core.uris import uri_name
 from clsnf.data.checks import MAX_BAD, CheckReport, check_category
 from clsnf.data.splits import assign_splits
 from clsnf.evaluation.selection import check_objective
@@ -54,7 +54,7 @@ from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.prepare import (
     check_ingredients,
     data_fingerprint,
-    fit_polarity,
+    fit_mask_mode,
     open_fit_rows,
     rows_of,
 )
@@ -103,7 +103,7 @@ class StudyRequest:
     @property
     def name(self) -> str:
         """What the study is called where it lies beside others."""
-        return last_name(self.out) if isinstance(self.out, str) else self.out.absolute().name
+        return uri_name(self.out) if isinstance(self.out, str) else self.out.absolute().name
 
 
 @dataclass
@@ -410,14 +410,14 @@ def _validation_set(
     table: pa.Table, category: str, request: StudyRequest, out: Path, reporter: Reporter
 ) -> pa.Table:
     settings = request.settings
-    kind = fit_polarity(open_fit_rows(table, settings, StreamChoice("local", "")), settings).kind
+    kind = fit_mask_mode(open_fit_rows(table, settings, StreamChoice("local", "")), settings).mode
     reporter.progress(f"validation defects for {category}", 0, 1)
     written = write_validation_set(
         table,
         out / "validation" / category,
         images_per_family=settings.validation.images_per_family,
         seed=settings.seed,
-        polarity=kind,
+        mask_mode=kind,
     )
     reporter.progress(f"validation defects for {category}", 1, 1)
     return written

@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 
-from clsnf.core.allocator import give_memory_back, keep_freed_memory
 from clsnf.core.config import DetectorSettings, StudySettings, to_dict
 from clsnf.core.device import choose_device
 from clsnf.core.errors import ClsnfError, TrainingError
 from clsnf.core.hashing import content_key
+from clsnf.core.memory import keep_freed_memory, release_freed_memory
 from clsnf.evaluation.selection import (
-    family_figures,
-    family_figures_of,
+    family_metrics,
+    family_metrics_of,
     mean_over_families,
     validation_labels,
 )
@@ -38,8 +38,8 @@ from clsnf.study.latency import LATENCY, latency
 from clsnf.study.progress_files import FileProgress
 from clsnf.study.search import CATEGORY, METRIC, NUMBER
 from clsnf.study.space import SHORT_NAMES, apply_config
-from clsnf.training.artifacts import Stage
-from clsnf.training.finetune import leaving_point
+from clsnf.training.artifacts import Artifact
+from clsnf.training.finetune import decay_start
 from clsnf.training.pipeline import PlacedImages
 from clsnf.training.prepare import Prepared, place_rows, prepare
 
@@ -47,7 +47,7 @@ from clsnf.training.prepare import Prepared, place_rows, prepare
 FIGURES = ("pixel_ap", "pixel_auroc", "image_auroc")
 
 
-def reported_figures(study: StudySettings) -> tuple[str, ...]:
+def reported_metrics(study: StudySettings) -> tuple[str, ...]:
     """Figures of a trial: its objectives and those that everybody asks for."""
     return tuple(dict.fromkeys((*(name for name in study.objectives if name != LATENCY), *FIGURES)))
 
@@ -110,7 +110,7 @@ def run_trial(config: dict[str, Any], plan: StudyPlan) -> None:
     try:
         for report in trial_reports(plan, config[CATEGORY], values):
             tune.report(report)
-        give_memory_back()  # this process may wait while others work
+        release_freed_memory()  # this process may wait while others work
     except Exception as error:  # this trial fails, and leaves the process to the next
         if isinstance(error, torch.AcceleratorError) and not isinstance(
             error, torch.OutOfMemoryError
@@ -168,15 +168,15 @@ def trial_reports(
         counters = pipeline.fit.stream.counters
         streamed = counters.state()
         epochs, depth = settings.finetune.joint_epochs, settings.flow.depth
-        names = reported_figures(study)
+        names = reported_metrics(study)
         stops = plan.leaving_epochs if study.reuse else ()
         for step in plan.rungs:
-            if step <= leaving_point(dataclasses.replace(settings.finetune, joint_epochs=epochs)):
+            if step <= decay_start(dataclasses.replace(settings.finetune, joint_epochs=epochs)):
                 yield {METRIC: _on_the_way(bench, epochs, step, study.objective), "step": step}
         pipeline.finetuned(epochs, stops)
         maps = pipeline.maps(epochs, depth, bench.images)
         with store.clock("scoring"):
-            figures = family_figures(maps, bench.labels, settings.fusion_weight, names)
+            figures = family_metrics(maps, bench.labels, settings.fusion_weight, names)
         report: dict[str, Any] = {
             f"validation_{name}": mean_over_families(figures, name) for name in names
         }
@@ -223,9 +223,11 @@ def _latency(bench: Workbench, plan: StudyPlan, settings: DetectorSettings) -> f
         "machine": [platform.node(), pipeline.device.type, plan.threads],
     }
 
-    def compute() -> Stage:
+    def compute() -> Artifact:
         network = pipeline.network(settings.finetune.joint_epochs, settings.flow.depth)
-        return Stage({}, {"milliseconds": latency(network, bench.images.images, pipeline.device)})
+        return Artifact(
+            {}, {"milliseconds": latency(network, bench.images.images, pipeline.device)}
+        )
 
     return float(bench.store.get("latency", content, compute).facts["milliseconds"])
 
@@ -236,10 +238,10 @@ def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> flo
     """
     pipeline = bench.prepared.pipeline
 
-    def compute() -> Stage:
+    def compute() -> Artifact:
         maps = pipeline.trunk_maps(epochs, step, bench.images)
-        figures = family_figures_of(maps, bench.labels, (objective,))
-        return Stage({}, {"value": mean_over_families(figures, objective)})
+        figures = family_metrics_of(maps, bench.labels, (objective,))
+        return Artifact({}, {"value": mean_over_families(figures, objective)})
 
     return float(
         pipeline.on_trunk(

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from clsnf.core.allocator import give_memory_back
 from clsnf.core.config import to_dict
+from clsnf.core.memory import release_freed_memory
 from clsnf.data.images import read_image, read_mask
 from clsnf.detector import Detector
 from clsnf.evaluation.evaluate import evaluate_detector
 from clsnf.evaluation.pictures import Image, outline, overlay, sheet
 from clsnf.evaluation.selection import (
     choose_score_weight,
-    family_figures_of,
+    family_metrics_of,
     mean_over_families,
     sweep_weights,
 )
@@ -35,7 +35,7 @@ from clsnf.study.pareto import save_front
 from clsnf.study.progress_files import FileProgress
 from clsnf.study.regret import regret
 from clsnf.study.space import apply_config
-from clsnf.study.trial import reported_figures, use_threads, workbench
+from clsnf.study.trial import reported_metrics, use_threads, workbench
 
 _EXAMPLES = 6
 
@@ -118,7 +118,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
                 ],
             }
         )
-    give_memory_back()
+    release_freed_memory()
     picks = {rule: candidates[pick(rule, [c.families for c in candidates])] for rule in RULES}
     chosen = picks[study.selection]
     trial, weight = chosen.trial, chosen.weight
@@ -138,8 +138,8 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
     detector.save(plan.folder / "winners" / category)
 
-    names = reported_figures(study)
-    families = family_figures_of(
+    names = reported_metrics(study)
+    families = family_metrics_of(
         maps.fused(weight), bench.labels, names, maps.fused(settings.image_weight)
     )
     result: dict[str, Any] = {
@@ -155,7 +155,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         | {"families": families},
         "threshold": dataclasses.asdict(detector.threshold)
         | {"interval": detector.threshold.interval},
-        "object_mask": {"kind": bench.prepared.polarity, "reason": bench.prepared.polarity_reason},
+        "object_mask": {"kind": bench.prepared.mask_mode, "reason": bench.prepared.mask_reason},
         "sweeps": sweeps,
         "rules": {
             rule: {"config": without_weight(c.trial["config"]), "fusion_weight": c.weight}

@@ -16,7 +16,7 @@ from torch import Tensor
 from clsnf.core.config import DefectSettings
 from clsnf.data.images import LoadedImages
 from clsnf.synthesis.contact_sheet import Band
-from clsnf.synthesis.foreground import object_masks
+from clsnf.synthesis.object_mask import object_masks
 from clsnf.synthesis.training_defects import DefectMaker, sample_key
 
 _SAMPLES = 24  # defects made for a row: the object mask leaves some of them empty
@@ -26,7 +26,7 @@ def training_bands(
     fit: LoadedImages,
     textures: Tensor,
     settings: DefectSettings,
-    polarity: str,
+    mask_mode: str,
     seed: int,
     columns: int = 6,
 ) -> list[Band]:
@@ -40,12 +40,12 @@ def training_bands(
     chosen = torch.linspace(0, len(fit.images) - 1, min(_SAMPLES, len(fit.images))).round().long()
     chosen = chosen.repeat(-(-_SAMPLES // len(chosen)))[:_SAMPLES]
     images = fit.images[chosen]
-    masks = None if polarity == "off" else object_masks(images, polarity)
+    masks = None if mask_mode == "off" else object_masks(images, mask_mode)
     bands: list[Band] = []
     if masks is not None:
         some = [i for i in range(len(images)) if masks[i].any()][:columns]
         pictures = [(_picture(images[i]), masks[i].numpy()) for i in some]
-        bands.append((f"object mask ({polarity} product): training defects lie inside", pictures))
+        bands.append((f"object mask ({mask_mode} product): training defects lie inside", pictures))
     if fit.valid is not None:
         masks = fit.valid[chosen] if masks is None else masks & fit.valid[chosen]
     share = settings.texture_share if len(fit.images) > 1 else 1.0

@@ -33,14 +33,15 @@ import pyarrow as pa
 from filelock import FileLock
 
 from clsnf.core.errors import DataError, ImageError, OutputError, SettingsError, nearest
-from clsnf.core.hashing import content_key, sha256_file, write_json, written_whole
+from clsnf.core.files import atomic_write, write_json
+from clsnf.core.hashing import content_key, sha256_file
 from clsnf.core.progress import Progress, silent
 from clsnf.data.images import read_image, write_image, write_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA, NORMAL_TYPE
 from clsnf.data.sources import read_bytes
 from clsnf.synthesis.brush import Bool, UInt8
 from clsnf.synthesis.contact_sheet import contact_sheet
-from clsnf.synthesis.foreground import KINDS, object_mask
+from clsnf.synthesis.object_mask import MASK_MODES, object_mask
 from clsnf.synthesis.validation_defects import FAMILIES, GENERATOR_VERSION
 
 _SMALLEST_PRODUCT = 0.01  # share of the image; an object mask below it has not found the product
@@ -57,7 +58,7 @@ def write_validation_set(
     *,
     images_per_family: int,
     seed: int,
-    polarity: str = "off",
+    mask_mode: str = "off",
     threads: int | None = None,
     progress: Progress = silent,
 ) -> pa.Table:
@@ -65,7 +66,7 @@ def write_validation_set(
 
     ``table`` is the category's; its normals of split "validation" are the grounds, which every
     family uses in turn, and each other's donors. Files of equal content count once. ``polarity``
-    says where defects may lie, as in :func:`clsnf.synthesis.foreground.object_mask`; "off" is
+    says where defects may lie, as in :func:`clsnf.synthesis.object_mask.object_mask`; "off" is
     everywhere. The result is a table of ``CATEGORY_SCHEMA``, split "validation", the normals first,
     then ``images_per_family`` defects of each family with its name as ``defect_type``. The contact
     sheet lies at ``out / "contact_sheet.png"``.
@@ -79,8 +80,8 @@ def write_validation_set(
             f"images_per_family is {images_per_family}: at least one image of each family is "
             "needed, such as 20."
         )
-    if polarity not in KINDS:
-        raise SettingsError(f"polarity is {polarity!r}.{nearest(polarity, KINDS)}")
+    if mask_mode not in MASK_MODES:
+        raise SettingsError(f"polarity is {mask_mode!r}.{nearest(mask_mode, MASK_MODES)}")
     rows = [row for row in table.to_pylist() if row["split"] == "validation" and row["label"] == 0]
     if not rows:
         raise DataError(
@@ -92,7 +93,7 @@ def write_validation_set(
         "kind": "clsnf validation set",
         "generator": GENERATOR_VERSION,
         "seed": seed,
-        "polarity": polarity,
+        "polarity": mask_mode,
         "families": list(FAMILIES),
         "images_per_family": images_per_family,
         "normals": list(normals),
@@ -108,9 +109,9 @@ def write_validation_set(
             ):  # what a killed run left: nobody else writes here under the lock
                 if beside.name.startswith(f".{out.name}.") and beside.suffix in (".part", ".old"):
                     shutil.rmtree(beside, ignore_errors=True)
-            with written_whole(out) as draft:
+            with atomic_write(out) as draft:
                 entries = _write(
-                    draft, normals, images_per_family, seed, polarity, threads, progress
+                    draft, normals, images_per_family, seed, mask_mode, threads, progress
                 )
                 contact_sheet(as_table(entries, draft), draft / "contact_sheet.png")
                 write_json(draft / "validation.json", {**recipe, "images": entries})
@@ -149,7 +150,7 @@ def _write(
     normals: Normals,
     per_family: int,
     seed: int,
-    polarity: str,
+    mask_mode: str,
     threads: int | None,
     progress: Progress,
 ) -> list[Entry]:
@@ -168,7 +169,7 @@ def _write(
     (draft / "test" / NORMAL_TYPE).mkdir()
 
     def work(sha: str) -> list[Entry]:
-        return _write_ground(draft, normals, sha, wanted[sha], seed, polarity)
+        return _write_ground(draft, normals, sha, wanted[sha], seed, mask_mode)
 
     entries: list[Entry] = []
     pool = ThreadPoolExecutor(threads)
@@ -188,7 +189,7 @@ def _write_ground(
     sha: str,
     wanted: Sequence[tuple[str, int]],
     seed: int,
-    polarity: str,
+    mask_mode: str,
 ) -> list[Entry]:
     """Write one normal and its defects, (family, index) each."""
     source = normals[sha]
@@ -204,7 +205,7 @@ def _write_ground(
     if not wanted:
         return entries
     image = read_image(source)
-    where = _where(image, polarity, source)
+    where = _where(image, mask_mode, source)
     for family, index in wanted:
         key = content_key([seed, sha, family, index])
         rng = np.random.default_rng(int(key, 16))
@@ -220,18 +221,18 @@ def _write_ground(
     return entries
 
 
-def _where(image: UInt8, polarity: str, source: str) -> Bool:
+def _where(image: UInt8, mask_mode: str, source: str) -> Bool:
     """Where defects may lie, (H, W): the product, or everywhere if the object mask is off or finds
     next to nothing.
     """
     everywhere = np.ones(image.shape[:2], bool)
-    if polarity == "off":
+    if mask_mode == "off":
         return everywhere
-    where = object_mask(image, polarity)
+    where = object_mask(image, mask_mode)
     if where.mean() >= _SMALLEST_PRODUCT:
         return where
     warnings.warn(
-        f"{source}: the object mask ({polarity}) finds no product; validation defects may lie "
+        f"{source}: the object mask ({mask_mode}) finds no product; validation defects may lie "
         "anywhere on it.",
         stacklevel=2,
     )

@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clsnf.core.allocator import give_memory_back
 from clsnf.core.errors import OutputError
-from clsnf.core.hashing import content_key, write_json, written_whole
+from clsnf.core.files import atomic_write, write_json
+from clsnf.core.hashing import content_key
+from clsnf.core.memory import release_freed_memory
 from clsnf.core.remote import RemoteFolder
 from clsnf.training.leases import Holder, Leases
 
@@ -33,14 +34,14 @@ RESULTS_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Stage:
+class Artifact:
     """A finished piece of work: named tensors and plain facts."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
 
 
-class StageStore:
+class ArtifactStore:
     """Stages below a folder.
 
     Args:
@@ -71,7 +72,7 @@ class StageStore:
         """The name of the stage that this content decides."""
         return content_key({"version": RESULTS_VERSION, **content})
 
-    def find(self, kind: str, key: str) -> Stage | None:
+    def find(self, kind: str, key: str) -> Artifact | None:
         """The stage, None where it was not computed yet.
 
         Raises:
@@ -82,7 +83,9 @@ class StageStore:
         if not facts.is_file() and not self._pull(f"{kind}/{key}", folder):
             return None
         try:
-            return Stage(load_file(folder / "tensors.safetensors"), json.loads(facts.read_text()))
+            return Artifact(
+                load_file(folder / "tensors.safetensors"), json.loads(facts.read_text())
+            )
         except FileNotFoundError:  # dropped since we looked
             return None
         except (SafetensorError, OSError, ValueError) as error:
@@ -101,7 +104,9 @@ class StageStore:
             and self._remote.pull(name, folder)
         )
 
-    def get(self, kind: str, content: Mapping[str, Any], compute: Callable[[], Stage]) -> Stage:
+    def get(
+        self, kind: str, content: Mapping[str, Any], compute: Callable[[], Artifact]
+    ) -> Artifact:
         """The stage that `content` decides, computed only if nobody has it."""
         key = self.key(content)
         found = self.find(kind, key)
@@ -116,7 +121,7 @@ class StageStore:
                         stage = compute()
                         with self.clock("storing"):
                             self._put(kind, key, stage)
-                    give_memory_back()
+                    release_freed_memory()
                     return stage
         self.reused[kind] = self.reused.get(kind, 0) + 1
         return found
@@ -145,8 +150,8 @@ class StageStore:
             self._remote.delete(f"{name}/facts.json")  # first: without it there is no stage
             self._remote.delete(name)
 
-    def _put(self, kind: str, key: str, stage: Stage) -> None:
-        with written_whole(self.root / kind / key) as draft:
+    def _put(self, kind: str, key: str, stage: Artifact) -> None:
+        with atomic_write(self.root / kind / key) as draft:
             draft.mkdir()
             save_file(
                 {name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()},

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from clsnf.core.config import FlowSettings
 from clsnf.core.device import autocast
 from clsnf.core.errors import TrainingError
-from clsnf.core.memory import roomy_empty
+from clsnf.core.memory import allocate_tensor
 from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
@@ -83,12 +83,14 @@ def extract_features(
         for level in range(len(found)):
             rows = torch.from_numpy(found[f"level{level}"])
             if start == 0:
-                levels.append(roomy_empty((n, *rows.shape[1:]), torch.float16))
+                levels.append(allocate_tensor((n, *rows.shape[1:]), torch.float16))
             if (
                 levels[level].dtype == torch.float16
                 and float(rows.abs().max()) > torch.finfo(torch.float16).max
             ):
-                levels[level] = roomy_empty(levels[level].shape, torch.float32).copy_(levels[level])
+                levels[level] = allocate_tensor(levels[level].shape, torch.float32).copy_(
+                    levels[level]
+                )
             levels[level][start : start + len(rows)] = rows.to(levels[level].dtype)
         start += len(rows)
         progress(task, start, n)
@@ -305,7 +307,7 @@ def _whitened(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor
     """Features (N, P, C) after the whitening layer, in their own type, on the CPU: training need
     not do it again in every pass.
     """
-    white = roomy_empty(features.shape, features.dtype)
+    white = allocate_tensor(features.shape, features.dtype)
     largest = torch.finfo(features.dtype).max
     for start in range(0, len(features), _BATCH):
         rows = flow.whitening(features[start : start + _BATCH].to(device).float())

@@ -30,7 +30,7 @@ from clsnf.model.backbone import Backbone
 from clsnf.model.decoder import PixelDecoder
 from clsnf.streams.stream import DefectRecipe, Stream, TrainingBatch
 from clsnf.synthesis.training_defects import sample_key
-from clsnf.training.artifacts import Stage, StageStore
+from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.losses import LOSSES
 
 _WARMUP_STEPS = 20
@@ -161,7 +161,7 @@ class Finetuner:
             )
         return value
 
-    def stage(self) -> Stage:
+    def stage(self) -> Artifact:
         """Everything that training needs to go on from here."""
         tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         tensors |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
@@ -169,9 +169,9 @@ class Finetuner:
             tensors |= {
                 f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()
             }
-        return Stage(tensors, {"epoch": self.epoch, "losses": self.losses})
+        return Artifact(tensors, {"epoch": self.epoch, "losses": self.losses})
 
-    def restore(self, stage: Stage) -> None:
+    def restore(self, stage: Artifact) -> None:
         """Go back to a state that :meth:`stage` gave."""
         self.backbone.load_state_dict(part(stage.tensors, "backbone."))
         self.decoder.load_state_dict(part(stage.tensors, "decoder."))
@@ -201,7 +201,7 @@ def cosine_scale(done: float) -> float:
     return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def leaving_point(settings: FinetuneSettings) -> int:
+def decay_start(settings: FinetuneSettings) -> int:
     """The epoch at which a run of ``settings.epochs`` epochs leaves what is stored of it on the
     way.
 
@@ -216,7 +216,7 @@ def leaving_point(settings: FinetuneSettings) -> int:
 
 
 def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
-    """What decides the state after an epoch before :func:`leaving_point`.
+    """What decides the state after an epoch before :func:`decay_start`.
 
     All settings but those that only say where the trunk is left; of a cosine all, because its rate
     depends on the end from the start.
@@ -229,7 +229,7 @@ def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
 
 def train_trunk(
     make: Callable[[], Finetuner],
-    store: StageStore,
+    store: ArtifactStore,
     content: Callable[[int], Mapping[str, Any]],
     until: int,
     stops: Collection[int] = (),
@@ -255,7 +255,7 @@ def train_trunk(
             finetuner.restore(stage)
             break
 
-    def train_to(stop: int) -> Stage:
+    def train_to(stop: int) -> Artifact:
         finetuner.run(stop, progress=progress)
         return finetuner.stage()
 

@@ -31,9 +31,9 @@ from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, empty_
 from clsnf.model.score_maps import density_map, fuse
 from clsnf.streams.stream import DefectRecipe, MemoryStream, Stream
 from clsnf.synthesis.training_defects import DefectMaker
-from clsnf.training.artifacts import Stage, StageStore
+from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.density import extract_features, fit_flows, level_likelihoods, start_flows
-from clsnf.training.finetune import Finetuner, leaving_point, part, train_trunk, trunk_content
+from clsnf.training.finetune import Finetuner, decay_start, part, train_trunk, trunk_content
 
 _BATCH = 16
 
@@ -102,7 +102,7 @@ class CategoryPipeline:
         backbone: with its pretrained weights; copied, never changed.
         fit: normal images to train on.
         polarity: where defects may lie: ``off``, ``dark`` or ``bright`` products (see
-            :mod:`clsnf.synthesis.foreground`).
+            :mod:`clsnf.synthesis.object_mask`).
         textures: (T, 3, H, W) uint8 sources of synthetic defects.
         textures_key: hash of their content.
         store: where stages lie.
@@ -119,15 +119,15 @@ class CategoryPipeline:
         settings: DetectorSettings,
         backbone: Backbone,
         fit: Images,
-        polarity: str,
+        mask_mode: str,
         textures: Tensor,
         textures_key: str,
-        store: StageStore,
+        store: ArtifactStore,
         device: torch.device,
         progress: Progress = silent,
     ) -> None:
         self.settings, self.pretrained, self.fit = settings, backbone, fit
-        self.polarity, self.textures, self.textures_key = polarity, textures, textures_key
+        self.mask_mode, self.textures, self.textures_key = mask_mode, textures, textures_key
         self.store, self.device, self.progress = store, device, progress
         self._donors: Tensor | None = None
         self._features: dict[str, list[Tensor]] = {}
@@ -170,7 +170,7 @@ class CategoryPipeline:
         content = self._root_content | {
             "finetune": trunk_content(self._finetune(epochs)),
             "defects": to_dict(self.settings.defects),
-            "polarity": self.polarity,
+            "polarity": self.mask_mode,
             "textures": self.textures_key,
         }
         n = len(self.fit.stream)
@@ -200,7 +200,7 @@ class CategoryPipeline:
             backbone,
             decoder,
             self.fit.stream,
-            DefectRecipe(maker, self.polarity),
+            DefectRecipe(maker, self.mask_mode),
             settings,
             self.settings.seed,
             self.device,
@@ -226,7 +226,7 @@ class CategoryPipeline:
         if (
             self.settings.finetune.schedule == "cosine"
         ):  # now that the run is whole, nobody else will go on from a point on its way
-            for epoch in range(1, leaving_point(self._finetune(epochs)) + 1):
+            for epoch in range(1, decay_start(self._finetune(epochs)) + 1):
                 self.store.drop("trunk", self._trunk_point(epochs, epoch))
         return self._classifier_of(stage, epochs)
 
@@ -238,17 +238,15 @@ class CategoryPipeline:
 
     def _finetune_to_the_end(
         self, epochs: int, stops: Collection[int] = (), snapshots: bool = False
-    ) -> Stage:
+    ) -> Artifact:
         settings = self._finetune(epochs)
-        leave = leaving_point(settings)
+        leave = decay_start(settings)
         finetuner = train_trunk(
             partial(self._new_finetuner, settings),
             self.store,
             partial(self._trunk_point, epochs),
             leave,
-            [leaving_point(self._finetune(e)) for e in stops]
-            if settings.schedule == "trunk"
-            else [],
+            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "trunk" else [],
             self.progress,
         )
 
@@ -267,8 +265,8 @@ class CategoryPipeline:
         epochs: int,
         step: int,
         content: dict[str, Any],
-        compute: Callable[[], Stage],
-    ) -> Stage:
+        compute: Callable[[], Artifact],
+    ) -> Artifact:
         """A stage that rests on the trunk at epoch `step` of a run of `epochs` joint epochs and on
         `content`.
         """
@@ -289,7 +287,7 @@ class CategoryPipeline:
     def _snapshot_epochs(self, epochs: int) -> range:
         """The epochs in which the learning rate falls to its end, as far as they are joint ones."""
         settings = self._finetune(epochs)
-        return range(max(leaving_point(settings), settings.frozen_epochs), settings.epochs)
+        return range(max(decay_start(settings), settings.frozen_epochs), settings.epochs)
 
     def finetune_with_snapshots(self, epochs: int) -> None:
         """Train to the end as :meth:`finetuned` does, and keep what the classifier was after each
@@ -305,7 +303,7 @@ class CategoryPipeline:
             end = self._finetune_to_the_end(epochs, snapshots=True)
             self.store.get("finetuned", self._finetuned_content(epochs), lambda: end)
 
-    def _classifier_of(self, stage: Stage, epochs: int) -> tuple[Backbone, PixelDecoder]:
+    def _classifier_of(self, stage: Artifact, epochs: int) -> tuple[Backbone, PixelDecoder]:
         backbone = self._copy_of_backbone()
         backbone.load_state_dict(part(stage.tensors, "backbone."))
         decoder = build_decoder(
@@ -352,7 +350,7 @@ class CategoryPipeline:
         """
         settings = self._flow(depth)
 
-        def compute() -> Stage:
+        def compute() -> Artifact:
             flows = build_flows(self.info, settings, self.settings.seed)
             flows.load_state_dict(self._flow_start(epochs).tensors, strict=False)
             features = self.features(epochs, self.fit)
@@ -366,14 +364,14 @@ class CategoryPipeline:
                 self.progress,
                 started=True,
             )
-            return Stage(dict(flows.state_dict()), {"scales": scales, "losses": curves})
+            return Artifact(dict(flows.state_dict()), {"scales": scales, "losses": curves})
 
         stage = self.store.get("flows", self._flow_content(epochs, depth), compute)
         flows = empty_flows(self.info, settings)
         flows.load_state_dict(stage.tensors)
         return flows.to(self.device).eval(), [LevelScale(*scale) for scale in stage.facts["scales"]]
 
-    def _flow_start(self, epochs: int) -> Stage:
+    def _flow_start(self, epochs: int) -> Artifact:
         """What flows of every depth on the backbone after `epochs` joint epochs begin with:
         whitening layers and memories.
         """
@@ -385,7 +383,7 @@ class CategoryPipeline:
             "memory": flow.memory,
         }
 
-        def compute() -> Stage:
+        def compute() -> Artifact:
             flows = empty_flows(
                 self.info, dataclasses.replace(flow, depth=0 if flow.start == "data" else 1)
             )
@@ -400,7 +398,7 @@ class CategoryPipeline:
                 self.progress,
             )
             state = flows.state_dict()
-            return Stage(
+            return Artifact(
                 {name: value for name, value in state.items() if ".blocks." not in name}, {}
             )
 
@@ -439,14 +437,14 @@ class CategoryPipeline:
         `epochs` joint epochs.
         """
 
-        def compute() -> Stage:
+        def compute() -> Artifact:
             flows, scales = self.flows(epochs, depth)
             features = self.features(epochs, images)
             likelihoods = [
                 level_likelihoods(flow, scale, level, self.device)  # type: ignore[arg-type]
                 for flow, scale, level in zip(flows, scales, features, strict=True)
             ]
-            return Stage(
+            return Artifact(
                 {"map": density_map(likelihoods, self.settings.image.size, images.valid)}, {}
             )
 
@@ -457,8 +455,8 @@ class CategoryPipeline:
     def classifier_maps(self, epochs: int, images: PlacedImages) -> Tensor:
         """The classifier's map of images (N, H, W), after `epochs` joint epochs."""
 
-        def compute() -> Stage:
-            return Stage(
+        def compute() -> Artifact:
+            return Artifact(
                 {"map": classifier_maps(*self.finetuned(epochs), images.images, self.device)}, {}
             )
 
@@ -477,11 +475,11 @@ class CategoryPipeline:
         for epoch in self._snapshot_epochs(epochs):
             point = self._snapshot_point(epochs, epoch)
 
-            def compute(point: dict[str, Any] = point) -> Stage:
+            def compute(point: dict[str, Any] = point) -> Artifact:
                 self.finetune_with_snapshots(epochs)
                 stage = self.store.find("snapshots", self.store.key(point))
                 assert stage is not None
-                return Stage(
+                return Artifact(
                     {
                         "map": classifier_maps(
                             *self._classifier_of(stage, epochs), images.images, self.device
@@ -515,10 +513,10 @@ def donor_indices(n: int, size: tuple[int, int]) -> Tensor:
     )
 
 
-def _weights_of(finetuner: Finetuner) -> Stage:
+def _weights_of(finetuner: Finetuner) -> Artifact:
     """What a trained classifier is, without what training would need to go on."""
     whole = finetuner.stage()
-    return Stage(
+    return Artifact(
         {name: value for name, value in whole.tensors.items() if not name.startswith("optimizer.")},
         whole.facts,
     )

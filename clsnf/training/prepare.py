@@ -23,9 +23,9 @@ from clsnf.core.progress import Progress, silent
 from clsnf.data.images import load_images
 from clsnf.model.backbone import load_backbone
 from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
-from clsnf.synthesis.foreground import ForegroundDecision, chosen_polarity, looked_at
+from clsnf.synthesis.object_mask import MaskDecision, choose_mask_mode, looked_at
 from clsnf.synthesis.textures import draw_textures, load_textures
-from clsnf.training.artifacts import StageStore
+from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages
 
 # More textures than this only cost memory: each is cropped, turned and recoloured anew for every
@@ -40,12 +40,12 @@ class Prepared:
     Attributes:
         pipeline: its stages.
         polarity: ``off``, ``dark`` or ``bright``.
-        polarity_reason: one line for people.
+        mask_reason: one line for people.
     """
 
     pipeline: CategoryPipeline
-    polarity: str
-    polarity_reason: str
+    mask_mode: str
+    mask_reason: str
 
 
 def rows_of(table: pa.Table, split: str) -> pa.Table:
@@ -89,7 +89,7 @@ def prepare(
     table: pa.Table,
     settings: DetectorSettings,
     textures: str | Path | None,
-    store: StageStore,
+    store: ArtifactStore,
     device: torch.device,
     progress: Progress = silent,
     stream: StreamChoice | None = None,
@@ -117,13 +117,13 @@ def prepare(
         )
     backbone, _ = load_backbone(settings.backbone, settings.image.size)
     fit = open_fit_rows(table, settings, stream)
-    decision = fit_polarity(fit, settings)
+    decision = fit_mask_mode(fit, settings)
     bank = texture_bank(settings, textures)
     textures_key = hashlib.sha256(bank.numpy().data).hexdigest()
     pipeline = CategoryPipeline(
-        settings, backbone, fit, decision.kind, bank, textures_key, store, device, progress
+        settings, backbone, fit, decision.mode, bank, textures_key, store, device, progress
     )
-    return Prepared(pipeline, decision.kind, decision.reason)
+    return Prepared(pipeline, decision.mode, decision.reason)
 
 
 def fit_rows_in_order(table: pa.Table) -> pa.Table:
@@ -146,9 +146,9 @@ def open_fit_rows(
     )
 
 
-def fit_polarity(fit: Images, settings: DetectorSettings) -> ForegroundDecision:
+def fit_mask_mode(fit: Images, settings: DetectorSettings) -> MaskDecision:
     """Where defects may lie on these images, by as many of them as that needs."""
-    return chosen_polarity(
+    return choose_mask_mode(
         fit.stream.take(looked_at(len(fit.stream))), settings.defects.object_mask
     )
 

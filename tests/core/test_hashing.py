@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clsnf.core.config import differences
 from clsnf.core.errors import OutputError
-from clsnf.core.hashing import content_key, differences, set_key, write_json, written_whole
+from clsnf.core.files import atomic_write, write_json
+from clsnf.core.hashing import content_key, set_key
 
 SCALARS = (
     st.none()
@@ -72,7 +74,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "down" / "file.txt"
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
@@ -82,7 +84,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
 def test_a_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -93,7 +95,7 @@ def test_a_folder_is_replaced_with_all_that_it_held(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
     (path / "old.txt").write_text("old")
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.mkdir()
         (draft / "new.txt").write_text("new")
         assert names(path) == ["old.txt"]
@@ -102,13 +104,13 @@ def test_a_folder_is_replaced_with_all_that_it_held(tmp_path: Path) -> None:
 
 
 def write_half_a_file(path: Path, error: type[BaseException]) -> None:
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text("half")
         raise error
 
 
 def write_half_a_folder(path: Path) -> None:
-    with written_whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.mkdir()
         (draft / "half.txt").write_text("half")
         raise RuntimeError
@@ -154,7 +156,7 @@ def test_a_folder_whose_successor_can_t_take_its_place_stays(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_for_drafts)
-    with pytest.raises(OSError, match="no room"), written_whole(path) as draft:
+    with pytest.raises(OSError, match="no room"), atomic_write(path) as draft:
         draft.mkdir()
     assert names(tmp_path) == ["folder"]
     assert (path / "old.txt").read_text() == "old"
@@ -163,7 +165,7 @@ def test_a_folder_whose_successor_can_t_take_its_place_stays(
 def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()
-    with pytest.raises(OSError, match="folder"), written_whole(path) as draft:
+    with pytest.raises(OSError, match="folder"), atomic_write(path) as draft:
         draft.write_text("text")
     assert path.is_dir()
     assert names(tmp_path) == ["folder"]
@@ -188,7 +190,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path, error: E
     path.write_text("before")
 
     def write() -> None:
-        with written_whole(path) as draft:
+        with atomic_write(path) as draft:
             draft.write_text("half")
             raise error
 
@@ -199,7 +201,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path, error: E
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "x"):
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "x"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from clsnf.core.memory import free_memory, memory_budget, roomy_empty
+from clsnf.core.memory import allocate_tensor, free_memory, memory_budget
 
 
 def test_a_tensor_that_would_fill_the_memory_lies_in_a_file_and_is_one_like_any_other() -> None:
     for budget in (0, 1 << 30):
-        tensor = roomy_empty((5, 7, 2), torch.float16, budget)
+        tensor = allocate_tensor((5, 7, 2), torch.float16, budget)
         tensor.copy_(torch.arange(70).view(5, 7, 2))
         assert torch.equal(
             tensor.flatten(0, 1)[torch.tensor([30, 0])],

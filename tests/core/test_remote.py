@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from clsnf.core.errors import OutputError, SettingsError
 from clsnf.core.remote import RemoteFolder
-from clsnf.core.uris import is_uri, join_uri, last_name, refuse_password, without_secrets
+from clsnf.core.uris import is_uri, join_uri, refuse_password, uri_name, without_secrets
 from clsnf.data.sources import file_system
 from tests.support.object_store import bucket
 
@@ -110,7 +110,7 @@ NAMES = st.text(
 def test_uris_are_joined_before_their_query(parts: list[str], name: str, query: str) -> None:
     uri = f"s3://bucket/{'/'.join(parts)}"
     assert join_uri(uri + query, name) == f"{uri}/{name}{query}"
-    assert last_name(uri + "/" + query) == last_name(uri + query) == parts[-1]
+    assert uri_name(uri + "/" + query) == uri_name(uri + query) == parts[-1]
     assert without_secrets(f"s3://user:pass@bucket/{parts[0]}") == f"s3://bucket/{parts[0]}"
     refuse_password(uri + query)
     with pytest.raises(SettingsError, match="password") as refused:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clsnf.core.config import ImageSettings
-from clsnf.data.image_statistics import LOOKS, looks_of, looks_of_normals
+from clsnf.data.image_statistics import STATISTICS, statistics_of, statistics_of_normals
 from clsnf.data.images import place, write_image
 from clsnf.detector import Detector
 from tests.support.small_data import draw_normal
@@ -16,7 +16,7 @@ SETTINGS = ImageSettings(64, 64)
 
 
 def looks(image: np.ndarray) -> dict[str, float]:
-    return dict(zip(LOOKS, looks_of(place(image, SETTINGS)[0]).tolist(), strict=True))
+    return dict(zip(STATISTICS, statistics_of(place(image, SETTINGS)[0]).tolist(), strict=True))
 
 
 def test_each_look_answers_to_what_it_is_named_after() -> None:
@@ -35,7 +35,13 @@ def test_each_look_answers_to_what_it_is_named_after() -> None:
 
 
 def test_grey_has_no_colour_and_a_flat_picture_no_contrast() -> None:
-    assert looks_of(torch.full((3, 32, 32), 90, dtype=torch.uint8)).tolist() == [90, 0, 0, 0, 0]
+    assert statistics_of(torch.full((3, 32, 32), 90, dtype=torch.uint8)).tolist() == [
+        90,
+        0,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_normals_are_summed_up_in_any_order_with_room_for_a_breath_of_change(
@@ -45,10 +51,10 @@ def test_normals_are_summed_up_in_any_order_with_room_for_a_breath_of_change(
     paths = [tmp_path / f"{i}.png" for i in range(5)]
     for path in paths:
         write_image(path, draw_normal(rng, (50, 70)))
-    found = looks_of_normals(paths, SETTINGS)
-    assert found == looks_of_normals(paths[::-1], SETTINGS)
-    assert set(found) == set(LOOKS)
-    same = looks_of_normals(paths[:1] * 3, SETTINGS)
+    found = statistics_of_normals(paths, SETTINGS)
+    assert found == statistics_of_normals(paths[::-1], SETTINGS)
+    assert set(found) == set(STATISTICS)
+    same = statistics_of_normals(paths[:1] * 3, SETTINGS)
     assert [spread for _, spread in same.values()] == [1.0, 1.0, 0.5, 1.0, 1.0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clsnf.core.settings_text import settings_text
+from clsnf.core.settings_yaml import settings_yaml
 from tests.support.shop import commands_of, make_shop, run
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def test_every_file_that_the_readme_names_is_there() -> None:
 
 def test_the_settings_page_is_what_the_command_prints() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
-    assert settings_text() in page, "run: clsnf settings, and put its output into docs/settings.md"
+    assert settings_yaml() in page, "run: clsnf settings, and put its output into docs/settings.md"
 
 
 def test_the_test_command_is_what_ci_runs() -> None:

@@ -14,8 +14,8 @@ from clsnf.evaluation.selection import (
     ValidationLabels,
     check_objective,
     choose_score_weight,
-    family_figures,
-    family_figures_of,
+    family_metrics,
+    family_metrics_of,
     mean_over_families,
     sweep_weights,
     validation_labels,
@@ -48,7 +48,7 @@ def test_a_familys_figures_are_those_of_its_images_and_all_normals(
 ) -> None:
     weight = 0.3
     fused = (0.7 * maps.density + 0.3 * maps.classifier).numpy().astype(np.float32)
-    figures = family_figures(maps, labels, weight, ("pixel_ap", "pixel_auroc", "image_auroc"))
+    figures = family_metrics(maps, labels, weight, ("pixel_ap", "pixel_auroc", "image_auroc"))
     assert set(figures) == {"scar", "stain"}
     for family, chosen in {"scar": [0, 1, 2, 3, 4], "stain": [0, 1, 2, 5, 6, 7]}.items():
         samples = [PixelSample(fused[i], labels.masks[i]) for i in chosen]
@@ -74,17 +74,17 @@ def test_the_score_weight_is_the_one_whose_map_tells_normals_from_defects(
         )
         == 0.3
     )
-    figures = family_figures_of(useless, labels, ("image_auroc", "pixel_ap"), telling)
+    figures = family_metrics_of(useless, labels, ("image_auroc", "pixel_ap"), telling)
     assert mean_over_families(figures, "image_auroc") == 1
     assert mean_over_families(figures, "pixel_ap") == mean_over_families(
-        family_figures_of(useless, labels, ("pixel_ap",)), "pixel_ap"
+        family_metrics_of(useless, labels, ("pixel_ap",)), "pixel_ap"
     )
 
 
 def test_the_objective_is_the_plain_mean_over_families(
     maps: ScoreMaps, labels: ValidationLabels
 ) -> None:
-    figures = family_figures(maps, labels, 0.5, ("pixel_ap",))
+    figures = family_metrics(maps, labels, 0.5, ("pixel_ap",))
     assert mean_over_families(figures, "pixel_ap") == pytest.approx(
         (figures["scar"]["pixel_ap"] + figures["stain"]["pixel_ap"]) / 2
     )
@@ -95,17 +95,17 @@ def test_padding_counts_as_no_pixel(maps: ScoreMaps, labels: ValidationLabels) -
     valid = torch.zeros(len(FAMILIES), H, W, dtype=torch.bool)
     valid[:, :, 3:13] = True
     names = ("pixel_ap", "pixel_auroc", "image_auroc")
-    before = family_figures(maps, ValidationLabels(FAMILIES, labels.masks, valid), 0.3, names)
+    before = family_metrics(maps, ValidationLabels(FAMILIES, labels.masks, valid), 0.3, names)
 
     for score_map in (maps.density, maps.classifier):
         score_map[~valid] = 1.0
     masks = labels.masks.copy()
     masks[3:, :, 13:] = True
-    assert family_figures(maps, ValidationLabels(FAMILIES, masks, valid), 0.3, names) == before
+    assert family_metrics(maps, ValidationLabels(FAMILIES, masks, valid), 0.3, names) == before
 
     cut = ScoreMaps(maps.density[:, :, 3:13], maps.classifier[:, :, 3:13])
     assert (
-        family_figures(cut, ValidationLabels(FAMILIES, labels.masks[:, :, 3:13], None), 0.3, names)
+        family_metrics(cut, ValidationLabels(FAMILIES, labels.masks[:, :, 3:13], None), 0.3, names)
         == before
     )
 
@@ -116,7 +116,7 @@ def test_a_sweep_is_the_objective_of_each_weight(maps: ScoreMaps, labels: Valida
     assert [w for w, _ in swept] == [0.0, 0.25, 1.0]
     for weight, families in swept:
         assert families == {
-            f: v["pixel_ap"] for f, v in family_figures(maps, labels, weight, ("pixel_ap",)).items()
+            f: v["pixel_ap"] for f, v in family_metrics(maps, labels, weight, ("pixel_ap",)).items()
         }
     only = ScoreMaps(maps.density, torch.zeros_like(maps.classifier))
     assert sweep_weights(only, labels, "pixel_ap", np.array([0.0]))[0][1] == swept[0][1], (
@@ -133,7 +133,7 @@ def test_every_figure_but_oracles_may_be_the_objective(
                 check_objective(name)
         else:
             check_objective(name)
-            assert 0 <= mean_over_families(family_figures(maps, labels, 0.5, (name,)), name) <= 1
+            assert 0 <= mean_over_families(family_metrics(maps, labels, 0.5, (name,)), name) <= 1
 
 
 def test_an_objective_that_does_not_exist_is_refused_with_the_nearest() -> None:
@@ -148,7 +148,7 @@ def test_maps_that_are_not_finite_are_an_error_and_no_figure(
 ) -> None:
     maps.density[0, 0, 0] = torch.nan
     with pytest.raises(MetricError, match="must be finite"):
-        family_figures(maps, labels, 0.5, ("pixel_ap",))
+        family_metrics(maps, labels, 0.5, ("pixel_ap",))
 
 
 # ---- labels on the canvas ----

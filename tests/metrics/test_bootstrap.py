@@ -14,7 +14,7 @@ from clsnf.metrics.bootstrap import (
     compare,
     draw_replicates,
     intervals,
-    replicate_figures,
+    replicate_metrics,
 )
 
 SIZE = (40, 48)
@@ -43,7 +43,7 @@ def data(
 def test_each_image_once_gives_the_exact_figures(seed: int) -> None:
     scores, labels, samples = data(seed=seed)
     exact = evaluate(scores, labels, samples)
-    found = replicate_figures(bin_images(scores, labels, samples), np.ones((1, len(labels))))
+    found = replicate_metrics(bin_images(scores, labels, samples), np.ones((1, len(labels))))
     assert set(found) == set(METRICS)
     for name, value in exact.items():
         assert found[name][0] == pytest.approx(
@@ -54,7 +54,7 @@ def test_each_image_once_gives_the_exact_figures(seed: int) -> None:
 def test_a_replicate_is_the_data_set_with_its_images_repeated() -> None:
     scores, labels, samples = data()
     weights = draw_replicates(labels, 3, seed=1)
-    found = replicate_figures(bin_images(scores, labels, samples), weights)
+    found = replicate_metrics(bin_images(scores, labels, samples), weights)
     names = [
         name for name in METRICS if name != "aupimo"
     ]  # its thresholds stay those of all normal images
@@ -81,7 +81,7 @@ def test_intervals_cover_the_true_auroc_about_as_often_as_they_say() -> None:
     covered = 0
     for run in range(100):
         images = bin_images(generator.normal(size=80) + labels, labels, None)
-        low, high = intervals(replicate_figures(images, draw_replicates(labels, 200, seed=run)))[
+        low, high = intervals(replicate_metrics(images, draw_replicates(labels, 200, seed=run)))[
             "image_auroc"
         ]
         covered += low <= 0.7602 <= high
@@ -93,7 +93,7 @@ def test_a_system_that_is_better_on_every_image_is_ahead_in_every_replicate() ->
     better = [PixelSample(s.score_map + 3 * s.mask.astype(np.float32), s.mask) for s in samples]
     weights = draw_replicates(labels, 100, seed=0)
     one, other = (
-        replicate_figures(bin_images(v, labels, s), weights)
+        replicate_metrics(bin_images(v, labels, s), weights)
         for v, s in ((scores + labels, better), (scores, samples))
     )
     difference = compare(one, other)["pixel_ap"]
@@ -105,7 +105,7 @@ def test_a_system_that_is_better_on_every_image_is_ahead_in_every_replicate() ->
 
 def test_without_masks_there_are_image_figures_alone() -> None:
     scores, labels, _ = data()
-    found = replicate_figures(bin_images(scores, labels, None), draw_replicates(labels, 5, 0))
+    found = replicate_metrics(bin_images(scores, labels, None), draw_replicates(labels, 5, 0))
     assert set(found) == {"image_auroc", "image_ap", "image_f1_max"}
 
 

@@ -304,13 +304,13 @@ REFUSED: dict[str, tuple[list[PixelSample], str]] = {
         "image 1 has no pixel that counts",
     ),
     "uint8 mask": (
-        [PixelSample(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))],
+        [PixelSample(np.ones((2, 2), np.float32), np.ones((2, 2), np.uint8))],  # type: ignore[arg-type]
         "mask of image 0 is uint8",
-    ),  # type: ignore[arg-type]
+    ),
     "float64 map": (
-        [PixelSample(np.ones((2, 2)), np.ones((2, 2), bool))],
+        [PixelSample(np.ones((2, 2)), np.ones((2, 2), bool))],  # type: ignore[arg-type]
         "score map of image 0 is float64",
-    ),  # type: ignore[arg-type]
+    ),
 }
 
 

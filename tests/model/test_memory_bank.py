@@ -5,15 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clsnf.model.memory_bank import Memory
+from clsnf.model.memory_bank import MemoryBank
 
 
 def vectors(n: int, channels: int = 5, seed: int = 0) -> Tensor:
     return torch.randn(n, channels, generator=torch.Generator().manual_seed(seed))
 
 
-def fitted(size: int, seen: Tensor, seed: int = 0) -> Memory:
-    memory = Memory(size, seen.shape[1])
+def fitted(size: int, seen: Tensor, seed: int = 0) -> MemoryBank:
+    memory = MemoryBank(size, seen.shape[1])
     memory.fit(seen, torch.arange(len(seen)), seed)
     return memory
 
@@ -66,7 +66,7 @@ def test_likelihoods_are_one_on_a_remembered_vector_one_half_at_the_width_and_no
 def test_only_the_given_rows_are_looked_at() -> None:
     seen = vectors(100)
     seen[50:] = torch.nan
-    memory = Memory(10, 5)
+    memory = MemoryBank(10, 5)
     memory.fit(seen, torch.arange(50), seed=1)
     assert memory.vectors.isfinite().all()
     assert memory.width.isfinite()

@@ -23,7 +23,7 @@ from clsnf.data.splits import assign_splits
 from clsnf.detector import Detector
 from clsnf.model.backbone import BackboneInfo, empty_backbone, fingerprint
 from clsnf.model.network import build_decoder
-from clsnf.model.paper_decoder import BASIC, BOTTLENECK, AuthorsDecoder, shape_for
+from clsnf.model.paper_decoder import BASIC, BOTTLENECK, PaperDecoder, shape_for
 from clsnf.training.prepare import rows_of
 from tests.support.authors_reference import Reference, WideDecoder, liven
 from tests.support.small_data import TINY, write_category
@@ -53,7 +53,7 @@ def test_with_the_reference_s_parameters_it_gives_the_reference_s_map(
     size: tuple[int, int], skips: bool
 ) -> None:
     reference = Reference(skips=skips, depth=1).decoder
-    decoder = AuthorsDecoder(RESNET18, grids_of(size), size, skips=skips).eval()
+    decoder = PaperDecoder(RESNET18, grids_of(size), size, skips=skips).eval()
     decoder.load_state_dict(reference.state_dict())  # the same names, none left over
     features = features_of(RESNET18, grids_of(size))
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_the_wide_decoder_gives_the_reference_s_map() -> None:
         reference = WideDecoder().eval()
         liven(reference, 0.7, 1.2)
     channels = (512, 1024, 2048)
-    decoder = AuthorsDecoder(channels, grids_of((64, 64)), (64, 64)).eval()
+    decoder = PaperDecoder(channels, grids_of((64, 64)), (64, 64)).eval()
     decoder.load_state_dict(reference.state_dict())
     features = features_of(channels, grids_of((64, 64)), batch=1)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_skips_are_what_the_stages_see_and_nothing_else() -> None:
     features = features_of(RESNET18, grids)
     changed = [features[0] + 1, features[1] + 1, features[2]]
     for skips in (True, False):
-        decoder = AuthorsDecoder(RESNET18, grids, (64, 64), skips=skips).eval()
+        decoder = PaperDecoder(RESNET18, grids, (64, 64), skips=skips).eval()
         assert torch.equal(decoder(features), decoder(changed)) is not skips
 
 
@@ -113,14 +113,14 @@ def test_a_level_joins_the_stage_of_its_size(
     strides: tuple[int, ...], expected: list[list[int]]
 ) -> None:
     channels, grids = tuple(8 * (i + 1) for i in range(len(strides))), grids_of((224, 224), strides)
-    decoder = AuthorsDecoder(channels, grids, (224, 224)).eval()
+    decoder = PaperDecoder(channels, grids, (224, 224)).eval()
     assert decoder.skip_levels == expected
     with torch.no_grad():
         assert decoder(features_of(channels, grids, batch=1)).shape == (1, 224, 224)
 
 
 def test_every_parameter_learns() -> None:
-    decoder = AuthorsDecoder(RESNET18, grids_of((64, 64)), (64, 64)).train()
+    decoder = PaperDecoder(RESNET18, grids_of((64, 64)), (64, 64)).train()
     decoder(features_of(RESNET18, grids_of((64, 64)))).square().mean().backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad is not None, name
@@ -133,9 +133,9 @@ def built(seed: int = 0, **settings: Any) -> torch.nn.Module:
 
 
 def test_the_setting_chooses_the_decoder_and_the_seed_its_parameters() -> None:
-    assert not isinstance(built(), AuthorsDecoder)
+    assert not isinstance(built(), PaperDecoder)
     one, same, other = (built(seed, decoder="authors") for seed in (0, 0, 1))
-    assert isinstance(one, AuthorsDecoder)
+    assert isinstance(one, PaperDecoder)
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
 
 
@@ -146,7 +146,7 @@ def test_an_unknown_decoder_is_refused_with_the_nearest_name() -> None:
 
 def test_it_sits_on_other_backbones_too() -> None:
     backbone = empty_backbone("mobilenetv3_small_050", (1, 2, 3, 4), (96, 96))
-    decoder = AuthorsDecoder(backbone.info.channels, backbone.info.grids, (96, 96)).eval()
+    decoder = PaperDecoder(backbone.info.channels, backbone.info.grids, (96, 96)).eval()
     with torch.no_grad():
         assert decoder(backbone(torch.rand(1, 3, 96, 96))).shape == (1, 96, 96)
 
@@ -171,7 +171,7 @@ def test_a_detector_trains_saves_and_loads_with_it(resnet18_weights: Path, tmp_p
     detector = Detector.fit(table, settings, device="cpu")
     detector.save(tmp_path / "model")
     again = Detector.load(tmp_path / "model", "cpu")
-    assert isinstance(again.network.decoder, AuthorsDecoder)
+    assert isinstance(again.network.decoder, PaperDecoder)
     untrained = built_for(detector)
     assert (
         fingerprint(again.network.decoder)

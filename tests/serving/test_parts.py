@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clsnf.core.errors import ClsnfError, ModelError, SettingsError
-from clsnf.core.hashing import write_json
+from clsnf.core.files import write_json
 from clsnf.detector import Detector
 from clsnf.serving.batching import Batcher
 from clsnf.serving.catalogue import read_catalogue

@@ -57,11 +57,11 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ("workers", "aspect", "polarity"), [(1, "squeeze", "off"), (2, "fit", "dark")]
 )
 def test_its_batches_are_those_of_the_local_streams(
-    running: None, paths: list[str], workers: int, aspect: str, polarity: str
+    running: None, paths: list[str], workers: int, aspect: str, mask_mode: str
 ) -> None:
     settings = ImageSettings(32, 32, aspect)
     memory, stream = in_memory(paths, settings), RayStream(paths, settings, workers)
-    made = recipe(memory, polarity)
+    made = recipe(memory, mask_mode)
     for number in (0, 1):
         chosen, keys = epoch(3, number)
         first, second = (list(s.training(made, chosen, keys, CPU)) for s in (memory, stream))

@@ -23,7 +23,7 @@ from clsnf.streams.stream import (
     TrainingBatch,
     consecutive,
 )
-from clsnf.synthesis.foreground import decide_polarity, looked_at
+from clsnf.synthesis.object_mask import decide_mask_mode, looked_at
 from clsnf.synthesis.textures import draw_textures
 from clsnf.synthesis.training_defects import DefectMaker, sample_key
 from tests.support.small_data import write_category
@@ -45,9 +45,9 @@ def in_memory(paths: list[str], settings: ImageSettings) -> MemoryStream:
     return MemoryStream(loaded.images, loaded.valid)
 
 
-def recipe(stream: MemoryStream, polarity: str = "off") -> DefectRecipe:
+def recipe(stream: MemoryStream, mask_mode: str = "off") -> DefectRecipe:
     textures = draw_textures(4, (stream.images.shape[2], stream.images.shape[3]), 0)
-    return DefectRecipe(DefectMaker(DefectSettings(), textures, stream.images), polarity)
+    return DefectRecipe(DefectMaker(DefectSettings(), textures, stream.images), mask_mode)
 
 
 def epoch(batch_size: int, number: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -73,11 +73,11 @@ def same(one: TrainingBatch, other: TrainingBatch) -> bool:
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("polarity", ["off", "dark"])
 def test_a_decoding_stream_gives_what_one_in_memory_gives(
-    paths: list[str], aspect: str, threads: int, polarity: str
+    paths: list[str], aspect: str, threads: int, mask_mode: str
 ) -> None:
     settings = ImageSettings(32, 32, aspect)
     memory, local = in_memory(paths, settings), LocalStream(paths, settings, threads)
-    made = recipe(memory, polarity)
+    made = recipe(memory, mask_mode)
     for number in (0, 1):
         chosen, keys = epoch(3, number)
         first, second = (
@@ -177,7 +177,7 @@ def test_few_pictures_decide_what_all_would() -> None:
     images = torch.randint(
         0, 255, (100, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    assert decide_polarity(images[looked_at(100)]) == decide_polarity(images)
+    assert decide_mask_mode(images[looked_at(100)]) == decide_mask_mode(images)
 
 
 # ---- which one ----

@@ -11,7 +11,7 @@ import torch
 
 from clsnf.core.remote import RemoteFolder
 from clsnf.study.lease_actor import BookedLeases, LeaseBook, open_book
-from clsnf.training.artifacts import Stage, StageStore
+from clsnf.training.artifacts import Artifact, ArtifactStore
 
 
 class Clock:
@@ -68,11 +68,11 @@ def test_machines_that_share_a_remote_folder_alone_compute_a_stage_once(
 
     @ray_here.remote(num_cpus=0)
     def worker(number: int) -> tuple[float, dict[str, int]]:
-        store = StageStore(
+        store = ArtifactStore(
             tmp_path / f"machine{number}", RemoteFolder(uri), BookedLeases("test-leases")
         )
         stage = store.get(
-            "maps", {"seed": 1}, lambda: Stage({"map": torch.full((3,), float(number))}, {})
+            "maps", {"seed": 1}, lambda: Artifact({"map": torch.full((3,), float(number))}, {})
         )
         return float(stage.tensors["map"][0]), store.computed
 
@@ -84,15 +84,15 @@ def test_machines_that_share_a_remote_folder_alone_compute_a_stage_once(
 
 def test_a_stage_in_the_remote_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     remote = RemoteFolder(f"file://{tmp_path}/remote")
-    first, second = (StageStore(tmp_path / name, remote) for name in ("one", "two"))
-    first.get("maps", {"seed": 1}, lambda: Stage({"map": torch.ones(2)}, {"of": "first"}))
-    assert second.get("maps", {"seed": 1}, lambda: Stage({}, {})).facts == {"of": "first"}
+    first, second = (ArtifactStore(tmp_path / name, remote) for name in ("one", "two"))
+    first.get("maps", {"seed": 1}, lambda: Artifact({"map": torch.ones(2)}, {"of": "first"}))
+    assert second.get("maps", {"seed": 1}, lambda: Artifact({}, {})).facts == {"of": "first"}
     assert second.reused == {"maps": 1}
     remote.delete(
         f"maps/{first.key({'seed': 1})}/facts.json"
     )  # as if it had not been stored to its end
-    third = StageStore(tmp_path / "three", remote)
-    assert third.get("maps", {"seed": 1}, lambda: Stage({}, {"of": "third"})).facts == {
+    third = ArtifactStore(tmp_path / "three", remote)
+    assert third.get("maps", {"seed": 1}, lambda: Artifact({}, {"of": "third"})).facts == {
         "of": "third"
     }
     third.drop("maps", {"seed": 1})

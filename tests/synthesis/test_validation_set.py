@@ -111,7 +111,7 @@ def test_every_normal_is_the_ground_of_as_many_defects(normals: list[Path], tmp_
 
 
 def test_defects_lie_on_the_product(normals: list[Path], tmp_path: Path) -> None:
-    table = write(as_table(normals), tmp_path / "set", polarity="dark", images_per_family=4)
+    table = write(as_table(normals), tmp_path / "set", mask_mode="dark", images_per_family=4)
     product = np.zeros((96, 128), bool)
     product[30:66, 20:100] = True
     for row in table.to_pylist():
@@ -123,7 +123,7 @@ def test_defects_lie_on_the_product(normals: list[Path], tmp_path: Path) -> None
 def test_an_image_without_a_product_gets_defects_anywhere_and_is_named(tmp_path: Path) -> None:
     write_image(tmp_path / "blank.png", np.full((96, 96, 3), 128, np.uint8))
     with pytest.warns(UserWarning, match=r"blank\.png.*finds no product"):
-        write(as_table([tmp_path / "blank.png"]), tmp_path / "set", polarity="dark")
+        write(as_table([tmp_path / "blank.png"]), tmp_path / "set", mask_mode="dark")
 
 
 def test_bytes_do_not_depend_on_order_names_places_or_threads(
@@ -272,7 +272,7 @@ def test_bad_input_is_refused_in_one_line(normals: list[Path], tmp_path: Path) -
     with pytest.raises(SettingsError, match="images_per_family is 0"):
         write(as_table(normals), out, images_per_family=0)
     with pytest.raises(SettingsError, match=r"polarity is 'darc'\. Did you mean 'dark'"):
-        write(as_table(normals), out, polarity="darc")
+        write(as_table(normals), out, mask_mode="darc")
     table = as_table(normals)
     normals[0].write_bytes(normals[1].read_bytes())
     with pytest.raises(DataError, match=r"000\.png is not the file"):

@@ -13,26 +13,26 @@ import torch
 from safetensors.torch import load_file
 
 from clsnf.core.errors import ClsnfError
-from clsnf.training.artifacts import Stage, StageStore
+from clsnf.training.artifacts import Artifact, ArtifactStore
 
 CONTENT = {"seed": 3, "image": {"height": 64, "width": 96}, "levels": [1, 2]}
 
 
-def a_stage(value: float = 1.0) -> Stage:
-    return Stage(
+def a_stage(value: float = 1.0) -> Artifact:
+    return Artifact(
         {"map": torch.full((2, 3), value), "step": torch.tensor(4.0)},
         {"losses": [0.5, 0.25], "name": "ä"},
     )
 
 
-def refuse() -> Stage:
+def refuse() -> Artifact:
     raise AssertionError("computed again")
 
 
 def test_a_stage_is_computed_once_and_comes_back_as_it_was(tmp_path: Path) -> None:
-    store = StageStore(tmp_path / "not" / "there" / "yet")
+    store = ArtifactStore(tmp_path / "not" / "there" / "yet")
     first = store.get("maps", CONTENT, a_stage)
-    again = StageStore(store.root).get("maps", CONTENT, refuse)
+    again = ArtifactStore(store.root).get("maps", CONTENT, refuse)
     for stage in (first, again):
         assert set(stage.tensors) == {"map", "step"}
         assert torch.equal(stage.tensors["map"], a_stage().tensors["map"])
@@ -41,7 +41,7 @@ def test_a_stage_is_computed_once_and_comes_back_as_it_was(tmp_path: Path) -> No
 
 
 def test_the_store_counts_what_it_computed_and_what_it_found(tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     for _ in range(3):
         store.get("maps", CONTENT, a_stage)
     store.get("flows", CONTENT, a_stage)
@@ -50,7 +50,7 @@ def test_the_store_counts_what_it_computed_and_what_it_found(tmp_path: Path) -> 
 
 
 def test_a_key_depends_on_the_content_not_on_the_order_of_its_names(tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     turned = {"levels": [1, 2], "image": {"width": 96, "height": 64}, "seed": 3}
     assert store.key(CONTENT) == store.key(turned)
     assert store.key(CONTENT) != store.key(CONTENT | {"seed": 4})
@@ -59,7 +59,7 @@ def test_a_key_depends_on_the_content_not_on_the_order_of_its_names(tmp_path: Pa
 
 
 def test_stages_of_other_kinds_and_contents_are_apart(tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     store.get("maps", CONTENT, lambda: a_stage(1))
     store.get("flows", CONTENT, lambda: a_stage(2))
     store.get("maps", CONTENT | {"seed": 4}, lambda: a_stage(3))
@@ -69,7 +69,7 @@ def test_stages_of_other_kinds_and_contents_are_apart(tmp_path: Path) -> None:
 
 def test_tensors_in_any_layout_are_stored(tmp_path: Path) -> None:
     image = torch.rand(2, 3, 4, 5)
-    stage = Stage(
+    stage = Artifact(
         {
             "turned": image.transpose(1, 2),
             "last": image.to(memory_format=torch.channels_last),
@@ -77,7 +77,7 @@ def test_tensors_in_any_layout_are_stored(tmp_path: Path) -> None:
         },
         {},
     )
-    stored = StageStore(tmp_path)
+    stored = ArtifactStore(tmp_path)
     stored.get("x", CONTENT, lambda: stage)
     found = stored.get("x", CONTENT, refuse)
     for name, value in stage.tensors.items():
@@ -85,9 +85,9 @@ def test_tensors_in_any_layout_are_stored(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_failed_is_not_there_and_can_be_tried_again(tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
 
-    def fail() -> Stage:
+    def fail() -> Artifact:
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -97,9 +97,9 @@ def test_a_stage_that_failed_is_not_there_and_can_be_tried_again(tmp_path: Path)
 
 
 def test_a_stage_that_can_t_be_written_leaves_nothing(tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
-        store.get("maps", CONTENT, lambda: Stage({"map": torch.ones(1)}, {"loss": float("nan")}))
+        store.get("maps", CONTENT, lambda: Artifact({"map": torch.ones(1)}, {"loss": float("nan")}))
     assert list((tmp_path / "maps").iterdir()) == []
 
 
@@ -107,14 +107,14 @@ def test_two_that_want_the_same_stage_compute_it_once(tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
     calls = []
 
-    def compute() -> Stage:
+    def compute() -> Artifact:
         calls.append(threading.get_ident())
         begun.set()
         go_on.wait(30)
         return a_stage()
 
-    stores = [StageStore(tmp_path), StageStore(tmp_path)]
-    found: list[Stage] = []
+    stores = [ArtifactStore(tmp_path), ArtifactStore(tmp_path)]
+    found: list[Artifact] = []
     threads = [
         threading.Thread(target=lambda s=store: found.append(s.get("maps", CONTENT, compute)))
         for store in stores
@@ -132,36 +132,36 @@ def test_two_that_want_the_same_stage_compute_it_once(tmp_path: Path) -> None:
 
 
 def test_other_stages_do_not_wait_for_one_that_is_being_computed(tmp_path: Path) -> None:
-    inner = StageStore(tmp_path)
+    inner = ArtifactStore(tmp_path)
 
-    def compute() -> Stage:
-        return Stage(inner.get("features", CONTENT, a_stage).tensors, {"of": "features"})
+    def compute() -> Artifact:
+        return Artifact(inner.get("features", CONTENT, a_stage).tensors, {"of": "features"})
 
-    assert StageStore(tmp_path).get("maps", CONTENT, compute).facts == {"of": "features"}
+    assert ArtifactStore(tmp_path).get("maps", CONTENT, compute).facts == {"of": "features"}
 
 
 DYING = """
 import os, sys
 from pathlib import Path
-from clsnf.training.artifacts import StageStore
+from clsnf.training.artifacts import ArtifactStore
 
 def die():
     os.kill(os.getpid(), 9)
 
-StageStore(Path(sys.argv[1])).get("maps", {"seed": 3}, die)
+ArtifactStore(Path(sys.argv[1])).get("maps", {"seed": 3}, die)
 """
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], timeout=120, check=False)
     assert ended.returncode == -9
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     assert store.get("maps", {"seed": 3}, a_stage).facts == a_stage().facts
     assert store.computed == {"maps": 1}
 
 
 def test_a_stage_is_two_files_that_need_no_pickle(tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     store.get("maps", CONTENT, a_stage)
     folder = tmp_path / "maps" / store.key(CONTENT)
     assert sorted(p.name for p in folder.iterdir()) == ["facts.json", "tensors.safetensors"]
@@ -171,7 +171,7 @@ def test_a_stage_is_two_files_that_need_no_pickle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json"])
 def test_a_damaged_stage_is_named_with_the_mend(tmp_path: Path, name: str) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     store.get("maps", CONTENT, a_stage)
     folder = tmp_path / "maps" / store.key(CONTENT)
     (folder / name).write_bytes((folder / name).read_bytes()[:20])

@@ -27,12 +27,12 @@ from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
 from clsnf.model.network import build_decoder
 from clsnf.streams.stream import DefectRecipe, LocalStream, MemoryStream
 from clsnf.synthesis.training_defects import DefectBatch, DefectMaker, sample_key
-from clsnf.training.artifacts import StageStore
+from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.finetune import (
     RESUME_EVERY,
     Finetuner,
     cosine_scale,
-    leaving_point,
+    decay_start,
     train_trunk,
     trunk_content,
 )
@@ -100,7 +100,7 @@ def pipeline(
     )
     fit = PlacedImages(IMAGES, valid, "six blobs")
     return CategoryPipeline(
-        settings, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU
+        settings, pretrained, fit, "off", TEXTURES, "five blobs", ArtifactStore(root), CPU
     )
 
 
@@ -216,8 +216,8 @@ def assert_same_networks(one: CategoryPipeline, other: CategoryPipeline, epochs:
 
 def test_the_trunk_is_left_as_many_epochs_before_the_end_as_the_rate_needs_to_fall() -> None:
     settings = FinetuneSettings(frozen_epochs=2, joint_epochs=5, decay_epochs=3)
-    assert leaving_point(settings) == 4
-    assert leaving_point(dataclasses.replace(settings, joint_epochs=0)) == 0
+    assert decay_start(settings) == 4
+    assert decay_start(dataclasses.replace(settings, joint_epochs=0)) == 0
 
 
 def test_the_trunk_depends_on_all_settings_but_those_that_say_where_it_is_left() -> None:
@@ -343,7 +343,7 @@ def test_two_runs_at_once_train_their_trunk_once(pretrained: Backbone, tmp_path:
 def test_a_restored_finetuner_is_where_the_stored_one_was(
     pretrained: Backbone, tmp_path: Path
 ) -> None:
-    store, first = StageStore(tmp_path), finetuner(pretrained)
+    store, first = ArtifactStore(tmp_path), finetuner(pretrained)
     first.run(2)
     store.get("trunk", {}, first.stage)
     found = store.find("trunk", store.key({}))
@@ -496,7 +496,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_mend_and_is_not_stored
 
 
 def test_the_trunk_at_no_epoch_is_a_fresh_finetuner(pretrained: Backbone, tmp_path: Path) -> None:
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
     fresh = train_trunk(lambda: finetuner(pretrained), store, lambda epoch: {"epoch": epoch}, 0)
     assert fresh.epoch == 0
     assert store.computed == {}
@@ -506,7 +506,7 @@ def test_a_killed_run_goes_on_from_the_latest_resume_point(
     pretrained: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clsnf.training.finetune.RESUME_EVERY", 1)
-    store = StageStore(tmp_path)
+    store = ArtifactStore(tmp_path)
 
     def content(epoch: int) -> dict[str, int]:
         return {"epoch": epoch}
@@ -529,7 +529,7 @@ def test_a_killed_run_goes_on_from_the_latest_resume_point(
     )
     assert epochs == [3, 4]
 
-    undisturbed = StageStore(tmp_path / "undisturbed")
+    undisturbed = ArtifactStore(tmp_path / "undisturbed")
     train_trunk(lambda: finetuner(pretrained), undisturbed, content, 4)
     assert [
         epoch
@@ -555,7 +555,7 @@ def test_training_from_files_finds_the_stages_of_training_in_memory_and_computes
 ) -> None:
     def trained(fit: Images, root: Path) -> CategoryPipeline:
         made = CategoryPipeline(
-            SETTINGS, pretrained, fit, "off", TEXTURES, "five blobs", StageStore(root), CPU
+            SETTINGS, pretrained, fit, "off", TEXTURES, "five blobs", ArtifactStore(root), CPU
         )
         made.network(1, 0)
         return made
@@ -583,6 +583,6 @@ def test_of_very_many_images_some_fill_the_defects_of_others_and_the_stage_says_
     assert "donors" not in few._trunk_content(1)
     many = PlacedImages(IMAGES[:1].expand(50_000, -1, -1, -1), None, "many blobs")
     content = CategoryPipeline(
-        SETTINGS, pretrained, many, "off", TEXTURES, "", StageStore(tmp_path), CPU
+        SETTINGS, pretrained, many, "off", TEXTURES, "", ArtifactStore(tmp_path), CPU
     )._trunk_content(1)
     assert content["donors"] == 256 * 2**20 // (3 * SIZE[0] * SIZE[1])

@@ -13,7 +13,7 @@ import yaml
 from clsnf.core.config import DetectorSettings, to_dict
 
 
-def settings_text(settings: DetectorSettings | None = None) -> str:
+def settings_yaml(settings: DetectorSettings | None = None) -> str:
     """All settings of a detector with their values (None: the defaults), a comment before each."""
     return "".join(_lines(settings or DetectorSettings(), 0))
 

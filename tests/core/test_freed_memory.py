@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from clsnf.core.allocator import give_memory_back
+from clsnf.core.memory import release_freed_memory
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="another C library keeps its memory in other ways"
@@ -23,7 +23,7 @@ def test_freed_memory_between_used_pieces_goes_back_to_the_system() -> None:
     process = psutil.Process()
     full = process.memory_info().rss
     del pieces
-    give_memory_back()
+    release_freed_memory()
     assert full - process.memory_info().rss > 150e6
     assert all(len(piece) == 100_000 for piece in kept)
 
@@ -62,6 +62,6 @@ def test_a_block_that_was_freed_is_used_again() -> None:
         "the C library hands such blocks back: else there is nothing to mend"
     )
     assert (
-        faults_of("from clsnf.core.allocator import keep_freed_memory\nkeep_freed_memory()")
+        faults_of("from clsnf.core.memory import keep_freed_memory\nkeep_freed_memory()")
         < pages / 10
     )

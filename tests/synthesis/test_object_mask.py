@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clsnf.core.errors import DataError
-from clsnf.synthesis.foreground import KINDS, decide_polarity, object_mask, object_masks
+from clsnf.synthesis.object_mask import MASK_MODES, decide_mask_mode, object_mask, object_masks
 from clsnf.synthesis.textures import draw_textures
 
 SIDE = 128
@@ -100,15 +100,15 @@ def batch(draw: Draw, count: int = 10) -> torch.Tensor:
     ("draw", "kind"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
 )
 def test_a_product_on_a_plain_background_gets_its_polarity(draw, kind):
-    decision = decide_polarity(batch(draw))
-    assert decision.kind == kind
+    decision = decide_mask_mode(batch(draw))
+    assert decision.mode == kind
     assert "10 of 10 normal images" in decision.reason
 
 
 @pytest.mark.parametrize("draw", [texture, two_tone_capsule, uneven_light, dim_board, strip_across])
 def test_without_a_product_that_a_mask_would_hold_whole_it_stays_off(draw):
-    decision = decide_polarity(batch(draw))
-    assert decision.kind == "off"
+    decision = decide_mask_mode(batch(draw))
+    assert decision.mode == "off"
     assert "\n" not in decision.reason
     assert "of 10 normal images" in decision.reason
 
@@ -116,14 +116,14 @@ def test_without_a_product_that_a_mask_would_hold_whole_it_stays_off(draw):
 def test_a_few_odd_images_dont_change_the_decision_but_many_do():
     images = batch(dark_ring, 20)
     images[3] = 128
-    assert decide_polarity(images).kind == "dark"
+    assert decide_mask_mode(images).mode == "dark"
     images[:4] = batch(texture, 4)
-    assert decide_polarity(images).kind == "off"
+    assert decide_mask_mode(images).mode == "off"
 
 
 def test_products_of_both_polarities_turn_the_mask_off():
-    decision = decide_polarity(torch.cat([batch(dark_ring), batch(bright_ring_with_shadow)]))
-    assert decision.kind == "off"
+    decision = decide_mask_mode(torch.cat([batch(dark_ring), batch(bright_ring_with_shadow)]))
+    assert decision.mode == "off"
     assert "brighter in the others" in decision.reason
 
 
@@ -135,15 +135,15 @@ def test_products_of_both_polarities_turn_the_mask_off():
     ],
 )
 def test_nothing_to_see_is_off(images):
-    assert decide_polarity(images).kind == "off"
+    assert decide_mask_mode(images).mode == "off"
 
 
 @pytest.mark.parametrize(
     ("draw", "polarity"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
 )
-def test_a_mask_covers_the_product_with_its_holes(draw, polarity):
+def test_a_mask_covers_the_product_with_its_holes(draw, mask_mode):
     for seed in range(5):
-        mask = object_mask(draw(np.random.default_rng(seed)), polarity)
+        mask = object_mask(draw(np.random.default_rng(seed)), mask_mode)
         expected = filled(ring_part(np.random.default_rng(seed)))
         assert mask.dtype == np.bool_
         assert (mask & expected).sum() / (mask | expected).sum() > 0.93
@@ -164,7 +164,7 @@ def test_an_unknown_polarity_is_named():
         object_mask(np.zeros((32, 32, 3), np.uint8), "drak")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MASK_MODES)
 def test_an_image_without_a_plausible_mask_is_used_whole(kind):
     images = torch.cat(
         [batch(dark_ring, 2), torch.full((1, 3, SIDE, SIDE), 100, dtype=torch.uint8)]

@@ -1,6 +1,6 @@
 """The object mask: where the product is, if it stands on a plain background, and whether it does.
 
-Unusual: no list of categories says which products to mask. :func:`decide_polarity` asks the
+Unusual: no list of categories says which products to mask. :func:`decide_mask_mode` asks the
     category's normal images, and says why.
 It answers "off" whenever a check fails: defects everywhere do little harm, a mask that cuts off a
 part of the product blinds the classifier there. The check that matters most looks at what a mask
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from clsnf.core.errors import DataError, nearest
 
-POLARITIES = ("dark", "bright")
-KINDS = ("off", *POLARITIES)
+PRODUCT_MODES = ("dark", "bright")
+MASK_MODES = ("off", *PRODUCT_MODES)
 
 _BLUR = 1 / 128  # the blur's sigma, as a share of the short side
 _KERNEL = 1 / 50  # the opening's and closing's diameter, likewise
@@ -50,28 +50,28 @@ _LOOKED_AT = 48  # images, evenly spread: enough for that share
 
 
 @dataclass(frozen=True)
-class ForegroundDecision:
-    """``kind``: "off", "dark" (a dark product on a bright background) or "bright"; ``reason``: one
+class MaskDecision:
+    """``mode``: "off", "dark" (a dark product on a bright background) or "bright"; ``reason``: one
     line for a person.
     """
 
-    kind: str
+    mode: str
     reason: str
 
 
-def object_mask(image: NDArray[np.uint8], polarity: str) -> NDArray[np.bool_]:
+def object_mask(image: NDArray[np.uint8], mask_mode: str) -> NDArray[np.bool_]:
     """Where the product is in one image, uint8 RGB (H, W, 3) -> bool (H, W): grey, blur, Otsu,
     open, close, fill holes.
 
     ``polarity``: "dark" or "bright", the product against its background; anything else raises
         DataError.
     """
-    if polarity not in POLARITIES:
+    if mask_mode not in PRODUCT_MODES:
         raise DataError(
-            f"An object mask's polarity is {polarity!r}.{nearest(str(polarity), POLARITIES)}"
+            f"An object mask's polarity is {mask_mode!r}.{nearest(str(mask_mode), PRODUCT_MODES)}"
         )
     blurred = _blurred_grey(image)
-    return _cleaned(_classes(blurred)[0] == (polarity == "bright"))
+    return _cleaned(_classes(blurred)[0] == (mask_mode == "bright"))
 
 
 def object_masks(images: Tensor, kind: str) -> Tensor:
@@ -90,46 +90,44 @@ def object_masks(images: Tensor, kind: str) -> Tensor:
     return masks
 
 
-def chosen_polarity(images: Tensor, wanted: str) -> ForegroundDecision:
-    """The decision by :func:`decide_polarity` where ``wanted`` (the setting
+def choose_mask_mode(images: Tensor, wanted: str) -> MaskDecision:
+    """The decision by :func:`decide_mask_mode` where ``wanted`` (the setting
     ``defects.object_mask``) is "auto", else ``wanted``.
     """
-    return (
-        decide_polarity(images) if wanted == "auto" else ForegroundDecision(wanted, "set by hand")
-    )
+    return decide_mask_mode(images) if wanted == "auto" else MaskDecision(wanted, "set by hand")
 
 
 def looked_at(n: int) -> Tensor:
-    """Indices of those of N images that :func:`decide_polarity` looks at: it decides the same from
+    """Indices of those of N images that :func:`decide_mask_mode` looks at: it decides the same from
     these alone.
     """
     return torch.linspace(0, n - 1, min(n, _LOOKED_AT)).round().long().unique()
 
 
-def decide_polarity(images: Tensor) -> ForegroundDecision:
+def decide_mask_mode(images: Tensor) -> MaskDecision:
     """Whether the category's normal images, uint8 (N, 3, H, W), show a product on a plain
     background, and which is the darker.
     """
     if not len(images):
-        return ForegroundDecision("off", "there are no normal images to decide from")
+        return MaskDecision("off", "there are no normal images to decide from")
     verdicts = [_judge(image) for image in _as_arrays(images[looked_at(len(images))])]
     of_all = f"of {len(verdicts)} normal images looked at"
     kinds = Counter(kind for kind, problem in verdicts if problem is None)
     for kind, agreeing in kinds.items():
         if agreeing >= _AGREEMENT * len(verdicts):
             side = "darker" if kind == "dark" else "brighter"
-            return ForegroundDecision(
+            return MaskDecision(
                 kind, f"the product is {side} than a plain background in {agreeing} {of_all}"
             )
     problems = Counter(problem for _, problem in verdicts if problem is not None)
     if not problems:
-        return ForegroundDecision(
+        return MaskDecision(
             "off",
             f"the product is darker than its background in {kinds['dark']} {of_all} and brighter "
             "in the others",
         )
     problem, times = problems.most_common(1)[0]
-    return ForegroundDecision("off", f"{problem} in {times} {of_all}")
+    return MaskDecision("off", f"{problem} in {times} {of_all}")
 
 
 def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
