@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, TypeAdapter
 from pydantic import ValidationError as PydanticError
@@ -723,7 +723,8 @@ class CellResult:
 
 @cache
 def _adapter(cls: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+    adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, cls))
+    return adapter
 
 
 def to_plain(value: Any) -> Any:
