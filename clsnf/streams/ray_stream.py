@@ -66,7 +66,7 @@ class RayStream(LocalStream):
         paths: N references that every node can read.
         settings: how they come onto the canvas.
         workers: CPUs that work for this stream.
-        gpus: that workers of :meth:`mapped` may take, one each.
+        gpus: that workers of :meth:`map_batches` may take, one each.
 
     Raises:
         SettingsError: Ray isn't running.
@@ -84,12 +84,12 @@ class RayStream(LocalStream):
         self._recipes: dict[int, tuple[DefectRecipe, Any]] = {}
         self._banks: dict[int, Any] = {}  # what lies in Ray's object store, by its address
 
-    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
+    def load_shared(self, indices: Tensor, device: torch.device) -> Tensor:
         """For a CPU the images lie in Ray's object store, once for this process and the workers of
         its machine.
         """
         if device.type != "cpu":
-            return super().bank(indices, device)
+            return super().load_shared(indices, device)
         reference = ray.put(self.take(indices).numpy())
         bank = _as_tensor(ray.get(reference))
         self._banks[bank.data_ptr()] = reference
@@ -102,7 +102,7 @@ class RayStream(LocalStream):
             valid = torch.from_numpy(found["valid"]) if padded else None
             yield ImageBatch(torch.from_numpy(found["images"]), valid, chosen[number])
 
-    def _training(
+    def _training_batches(
         self,
         recipe: DefectRecipe,
         chosen: Sequence[Tensor],
@@ -110,7 +110,7 @@ class RayStream(LocalStream):
         device: torch.device,
     ) -> Iterator[TrainingBatch]:
         if device.type != "cpu":
-            yield from super()._training(recipe, chosen, keys, device)
+            yield from super()._training_batches(recipe, chosen, keys, device)
             return
         padded = self._placements is not None
         given = {"settings": self.settings, "padded": padded, "recipe": self._sent(recipe)}
@@ -120,24 +120,24 @@ class RayStream(LocalStream):
             images, regions, inside = (
                 torch.from_numpy(found[name]) for name in ("images", "regions", _INSIDE)
             )
-            made = DefectBatch.put_together(
+            made = DefectBatch.from_region_pixels(
                 images, regions, inside.flatten()[: 3 * int(regions.sum())].view(3, -1)
             )
             yield TrainingBatch(
                 made, torch.from_numpy(found["valid"]) if padded else None, chosen[number]
             )
 
-    def mapped(
+    def map_batches(
         self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device
     ) -> Iterator[Arrays]:
-        """As :meth:`Stream.mapped`, the workers being actors that each hold what `make` gives, on
+        """As :meth:`Stream.map_batches`, the workers being actors that each hold what `make` gives, on
         GPUs where there are some.
 
         A process that has a GPU of its own, while the workers have none, does the work itself, on
         images that the workers read.
         """
         if device.type != "cpu" and not self.gpus:
-            yield from super().mapped(make, chosen, device)
+            yield from super().map_batches(make, chosen, device)
             return
         padded = self._placements is not None
         given = {
@@ -309,10 +309,10 @@ def _read_with_defects(rows: Arrays, settings: ImageSettings, padded: bool, reci
     found = _loaded(rows, settings, padded)
     maker = _recipe_of(recipe)
     started = time.perf_counter()
-    made = maker.applied(
+    made = maker.apply(
         _as_batch(found), torch.from_numpy(rows[_KEY].copy()), torch.device("cpu")
     ).defects
-    count, values = len(rows[_KEY]), made.inside().numpy().ravel()
+    count, values = len(rows[_KEY]), made.region_pixels().numpy().ravel()
     inside = np.zeros(
         (count, max(1, math.ceil(len(values) / count))), np.float32
     )  # Ray takes no rows of length 0

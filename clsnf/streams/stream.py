@@ -76,7 +76,7 @@ class DefectRecipe:
     maker: DefectMaker
     mask_mode: str = "off"
 
-    def applied(
+    def apply(
         self, batch: ImageBatch, keys: Tensor, device: torch.device, masks: Tensor | None = None
     ) -> TrainingBatch:
         """The batch with a defect in each image, made on `device`.
@@ -120,7 +120,7 @@ class Counters:
             before = self._steps.get(step, (0, 0.0))
             self._steps[step] = (before[0] + images, before[1] + seconds)
 
-    def state(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         """All sums: ``images``, ``waited``, and for each step ``STEP_images`` and ``STEP_seconds``
         of its workers.
         """
@@ -158,7 +158,7 @@ class Stream(ABC):
     def take(self, indices: Tensor) -> Tensor:
         """A few images at once, (K, 3, H, W), read by this process."""
 
-    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
+    def load_shared(self, indices: Tensor, device: torch.device) -> Tensor:
         """As :meth:`take`, for images that stay on a device while the stream is used, maybe in
         shared memory: not to be written to.
         """
@@ -174,7 +174,7 @@ class Stream(ABC):
         """
         return self._counted(self._batches(chosen), lambda batch: len(batch.indices))
 
-    def training(
+    def training_batches(
         self,
         recipe: DefectRecipe,
         chosen: Sequence[Tensor],
@@ -183,10 +183,10 @@ class Stream(ABC):
     ) -> Iterator[TrainingBatch]:
         """The batches with defects from these keys, int64 (B,) each, on `device`."""
         return self._counted(
-            self._training(recipe, chosen, keys, device), lambda batch: len(batch.indices)
+            self._training_batches(recipe, chosen, keys, device), lambda batch: len(batch.indices)
         )
 
-    def _training(
+    def _training_batches(
         self,
         recipe: DefectRecipe,
         chosen: Sequence[Tensor],
@@ -195,7 +195,7 @@ class Stream(ABC):
     ) -> Iterator[TrainingBatch]:
         for batch, of_batch in zip(self._batches(chosen), keys, strict=True):
             started = time.perf_counter()
-            made = recipe.applied(
+            made = recipe.apply(
                 batch, of_batch, device, self._object_masks(recipe.mask_mode, batch.indices)
             )
             self.counters.add("defects", len(of_batch), time.perf_counter() - started)
@@ -207,7 +207,7 @@ class Stream(ABC):
         """
         return None
 
-    def mapped(
+    def map_batches(
         self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device
     ) -> Iterator[Arrays]:
         """What a worker makes of every batch, in order.
@@ -263,11 +263,11 @@ class MemoryStream(Stream):
     def take(self, indices: Tensor) -> Tensor:
         return self.images[indices]
 
-    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
+    def load_shared(self, indices: Tensor, device: torch.device) -> Tensor:
         return (
             self.images.to(device)
             if torch.equal(indices, torch.arange(len(self)))
-            else super().bank(indices, device)
+            else super().load_shared(indices, device)
         )
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
@@ -337,7 +337,9 @@ class LocalStream(Stream):
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         padded = self._placements is not None
         for indices, loaded in zip(
-            chosen, in_batches(self._load, (i.tolist() for i in chosen), self._threads), strict=True
+            chosen,
+            map_in_batches(self._load, (i.tolist() for i in chosen), self._threads),
+            strict=True,
         ):
             valid = torch.stack([placement.valid for _, placement in loaded]) if padded else None
             yield ImageBatch(torch.stack([image for image, _ in loaded]), valid, indices)
@@ -362,7 +364,7 @@ def load_timed(
     return image, placement, (read - started, time.perf_counter() - read)
 
 
-def in_batches(
+def map_in_batches(
     work: Callable[[T], R], batches: Iterable[Sequence[T]], threads: int | None = None
 ) -> Iterator[list[R]]:
     """What threads make of the items of batches, batch by batch in order, a few batches ahead of

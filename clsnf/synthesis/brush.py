@@ -36,7 +36,7 @@ _SUPERSAMPLE = (
 )
 
 
-class Canvas:
+class Brush:
     """One image with the places that a defect may take, and draws of place, size, contrast and
     colour.
 

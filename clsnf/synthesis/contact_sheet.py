@@ -23,7 +23,7 @@ _OUTLINE = (255, 0, 0)
 _LABEL_HEIGHT = 22  # pixels above each row
 
 
-def contact_sheet(table: pa.Table, path: Path, *, columns: int = 6, tile: int = 160) -> None:
+def write_contact_sheet(table: pa.Table, path: Path, *, columns: int = 6, tile: int = 160) -> None:
     """Write a PNG with one row for each defect type of ``table`` and up to ``columns`` of its
     images, evenly chosen.
 
@@ -49,10 +49,10 @@ def contact_sheet(table: pa.Table, path: Path, *, columns: int = 6, tile: int = 
                 [(read_image(row["path"]), read_mask(row["mask_path"])) for row in shown],
             )
         )
-    write_image(path, page(bands, columns=columns, tile=tile))
+    write_image(path, draw_sheet(bands, columns=columns, tile=tile))
 
 
-def page(bands: Sequence[Band], *, columns: int = 6, tile: int = 160) -> UInt8:
+def draw_sheet(bands: Sequence[Band], *, columns: int = 6, tile: int = 160) -> UInt8:
     """Captioned rows of pictures with their masks, none empty, as one picture (rows, 2 tile
     columns, 3); ``columns`` cells at most.
     """

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: SplitMix64's step
 
 
-def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix_bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser: a bijection of uint64 in which every input bit moves about half of
     the output bits.
     """
@@ -26,7 +26,7 @@ def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return words ^ (words >> np.uint64(31))
 
 
-def fold(*parts: ArrayLike) -> NDArray[np.int64]:
+def hash_keys(*parts: ArrayLike) -> NDArray[np.int64]:
     """Hash integers (scalars or arrays that broadcast, any 64-bit sign) to int64 keys, shape (N,);
     scalars give (1,).
 
@@ -38,7 +38,7 @@ def fold(*parts: ArrayLike) -> NDArray[np.int64]:
     )
     keys = np.zeros(words[0].shape, np.uint64)
     for word in words:
-        keys = mix((keys + GOLDEN) ^ word.view(np.uint64))
+        keys = mix_bits((keys + GOLDEN) ^ word.view(np.uint64))
     return keys.view(np.int64)
 
 
@@ -46,9 +46,9 @@ def random_words(keys: NDArray[np.int64], stream: int, count: int) -> NDArray[np
     """``count`` independent uint64 per key, shape (N, count); different streams of one key are
     independent.
     """
-    start = fold(keys, stream).view(np.uint64)
+    start = hash_keys(keys, stream).view(np.uint64)
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
-    return mix(start[:, None] + steps)
+    return mix_bits(start[:, None] + steps)
 
 
 def random_uniforms(keys: NDArray[np.int64], stream: int, count: int) -> NDArray[np.float64]:

@@ -97,7 +97,7 @@ def choose_mask_mode(images: Tensor, wanted: str) -> MaskDecision:
     return decide_mask_mode(images) if wanted == "auto" else MaskDecision(wanted, "set by hand")
 
 
-def looked_at(n: int) -> Tensor:
+def decision_indices(n: int) -> Tensor:
     """Indices of those of N images that :func:`decide_mask_mode` looks at: it decides the same from
     these alone.
     """
@@ -110,7 +110,7 @@ def decide_mask_mode(images: Tensor) -> MaskDecision:
     """
     if not len(images):
         return MaskDecision("off", "there are no normal images to decide from")
-    verdicts = [_judge(image) for image in _as_arrays(images[looked_at(len(images))])]
+    verdicts = [_judge(image) for image in _as_arrays(images[decision_indices(len(images))])]
     of_all = f"of {len(verdicts)} normal images looked at"
     kinds = Counter(kind for kind, problem in verdicts if problem is None)
     for kind, agreeing in kinds.items():

@@ -28,7 +28,7 @@ from clsnf.synthesis.augment import (
     draw_colour_changes,
 )
 from clsnf.synthesis.fill import SourceView, fill, look_up_channels, places_of, put_channels
-from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
+from clsnf.synthesis.keyed_random import hash_keys, random_bytes, random_uniforms
 from clsnf.synthesis.perlin import lattice_side, perlin_regions
 
 _NUMBERS, _COLOURS, _LATTICE = 1, 2, 3  # streams of one key
@@ -42,16 +42,16 @@ class DefectBatch:
     regions: Tensor  # bool (B, H, W): where; an image with an empty region is exactly its clean one
     clean: Tensor  # float32 (B, 3, H, W) in [0, 1], without defects
 
-    def inside(self) -> Tensor:
+    def region_pixels(self) -> Tensor:
         """The images inside the regions, float32 (3, K): all that must travel with clean images and
         regions.
         """
         return look_up_channels(self.images, places_of(self.regions))
 
     @classmethod
-    def put_together(cls, images: Tensor, regions: Tensor, inside: Tensor) -> DefectBatch:
+    def from_region_pixels(cls, images: Tensor, regions: Tensor, inside: Tensor) -> DefectBatch:
         """The batch again, from the normal images, uint8 (B, 3, H, W), the regions, and what
-        :meth:`inside` gave.
+        :meth:`region_pixels` gave.
         """
         clean = to_floats(images)
         defective = clean.clone()
@@ -67,7 +67,7 @@ def sample_key(seed: int, epoch: int, image: ArrayLike, repeat: ArrayLike = 0) -
     taken from the images' content instead of their place in a list keep their defects when other
     images join.
     """
-    return fold(seed, epoch, image, repeat)
+    return hash_keys(seed, epoch, image, repeat)
 
 
 @dataclass(frozen=True)

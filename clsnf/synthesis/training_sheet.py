@@ -22,7 +22,7 @@ from clsnf.synthesis.training_defects import DefectMaker, sample_key
 _SAMPLES = 24  # defects made for a row: the object mask leaves some of them empty
 
 
-def training_bands(
+def training_rows(
     fit: LoadedImages,
     textures: Tensor,
     settings: DefectSettings,

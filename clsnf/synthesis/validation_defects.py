@@ -12,7 +12,7 @@ changed by at least ``VISIBLE`` grey levels, lightly closed; a defect too weak t
 again, in the end more strongly. Away from the mask no pixel changes. Called by
 :mod:`clsnf.synthesis.validation_set`.
 
-To add a family: write a painter below (it draws on a :class:`Canvas` and returns a window and its
+To add a family: write a painter below (it draws on a :class:`Brush` and returns a window and its
 new content) and one line in ``FAMILIES``; ``tests/synthesis/test_validation_defects.py`` then tests
 it. Raise ``GENERATOR_VERSION`` with every change to what is drawn.
 """
@@ -29,7 +29,7 @@ from clsnf.core.errors import ImageError
 from clsnf.synthesis.brush import (
     Bool,
     Box,
-    Canvas,
+    Brush,
     Float,
     Point,
     UInt8,
@@ -50,19 +50,19 @@ _ATTEMPTS = 20  # fresh draws; the last two thirds are stronger from one to the 
 _SMALLEST = 0.00015  # share of the image that a mask must cover
 
 Family = Callable[[UInt8, Bool, Sequence[UInt8], np.random.Generator], tuple[UInt8, Bool]]
-Painter = Callable[[Canvas, float], tuple[Box, Float]]
+Painter = Callable[[Brush, float], tuple[Box, Float]]
 
 
 def _transplant(
-    canvas: Canvas, strength: float, size: tuple[float, float], angle: float, feather: float
+    brush: Brush, strength: float, size: tuple[float, float], angle: float, feather: float
 ) -> tuple[Box, Float]:
     """A (length, width) rectangle from elsewhere on the product, or from a donor, pasted at
     ``angle`` with its colours jittered.
     """
-    rng, at, origin = canvas.rng, canvas.place(), canvas.place()
-    donor = canvas.donor() if canvas.chance(0.3) else None
-    source = canvas.image if donor is None else donor
-    box, dy, dx = canvas.window(at, math.hypot(*size) / 2 + feather + 1)
+    rng, at, origin = brush.rng, brush.place(), brush.place()
+    donor = brush.donor() if brush.chance(0.3) else None
+    source = brush.image if donor is None else donor
+    box, dy, dx = brush.window(at, math.hypot(*size) / 2 + feather + 1)
     along, across = rotate(dy, dx, angle)
     inside = np.minimum(size[0] / 2 - np.abs(along), size[1] / 2 - np.abs(across))
     columns, rows = (along + np.float32(origin[1])), (across + np.float32(origin[0]))
@@ -71,31 +71,29 @@ def _transplant(
         np.float32,
     )
     mean = patch.mean(axis=(0, 1), keepdims=True)
-    shift = canvas.tint(0.3) * float(rng.choice([-1, 1])) * canvas.between(4, 50) * strength
+    shift = brush.tint(0.3) * float(rng.choice([-1, 1])) * brush.between(4, 50) * strength
     patch = mean + (patch - mean) * float(rng.uniform(0.8, 1.2)) + shift
-    ground = canvas.ground(box)
+    ground = brush.ground(box)
     return box, ground + soft(inside, feather)[..., None] * (patch - ground)
 
 
-def _cutpaste(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _cutpaste(brush: Brush, strength: float) -> tuple[Box, Float]:
     """CutPaste (Li et al., CVPR 2021): a rectangle of aspect 0.3 to 3.3 from elsewhere, upright,
     one in three with soft edges.
     """
-    area, aspect = canvas.area(), canvas.between(0.3, 3.3)
+    area, aspect = brush.area(), brush.between(0.3, 3.3)
     size = (max(2.0, math.sqrt(area * aspect)), max(2.0, math.sqrt(area / aspect)))
-    return _transplant(
-        canvas, strength, size, 0.0, 0.3 * min(size) if canvas.chance(1 / 3) else 1.0
-    )
+    return _transplant(brush, strength, size, 0.0, 0.3 * min(size) if brush.chance(1 / 3) else 1.0)
 
 
-def _scar(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _scar(brush: Brush, strength: float) -> tuple[Box, Float]:
     """CutPaste's scar: a long thin strip, 5 to 20 times as long as wide, at any angle."""
-    aspect = canvas.between(5, 20)
-    width = max(1.5, math.sqrt(min(canvas.area(), 0.008 * canvas.where.size) / aspect))
-    return _transplant(canvas, strength, (width * aspect, width), canvas.angle(), 1.0)
+    aspect = brush.between(5, 20)
+    width = max(1.5, math.sqrt(min(brush.area(), 0.008 * brush.where.size) / aspect))
+    return _transplant(brush, strength, (width * aspect, width), brush.angle(), 1.0)
 
 
-def _warp(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _warp(brush: Brush, strength: float) -> tuple[Box, Float]:
     """Bent, twisted, swollen or sunken: a local displacement that falls off smoothly, without
     folds, and shades like a dent.
 
@@ -103,21 +101,21 @@ def _warp(canvas: Canvas, strength: float) -> tuple[Box, Float]:
     1.5 to 12 units, and by 0.6 of the short radius R at most: the steepest slope of f is 1.54 / R,
     so a shift below 0.65 R has no folds.
     """
-    rng, at = canvas.rng, canvas.place(edge=canvas.chance(0.5))
-    radius = max(4.0, 1.6 * math.sqrt(canvas.area() / math.pi))
-    elongation = canvas.between(0.6, 1.6)
-    box, dy, dx = canvas.window(at, radius * max(elongation, 1 / elongation) + 1)
-    u, v = rotate(dy, dx, canvas.angle())
+    rng, at = brush.rng, brush.place(edge=brush.chance(0.5))
+    radius = max(4.0, 1.6 * math.sqrt(brush.area() / math.pi))
+    elongation = brush.between(0.6, 1.6)
+    box, dy, dx = brush.window(at, radius * max(elongation, 1 / elongation) + 1)
+    u, v = rotate(dy, dx, brush.angle())
     r2 = (u / elongation) ** 2 + (v * elongation) ** 2
     falloff = np.clip(1 - r2 / radius**2, 0, None) ** 2
     far = min(
-        canvas.between(1.5, 12) * max(1.0, canvas.unit) * strength,
+        brush.between(1.5, 12) * max(1.0, brush.unit) * strength,
         0.6 * radius * min(elongation, 1 / elongation),
     )
     sign = float(rng.choice([-1, 1]))
     kind = ("shift", "swirl", "zoom")[int(rng.integers(3))]
     if kind == "shift":
-        direction = canvas.angle()
+        direction = brush.angle()
         rows, columns = (
             dy - far * math.sin(direction) * falloff,
             dx - far * math.cos(direction) * falloff,
@@ -130,85 +128,85 @@ def _warp(canvas: Canvas, strength: float) -> tuple[Box, Float]:
         rows, columns = dy * zoom, dx * zoom
     rows, columns = np.asarray(rows + at[0], np.float32), np.asarray(columns + at[1], np.float32)
     moved = cv2.remap(
-        canvas.image, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
+        brush.image, columns, rows, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101
     ).astype(np.float32)
-    if strength > 1 or canvas.chance(0.5):
+    if strength > 1 or brush.chance(0.5):
         light, product = (
-            canvas.angle(),
-            cv2.remap(canvas.where.astype(np.float32), columns, rows, cv2.INTER_LINEAR),
+            brush.angle(),
+            cv2.remap(brush.where.astype(np.float32), columns, rows, cv2.INTER_LINEAR),
         )
         slope = np.gradient(falloff, axis=0) * math.sin(light) + np.gradient(
             falloff, axis=1
         ) * math.cos(light)
-        depth = 0.4 * canvas.contrast(at, strength, radius / 2)
+        depth = 0.4 * brush.contrast(at, strength, radius / 2)
         moved += (depth * slope / max(1e-6, float(np.abs(slope).max())) * product)[..., None]
     return box, moved
 
 
-def _stain(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _stain(brush: Brush, strength: float) -> tuple[Box, Float]:
     """A soft blotch that darkens by a factor (oil, burn, damp) or lies on top as a film (dust,
     lime), now and then with a dried rim or with splashes around it."""
-    rng, at = canvas.rng, canvas.place()
-    radius = math.sqrt(canvas.area() / math.pi)
-    box, dy, dx = canvas.window(at, 2.5 * radius)
-    inside = canvas.blob(dy, dx, radius, rng.uniform(0.05, 0.3), canvas.between(0.5, 2))
+    rng, at = brush.rng, brush.place()
+    radius = math.sqrt(brush.area() / math.pi)
+    box, dy, dx = brush.window(at, 2.5 * radius)
+    inside = brush.blob(dy, dx, radius, rng.uniform(0.05, 0.3), brush.between(0.5, 2))
     opacity = soft(inside, radius * rng.uniform(0.15, 1.2))
-    if canvas.chance(0.3):
+    if brush.chance(0.3):
         opacity = opacity * rng.uniform(0.5, 0.8) + 0.4 * np.exp(
             -(((inside - 0.1 * radius) / (0.1 * radius + 0.7)) ** 2)
         )
-    for _ in range(int(rng.integers(1, 5)) if canvas.chance(0.3) else 0):
+    for _ in range(int(rng.integers(1, 5)) if brush.chance(0.3) else 0):
         off, size = (
             rng.normal(0, 1.2 * radius, 2).astype(np.float32),
-            radius * canvas.between(0.1, 0.35),
+            radius * brush.between(0.1, 0.35),
         )
         opacity = np.maximum(
-            opacity, soft(canvas.blob(dy - off[0], dx - off[1], size, 0.15), 0.4 * size)
+            opacity, soft(brush.blob(dy - off[0], dx - off[1], size, 0.15), 0.4 * size)
         )
     opacity = np.clip(opacity, 0, 1)
     ground, level, contrast = (
-        canvas.ground(box),
-        canvas.colour(at, radius),
-        canvas.contrast(at, strength, radius),
+        brush.ground(box),
+        brush.colour(at, radius),
+        brush.contrast(at, strength, radius),
     )
     if contrast < 0:
-        factor = np.clip(1 + contrast / max(1.0, float(level.mean())) * canvas.tint(0.3), 0.02, 1.2)
+        factor = np.clip(1 + contrast / max(1.0, float(level.mean())) * brush.tint(0.3), 0.02, 1.2)
         return box, ground * (1 + opacity[..., None] * (factor - 1))
-    return box, paint(ground, opacity, level, rng.uniform(0, 0.5), contrast * canvas.tint(0.2))
+    return box, paint(ground, opacity, level, rng.uniform(0, 0.5), contrast * brush.tint(0.2))
 
 
-def _scratch(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _scratch(brush: Brush, strength: float) -> tuple[Box, Float]:
     """One to three nearly parallel gently curved lines, 1 to 4 units wide, of changing width and
     pressure, some with a burr.
     """
-    rng, at = canvas.rng, canvas.place()
-    width = max(1.0, canvas.between(1, 4) * canvas.unit)
+    rng, at = brush.rng, brush.place()
+    width = max(1.0, brush.between(1, 4) * brush.unit)
     count = int(rng.choice([1, 2, 3], p=[0.65, 0.2, 0.15]))
     length = float(
         np.clip(
-            canvas.area() / width / count, max(8 * width, 8 * canvas.unit + 4), 0.45 * canvas.short
+            brush.area() / width / count, max(8 * width, 8 * brush.unit + 4), 0.45 * brush.short
         )
     )
-    lines = [canvas.curve(at, length, 0.06)]
+    lines = [brush.curve(at, length, 0.06)]
     for _ in range(count - 1):
         lines.append(
             lines[0]
-            + rng.normal(0, 5 * canvas.unit, 2)
-            + rng.normal(0, 0.5 * canvas.unit, lines[0].shape[1])
+            + rng.normal(0, 5 * brush.unit, 2)
+            + rng.normal(0, 0.5 * brush.unit, lines[0].shape[1])
         )
-    box, _, _ = canvas.window(at, max(reach_of(line, at, 3 * width) for line in lines))
-    ground, colour = canvas.ground(box), canvas.colour(at)
+    box, _, _ = brush.window(at, max(reach_of(line, at, 3 * width) for line in lines))
+    ground, colour = brush.ground(box), brush.colour(at)
     contrast, cover, burr = (
-        canvas.contrast(at, strength),
+        brush.contrast(at, strength),
         float(rng.uniform(0.2, 0.8)),
-        canvas.chance(0.35),
+        brush.chance(0.35),
     )
-    shift = contrast * canvas.tint(0.1)
+    shift = contrast * brush.tint(0.1)
     for line in lines:
         taper = np.sin(np.linspace(0.05, math.pi - 0.05, len(line))) ** 0.4
         widths, opacity = (
-            width * canvas.profile(len(line), 0.5, 1.2) * taper,
-            canvas.profile(len(line), 0.35, 1.0) * taper,
+            width * brush.profile(len(line), 0.5, 1.2) * taper,
+            brush.profile(len(line), 0.35, 1.0) * taper,
         )
         if burr:
             ground = paint(
@@ -239,24 +237,24 @@ def _fill_in(window: UInt8, unknown: Bool) -> Float:
     )
 
 
-def _missing(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _missing(brush: Brush, strength: float) -> tuple[Box, Float]:
     """A piece broken off: the background, the surface around it or a dark hollow shows in its
     place, edges lit from one side.
     """
-    rng, at = canvas.rng, canvas.place(edge=canvas.chance(0.6))
-    radius = math.sqrt(canvas.area() / math.pi)
-    box, dy, dx = canvas.window(at, 2.5 * radius + 6 * canvas.unit)
-    inside = canvas.blob(dy, dx, radius, rng.uniform(0.05, 0.3), canvas.between(0.4, 2.5))
-    gone, window = soft(inside, 1.5), canvas.image[box]
-    product = cv2.dilate(canvas.where[box].astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    rng, at = brush.rng, brush.place(edge=brush.chance(0.6))
+    radius = math.sqrt(brush.area() / math.pi)
+    box, dy, dx = brush.window(at, 2.5 * radius + 6 * brush.unit)
+    inside = brush.blob(dy, dx, radius, rng.uniform(0.05, 0.3), brush.between(0.4, 2.5))
+    gone, window = soft(inside, 1.5), brush.image[box]
+    product = cv2.dilate(brush.where[box].astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
     background = float((~product).mean()) > 0.1
-    if background and canvas.chance(0.75):
+    if background and brush.chance(0.75):
         fill = _fill_in(window, product | (gone > 0))
     else:
         fill = _fill_in(window, cv2.dilate(gone, np.ones((5, 5))) > 0)
-        if canvas.chance(0.5):
-            fill *= canvas.between(0.15, 0.8)  # a hollow
-        light, contrast = canvas.angle(), canvas.contrast(at, strength, radius)
+        if brush.chance(0.5):
+            fill *= brush.between(0.15, 0.8)  # a hollow
+        light, contrast = brush.angle(), brush.contrast(at, strength, radius)
         edge = cv2.GaussianBlur(gone, (0, 0), 1 + 0.1 * radius)
         lit = np.gradient(edge, axis=0) * math.sin(light) + np.gradient(edge, axis=1) * math.cos(
             light
@@ -264,12 +262,12 @@ def _missing(canvas: Canvas, strength: float) -> tuple[Box, Float]:
         fill += (rng.uniform(0.2, 0.8) * contrast * lit / max(1e-6, float(np.abs(lit).max())))[
             ..., None
         ]
-    ground = canvas.ground(box)
+    ground = brush.ground(box)
     difference = float(np.average(np.abs(fill - ground).max(axis=-1), weights=gone))
     if (
         strength > 1 or difference < 2 * VISIBLE
     ):  # the surface is plain: a gap shows as a change of tone
-        fill += 0.6 * canvas.contrast(at, strength, radius) * canvas.tint(0.1)
+        fill += 0.6 * brush.contrast(at, strength, radius) * brush.tint(0.1)
     grain = window.astype(np.float32).mean(axis=-1) - cv2.medianBlur(window, 3).astype(
         np.float32
     ).mean(axis=-1)
@@ -279,12 +277,12 @@ def _missing(canvas: Canvas, strength: float) -> tuple[Box, Float]:
 
 
 def _particle(
-    canvas: Canvas, content: Float, dy: Float, dx: Float, radius: float, colour: Float, light: float
+    brush: Brush, content: Float, dy: Float, dx: Float, radius: float, colour: Float, light: float
 ) -> Float:
     """``content`` with a grain of ``radius`` at offset (0, 0), lit from the direction ``light``,
     its shadow on the far side.
     """
-    inside = canvas.blob(dy, dx, radius, canvas.rng.uniform(0.05, 0.3), canvas.between(0.5, 2))
+    inside = brush.blob(dy, dx, radius, brush.rng.uniform(0.05, 0.3), brush.between(0.5, 2))
     reach = 0.35 * radius + 0.5
     far = np.array([[1, 0, -reach * math.cos(light)], [0, 1, -reach * math.sin(light)]])
     shadow = cv2.warpAffine(soft(inside, 1.0), far, (inside.shape[1], inside.shape[0]))
@@ -292,26 +290,26 @@ def _particle(
     content = content * (1 - 0.45 * shadow[..., None])
     height = np.clip(1 - np.hypot(dy, dx) / (1.2 * radius), 0, 1)
     facing = (dy * math.sin(light) + dx * math.cos(light)) / (1.2 * radius)
-    grain = canvas.rng.normal(0, 0.06, height.shape)
+    grain = brush.rng.normal(0, 0.06, height.shape)
     shade = np.clip(0.9 + 0.35 * facing + 0.2 * height + grain, 0.4, 1.4)
     return content + soft(inside, 1.0)[..., None] * (colour * shade[..., None] - content)
 
 
-def _contamination(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _contamination(brush: Brush, strength: float) -> tuple[Box, Float]:
     """Something that lies on the product: a few grains, or a fibre, with their own shading and a
     soft shadow.
     """
-    rng, at, area, light = canvas.rng, canvas.place(), canvas.area(), canvas.angle()
-    colour = np.clip(canvas.colour(at) + canvas.contrast(at, strength) * canvas.tint(0.5), 0, 255)
-    if canvas.chance(0.35):
-        width = max(1.0, canvas.between(1, 3) * canvas.unit)
-        length = float(np.clip(area / width, 14 * canvas.unit + 4, 0.5 * canvas.short))
-        line = canvas.curve(at, length, 0.35)
-        box, _, _ = canvas.window(at, reach_of(line, at, 4 * width))
+    rng, at, area, light = brush.rng, brush.place(), brush.area(), brush.angle()
+    colour = np.clip(brush.colour(at) + brush.contrast(at, strength) * brush.tint(0.5), 0, 255)
+    if brush.chance(0.35):
+        width = max(1.0, brush.between(1, 3) * brush.unit)
+        length = float(np.clip(area / width, 14 * brush.unit + 4, 0.5 * brush.short))
+        line = brush.curve(at, length, 0.35)
+        box, _, _ = brush.window(at, reach_of(line, at, 4 * width))
         widths, whole = np.full(len(line), width, np.float32), np.ones(len(line), np.float32)
         away = -1.5 * width * np.array([math.sin(light), math.cos(light)])
         shadow = cv2.GaussianBlur(stroke(box, line + away, widths, whole), (0, 0), 0.6 * width)
-        content = canvas.ground(box) * (1 - 0.5 * shadow[..., None])
+        content = brush.ground(box) * (1 - 0.5 * shadow[..., None])
         return box, paint(
             content,
             stroke(box, line, widths, whole),
@@ -322,51 +320,51 @@ def _contamination(canvas: Canvas, strength: float) -> tuple[Box, Float]:
     count = min(8, int(rng.geometric(0.4)))
     radius = max(1.2, math.sqrt(area / count / math.pi))
     spread = 1.5 * radius * math.sqrt(count)
-    box, dy, dx = canvas.window(at, 2.5 * spread + 2 * radius)
-    content = canvas.ground(box)
+    box, dy, dx = brush.window(at, 2.5 * spread + 2 * radius)
+    content = brush.ground(box)
     for i in range(count):
         off = rng.normal(0, spread, 2).astype(np.float32) * (
             i > 0
         )  # the first lies on the product for certain
         content = _particle(
-            canvas,
+            brush,
             content,
             dy - off[0],
             dx - off[1],
-            radius * canvas.between(0.6, 1.4),
+            radius * brush.between(0.6, 1.4),
             colour,
             light,
         )
     return box, content
 
 
-def _crack(canvas: Canvas, strength: float) -> tuple[Box, Float]:
+def _crack(brush: Brush, strength: float) -> tuple[Box, Float]:
     """A cut (nearly straight, wide in the middle) or a crack (jagged, branching): a dark core and a
     bright lip on one side.
     """
-    rng, at = canvas.rng, canvas.place()
-    width = max(1.0, canvas.between(0.8, 2.5) * canvas.unit)
-    length = float(np.clip(canvas.area() / width, 10 * canvas.unit + 4, 0.4 * canvas.short))
-    heading = canvas.angle()
+    rng, at = brush.rng, brush.place()
+    width = max(1.0, brush.between(0.8, 2.5) * brush.unit)
+    length = float(np.clip(brush.area() / width, 10 * brush.unit + 4, 0.4 * brush.short))
+    heading = brush.angle()
     start: Point = (at[0] - length / 2 * math.sin(heading), at[1] - length / 2 * math.cos(heading))
-    if canvas.chance(0.4):
-        lines = [canvas.curve(at, length, 0.03)]
+    if brush.chance(0.4):
+        lines = [brush.curve(at, length, 0.03)]
     else:
-        lines = [canvas.jagged(start, heading, length)]
+        lines = [brush.jagged(start, heading, length)]
         for _ in range(int(rng.integers(0, 3))):
             fork = lines[0][int(rng.integers(1, len(lines[0])))]
             branch = heading + float(rng.choice([-1, 1]) * rng.uniform(0.4, 1.1))
             lines.append(
-                canvas.jagged((fork[0], fork[1]), branch, length * float(rng.uniform(0.15, 0.4)))
+                brush.jagged((fork[0], fork[1]), branch, length * float(rng.uniform(0.15, 0.4)))
             )
-    box, _, _ = canvas.window(at, max(reach_of(line, at, 3 * width) for line in lines))
-    content, colour = canvas.ground(box), canvas.colour(at)
-    core = -colour * min(1.0, canvas.between(0.25, 0.9) * strength)
-    lip = abs(canvas.contrast(at, strength)) * float(rng.uniform(0.2, 0.7)) * canvas.tint(0.1)
+    box, _, _ = brush.window(at, max(reach_of(line, at, 3 * width) for line in lines))
+    content, colour = brush.ground(box), brush.colour(at)
+    core = -colour * min(1.0, brush.between(0.25, 0.9) * strength)
+    lip = abs(brush.contrast(at, strength)) * float(rng.uniform(0.2, 0.7)) * brush.tint(0.1)
     for i, line in enumerate(lines):
         taper = np.sin(np.linspace(0.1, math.pi - 0.1, len(line))) ** 0.7
-        widths = width * taper * canvas.profile(len(line), 0.6, 1.2) * (1.0 if i == 0 else 0.6)
-        opacity = canvas.profile(len(line), 0.7, 1.0)
+        widths = width * taper * brush.profile(len(line), 0.6, 1.2) * (1.0 if i == 0 else 0.6)
+        opacity = brush.profile(len(line), 0.7, 1.0)
         content = paint(
             content, stroke(box, line - 0.6 * width, 0.8 * widths, 0.8 * opacity), colour, 0.3, lip
         )
@@ -410,16 +408,16 @@ def _family(painter: Painter, overhang: float = OVERHANG) -> Family:
                 "The object mask is empty: a defect needs at least one pixel of product. Turn the "
                 "object mask off."
             )
-        canvas = Canvas(image, where, donors, rng)
-        pixels = max(1.0, canvas.unit)
+        brush = Brush(image, where, donors, rng)
+        pixels = max(1.0, brush.unit)
         allowed = np.clip(2 * _near(where, overhang * pixels + 1), 0, 1)
         smallest = max(8, round(_SMALLEST * where.size))
         for attempt in range(_ATTEMPTS):
-            box, content = painter(canvas, 1.2 ** max(0, attempt - _ATTEMPTS // 3))
+            box, content = painter(brush, 1.2 ** max(0, attempt - _ATTEMPTS // 3))
             before = image[box]
             drawn = before + allowed[box][..., None] * (content - before)
             after = np.rint(np.clip(drawn, 0, 255)).astype(np.uint8)
-            mask = _visible(before, after, canvas.unit)
+            mask = _visible(before, after, brush.unit)
             # What changed too little or too far away to be labelled goes back to what it was,
             # smoothly.
             after = np.rint(

@@ -40,7 +40,7 @@ from clsnf.data.images import read_image, write_image, write_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA, NORMAL_TYPE
 from clsnf.data.sources import read_bytes
 from clsnf.synthesis.brush import Bool, UInt8
-from clsnf.synthesis.contact_sheet import contact_sheet
+from clsnf.synthesis.contact_sheet import write_contact_sheet
 from clsnf.synthesis.object_mask import MASK_MODES, object_mask
 from clsnf.synthesis.validation_defects import FAMILIES, GENERATOR_VERSION
 
@@ -81,7 +81,7 @@ def write_validation_set(
             "needed, such as 20."
         )
     if mask_mode not in MASK_MODES:
-        raise SettingsError(f"polarity is {mask_mode!r}.{nearest(mask_mode, MASK_MODES)}")
+        raise SettingsError(f"mask_mode is {mask_mode!r}.{nearest(mask_mode, MASK_MODES)}")
     rows = [row for row in table.to_pylist() if row["split"] == "validation" and row["label"] == 0]
     if not rows:
         raise DataError(
@@ -113,7 +113,7 @@ def write_validation_set(
                 entries = _write(
                     draft, normals, images_per_family, seed, mask_mode, threads, progress
                 )
-                contact_sheet(as_table(entries, draft), draft / "contact_sheet.png")
+                write_contact_sheet(as_table(entries, draft), draft / "contact_sheet.png")
                 write_json(draft / "validation.json", {**recipe, "images": entries})
     return as_table(entries, out)
 
