@@ -33,7 +33,7 @@ from clsnf.core.progress import Progress, silent
 from clsnf.core.uris import is_uri
 from clsnf.data.images import decode_image, decode_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA
-from clsnf.data.sources import file_system, forget_shards, packed_reference, read_bytes
+from clsnf.data.sources import SHARDS, file_system, one_line, packed_reference, read_bytes
 
 PACK_SCHEMA = pa.schema(
     [
@@ -94,7 +94,7 @@ def is_pack(location: Location) -> bool:
         )
     except OSError as error:
         raise DataError(
-            f"{location} can't be read ({_line(error)}): check the address and its permissions."
+            f"{location} can't be read ({one_line(error)}): check the address and its permissions."
         ) from error
     if any(info.type == fs.FileType.File for info in found):
         return True
@@ -117,7 +117,6 @@ def read_pack(location: Location, category: str) -> pa.Table:
             schema.
         DataError: the pack has no such category.
     """
-    forget_shards()
     shards = _manifest(location)
     own = [shard for shard in shards if shard.category == category]
     if not own:
@@ -151,8 +150,7 @@ def _as_table(location: Location, shard: Shard) -> pa.Table:
 def _opened(location: Location, shard: Shard) -> pq.ParquetFile:
     """A shard whose size, schema and number of rows are as they should be."""
     place = _below(location, shard.file)
-    system, path = file_system(place)
-    info = system.get_file_info(path)
+    info = SHARDS.info(place)
     if info.type != fs.FileType.File:
         raise PackError(
             f"{place} is missing: the pack is cut short; copy it again, or make it again with "
@@ -164,11 +162,12 @@ def _opened(location: Location, shard: Shard) -> pq.ParquetFile:
             "cut short or was changed; "
             "copy the pack again, or make it again with clsnf data pack."
         )
+    system, path = file_system(place)
     try:
         file = pq.ParquetFile(system.open_input_file(path), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise PackError(
-            f"{place} is no Parquet file ({_line(error)}): copy the pack again."
+            f"{place} is no Parquet file ({one_line(error)}): copy the pack again."
         ) from error
     if not file.schema_arrow.equals(PACK_SCHEMA):
         raise PackError(
@@ -216,11 +215,11 @@ def _manifest(location: Location) -> list[Shard]:
         ) from error
     except OSError as error:
         raise DataError(
-            f"{place} can't be read ({_line(error)}): check the address and its permissions."
+            f"{place} can't be read ({one_line(error)}): check the address and its permissions."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise PackError(
-            f"{place} is damaged ({_line(error)}): make the pack again with clsnf data pack."
+            f"{place} is damaged ({one_line(error)}): make the pack again with clsnf data pack."
         ) from error
     raise PackError(
         f"{location} has format {version!r}, this version of clsnf reads {FORMAT}: pack it again "
@@ -270,7 +269,7 @@ def write_pack(
         system.delete_file(posixpath.join(root, _UNFINISHED))
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
-            f"{destination} can't be written ({_line(error)}): check the address, its permissions "
+            f"{destination} can't be written ({one_line(error)}): check the address, its permissions "
             "and room."
         ) from error
     return shards
@@ -281,7 +280,7 @@ def _check_destination(system: fs.FileSystem, root: str, destination: Location) 
         found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
-            f"{destination} can't be written ({_line(error)}): give the name of a new folder."
+            f"{destination} can't be written ({one_line(error)}): give the name of a new folder."
         ) from error
     names = {info.base_name for info in found}
     if _UNFINISHED in names and _MANIFEST not in names:
@@ -399,7 +398,6 @@ def verify_pack(location: Location, progress: Progress = silent) -> Verified:
     Raises:
         PackError: the first shard that is not what the pack's list says.
     """
-    forget_shards()
     shards = _manifest(location)
     total = sum(shard.rows for shard in shards)
     rows: dict[str, int] = {}
@@ -416,7 +414,7 @@ def verify_pack(location: Location, progress: Progress = silent) -> Verified:
                         found = file.read_row_group(group).to_pylist()
                     except (pa.ArrowException, OSError) as error:
                         raise PackError(
-                            f"{place}, row group {group} is damaged ({_line(error)}): copy the "
+                            f"{place}, row group {group} is damaged ({one_line(error)}): copy the "
                             "pack again."
                         ) from error
                     names = [
@@ -472,7 +470,3 @@ def _below(location: Location, file: str) -> str:
         base, mark, query = str(location).partition("?")
         return f"{base.rstrip('/')}/{quote(file)}{mark}{query}"
     return str(Path(location).absolute() / file)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
