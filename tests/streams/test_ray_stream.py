@@ -93,7 +93,7 @@ def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(
         )
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
         assert any(batch.defects.regions.any() for batch in first) == (made.maker is not maker)
-    _, _, sent, _ = ray.get(stream._sent(DefectRecipe(maker)))
+    _, _, sent, _ = ray.get(stream._send(DefectRecipe(maker)))
     assert ray.get(sent).__array_interface__["data"][0] == bank.data_ptr(), (
         "workers get the very same memory"
     )
