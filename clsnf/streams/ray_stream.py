@@ -217,7 +217,7 @@ class RayStream(LocalStream):
     def _in_order(
         self, found: Iterator[dict[str, Tensor]], chosen: Sequence[Tensor]
     ) -> Iterator[Arrays]:
-        """The batches as they were asked for. Raises TrainingError if one is missing or incomplete."""
+        """The batches as they were asked for. Raises TrainingError if one is not whole."""
         number = -1
         for number, tensors in enumerate(found):
             arrays = {name: tensor.numpy() for name, tensor in tensors.items()}

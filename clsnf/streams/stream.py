@@ -130,7 +130,7 @@ class Counters:
             self.waited += seconds
 
     def totals(self) -> dict[str, float]:
-        """All sums by name: ``images``, ``waited``, and ``STEP_images``, ``STEP_seconds`` of each step.
+        """The sums ``images`` and ``waited``, and ``STEP_images`` and ``STEP_seconds`` by step.
 
         The seconds of a step are those of all its workers together.
         """
