@@ -203,9 +203,9 @@ def put_channels(images: Tensor, index: Tensor, values: Tensor) -> None:
 
 
 def places_of(regions: Tensor) -> Tensor:
-    """Where the pixels of regions have their first channel in the flat images, int64 (K,), in order.
+    """Where the pixels of regions have their first channel in the flat images, int64 (K,).
 
-    The regions are (B, H, W), the images (B, 3, H, W).
+    The regions are (B, H, W), the images (B, 3, H, W); the places are in order.
     """
     if regions.device.type == "cpu":  # numpy is five times as fast as torch at this on a CPU
         found = torch.from_numpy(np.flatnonzero(regions.numpy()))

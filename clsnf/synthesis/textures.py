@@ -104,7 +104,7 @@ def draw_textures(count: int, size: tuple[int, int], seed: int) -> Tensor:
 
 
 def _coloured(rng: np.random.Generator, field: Field) -> NDArray[np.uint8]:
-    """A field as a picture, uint8 (H, W, 3): a random palette, uneven light and a camera's grain."""
+    """A field as a picture, uint8 (H, W, 3): random palette, uneven light and a camera's grain."""
     low, high = np.percentile(field, (0.5, 99.5))
     place = np.clip((field - low) / max(high - low, 1e-6), 0, 1)
     picture = _palette(rng)[np.rint(255 * place).astype(np.uint8)]
