@@ -92,7 +92,7 @@ def _jpeg(data: bytes) -> str | None:
 
 
 def _tiff(data: bytes) -> str | None:
-    """TIFF 6.0 and BigTIFF: the first directory, its values and its strips or tiles are in the file."""
+    """TIFF 6.0 and BigTIFF: the first directory, its values and its strips or tiles lie inside."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     end = len(data)

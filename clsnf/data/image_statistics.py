@@ -24,7 +24,7 @@ _LEAST_SPREAD = np.array([1.0, 1.0, 0.5, 1.0, 1.0])
 
 
 def statistics_of(placed: torch.Tensor) -> np.ndarray:
-    """The :data:`STATISTICS` of an image (3, H, W) uint8, of the network's input size: float32 (5,)."""
+    """The :data:`STATISTICS`, float32 (5,), of an image on the canvas, uint8 (3, H, W)."""
     pixels = placed.float()
     red, green, blue = pixels.mean(dim=(1, 2)).tolist()
     grey = pixels.mean(dim=0)
