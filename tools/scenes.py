@@ -119,8 +119,9 @@ def _quiet(rng: Rng, texture: Image) -> NDArray[np.float32]:
 
 
 def _radius(rng: Rng, turn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A closed outline's radius at the angles ``turn``, about 1: disc, flower, polygon, star or
-    pebble.
+    """A closed outline's radius, about 1, at the angles ``turn``.
+
+    It is a disc, a flower, a polygon, a star or a pebble.
     """
     kind = rng.integers(5)
     if kind == 0:

@@ -58,8 +58,9 @@ class SourceView:
             return torch.minimum(position, 2 * side - 1 - position)
 
         def along(side: int) -> tuple[Tensor, Tensor]:
-            """What a position along a side of the sample adds to the place in the source, as its
-            row and its column, (n, side + 2).
+            """The part of the place in the source that comes from a position along a side.
+
+            It is given for that position as the source's row and as its column, (n, side + 2).
             """
             position = torch.arange(-1, side + 1, device=sources.device).clamp_(0, side - 1)
             return mirrored(position, 0, height) * width, mirrored(position, 1, width)

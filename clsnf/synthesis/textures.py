@@ -168,11 +168,10 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def _nearest_points(
     rng: np.random.Generator, size: tuple[int, int], cells: float
 ) -> tuple[Field, Field, NDArray[np.intp]]:
-    """Distances to the nearest and second nearest of random points, in cells, and which is nearest;
-    each (H, W).
+    """Distances to the nearest and second nearest of random points, and which is nearest, (H, W).
 
-    One point lies in each square of a jittered grid, so that a pixel's two nearest are found in the
-    squares around it.
+    The distances are in cells. One point lies in each square of a jittered grid, so that a pixel's
+    two nearest are found in the squares around it.
     """
     u, v = (cells * axis for axis in _warped_grid(rng, size, 0.03))
     u, v = u - u.min() + 2, v - v.min() + 2  # two squares of margin all around

@@ -1,6 +1,4 @@
-"""Packs: the same table, pictures and figures as the folder they were made from; what is damaged is
-named.
-"""
+"""Packs give the same table and pictures as the folder they were made from; damage is named."""
 
 from __future__ import annotations
 

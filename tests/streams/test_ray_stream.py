@@ -1,6 +1,4 @@
-"""The Ray stream on a real Ray: the bits of the local one, whatever the number of workers, whoever
-dies.
-"""
+"""The Ray stream on a real Ray: the bits of the local one, even if a worker is killed."""
 
 from __future__ import annotations
 
@@ -82,10 +80,10 @@ def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(
 ) -> None:
     settings = ImageSettings(32, 32)
     memory, stream = in_memory(paths, settings), RayStream(paths, settings, 1)
-    bank = stream.load_shared(torch.arange(N), CPU)
-    assert torch.equal(bank, memory.images)
-    maker = DefectMaker(DefectSettings(threshold=0.999), draw_textures(4, (32, 32), 0), bank)
-    assert maker.donors.data_ptr() == bank.data_ptr()
+    donors = stream.load_shared(torch.arange(N), CPU)
+    assert torch.equal(donors, memory.images)
+    maker = DefectMaker(DefectSettings(threshold=0.999), draw_textures(4, (32, 32), 0), donors)
+    assert maker.donors.data_ptr() == donors.data_ptr()
     chosen, keys = epoch(3)
     for made in (DefectRecipe(maker), recipe(memory)):
         first, second = (
@@ -94,7 +92,7 @@ def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
         assert any(batch.defects.regions.any() for batch in first) == (made.maker is not maker)
     _, _, sent, _ = ray.get(stream._send(DefectRecipe(maker)))
-    assert ray.get(sent).__array_interface__["data"][0] == bank.data_ptr(), (
+    assert ray.get(sent).__array_interface__["data"][0] == donors.data_ptr(), (
         "workers get the very same memory"
     )
 

@@ -203,6 +203,3 @@ def test_auto_takes_memory_where_it_is_enough_else_the_cluster_where_there_is_on
 def test_a_ray_stream_without_ray_is_refused(paths: list[str]) -> None:
     with pytest.raises(SettingsError, match="--stream local"):
         open_stream(StreamChoice("ray", "", 1), paths, ImageSettings(32, 32))
-
-
-# ---- room ----

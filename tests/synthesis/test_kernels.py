@@ -1,6 +1,4 @@
-"""The machine code that makes defects on a CPU gives the very bits of the tensor operations, which
-other devices use.
-"""
+"""The machine code that makes defects on a CPU gives the same bits as the tensor operations."""
 
 from __future__ import annotations
 
@@ -88,7 +86,7 @@ def test_tensors_evaluate_no_more_pixels_at_once_than_they_may(monkeypatch):
 @settings(max_examples=60, deadline=None)
 def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
     generator = torch.Generator().manual_seed(seed)
-    bank = torch.randint(0, 256, (5, 3, *size), generator=generator, dtype=torch.uint8)
+    sources = torch.randint(0, 256, (5, 3, *size), generator=generator, dtype=torch.uint8)
     images = torch.rand((6, 3, *size), generator=generator)
     regions = torch.rand((6, *size), generator=generator) < density
     samples = np.array(data.draw(st.lists(st.integers(0, 5), unique=True)), np.int64)
@@ -96,12 +94,12 @@ def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
     source = torch.randint(0, 5, (n,), generator=generator)
     shift = torch.randint(0, 2 * max(size), (n, 2), generator=generator)
     transposed = torch.rand(n, generator=generator) < 0.5
-    counts = count_levels(bank)[source.numpy()]
+    counts = count_levels(sources)[source.numpy()]
     changes = draw_colour_changes(
-        random_uniforms(hash_keys(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, bank.device
+        random_uniforms(hash_keys(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, sources.device
     )
     opacity = 0.2 + 0.8 * torch.rand(n, generator=generator)
-    view = SourceView.of(bank, source, transposed, shift)
+    view = SourceView.of(sources, source, transposed, shift)
     expected = images.clone()
     fill_by_tensors(expected, regions, samples, view, changes, opacity)
     fill(images, regions, samples, view, changes, opacity)

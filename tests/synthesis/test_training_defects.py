@@ -1,6 +1,4 @@
-"""Training defects: what a key decides, where a defect may be, what it is filled from, and the
-colour changes it goes through.
-"""
+"""Training defects: what a key decides, where they may be, and what fills and colours them."""
 
 from __future__ import annotations
 
@@ -340,9 +338,7 @@ def test_sharpness_agrees_with_torchvision_inside_the_image(normals):
 
 
 def coloured(images: torch.Tensor, turn: float, saturation: float) -> torch.Tensor:
-    """Images after hue and saturation alone, through the draw: its uniforms are chosen so that
-    nothing else is seen.
-    """
+    """Images after hue and saturation alone; the uniforms are chosen so that nothing else shows."""
     uniforms = np.ones((len(images), UNIFORMS_A_SAMPLE))
     first, second, third = (
         CHANGE_NAMES.index(name) for name in ("hue and saturation", "sharpness", "solarize")
@@ -389,8 +385,9 @@ def test_each_sample_goes_through_three_changes_and_all_nine_are_drawn(normals):
 
 
 def test_statistics_follow_the_changes_before_them(normals):
-    """Equalizing after an inversion is the same as inverting the equalized, up to ties: the counts
-    were carried along.
+    """Equalizing after an inversion is inverting the equalized image, up to ties.
+
+    So the counts of levels followed the inversion.
     """
     uniforms = np.ones((6, UNIFORMS_A_SAMPLE))
     order = [CHANGE_NAMES.index(name) for name in ("invert", "equalize", "hue and saturation")]

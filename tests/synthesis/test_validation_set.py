@@ -1,6 +1,4 @@
-"""The validation set on disk: its layout, what it depends on, when it is used again, and what an
-interruption leaves.
-"""
+"""The validation set on disk: its layout, what it depends on, its reuse, and interruptions."""
 
 import hashlib
 import json
@@ -284,11 +282,9 @@ def test_bad_input_is_refused_in_one_line(normals: list[Path], tmp_path: Path) -
 
 
 def test_the_generator_of_training_defects_is_not_used() -> None:
-    """Nothing that selects may know what training saw: no module of the training generator is
-    imported.
-    """
+    """Nothing that selects may know what training saw: it imports no module of that generator."""
     folder = Path(validation_set.__file__).parent
-    for name in ("validation_defects", "brush", "validation_set"):
+    for name in ("validation_defects", "brush", "validation_set", "contact_sheet"):
         text = (folder / f"{name}.py").read_text()
         generator = ("training_defects", "perlin", "augment", "fill", "kernels", "keyed_random")
         assert not any(f"clsnf.synthesis.{part}" in text for part in generator)
