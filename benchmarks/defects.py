@@ -1,17 +1,18 @@
-"""Synthetic training defects on one core: the batched maker beside a literal implementation, one
-image at a time, of the same recipe.
+"""Synthetic training defects on one core: the batched maker beside a literal implementation.
 
-    python benchmarks/defects.py                                 # batches of 32 at 256 x 256, about
-    half a minute python benchmarks/defects.py --batch 8 --size 512 --rounds 3
+    python benchmarks/defects.py                 # batches of 32 at 256 x 256, about half a minute
+    python benchmarks/defects.py --batch 8 --size 512 --rounds 3
 
-The literal one follows DRAEM's steps as they are told: an axis-aligned Perlin grid in numpy, turned
-with OpenCV, three of the nine colour changes on the whole source, blended over the whole image,
-stacked to a batch. The changes are albumentations' transforms (a dependency of this benchmark
-alone: pip install -e '.[benchmarks]'), or torchvision's functions on tensors and on Pillow images;
-the last literal row has its noise tuned besides. Ratios are to the row with albumentations. All
-rows fill from the same banks of drawn textures and return the defective images, the clean ones and
-the regions. Rounds alternate between the rows; a row's figures are those of its fastest batch, the
-one that other processes disturbed least, in CPU seconds of this process.
+The literal implementation makes one image at a time by the same recipe. It follows the steps of
+DRAEM's paper: an axis-aligned Perlin grid in numpy, turned with OpenCV; three of the nine colour
+changes on the whole source; blending over the whole image; stacking to a batch. The changes are
+albumentations' transforms (a dependency of this benchmark alone: pip install -e '.[benchmarks]'),
+or torchvision's functions on tensors and on Pillow images. The last literal row has faster noise
+besides. Ratios are to the row with albumentations.
+
+All rows fill from the same drawn textures and return the defective images, the clean ones and the
+regions. Rounds alternate between the rows. A row's numbers are those of its fastest batch, which
+other processes disturbed least, in CPU seconds of this process.
 """
 
 from __future__ import annotations
@@ -30,9 +31,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # it would ask the internet for newer versions
+# Otherwise it asks the internet for newer versions.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import albumentations as album
 
 from clsnf.core.config import DefectSettings
@@ -93,8 +93,9 @@ def as_array(source: Source) -> Picture:
 def literal_noise(
     rng: np.random.Generator, side: int, frequency: tuple[int, int]
 ) -> NDArray[np.float64]:
-    """Axis-aligned Perlin noise (side, side): a field of vectors for each corner, dotted with its
-    gradients, then blended.
+    """Axis-aligned Perlin noise (side, side).
+
+    For each corner a field of vectors is dotted with its gradients; then they are blended.
     """
     cell = (side // frequency[0], side // frequency[1])
     offset = (
@@ -142,7 +143,7 @@ def tuned_noise(
 
 def literal_defect(
     image: Picture,
-    banks: tuple[list[Picture], list[Picture]],
+    sources: tuple[list[Picture], list[Picture]],
     noise: Noise,
     opened: Open,
     changes: tuple[Change, ...],
@@ -153,8 +154,8 @@ def literal_defect(
     power_y, power_x = rng.integers(0, 6, 2)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(-90, 90), 1)
     region = cv2.warpAffine(noise(rng, side, (2**power_y, 2**power_x)), turn, (side, side)) > 0.5
-    bank = banks[rng.integers(2)]
-    source = opened(bank[rng.integers(len(bank))])
+    chosen = sources[rng.integers(2)]  # textures or donors
+    source = opened(chosen[rng.integers(len(chosen))])
     for index in rng.choice(len(changes), 3, replace=False):
         source = changes[index](source, rng)
     transparency = np.float32(rng.uniform(0, 0.8))
@@ -168,14 +169,14 @@ def literal_defect(
 
 def literal_batch(
     images: list[Picture],
-    banks: tuple[list[Picture], list[Picture]],
+    sources: tuple[list[Picture], list[Picture]],
     noise: Noise,
     opened: Open,
     seed: int,
     changes: tuple[Change, ...] = CHANGES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rng = np.random.default_rng(seed)
-    made = [literal_defect(image, banks, noise, opened, changes, rng) for image in images]
+    made = [literal_defect(image, sources, noise, opened, changes, rng) for image in images]
     defective, regions, clean = (
         torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True)
     )
@@ -202,9 +203,9 @@ def main() -> None:
     size = (arguments.size, arguments.size)
     textures, donors = draw_textures(64, size, seed=1), draw_textures(64, size, seed=2)
     texture_list, donor_list = (
-        list(bank.permute(0, 2, 3, 1).contiguous().numpy()) for bank in (textures, donors)
+        list(images.permute(0, 2, 3, 1).contiguous().numpy()) for images in (textures, donors)
     )
-    banks = (texture_list, donor_list)
+    sources = (texture_list, donor_list)
     maker = DefectMaker(DefectSettings(), textures, donors)
     at = np.arange(arguments.batch) % len(donors)
     images, image_list = donors[at], [donor_list[index] for index in at]
@@ -218,16 +219,16 @@ def main() -> None:
 
     rows: dict[str, Callable[[int], object]] = {
         "literal, by albumentations": lambda turn: literal_batch(
-            image_list, banks, literal_noise, np.copy, turn, ALBUMENTATIONS
+            image_list, sources, literal_noise, np.copy, turn, ALBUMENTATIONS
         ),
         "literal, torchvision on tensors": lambda turn: literal_batch(
-            image_list, banks, literal_noise, as_tensor, turn
+            image_list, sources, literal_noise, as_tensor, turn
         ),
         "literal, torchvision on Pillow": lambda turn: literal_batch(
-            image_list, banks, literal_noise, Image.fromarray, turn
+            image_list, sources, literal_noise, Image.fromarray, turn
         ),
         "the same, its noise tuned": lambda turn: literal_batch(
-            image_list, banks, tuned_noise, Image.fromarray, turn
+            image_list, sources, tuned_noise, Image.fromarray, turn
         ),
         "DefectMaker": batched(None),
         "DefectMaker, object mask (20 %)": batched(product),
@@ -249,9 +250,8 @@ def main() -> None:
     literal = min(seconds["literal, by albumentations"])
     for name, times in seconds.items():
         fastest = min(times)
-        print(
-            f"{name:34}{arguments.batch / fastest:10.0f}{1000 * fastest / arguments.batch:10.2f}{literal / fastest:8.1f}"
-        )
+        rate, milliseconds = arguments.batch / fastest, 1000 * fastest / arguments.batch
+        print(f"{name:34}{rate:10.0f}{milliseconds:10.2f}{literal / fastest:8.1f}")
 
 
 if __name__ == "__main__":

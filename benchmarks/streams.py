@@ -1,21 +1,22 @@
-"""What a stream costs: training from it beside batches that lie in memory, the Ray stream beside a
-torch DataLoader, and its memory.
+"""What a stream costs: time of training, time of its batches, and memory.
 
-    python benchmarks/streams.py                                  # about ten minutes on two cores;
-    all tables python benchmarks/streams.py training --steps 6 python benchmarks/streams.py batches
-    --images 320 python benchmarks/streams.py memory --images 20000
+    python benchmarks/streams.py                       # all tables; about ten minutes on two cores
+    python benchmarks/streams.py training --steps 6
+    python benchmarks/streams.py batches --images 320
+    python benchmarks/streams.py memory --images 20000
 
-`training`: steps of stage one with resnet18 (decoder and backbone together, batches of 32 at 256 x
-    256), from whole batches that were
-made before, from images in memory, and from images that threads decode while it trains. `batches`:
-an epoch with nobody who trains: read, decode, resize, put defects in, stack. The DataLoader's
-workers do the same work with the same functions. `memory`: drawn images pass once through each
-stream of a process of its own, whose largest memory is told (Ray's are those of the driver and of
-its largest worker; the object store, which they share, is counted in each).
+`training`: steps of the finetuning stage with resnet18 (decoder and backbone together, batches of
+32 at 256 x 256). The batches were made before, or come from images in memory, or from images that
+threads decode while it trains. `batches`: an epoch without training: read, decode, resize, make
+defects, stack. The workers of a torch DataLoader do the same work with the same functions.
+`memory`: drawn images pass once through each stream in a process of its own, whose largest memory
+is printed. For Ray it is printed of the driver and of its largest worker; the object store, which
+they share, is counted in each.
 
-Images are drawn, 512 x 512, as PNG and JPEG by turns. Rounds alternate between the rows. In
-`training` a row's figures are medians over the rounds, its share that of its speed in a round
-beside the ready batches' in the same one; elsewhere they are the fastest round's.
+Images are drawn, 512 x 512, as PNG and JPEG in turns. Rounds alternate between the rows. In
+`training` a row's numbers are medians over the rounds, and its share is that of its speed in a
+round to the speed of the ready batches in the same round. Elsewhere the numbers are those of the
+fastest round.
 """
 
 from __future__ import annotations
@@ -76,9 +77,7 @@ def draw(path: str) -> None:
 
 
 def pictures(folder: Path, count: int, distinct: int = 400) -> list[str]:
-    """So many pictures; above `distinct` they are links to the same ones, which cost a reader as
-    much.
-    """
+    """Draw pictures; above `distinct` they are links to the same ones, as slow to read."""
     folder.mkdir(parents=True, exist_ok=True)
     made = [
         str(folder / f"{n:05d}.{'jpg' if n % 2 else 'png'}") for n in range(min(count, distinct))
@@ -123,17 +122,17 @@ class ReadyStream(MemoryStream):
         super().__init__(stream.images)
         self.made = made
 
-    def _training(self, *arguments: Any) -> Iterator[TrainingBatch]:
+    def _training_batches(self, *arguments: Any) -> Iterator[TrainingBatch]:
         yield from self.made
 
 
-def training(folder: Path, steps: int, rounds: int) -> None:
-    """Seconds of steps from each source of batches."""
+def measure_training(folder: Path, steps: int, rounds: int) -> None:
+    """Print the speed of training steps from each source of batches."""
     torch.manual_seed(0)
     paths = pictures(folder, steps * BATCH)
     memory = MemoryStream(load_images(paths, SETTINGS).images)
     recipe = recipe_for(memory.images)
-    made = list(memory.training(recipe, *plan(len(memory)), CPU))
+    made = list(memory.training_batches(recipe, *plan(len(memory)), CPU))
     settings = FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=BATCH)
     backbone = empty_backbone("resnet18", (1, 2, 3), SETTINGS.size)
     decoder = build_decoder(backbone.info, SETTINGS, settings, seed=0)
@@ -188,14 +187,14 @@ class Loading(Dataset[tuple[Tensor, ...]]):
         images = torch.stack(
             [load_timed(self.paths[index], SETTINGS)[0] for index in self.chosen[number].tolist()]
         )
-        made = self.recipe.applied(
+        made = self.recipe.apply(
             ImageBatch(images, None, self.chosen[number]), self.keys[number], CPU
         )
         return made.defects.images, made.defects.regions, made.defects.clean
 
 
-def batches(folder: Path, count: int, rounds: int) -> None:
-    """Milliseconds a batch of each source, while nobody trains."""
+def measure_batches(folder: Path, count: int, rounds: int) -> None:
+    """Print the milliseconds a batch of each source, without training."""
     from clsnf.streams.ray_stream import RayStream
     from clsnf.study.cluster import ray_session
 
@@ -223,10 +222,10 @@ def batches(folder: Path, count: int, rounds: int) -> None:
         rows: dict[str, Callable[[], None]] = {
             f"DataLoader, {workers} workers": lambda: passed(iter(loaders[0])),
             f"Ray stream, {workers} workers": lambda: passed(
-                ray_stream.training(recipe, chosen, keys, CPU)
+                ray_stream.training_batches(recipe, chosen, keys, CPU)
             ),
             "local stream": lambda: passed(
-                LocalStream(paths, SETTINGS).training(recipe, chosen, keys, CPU)
+                LocalStream(paths, SETTINGS).training_batches(recipe, chosen, keys, CPU)
             ),
         }
         seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -254,9 +253,7 @@ def batches(folder: Path, count: int, rounds: int) -> None:
 
 
 def one_pass(kind: str, folder: Path, count: int) -> None:
-    """In a process of its own: every image once through a stream, with defects; prints its largest
-    memory.
-    """
+    """Pass every image once through a stream, with defects; print this process's largest memory."""
     paths = sorted(str(path) for path in folder.iterdir())[:count]
     # As many donors as training keeps of so many images.
     from clsnf.training.pipeline import donor_indices
@@ -269,9 +266,8 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
 
         with ray_session(None, 1 << 30):
             stream = RayStream(paths, SETTINGS, 2)
-            for number, _ in enumerate(
-                stream.training(recipe_for(stream.bank(donors, CPU)), chosen, keys, CPU)
-            ):
+            recipe = recipe_for(stream.load_shared(donors, CPU))
+            for number, _ in enumerate(stream.training_batches(recipe, chosen, keys, CPU)):
                 if number % 20 == 0:
                     found = [
                         p
@@ -281,34 +277,23 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
                     worker = max([worker, *(p.memory_info().rss for p in found)])
     else:
         local = LocalStream(paths, SETTINGS)
-        for _ in local.training(recipe_for(local.bank(donors, CPU)), chosen, keys, CPU):
+        recipe = recipe_for(local.load_shared(donors, CPU))
+        for _ in local.training_batches(recipe, chosen, keys, CPU):
             pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "worker": worker}))
 
 
-def memory(folder: Path, count: int) -> None:
-    """Largest memory of a process while every image passes once."""
+def measure_memory(folder: Path, count: int) -> None:
+    """Print the largest memory of a process while every image passes once."""
     pictures(folder, count)
     rows = {}
     for kind in ("local", "ray"):
         begin = time.perf_counter()
-        command = [
-            sys.executable,
-            __file__,
-            "one-pass",
-            "--kind",
-            kind,
-            "--folder",
-            str(folder),
-            "--images",
-            str(count),
-        ]
-        found = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[
-                -1
-            ]
-        )
+        options = ["--kind", kind, "--folder", str(folder), "--images", str(count)]
+        command = [sys.executable, __file__, "one-pass", *options]
+        ended = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = json.loads(ended.stdout.splitlines()[-1])
         took = time.perf_counter() - begin
         worker = f"{found['worker'] / 2**30:.2f} GiB" if found["worker"] else "-"
         rows[f"{kind} stream"] = [f"{found['peak'] / 2**30:.2f} GiB", worker, f"{count / took:.0f}"]
@@ -339,11 +324,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.what in ("all", "training"):
-            training(Path(scratch) / "training", arguments.steps, arguments.rounds)
+            measure_training(Path(scratch) / "training", arguments.steps, arguments.rounds)
         if arguments.what in ("all", "batches"):
-            batches(Path(scratch) / "batches", arguments.images or 320, arguments.rounds)
+            measure_batches(Path(scratch) / "batches", arguments.images or 320, arguments.rounds)
         if arguments.what in ("all", "memory"):
-            memory(Path(scratch) / "memory", arguments.images or 20_000)
+            measure_memory(Path(scratch) / "memory", arguments.images or 20_000)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """Pretrain the small backbone that ships with clsnf, from scratch, on pictures drawn by code.
 
-    python tools/pretrain_demo_backbone.py --out clsnf/assets/demo_backbone.safetensors          #
-    12 minutes of one free core python tools/pretrain_demo_backbone.py --out /tmp/tiny.safetensors
-    --steps 4                  # does it run?
+    python tools/pretrain_demo_backbone.py --out clsnf/assets/demo_backbone.safetensors
+    python tools/pretrain_demo_backbone.py --out /tmp/tiny.safetensors --steps 4    # does it run?
 
-The task is matching: a picture (``tools/scenes.py``) is seen twice, turned and moved a little and
-under another light, and at every level each position must find itself in the other view among a
+The first command takes 12 minutes of one free core.
+
+The task is matching. A picture (``tools/scenes.py``) is seen twice, turned and moved a little and
+under another light. At every level each position must find itself in the other view among a
 thousand positions, most of them of other pictures (InfoNCE). So features come to ignore what varies
-from one good product to the next, and keep what makes a place what it is. Plain classification of
+from one good product to the next, and keep what is particular to a place. Plain classification of
 the 77 textures learnt the opposite: the better it got, the worse a density of its features found
 defects. What the features know of the classes is reported all the same, by a linear probe that
 sends no gradient into the backbone.
 
-Writes the weights as float16 under timm's ``features_only`` names, and beside them a ``.json`` that
+The weights are written as float16 under timm's ``features_only`` names. A ``.json`` beside them
 says how they were made.
 """
 
@@ -38,9 +39,8 @@ STRIDES = (4, 8, 16)
 LEVEL_WEIGHTS = (0.5, 1.0, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as for every other backbone
 CROP = 96  # pixels of a view
-SHIFT = (
-    SIDE - CROP
-)  # views are cut this far apart, so that the distance to the border gives no position away
+# Views are cut this far apart, so that the distance to the border does not reveal a position.
+SHIFT = SIDE - CROP
 TEMPERATURE = 0.1
 POSITIONS = 1024  # compared with each other at each level, each step
 
@@ -77,8 +77,7 @@ def two_views(
 
     Returns:
         the views (2 count, 3, CROP, CROP), first all first ones; the texture classes of their cells
-        (2 count, CROP / 8, CROP / 8); where each of the two was cut, as (row, column) of its
-        corner.
+        (2 count, CROP / 8, CROP / 8); the corner, (row, column), at which each of the two was cut.
     """
     pictures, classes = zip(*(picture(rng, bank) for _ in range(count)), strict=True)
     corners = [(0, 0), (SHIFT, SHIFT)] if rng.random() < 0.5 else [(SHIFT, 0), (0, SHIFT)]
@@ -101,8 +100,9 @@ def two_views(
 
 
 class Pretrained(nn.Module):
-    """The backbone, a projection of each level for matching, and a linear probe of the deepest
-    level for the classes.
+    """The backbone, and for training a projection of each level and a linear probe.
+
+    The projections are for matching. The probe predicts the classes from the deepest level.
     """
 
     def __init__(self, arch: str) -> None:
@@ -150,8 +150,9 @@ def match_loss(
 
 
 def probe_loss(probe: nn.Module, features: Tensor, classes: Tensor) -> tuple[Tensor, float]:
-    """Cross-entropy of the linear probe on features without gradient (B, C, h, w), and its accuracy
-    where a class is known.
+    """The probe's cross-entropy, and its accuracy where a class is known.
+
+    The features (B, C, h, w) get no gradient.
     """
     stride = classes.shape[-1] // features.shape[-1]
     labels = classes[:, stride // 2 :: stride, stride // 2 :: stride]
@@ -163,11 +164,11 @@ def probe_loss(probe: nn.Module, features: Tensor, classes: Tensor) -> tuple[Ten
 
 
 def train(arch: str, steps: int, pictures: int, lr: float, seed: int) -> Pretrained:
-    """Train from scratch; every 100 steps the textures are drawn afresh."""
+    """Train from scratch; every 100 steps new textures are drawn."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 0])
     model = Pretrained(arch).to(memory_format=torch.channels_last).train()
-    # Muon with Nesterov momentum: in the same time it learnt to tell twice as many textures apart
+    # Muon with Nesterov momentum: in the same time it learnt to distinguish twice as many textures
     # as AdamW or SGD did.
     optimiser = create_optimizer_v2(model, opt="nmuon", lr=lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.15)

@@ -16,8 +16,9 @@ from clsnf.evaluation.pictures import Image, outline, overlay, sheet
 
 
 def main(run: Path, picture: Path) -> None:
-    """One row of inputs and one of overlays a category: a good picture, then two of each defect
-    type.
+    """Write one row of inputs and one of overlays for each category.
+
+    It shows a good picture, then two of each defect type.
     """
     summary = json.loads((run / "summary.json").read_text())
     rows: list[tuple[str, list[Image]]] = []

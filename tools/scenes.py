@@ -1,12 +1,11 @@
-"""Training pictures for the demo's backbone: mosaics of textures, and lit shapes with holes and
-shadows on a quiet ground.
+"""Training pictures for the demo's backbone: mosaics of textures, and lit shapes with shadows.
 
-Who calls it: ``tools/pretrain_demo_backbone.py`` alone. Textures alone teach a network that every
-surface has a strong pattern; most products have smooth faces, edges, holes and a shadow, so half of
-the pictures are made of those.
+``tools/pretrain_demo_backbone.py`` uses them. Textures alone teach a network that every surface has
+a strong pattern. Most products have smooth faces, edges, holes and a shadow, so half of the
+pictures show shapes with these on a quiet ground.
 
-Legend: SIDE = pixels of a picture, CELLS = labelled positions in each direction, one for every 8
-    pixels.
+Legend: SIDE = pixels of a picture; CELLS = labelled positions in each direction, one for every 8
+pixels.
 """
 
 from __future__ import annotations
@@ -36,8 +35,9 @@ def texture_bank(rng: Rng, each: int) -> Bank:
 
 
 def picture(rng: Rng, bank: Bank) -> tuple[Image, NDArray[np.int64]]:
-    """One picture, RGB (SIDE, SIDE, 3), and the texture class of its cells (CELLS, CELLS), NO_CLASS
-    where it has none.
+    """One picture, RGB (SIDE, SIDE, 3), and the texture class of its cells (CELLS, CELLS).
+
+    The class is NO_CLASS where a cell has none.
     """
     if rng.random() < 0.5:
         return _lit_shapes(rng, bank), np.full((CELLS, CELLS), NO_CLASS)
@@ -71,8 +71,9 @@ def _placed(rng: Rng, texture: Image) -> Image:
 
 
 def _regions(rng: Rng, count: int) -> Image:
-    """Which of ``count`` textures shows where, (SIDE, SIDE): areas with curved borders, or polygons
-    on a ground.
+    """Which of ``count`` textures shows where, (SIDE, SIDE).
+
+    The areas have curved borders, or are polygons on a ground.
     """
     if rng.random() < 0.5:
         cells = int(rng.integers(3, 5))
@@ -118,8 +119,9 @@ def _quiet(rng: Rng, texture: Image) -> NDArray[np.float32]:
 
 
 def _radius(rng: Rng, turn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A closed outline's radius at the angles ``turn``, about 1: disc, flower, polygon, star or
-    pebble.
+    """A closed outline's radius, about 1, at the angles ``turn``.
+
+    It is a disc, a flower, a polygon, a star or a pebble.
     """
     kind = rng.integers(5)
     if kind == 0:
@@ -159,8 +161,9 @@ def _shape(rng: Rng, x: float, y: float, size: float) -> Image:
 
 
 def _lit_shapes(rng: Rng, bank: Bank) -> Image:
-    """One to three shapes with bevelled edges, some with rings turned into them, each with its
-    shadow, on a quiet ground.
+    """One to three shapes with bevelled edges and shadows on a quiet ground.
+
+    Some have rings turned into them.
     """
     ground, face = (_placed(rng, bank[int(k)][1]) for k in rng.integers(0, len(bank), 2))
     image = _quiet(rng, ground)

@@ -1,11 +1,10 @@
-"""Pictures of textures drawn by code, to pretrain the demo's backbone on: 77 classes, each with
-endless variations.
+"""Textures drawn by code, to pretrain the demo's backbone on: 77 classes of endless variation.
 
-Who calls it: ``tools/scenes.py`` alone. A class is a rule, not a picture: every draw has its own
-colours, scale, angle, warp, relief and light. None of the rules draws a demo product.
+``tools/scenes.py`` uses them. A class is a rule, not a picture: every draw has its own colours,
+scale, angle, warp, relief and light. None of the rules draws a demo product.
 
 A rule is a function (rng, u, v) -> field. Legend: (u, v) = coordinates of every pixel in periods of
-the pattern, turned, scaled and warped already, each float32 (S, S); a field is float32 (S, S) in
+the pattern, already turned, scaled and warped, each float32 (S, S); a field is float32 (S, S) in
 about [0, 1].
 """
 
@@ -46,7 +45,10 @@ def _per_cell(rng: Rng, i: Field, j: Field) -> Field:
 
 
 def _noise(rng: Rng, side: int, cell: float, cell_v: float | None = None) -> Field:
-    """Smooth noise of deviation about 1 that changes over ``cell`` pixels (``cell_v`` downwards)."""
+    """Smooth noise of standard deviation about 1 that changes over ``cell`` pixels.
+
+    ``cell_v`` is the same downwards, if it differs.
+    """
     shape = [int(np.ceil(side / c)) + 3 for c in (cell_v or cell, cell)]
     return cv2.resize(
         rng.standard_normal(shape, dtype=np.float32), (side, side), interpolation=cv2.INTER_CUBIC
@@ -56,7 +58,10 @@ def _noise(rng: Rng, side: int, cell: float, cell_v: float | None = None) -> Fie
 def _octaves(
     rng: Rng, side: int, cell: float, gain: float, fold: Callable[[Field], Field] = lambda f: f
 ) -> Field:
-    """Noise summed over octaves from ``cell`` pixels down to 2, each ``gain`` times the one before."""
+    """Noise summed over octaves from ``cell`` pixels down to 2.
+
+    Each octave is ``gain`` times as strong as the one before.
+    """
     total, weight = np.zeros((side, side), np.float32), 1.0
     while cell >= 2:
         total += np.float32(weight) * fold(_noise(rng, side, cell))
@@ -429,29 +434,75 @@ def _variants(
 
 
 RULES: dict[str, Rule] = {
-    **_variants("stripes", _stripes, "profile", ["sine", "square", "thin", "double", "ramp", "barcode"]),
+    **_variants(
+        "stripes", _stripes, "profile", ["sine", "square", "thin", "double", "ramp", "barcode"]
+    ),
     **_variants("waves", _waves, "shape", ["sine", "chevron", "scallop"]),
     **_variants("lines", _lines, "directions", [2, 3]),
-    **_variants("tiles", _tiles, "kind", ["checker", "brick", "random", "diamond", "basket", "parquet", "hexagon", "square"]),
+    **_variants(
+        "tiles",
+        _tiles,
+        "kind",
+        ["checker", "brick", "random", "diamond", "basket", "parquet", "hexagon", "square"],
+    ),
     **_variants("truchet", _truchet, "arcs", [False, True]),
     **_variants("weave", _weave, "over", [1, 2]),
-    **_variants("lattice", _lattice, "motif", ["disc", "ring", "cross", "square", "triangle", "star", "flower", "dome"]),
-    **_variants("hexlattice", _lattice, "motif", ["disc", "ring", "triangle", "star", "dome"], hexagonal=True),
-    "scales": _scales,
-    **_variants("cells", _cells, "show", ["flat", "cobble", "city", "crack", "foam", "bead", "mosaic"]),
     **_variants(
-        "clouds", _clouds, "kind",
-        ["grain", "blur", "rough", "cloud", "billow", "ridge", "camouflage", "patch", "spots", "labyrinth"],
+        "lattice",
+        _lattice,
+        "motif",
+        ["disc", "ring", "cross", "square", "triangle", "star", "flower", "dome"],
+    ),
+    **_variants(
+        "hexlattice",
+        _lattice,
+        "motif",
+        ["disc", "ring", "triangle", "star", "dome"],
+        hexagonal=True,
+    ),
+    "scales": _scales,
+    **_variants(
+        "cells", _cells, "show", ["flat", "cobble", "city", "crack", "foam", "bead", "mosaic"]
+    ),
+    **_variants(
+        "clouds",
+        _clouds,
+        "kind",
+        [
+            "grain",
+            "blur",
+            "rough",
+            "cloud",
+            "billow",
+            "ridge",
+            "camouflage",
+            "patch",
+            "spots",
+            "labyrinth",
+        ],
     ),
     **_variants("veins", _veins, "kind", ["marble", "wood", "contour"]),
     **_variants("brushed", _brushed, "crossed", [False, True]),
     **_variants(
-        "scatter", _scatter, "shape",
-        ["disc", "ring", "ellipse", "arc", "fibre", "rod", "letter", "triangle", "rectangle", "shard"],
+        "scatter",
+        _scatter,
+        "shape",
+        [
+            "disc",
+            "ring",
+            "ellipse",
+            "arc",
+            "fibre",
+            "rod",
+            "letter",
+            "triangle",
+            "rectangle",
+            "shard",
+        ],
     ),
     **_variants("radial", _radial, "kind", ["rings", "spokes", "spiral", "web", "dartboard"]),
     **_variants("smooth", _smooth, "kind", ["plain", "slope", "glow"]),
-}  # fmt: skip
+}
 
 
 def _coloured(rng: Rng, field: Field) -> Field:
@@ -484,8 +535,9 @@ def _lit(rng: Rng, colour: Field, field: Field) -> Field:
 
 
 def draw_texture(rng: Rng, name: str, side: int) -> NDArray[np.uint8]:
-    """A picture of the class, RGB (side, side, 3), in random colours, scale, angle, warp, relief
-    and light.
+    """A picture of the class, RGB (side, side, 3).
+
+    Its colours, scale, angle, warp, relief and light are random.
     """
     axis = np.arange(side, dtype=np.float32) - np.float32(side / 2)
     x, y = np.meshgrid(axis, axis)

@@ -1,11 +1,9 @@
-"""Reads every file of a category once, so that what is wrong with it is said before the long work
-starts.
+"""Checks a category before the long work starts: reads every file once, and compares them.
 
-Unusual: problems are collected, not met one by one: a message names the first few and counts the
-    rest. What makes figures wrong or
-stops the work is an error; what only makes them doubtful is a warning in the report. A few
-unreadable pictures among very many are no reason to stop: up to a share of ``max_bad`` they are
-left out, and named in the report.
+Problems are collected, not raised one by one: a message names the first few and counts the rest.
+What makes metrics wrong or stops the work is an error. What only makes them doubtful is a warning
+in the report. A few unreadable pictures among very many are no reason to stop: up to a share of
+``max_bad`` they are left out, and named in the report.
 """
 
 from __future__ import annotations
@@ -24,8 +22,6 @@ from clsnf.core.errors import DataError, ImageError, SettingsError
 from clsnf.data.images import read_image, read_mask
 from clsnf.data.splits import TEST
 
-Progress = Callable[[int, int], None]
-
 MAX_BAD = 0.01  # share of a category's pictures that may be unreadable
 _MOST_SHOWN = 5
 _DARK = 16  # 12-bit values in a 16-bit file reach 15 of 255
@@ -33,13 +29,13 @@ _DARK = 16  # 12-bit values in a 16-bit file reach 15 of 255
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a category that passed holds.
+    """What a category that passed the check holds.
 
     Attributes:
         images, masks: numbers of those that were read.
         warnings: one line each.
         table: the rows whose pictures can be read.
-        skipped: the others: their paths, and why.
+        skipped: the path of every other picture, and why it can't be read.
     """
 
     images: int
@@ -51,8 +47,14 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Finding:
-    """What one row's files said: a problem, or the image's size, its brightest value and a digest
-    of its pixels.
+    """What one row's files showed.
+
+    Attributes:
+        problem: one line, or None.
+        unreadable: whether the image or mask can't be read.
+        size: of the image, (height, width).
+        brightest: the image's highest value, 0 to 255.
+        digest: a hash of the image's pixels.
     """
 
     problem: str | None = None
@@ -67,19 +69,24 @@ def check_category(
     *,
     allow_leak: bool = False,
     max_bad: float = MAX_BAD,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read all images and masks of one category's table and compare them.
 
-    ``progress(done, total)`` is called from the calling thread after each image. ``allow_leak``
-    turns pictures that lie both in train and in test from an error into a warning. ``max_bad``, in
-    [0, 1), is the share of the pictures that may be unreadable: they are left out of the report's
-    table. Pictures are the same when their pixels are, however they were saved.
+    Pictures are the same if their pixels are, however they were saved.
 
-    Raises a DataError with one line that names the files and the mend: an ImageError for unreadable
-    or truncated images and masks, defect images without a mask, masks of another size or without a
-    defect pixel; then leaks, and pictures both good and defect. Raises SettingsError for another
-    ``max_bad``.
+    Args:
+        allow_leak: warn of pictures that lie both in train and in test, instead of raising.
+        max_bad: the share of the pictures, in [0, 1), that may be unreadable; these are left out of
+            the report's table.
+        progress: called as ``progress(done, total)`` after each image, from the calling thread.
+
+    Raises:
+        ImageError: more images or masks are unreadable or truncated, a defect has no mask, or a
+            mask has another size than its image or no defect pixel.
+        DataError: pictures lie in train and in test, or are both good and defect. Every message is
+            one line that names the files and what to do.
+        SettingsError: ``max_bad`` is out of its range.
     """
     if not 0 <= max_bad < 1:
         raise SettingsError(
@@ -91,48 +98,70 @@ def check_category(
             "The category has no training images: put good pictures into its train folder."
         )
     name = f"Category {rows[0]['category']!r}"
+    findings = _read_rows(rows, progress)
+    _raise_problems(name, findings, max_bad)
 
+    readable = [not finding.unreadable for finding in findings]
+    skipped = {
+        row["path"]: str(finding.problem)
+        for row, finding in zip(rows, findings, strict=True)
+        if finding.unreadable
+    }
+    kept = table.filter(pa.array(readable))
+    rows = kept.to_pylist()
+    findings = [finding for finding in findings if not finding.unreadable]
+
+    copies = _find_copies(rows, findings)
+    if copies.contradictions:
+        raise DataError(_one_line(name, "contradiction", copies.contradictions))
+    warnings = []
+    if skipped:
+        named = _one_line(name, "unreadable picture", list(skipped.values()))
+        warnings.append(f"{len(skipped)} of the {len(table)} pictures are left out. {named}")
+    if copies.leaks:
+        leaks = _one_line(name, "leak", copies.leaks)
+        if not allow_leak:
+            raise DataError(f"{leaks} Remove one of each pair, or allow it with --allow-leak.")
+        warnings.append(leaks)
+    warnings += _doubts(name, rows, findings, copies.repeats)
+    masks = sum(row["mask_path"] is not None for row in rows)
+    return CheckReport(len(rows), masks, tuple(warnings), kept, skipped)
+
+
+def _read_rows(
+    rows: list[dict[str, Any]], progress: Callable[[int, int], None] | None
+) -> list[_Finding]:
+    """Read all files of the rows, in threads."""
     findings: list[_Finding] = []
     with ThreadPoolExecutor() as pool:
         for finding in pool.map(_read_row, rows):
             findings.append(finding)
             if progress is not None:
                 progress(len(findings), len(rows))
+    return findings
 
-    skipped = {
-        row["path"]: str(f.problem) for row, f in zip(rows, findings, strict=True) if f.unreadable
-    }
-    too_many = len(skipped) > max_bad * len(rows)
+
+def _raise_problems(name: str, findings: list[_Finding], max_bad: float) -> None:
+    """Raise an ImageError for what is wrong with single files.
+
+    Unreadable pictures count if they are more than a share of ``max_bad``.
+    """
+    unreadable = sum(finding.unreadable for finding in findings)
+    too_many = unreadable > max_bad * len(findings)
     problems = [
         finding.problem
         for finding in findings
         if finding.problem and (too_many or not finding.unreadable)
     ]
-    if problems:
-        # Of a small folder one is too many: that needs no explanation.
-        share = f" That is {len(skipped)} of {len(rows)} pictures, more than --max-bad {max_bad:g}."
-        raise ImageError(
-            _one_line(name, "problem", problems)
-            + (share if too_many and len(rows) * max_bad >= 1 else "")
+    if not problems:
+        return
+    message = _one_line(name, "problem", problems)
+    # In a small folder a single one is too many: that needs no explanation.
+    if too_many and len(findings) * max_bad >= 1:
+        message += (
+            f" That is {unreadable} of {len(findings)} pictures, more than --max-bad {max_bad:g}."
         )
-    readable = table.filter(pa.array([not finding.unreadable for finding in findings]))
-    rows, findings = (
-        readable.to_pylist(),
-        [finding for finding in findings if not finding.unreadable],
-    )
-    copies = _find_copies(rows, findings)
-    if copies.contradictions:
-        raise DataError(_one_line(name, "contradiction", copies.contradictions))
-    leaks = [_one_line(name, "leak", copies.leaks)] if copies.leaks else []
-    if leaks and not allow_leak:
-        raise DataError(f"{leaks[0]} Remove one of each pair, or allow it with --allow-leak.")
-    named = _one_line(name, "unreadable picture", list(skipped.values()))
-    left_out = (
-        (f"{len(skipped)} of the {len(table)} pictures are left out. {named}",) if skipped else ()
-    )
-    masks = sum(row["mask_path"] is not None for row in rows)
-    warnings = (*left_out, *leaks, *_doubts(name, rows, findings, copies.repeats))
-    return CheckReport(len(rows), masks, warnings, readable, skipped)
+    raise ImageError(message)
 
 
 # ---- one file ----
@@ -170,7 +199,7 @@ def _mask_problem(mask_path: str, size: tuple[int, int]) -> str | None:
 
 
 def _size(size: tuple[int, ...]) -> str:
-    """Width x height, as cameras and viewers say it."""
+    """Width x height, the order in which cameras and viewers give it."""
     return f"{size[1]}x{size[0]}"
 
 
@@ -179,8 +208,12 @@ def _size(size: tuple[int, ...]) -> str:
 
 @dataclass
 class _Copies:
-    """Pairs of the same picture, one text each: in train and test, as good and as defect in test,
-    within one split.
+    """Pairs of the same picture, one text each.
+
+    Attributes:
+        leaks: one is in train, the other in test.
+        contradictions: one is good, the other a defect.
+        repeats: both are in the same split.
     """
 
     leaks: list[str] = field(default_factory=list)
@@ -212,7 +245,7 @@ def _find_copies(rows: list[dict[str, Any]], findings: list[_Finding]) -> _Copie
 def _doubts(
     name: str, rows: list[dict[str, Any]], findings: list[_Finding], repeats: list[str]
 ) -> list[str]:
-    """Warnings: what makes figures doubtful but not wrong."""
+    """Warnings: what makes metrics doubtful but not wrong."""
     warnings = [_one_line(name, "repetition", repeats)] if repeats else []
     sizes = Counter(finding.size for finding in findings)
     if len(sizes) > 1:

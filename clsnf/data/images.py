@@ -1,17 +1,18 @@
-"""The one place that reads an image, and the one that lays it on the network's canvas, for
-training, prediction and serving.
+"""Reads images, and lays them on the network's input; for training, prediction and serving alike.
 
-The content of a file decides its format (PNG, JPEG, BMP, TIFF, WebP), not its name. Grey becomes
-RGB with equal channels, alpha is dropped, a palette is looked up, CMYK is converted, an EXIF
-orientation is applied (a picture is used as viewers show it). 16-bit values are scaled by the
-type's full range, 65536 to 256 levels (the high byte): 12-bit data in 16-bit files come out dark,
-of which :mod:`clsnf.data.checks` warns. Floating point, 32-bit integers and files of several
-pictures are refused: their range, or which one is meant, would be a guess.
+This is the one place that does either. The canvas is the network's input, (H, W) pixels, on which
+an image is placed.
 
-Unusual: Pillow decodes, not OpenCV, because half a file must never pass and nothing may be printed
-    by a codec: OpenCV's write to
-standard error, and before version 5 return half a picture. Pillow is nearly as fast (20 against 16
-ms for a JPEG of 5 megapixels) and releases the GIL too.
+A file's content decides its format (PNG, JPEG, BMP, TIFF, WebP), not its name. Grey becomes RGB
+with equal channels, alpha is dropped, a palette is looked up, CMYK is converted, and an EXIF
+orientation is applied (an image is used as viewers show it). 16-bit values are scaled by the type's
+full range, 65536 to 256 levels (the high byte): 12-bit data in 16-bit files come out dark, of which
+:mod:`clsnf.data.checks` warns. Floating point, 32-bit integers and files of several pictures are
+refused: their range, or which picture is meant, would be a guess.
+
+Pillow decodes, not OpenCV, because half a file must never pass and a codec must not print. OpenCV's
+codecs write to standard error, and before version 5 return half a picture. Pillow is nearly as fast
+(20 against 16 ms for a JPEG of 5 megapixels) and releases the interpreter's lock too.
 """
 
 from __future__ import annotations
@@ -36,14 +37,11 @@ from clsnf.data.file_integrity import damage, sniff
 from clsnf.data.sources import Reference, is_packed, read_bytes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 100_000_000  # by the header: more is a decompression bomb or a mistake
+MAX_PIXELS = 100_000_000  # an image whose header states more is a mistake or an attack
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-_EXIF_FORMATS = (
-    "JPEG",
-    "MPO",
-    "WEBP",
-)  # Pillow applies a TIFF's orientation itself; the other formats' is hardly ever meant
+# Pillow applies the orientation of a TIFF itself. In the other formats it is hardly ever meant.
+_EXIF_FORMATS = ("JPEG", "MPO", "WEBP")
 _AGAIN = "copy it again from its source or remove it"
 _CONVERT = "save the image as a PNG of 8 or 16 bit"
 
@@ -52,28 +50,31 @@ _CONVERT = "save the image as a PNG of 8 or 16 bit"
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """A file's bytes as (H, W, 3) uint8 RGB, writable; ``name`` stands in messages. Raises
-    ImageError, with the mend.
+    """The bytes of an image file as RGB, uint8 (H, W, 3), writable.
+
+    ``name`` stands in messages. Raises ImageError.
     """
     with _opened(data, name) as image:
         return _rgb(image, name)
 
 
 def read_image(path: Reference) -> np.ndarray:
-    """:func:`decode_image` of a file or of a picture in a pack."""
+    """:func:`decode_image` of a file, or of an image in a pack. Raises ImageError."""
     return decode_image(read_bytes(path), os.fspath(path))
 
 
 def image_size(path: Reference) -> tuple[int, int]:
-    """(height, width) from the picture's header, as :func:`read_image` would return it; the pixels
-    are not read nor checked.
+    """(height, width) as :func:`read_image` would return it, from the header alone.
+
+    The pixels are neither read nor checked. Raises ImageError.
     """
     return _size(io.BytesIO(read_bytes(path)) if is_packed(path) else path, os.fspath(path))
 
 
 def announced_size(data: bytes, name: str) -> tuple[int, int]:
-    """:func:`image_size` of a file's bytes, for limits that come before decoding; ``name`` stands
-    in messages.
+    """:func:`image_size` of a file's bytes, for limits that come before decoding.
+
+    ``name`` stands in messages. Raises ImageError.
     """
     if sniff(data) is None:
         raise ImageError(_no_image(data, name))
@@ -87,13 +88,14 @@ def _size(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple[int, 
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """A mask's bytes as (H, W) bool: True where a colour channel is not zero and the pixel, with an
-    alpha channel, not transparent.
+    """The bytes of a mask file as bool (H, W).
+
+    A pixel is True if a colour channel is not zero and, where there is an alpha channel, the pixel
+    is not transparent. ``name`` stands in messages. Raises ImageError.
     """
     with _opened(data, name) as image:
-        if image.mode in ("I", "F") or image.mode.startswith(
-            "I;16"
-        ):  # label numbers below 256 must not vanish in the high byte
+        # Label numbers below 256 must not vanish in the high byte.
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             return np.asarray(image) != 0
         mode = "RGBA" if image.has_transparency_data else "RGB"
         pixels = np.asarray(_converted(image, mode, name))
@@ -101,7 +103,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
 
 def read_mask(path: Reference) -> np.ndarray:
-    """:func:`decode_mask` of a file or of a mask in a pack."""
+    """:func:`decode_mask` of a file, or of a mask in a pack. Raises ImageError."""
     return decode_mask(read_bytes(path), os.fspath(path))
 
 
@@ -116,8 +118,8 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise ImageError(f"{name} {problem}: {_AGAIN}.")
 
     with _header(io.BytesIO(data), name) as image:
-        # A phone's MPO is one photograph with extras such as a preview; elsewhere more frames are
-        # more pictures.
+        # A phone's MPO is one photograph with extras such as a preview. In other formats, more
+        # frames are more pictures.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise ImageError(f"{name} holds {frames} pictures: save each as a file of its own.")
@@ -127,8 +129,9 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _header(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    """The opened, not yet decoded picture; whatever Pillow raises on a damaged one, here or in the
-    body, becomes an ImageError.
+    """The opened picture, not yet decoded.
+
+    Whatever Pillow raises on a damaged one, here or in the block, becomes an ImageError.
     """
     try:
         with Image.open(source, formats=_FORMATS) as image:
@@ -146,8 +149,7 @@ def _header(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[
         ) from error
     except FileNotFoundError as error:
         raise ImageError(f"{name} does not exist: check the path.") from error
-    # codecs raise nearly anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error
-    # ...
+    # Codecs raise nearly anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{name} is damaged or cut short ({reason}): {_AGAIN}.") from error
@@ -191,19 +193,23 @@ def _converted(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 
 def write_image(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB as PNG, beside its place and renamed. Raises OutputError."""
+    """Write RGB, uint8 (H, W, 3), as a PNG. Raises OutputError.
+
+    The file appears whole or not at all.
+    """
     _write_png(Path(path), Image.fromarray(np.ascontiguousarray(rgb)))
 
 
 def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
-    """Write (H, W) bool as a grey PNG of 0 and 255, beside its place and renamed. Raises
-    OutputError.
+    """Write a mask, bool (H, W), as a grey PNG of 0 and 255. Raises OutputError.
+
+    The file appears whole or not at all.
     """
     _write_png(Path(path), Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
 
 
 def png_bytes(rgb: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 RGB as a PNG's bytes, packed for speed: what a server answers with."""
+    """RGB, uint8 (H, W, 3), as the bytes of a PNG that is compressed little but fast."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(file, format="PNG", compress_level=1)
     return file.getvalue()
@@ -219,8 +225,8 @@ def _write_png(path: Path, image: Image.Image) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{path} can't be written ({error.strerror}): check that its folder exists and has "
-            "room."
+            f"{path} can't be written ({error.strerror}): check that its folder exists and that "
+            "the disk is not full."
         ) from error
 
 
@@ -229,7 +235,14 @@ def _write_png(path: Path, image: Image.Image) -> None:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a source image lies on the canvas; all in pixels, sizes as (height, width)."""
+    """Where a source image lies on the canvas.
+
+    All lengths are pixels.
+
+    Attributes:
+        source, canvas: sizes as (height, width).
+        top, left, height, width: the part of the canvas that shows the image.
+    """
 
     source: tuple[int, int]
     canvas: tuple[int, int]
@@ -240,7 +253,9 @@ class Placement:
 
     @classmethod
     def of(cls, source: tuple[int, int], settings: ImageSettings) -> Placement:
-        """``squeeze`` fills the canvas; ``fit`` keeps the shape, as large as it goes, in the
+        """The placement of a source of this size, (height, width).
+
+        ``squeeze`` fills the canvas; ``fit`` keeps the image's shape, as large as possible, in the
         middle.
         """
         canvas_h, canvas_w = settings.size
@@ -256,29 +271,35 @@ class Placement:
 
     @property
     def box(self) -> tuple[slice, slice]:
-        """Rows and columns of the canvas that hold the image."""
+        """Rows and columns of the canvas that show the image."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
     @property
     def padded(self) -> bool:
+        """Whether a part of the canvas shows no image."""
         return (self.height, self.width) != self.canvas
 
     @property
     def valid(self) -> torch.Tensor:
-        """(H, W) bool: False on padding."""
+        """bool (H, W): False on padding."""
         valid = torch.zeros(self.canvas, dtype=torch.bool)
         valid[self.box] = True
         return valid
 
 
 def place(image: np.ndarray, settings: ImageSettings) -> tuple[torch.Tensor, Placement]:
-    """Resize (h, w, 3) uint8 onto the canvas: a (3, H, W) uint8 tensor and where the image lies on
-    it. Bilinear with antialiasing.
+    """Resize an image onto the canvas, bilinear with antialiasing.
 
-    Padding repeats the image's border. Measured: a ResNet-18's answers inside the image come closer
-    to those with the true surroundings than with the border's mean colour as padding. A reflection
-    comes closer still in the deepest level, but would show a defect twice and reach no further than
-    the image is wide.
+    Padding repeats the image's border. This was measured: a ResNet-18's features inside the image
+    come closer to those with the true surroundings than with the border's mean colour as padding. A
+    reflection comes closer still in the deepest level, but would show a defect twice, and can be no
+    wider than the image.
+
+    Args:
+        image: uint8 (h, w, 3).
+
+    Returns:
+        uint8 (3, H, W), and where the image lies in it.
     """
     placement = Placement.of(image.shape[:2], settings)
     # (h, w, 3) -> (1, 3, h, w) in channels-last order, for which torch has a fast path in uint8
@@ -294,8 +315,13 @@ def place(image: np.ndarray, settings: ImageSettings) -> tuple[torch.Tensor, Pla
 
 
 def place_mask(mask: np.ndarray, placement: Placement) -> torch.Tensor:
-    """A mask (h, w) bool at the source's size on the canvas, (H, W) bool: nearest pixel centre,
-    False on padding.
+    """A mask on the canvas, bool (H, W): by the nearest pixel centre, False on padding.
+
+    Args:
+        mask: bool (h, w), of the source's size.
+
+    Raises:
+        ImageError: the mask has another size.
     """
     if mask.shape != placement.source:
         have, need = (f"{height}x{width}" for height, width in (mask.shape, placement.source))
@@ -312,8 +338,9 @@ def place_mask(mask: np.ndarray, placement: Placement) -> torch.Tensor:
 
 
 def restore_map(canvas_map: np.ndarray | torch.Tensor, placement: Placement) -> np.ndarray:
-    """A map (H, W) on the canvas at the source's size, (h, w) float32: the padding cut off,
-    bilinear.
+    """A map on the canvas, (H, W), at the source's size: float32 (h, w).
+
+    The padding is cut off, the rest resized (bilinear with antialiasing).
     """
     content = torch.as_tensor(canvas_map, dtype=torch.float32, device="cpu")[placement.box]
     return F.interpolate(
@@ -326,8 +353,12 @@ def restore_map(canvas_map: np.ndarray | torch.Tensor, placement: Placement) -> 
 
 @dataclass(frozen=True)
 class LoadedImages:
-    """``images`` (N, 3, H, W) uint8 on the canvas, ``valid`` (N, H, W) bool or None where nothing
-    is padded, N ``placements``.
+    """N images on the canvas.
+
+    Attributes:
+        images: uint8 (N, 3, H, W).
+        valid: bool (N, H, W), False on padding; None where no image is padded.
+        placements: N, where the images lie.
     """
 
     images: torch.Tensor
@@ -338,8 +369,13 @@ class LoadedImages:
 def load_images(
     paths: Sequence[Reference], settings: ImageSettings, threads: int | None = None
 ) -> LoadedImages:
-    """Read and place images, in the order of ``paths``; the first one that can't be read raises its
-    ImageError.
+    """Read and place images, in the order of ``paths``.
+
+    Args:
+        threads: how many read; None for Python's default.
+
+    Raises:
+        ImageError: an image can't be read; the first of them is named.
     """
     images = torch.empty((len(paths), 3, *settings.size), dtype=torch.uint8)
 
@@ -349,7 +385,6 @@ def load_images(
 
     with ThreadPoolExecutor(threads) as pool:
         placements = list(pool.map(load, range(len(paths))))
-    padded = any(p.padded for p in placements)
-    return LoadedImages(
-        images, torch.stack([p.valid for p in placements]) if padded else None, placements
-    )
+    padded = any(placement.padded for placement in placements)
+    valid = torch.stack([placement.valid for placement in placements]) if padded else None
+    return LoadedImages(images, valid, placements)

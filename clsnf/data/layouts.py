@@ -1,12 +1,11 @@
-"""How a data set lies on the disk: finds its categories and reads each into one table.
+"""Layouts: how the files of a data set lie on the disk. Reads each category into one table.
 
-Unusual: a layout is found by its folders, never by a category's name. Pictures are read from the
-    folders that the layout names,
-never deeper. Hidden entries and files of other kinds (notes, annotations, Thumbs.db) are passed
-over; pictures in a format that is not read (gif, heic, raw ...) and pictures where none belong are
-errors: leaving them out silently is worse than stopping.
+A layout is recognised by its folders, never by a category's name. Pictures are read from the
+folders that the layout names, never deeper. Hidden entries and files of other kinds (notes,
+annotations, Thumbs.db) are skipped. Pictures in a format that is not read (gif, heic, raw ...) and
+pictures where none belong are errors: to leave them out silently is worse than to stop.
 
-To add a layout, write one function that reads a category's folder into rows and one line in
+To add a layout, write one function that reads a category's folder into rows, and one line in
 ``LAYOUTS``.
 """
 
@@ -44,17 +43,16 @@ _NORMAL_FOLDERS = ("good", "ok")
 _FORMATS = "png, jpg, bmp, tif, webp"
 # fmt: off
 _UNREAD_PICTURES = (
-    ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jfif", ".tga", ".pgm", ".ppm", ".pnm", ".exr", ".hdr", ".psd",
-    ".dcm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".npy", ".npz",
+    ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jfif", ".tga", ".pgm", ".ppm",
+    ".pnm", ".exr", ".hdr", ".psd", ".dcm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".npy",
+    ".npz",
 )
 # fmt: on
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture as a layout reads it; its hash and its category are added by
-    :func:`read_category`.
-    """
+    """One picture as a layout reads it; :func:`read_category` adds its hash and its category."""
 
     path: Path
     split: str = "fit"
@@ -65,11 +63,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """``claims`` says whether a folder is meant as a category of this layout; ``read`` reads it, or
-    raises DataError.
+    """A layout.
 
-    ``listed`` gives the names of the categories that a file in the root lists, for layouts that
-    have one.
+    Attributes:
+        about: how its folders look, for messages.
+        claims: whether a folder is meant as a category of this layout.
+        read: reads a category's folder. Raises DataError.
+        listed: the names of the categories that a file in the root lists, for layouts that have
+            one.
     """
 
     about: str
@@ -82,11 +83,13 @@ class Layout:
 
 
 def list_categories(root: str | os.PathLike[str], layout: str = "auto") -> list[str]:
-    """Names of the categories below ``root`` in natural order. Raises DataError where there is
-    none.
+    """Names of the categories below ``root`` in natural order.
 
     A folder that only looks like a category (it has ``test`` but no ``train``) is listed, so that
     reading it says what is missing.
+
+    Raises:
+        DataError: there is none.
     """
     layouts = _layouts(layout)
     root = _existing(Path(root))
@@ -105,11 +108,14 @@ def list_categories(root: str | os.PathLike[str], layout: str = "auto") -> list[
 
 
 def read_category(root: str | os.PathLike[str], category: str, layout: str = "auto") -> pa.Table:
-    """One category as a table of ``CATEGORY_SCHEMA``: training normals (split "fit") first, then
-    test, each in natural order.
+    """One category as a table of ``CATEGORY_SCHEMA``.
 
-    A category with ``train`` alone has no test rows. Every file is hashed. Raises DataError for
-    missing or empty folders, masks without images, and pictures that would be left out.
+    Training normals (split "fit") come first, then test, each in natural order. A category with
+    ``train`` alone has no test rows. Every file is hashed.
+
+    Raises:
+        DataError: a folder is missing or empty, a mask has no image, or a picture would be left
+            out.
     """
     layouts = _layouts(layout)
     root = _existing(Path(root))
@@ -126,8 +132,9 @@ def read_category(root: str | os.PathLike[str], category: str, layout: str = "au
 
 
 def read_normals(folder: str | os.PathLike[str], category: str | None = None) -> pa.Table:
-    """A bare folder of good pictures as one category, named after the folder unless ``category`` is
-    given. Raises DataError.
+    """A bare folder of good pictures as one category.
+
+    It is named after the folder unless ``category`` is given. Raises DataError.
     """
     folder = _existing(Path(folder))
     return _table(_read_normals(folder), category or folder.name)
@@ -137,8 +144,9 @@ def read_normals(folder: str | os.PathLike[str], category: str | None = None) ->
 
 
 def _read_train_test(normal: str, folder: Path) -> list[Row]:
-    """``train/<normal>``, ``test/<type>`` and ``ground_truth/<type>/<stem>_mask.*`` or ``<stem>.*``
-    (any image format).
+    """``train/<normal>``, ``test/<type>`` and masks in ``ground_truth/<type>``.
+
+    A mask is named ``<stem>_mask.*`` or ``<stem>.*``, in any image format.
     """
     train = folder / "train"
     if not (train / normal).is_dir():
@@ -211,8 +219,9 @@ def _read_normals(folder: Path) -> list[Row]:
 
 
 def _read_visa(folder: Path) -> list[Row]:
-    """The rows of the root's ``split_csv/1cls.csv`` that are this category's; which pictures are
-    used is for that file to say.
+    """The rows of the root's ``split_csv/1cls.csv`` that are this category's.
+
+    That file decides which pictures are used.
     """
     root = folder.parent
     members = [entry for entry in read_split(root) if entry.category == folder.name]
@@ -229,15 +238,8 @@ def _read_visa(folder: Path) -> list[Row]:
         if entry.label == "normal":
             rows.append(Row(root / entry.image, "test"))
         else:
-            rows.append(
-                Row(
-                    root / entry.image,
-                    "test",
-                    1,
-                    entry.label,
-                    root / entry.mask if entry.mask else None,
-                )
-            )
+            mask = root / entry.mask if entry.mask else None
+            rows.append(Row(root / entry.image, "test", 1, entry.label, mask))
     # Stable: the order of the splits stays, and each is in natural order.
     return sorted(
         rows, key=lambda row: (row.split != "fit", row.label == 0, natural_key(row.path.name))
@@ -253,7 +255,7 @@ LAYOUTS: dict[str, Layout] = {
             {entry.category for entry in read_split(root)} if (root / SPLIT_FILE).exists() else ()
         ),
     ),
-    # Before mvtec, which also claims what is left: any folder that means to be a category.
+    # Before mvtec, which also claims every other folder that is meant as a category.
     "btad": Layout(
         "<category>/train/ok",
         lambda folder: (folder / "train" / "ok").is_dir(),
@@ -270,11 +272,8 @@ LAYOUTS: dict[str, Layout] = {
         _read_normals,
     ),
 }
-_AUTO = (
-    "btad",
-    "mvtec",
-    "visa",
-)  # not normals: a folder of pictures below a data set may be anything
+# Not "normals": a folder of pictures below a data set may be anything.
+_AUTO = ("btad", "mvtec", "visa")
 
 
 def _layouts(name: str) -> list[Layout]:
@@ -302,13 +301,10 @@ def _existing(folder: Path) -> Path:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What a folder holds, hidden entries apart, in natural order; nothing where it does not exist."""
+    """What a folder holds but hidden entries, in natural order; nothing if it does not exist."""
     try:
-        found = (
-            [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-            if folder.is_dir()
-            else []
-        )
+        entries = folder.iterdir() if folder.is_dir() else ()
+        found = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(
             f"{folder} can't be listed ({error.strerror}): check its permissions."
@@ -324,12 +320,12 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorting key that puts 2 before 10 and does not mind case; the name itself breaks ties (7 and
-    007).
+    """A sorting key that puts 2 before 10 and ignores case.
+
+    The name itself breaks ties (7 and 007).
     """
-    parts = re.split(
-        r"(\d+)", name.casefold()
-    )  # text, digits, text, ...: the same kind at the same place in every name
+    # text, digits, text, ...: the same kind at the same place in every name
+    parts = re.split(r"(\d+)", name.casefold())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
@@ -338,7 +334,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The pictures directly in ``folder``. Raises DataError for pictures that would be left out."""
+    """The pictures directly in ``folder``. Raises DataError if one would be left out."""
     files = [entry for entry in _entries(folder) if not entry.is_dir()]
     unread = [entry.name for entry in files if entry.suffix.lower() in _UNREAD_PICTURES]
     if unread:
@@ -354,14 +350,12 @@ def _is_picture(path: Path) -> bool:
 
 
 def _filled(folder: Path) -> list[Path]:
-    """The pictures of a folder that must have some."""
+    """The pictures of a folder that must have some. Raises DataError if it has none."""
     pictures = _pictures(folder)
     if not pictures:
         others = [entry.name for entry in _entries(folder)]
-        raise DataError(
-            f"{folder} holds no pictures "
-            f"({_FORMATS}){f', only {_some(others)}' if others else ''}: put good pictures there."
-        )
+        only = f", only {_some(others)}" if others else ""
+        raise DataError(f"{folder} holds no pictures ({_FORMATS}){only}: put good pictures there.")
     return pictures
 
 

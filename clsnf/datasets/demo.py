@@ -1,10 +1,9 @@
-"""The demo data set: three products drawn by code in MVTec AD's layout, with good pictures,
-defective ones and exact masks.
+"""The demo data set: three products drawn by code in MVTec AD's layout.
 
-Who calls it: a study, a test or a benchmark that was given no data. Unusual: nothing here or in
-``clsnf/datasets/products/`` is shared with the code that makes defects for training or validation.
-A test defect is a change of the product's own geometry, of a kind that no detector has seen before
-it is evaluated.
+Each has good pictures, defective ones and exact masks. Studies, tests and benchmarks that were
+given no data use it. Nothing here or in ``clsnf/datasets/products/`` is shared with the code that
+makes defects for training or validation: a test defect is a change of the product's own geometry,
+of a kind that no detector has seen before it is evaluated.
 
 A new product is one file in ``clsnf/datasets/products/`` and one line in :data:`PRODUCTS`.
 """
@@ -17,6 +16,7 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ PRODUCTS: dict[str, Product] = {
     "fabric": fabric.PRODUCT,  # texture
     "gear": gear.PRODUCT,  # object on a background
 }
-# raise it with any change to what is drawn: a data set of another version is not taken for this one
+# Raise it with any change to what is drawn. A data set of another version is not used as this one.
 VERSION = 1
 MANIFEST = "demo.json"
 
@@ -44,22 +44,21 @@ def write_demo(
     good: int = 12,
     defective: int = 8,
 ) -> list[str]:
-    """Make the demo data set in the folder ``root``, or find it there; takes about 20 s on one core
-    at its full size.
+    """Make the demo data set in the folder ``root``, or use the one that is there.
 
-    A picture depends on the seed, its category, its folder and its number alone: asking for fewer
-    pictures or categories does not change the others. The bytes are the same for the same versions
-    of numpy, OpenCV and Pillow. The data set is written beside ``root`` and renamed, so it is there
-    whole or not at all; a whole one of the same seed, version and size is used as it is.
+    At its full size this takes about 20 s on one core. A picture depends on the seed, its category,
+    its folder and its number alone: asking for fewer pictures or categories does not change the
+    others. The bytes are the same for the same versions of numpy, OpenCV and Pillow. The data set
+    is there whole or not at all. A whole one of the same seed, version and size is used as it is.
 
     Args:
         root: the data set's folder; it must not exist, be empty, or hold what this call would
             write.
-        seed: another seed gives other pictures; from 0 up.
+        seed: from 0 up; another seed gives other pictures.
         categories: which products to draw; all of :data:`PRODUCTS` by default.
-        train: good training pictures a category.
-        good: good test pictures a category.
-        defective: test pictures for each of a category's defect types.
+        train: number of good training pictures a category.
+        good: number of good test pictures a category.
+        defective: number of test pictures for each of a category's defect types.
 
     Returns:
         the categories' names, sorted: the folders below ``root``.
@@ -73,7 +72,7 @@ def write_demo(
     for name in names:
         if name not in PRODUCTS:
             raise SettingsError(f"There is no demo category {name!r}.{nearest(name, PRODUCTS)}")
-    recipe = {
+    recipe: dict[str, Any] = {
         "version": VERSION,
         "seed": seed,
         "train": train,
@@ -97,7 +96,7 @@ def write_demo(
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as beside:
             made = Path(beside) / root.name
             for name in names:
-                _write_category(made / name, name, seed, train, good, defective)
+                _write_category(made / name, name, recipe)
             (made / MANIFEST).write_text(
                 json.dumps(recipe | {"files": _count_files(made)}, indent=2) + "\n",
                 encoding="utf-8",
@@ -115,8 +114,8 @@ def write_demo(
     return names
 
 
-def _is_written(root: Path, recipe: dict[str, object]) -> bool:
-    """Whether ``root`` holds this very data set, whole; refuses a folder that holds anything else."""
+def _is_written(root: Path, recipe: dict[str, Any]) -> bool:
+    """Whether ``root`` holds this very data set, whole. Raises OutputError if it holds another."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -146,23 +145,21 @@ def _count_files(root: Path) -> int:
     return sum(1 for _ in root.glob("**/*.png"))
 
 
-def _write_category(
-    folder: Path, name: str, seed: int, train: int, good: int, defective: int
-) -> None:
+def _write_category(folder: Path, name: str, recipe: dict[str, Any]) -> None:
     """Draw one product's pictures and masks into ``folder``."""
     product = PRODUCTS[name]
     groups: list[tuple[str, str | None, int]] = [
-        ("train/good", None, train),
-        ("test/good", None, good),
+        ("train/good", None, recipe["train"]),
+        ("test/good", None, recipe["good"]),
     ]
-    groups += [(f"test/{defect}", defect, defective) for defect in sorted(product.damage)]
+    groups += [(f"test/{defect}", defect, recipe["defective"]) for defect in sorted(product.damage)]
     for group, defect, count in groups:
         (folder / group).mkdir(parents=True)
         if defect is not None:
             (folder / "ground_truth" / defect).mkdir(parents=True)
         for index in range(count):
-            rng = np.random.default_rng([seed, zlib.crc32(f"{name}/{group}".encode()), index])
-            picture, mask = product.picture(rng, defect)
+            key = [recipe["seed"], zlib.crc32(f"{name}/{group}".encode()), index]
+            picture, mask = product.picture(np.random.default_rng(key), defect)
             write_image(folder / group / f"{index:03d}.png", picture)
             if defect is not None:
                 write_mask(folder / "ground_truth" / defect / f"{index:03d}_mask.png", mask)

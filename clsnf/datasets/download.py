@@ -1,10 +1,8 @@
-"""Fetches public data sets: resumable, verified where a sha256 is known, unpacked whole or not at
-all.
+"""Fetches public data sets: resumable, verified where a sha256 is known, whole or not at all.
 
-Unusual: a half download stays as ``ROOT/ARCHIVE.part`` with a note beside it (``.part.json``:
-    address, size, ETag or date) that says
-what it is half of; it is gone on with only where the server says that the file is still that one,
-or where a sha256 will tell. Called by ``clsnf data download``.
+A download that stopped stays as ``ROOT/ARCHIVE.part`` with a note beside it (``.part.json``:
+address, size, ETag or date) that says what it is a part of. It is resumed only if the server says
+that the file is still the same, or if a sha256 will tell. Called by ``clsnf data download``.
 """
 
 from __future__ import annotations
@@ -33,14 +31,14 @@ from clsnf.core.yaml import read_yaml_mapping
 from clsnf.datasets.unpack import is_archive, unpack
 
 _CHUNK = 1 << 20
-_TIMEOUT = (20, 60)  # seconds to connect, and between two pieces
-_TRIES = 5  # of one mirror, each going on where the last broke off
+_TIMEOUT = (20, 60)  # seconds to connect, and between two chunks
+_TRIES = 5  # of one mirror; each resumes where the last one broke off
 _MB = 1_000_000
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One file of a data set; see ``datasets/sources.yaml`` for what each entry is."""
+    """One file of a data set; ``datasets/sources.yaml`` says what each entry is."""
 
     name: str
     mirrors: tuple[str, ...]
@@ -97,8 +95,9 @@ def _is_name(name: str) -> bool:
 
 
 def sources_file() -> Path:
-    """The ``sources.yaml`` that ships with clsnf: in a checkout, or below share/clsnf of an
-    installation. Raises DownloadError.
+    """The ``sources.yaml`` that ships with clsnf. Raises DownloadError if there is none.
+
+    It lies in a checkout, or below share/clsnf of an installation.
     """
     import importlib.metadata
 
@@ -115,9 +114,8 @@ def sources_file() -> Path:
         for file in files
         if file.as_posix().endswith("share/clsnf/sources.yaml")
     ]
-    places.append(
-        checkout / "share" / "clsnf" / "sources.yaml"
-    )  # pip install --target: its list of files misses this one
+    # After pip install --target the list of installed files lacks this one.
+    places.append(checkout / "share" / "clsnf" / "sources.yaml")
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise DownloadError(
@@ -128,8 +126,10 @@ def sources_file() -> Path:
 
 
 def read_source(name: str, path: Path | None = None) -> Source:
-    """One data set of a sources file (default: the one that ships with clsnf). Raises
-    SettingsError.
+    """One data set of a sources file, by default of the one that ships with clsnf.
+
+    Raises:
+        SettingsError: the file is no valid sources file, or has no such data set.
     """
     path = path or sources_file()
     content = read_yaml_mapping(path, "mvtec: {title: ...}")
@@ -152,9 +152,15 @@ def download(
 ) -> Path:
     """Fetch, verify and unpack a data set; return its folder, ``root / source.folder``.
 
-    Raises DownloadError where no mirror gives what was promised or an archive is refused,
-    OutputError where the disk has too little room or can't be written. What was fetched is kept for
-    the next try, unless it proved wrong.
+    What was fetched is kept for the next try, unless it proved wrong.
+
+    Args:
+        say: called with what the user must know, such as a download that can't be verified.
+
+    Raises:
+        DownloadError: no mirror gives what was promised, or an archive is refused.
+        OutputError: the disk has too little space or can't be written, or another process is
+            downloading the data set.
     """
     place = root / source.folder
     if is_there(source, root):
@@ -185,7 +191,10 @@ def download(
 
 
 def _check_room(source: Source, root: Path) -> None:
-    """Room for the archives (as far as they are not there) and for what they unpack to."""
+    """Raise OutputError if the disk can't hold the archives and what they unpack to.
+
+    What is there of the archives already counts as fetched.
+    """
     needed = 0
     for archive in source.archives:
         part = root / f"{archive.name}.part"
@@ -203,15 +212,15 @@ def _check_room(source: Source, root: Path) -> None:
 
 
 class _BrokenOffError(Exception):
-    """The connection ended early: going on may help."""
+    """The connection ended early: to resume may help."""
 
 
 class _WrongFileError(Exception):
-    """The server gives something else: only another mirror helps."""
+    """The server gives another file: only another mirror helps."""
 
 
 def _fetched(archive: Archive, root: Path, say: Callable[[str], None], progress: Progress) -> Path:
-    """The whole, verified archive as its part file."""
+    """Fetch and verify an archive; return its part file. Raises DownloadError, OutputError."""
     part = root / f"{archive.name}.part"
     with requests.Session() as session:
         retry = Retry(
@@ -233,11 +242,11 @@ def _fetched(archive: Archive, root: Path, say: Callable[[str], None], progress:
                 except _BrokenOffError as error:
                     problem = str(error)
                     if part.exists() and part.stat().st_size > before:
-                        continue  # it moves: go on from there
+                        continue  # this try fetched something: resume
                 except _WrongFileError as error:
                     problem = str(error)
                     if before and not part.exists():
-                        continue  # what was resumed was another file: once more, from the start
+                        continue  # the part was of another file: fetch it from the start
                 break
             problems.append(f"{urlsplit(url).netloc}: {problem}")
     kept = f"; {part} is kept, give the command again to go on" if part.exists() else ""
@@ -247,18 +256,17 @@ def _fetched(archive: Archive, root: Path, say: Callable[[str], None], progress:
 def _transfer(
     session: requests.Session, url: str, archive: Archive, part: Path, progress: Progress
 ) -> None:
-    """Fetch what is missing of ``part``. Raises _BrokenOffError, _WrongFileError; OSError of the
-    disk.
+    """Fetch what is missing of ``part``.
+
+    Raises:
+        _BrokenOffError, _WrongFileError: see there.
+        OSError, OutputError: the disk can't be written, or is too full.
     """
     note = _read_note(part)
     have = part.stat().st_size if part.exists() else 0
     if have and note.get("whole"):
         return
-    headers = {"Accept-Encoding": "identity"}  # or ranges and sizes would count something else
-    if have and (note.get("validator") and note.get("url") == url):
-        headers |= {"Range": f"bytes={have}-", "If-Range": note["validator"]}
-    elif have and (archive.sha256 is not None or note.get("url") == url) and note.get("total"):
-        headers["Range"] = f"bytes={have}-"
+    headers = _request_headers(url, archive, note, have)
     try:
         response = session.get(url, headers=headers, stream=True, timeout=_TIMEOUT)
     except requests.RequestException as error:
@@ -267,14 +275,9 @@ def _transfer(
         if response.status_code == 416 or (
             response.status_code == 206 and not _fits(response, have, note)
         ):
-            _drop(part)  # another file, or more than there is
+            _drop(part)  # it is a part of another file, or has more bytes than the file
             raise _WrongFileError("the file has changed")
-        if response.status_code not in (200, 206) or (
-            response.status_code == 206 and "Range" not in headers
-        ):
-            raise _WrongFileError(f"it answers {response.status_code}")
-        if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise _WrongFileError("it gives a web page and no archive")
+        _check_response(response, asked_for_rest="Range" in headers)
         start = have if response.status_code == 206 else 0
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
@@ -285,38 +288,82 @@ def _transfer(
             raise OutputError(
                 f"{part.parent} has too little room for {most - start} bytes more: make room."
             )
-        etag = response.headers.get("ETag", "")
-        validator = (
-            etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        noted = {"url": url, "total": total, "validator": _validator(response)}
+        write_json(_note_of(part), noted)
+        done = _append(
+            response, part, start, most, lambda done: _show(archive, done, most, progress)
         )
-        write_json(_note_of(part), {"url": url, "total": total, "validator": validator})
-        with part.open("ab" if start else "wb") as file:
-            done = start
-            try:
-                for chunk in response.iter_content(_CHUNK):
-                    file.write(chunk)
-                    done += len(chunk)
-                    if most is not None and done > most:
-                        break
-                    progress(
-                        f"download {archive.name} (MB)",
-                        done // _MB,
-                        max(done, most or 0) // _MB + 1,
-                    )
-            except requests.RequestException as error:
-                raise _BrokenOffError(f"the connection broke off after {done} bytes") from error
     progress(f"download {archive.name} (MB)", 1, 1)
     if most is not None and done < most:
         raise _BrokenOffError(f"it ended after {done} of {most} bytes")
     if most is not None and done > most:
         _drop(part)
         raise _WrongFileError(f"it gives more than {most} bytes")
-    write_json(_note_of(part), {"url": url, "total": done, "validator": validator, "whole": True})
+    write_json(_note_of(part), {**noted, "total": done, "whole": True})
+
+
+def _request_headers(url: str, archive: Archive, note: dict[str, Any], have: int) -> dict[str, str]:
+    """The headers of a request, which asks for the rest of a file if that is safe.
+
+    It is safe if the server can tell whether the file is the same, or if the result can be checked.
+    """
+    headers = {"Accept-Encoding": "identity"}  # otherwise ranges and sizes count compressed bytes
+    if have and note.get("validator") and note.get("url") == url:
+        headers |= {"Range": f"bytes={have}-", "If-Range": note["validator"]}
+    elif have and (archive.sha256 is not None or note.get("url") == url) and note.get("total"):
+        headers["Range"] = f"bytes={have}-"
+    return headers
+
+
+def _check_response(response: requests.Response, *, asked_for_rest: bool) -> None:
+    """Raise _WrongFileError for an answer that is no file."""
+    if response.status_code not in (200, 206) or (
+        response.status_code == 206 and not asked_for_rest
+    ):
+        raise _WrongFileError(f"it answers {response.status_code}")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise _WrongFileError("it gives a web page and no archive")
+
+
+def _validator(response: requests.Response) -> str | None:
+    """What tells one version of the file from another: its strong ETag, else its date."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _append(
+    response: requests.Response,
+    part: Path,
+    start: int,
+    most: int | None,
+    show: Callable[[int], None],
+) -> int:
+    """Write the answer to ``part`` from byte ``start`` on; the bytes that ``part`` has then.
+
+    It stops soon after ``most`` bytes. Raises _BrokenOffError, OSError.
+    """
+    done = start
+    with part.open("ab" if start else "wb") as file:
+        try:
+            for chunk in response.iter_content(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                if most is not None and done > most:
+                    break
+                show(done)
+        except requests.RequestException as error:
+            raise _BrokenOffError(f"the connection broke off after {done} bytes") from error
+    return done
+
+
+def _show(archive: Archive, done: int, most: int | None, progress: Progress) -> None:
+    progress(f"download {archive.name} (MB)", done // _MB, max(done, most or 0) // _MB + 1)
 
 
 def _fits(response: requests.Response, have: int, note: dict[str, Any]) -> bool:
-    """Whether a partial answer goes on exactly where the part file ends, in a file of the size that
-    was noted.
+    """Whether a partial answer continues exactly where the part file ends.
+
+    It must be a part of a file of the size that was noted.
     """
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     return (
@@ -327,7 +374,10 @@ def _fits(response: requests.Response, have: int, note: dict[str, Any]) -> bool:
 
 
 def _verify(archive: Archive, part: Path, say: Callable[[str], None]) -> None:
-    """Size, sha256 and kind of a whole file; one that is wrong is removed (_WrongFileError)."""
+    """Check size, sha256 and kind of a fetched file.
+
+    A wrong one is removed. Raises _WrongFileError.
+    """
     found = sha256_file(part)
     if archive.size is not None and part.stat().st_size != archive.size:
         problem = f"it gave {part.stat().st_size} bytes where {archive.size} are expected"
@@ -367,12 +417,12 @@ def _drop(part: Path) -> None:
 
 
 def _unpacked(source: Source, place: Path, parts: list[Path], progress: Progress) -> None:
-    """Unpack all archives into a draft that takes its place when whole. An archive that is refused
-    is removed.
+    """Unpack all archives into a draft, which takes its place when it is whole.
+
+    An archive that is refused is removed. Raises DownloadError.
     """
-    for beside in place.parent.glob(
-        f".{place.name}.*.part"
-    ):  # what a killed run left: nobody else writes here under the lock
+    # Remove what a killed run left: under the lock, nobody else writes here.
+    for beside in place.parent.glob(f".{place.name}.*.part"):
         shutil.rmtree(beside, ignore_errors=True)
     with atomic_write(place) as draft:
         draft.mkdir()

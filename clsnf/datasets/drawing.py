@@ -1,15 +1,14 @@
-"""Primitives to draw lit, photographed surfaces with numpy and OpenCV: noise fields, relief
-shading, edges, a camera.
+"""Primitives to draw lit, photographed surfaces: noise fields, relief shading, edges, a camera.
 
-Who calls it: the demo products in ``clsnf/datasets/products/``. Unusual: products are drawn in
-linear light on a canvas ``OVERSAMPLING`` times finer than the picture, in coordinates whose unit is
-one pixel of the *picture*: a product's numbers do not depend on the oversampling. A defect's mask
-is not drawn: it is where the damaged product looks different from the same product undamaged,
-before the camera adds its noise (:func:`changed_pixels`).
+The demo products in ``clsnf/datasets/products/`` use them. Products are drawn in linear light on a
+canvas that is ``OVERSAMPLING`` times finer than the picture. The unit of its coordinates is one
+pixel of the *picture*, so a product's numbers do not depend on the oversampling. A defect's mask is
+not drawn: it is where the damaged product looks different from the same product undamaged, before
+the camera adds its noise (:func:`changed_pixels`).
 
-Legend: S = canvas side, P = picture side = S / OVERSAMPLING; a field is float32 (S, S); a canvas is
-    float32 (3, S, S), linear RGB
-in [0, 1], channels first because numpy is several times faster that way.
+Legend: S = canvas side, P = picture side = S / OVERSAMPLING. A field is float32 (S, S). A canvas is
+float32 (3, S, S), linear RGB in [0, 1], channels first because numpy is several times faster that
+way.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ Field = NDArray[np.float32]
 PICTURE_SIDE = 256
 OVERSAMPLING = 2
 CANVAS_SIDE = PICTURE_SIDE * OVERSAMPLING
-# smallest change of display value, 1 = white, that counts as seen: about three times the camera's
-# noise
+# The smallest visible change of a display value, where 1 is white: about three times the camera's
+# noise.
 VISIBLE_CHANGE = 0.035
 SMALLEST_DEFECT = 30  # pixels; a draw that hides its own defect is drawn again
 GAMMA = 2.2
@@ -36,13 +35,15 @@ GAMMA = 2.2
 
 @dataclass(frozen=True)
 class Product:
-    """A product that can be drawn: ``sample`` makes a good one, ``damage`` changes it, ``render``
-    shows either.
+    """A product that can be drawn.
 
-    ``damage`` maps the name of a defect type to a function (rng, scene) -> damaged scene; a scene
-    is the product's own dataclass. ``render`` must be a pure function of the scene: the mask
-    compares two of its canvases. ``bridge`` is the width in pixels of the gaps that the mask closes
-    between the visible parts of one defect.
+    Attributes:
+        sample: draws the scene of a good product; a scene is the product's own dataclass.
+        damage: for the name of each defect type, a function (rng, scene) -> damaged scene.
+        render: shows a scene as a canvas. It must be a pure function of the scene, because the mask
+            compares two of its canvases.
+        bridge: width in pixels of the gaps that the mask closes between the visible parts of one
+            defect.
     """
 
     sample: Callable[[np.random.Generator], Any]
@@ -71,8 +72,9 @@ class Product:
 
 
 def grid() -> tuple[Field, Field]:
-    """Coordinates x (to the right) and y (down) of the canvas's pixel centres, 0 at the centre, in
-    picture pixels; two (S, S).
+    """Coordinates x (to the right) and y (down) of the canvas's pixel centres, (S, S) each.
+
+    They are in picture pixels, and 0 at the centre.
     """
     axis = ((np.arange(CANVAS_SIDE) + 0.5) / OVERSAMPLING - PICTURE_SIDE / 2).astype(np.float32)
     x, y = np.meshgrid(axis, axis)
@@ -86,8 +88,9 @@ def turned(x: Field, y: Field, angle: float) -> tuple[Field, Field]:
 
 
 def smooth_noise(rng: np.random.Generator, cell: float) -> Field:
-    """A random field (S, S) of mean about 0 and deviation about 1 that changes over ``cell``
-    picture pixels.
+    """A random field (S, S) that changes over ``cell`` picture pixels.
+
+    Its mean is about 0, its standard deviation about 1.
     """
     n = int(np.ceil(PICTURE_SIDE / cell)) + 3
     coarse = rng.standard_normal((n, n), dtype=np.float32)
@@ -97,12 +100,12 @@ def smooth_noise(rng: np.random.Generator, cell: float) -> Field:
 
 
 def grain(rng: np.random.Generator, across: float, along: float) -> Field:
-    """Fine noise (S, S) of deviation about 1, blurred by ``across`` picture pixels in x and
-    ``along`` in y: fibres, brush marks.
+    """Fine noise (S, S) of standard deviation about 1, such as fibres and brush marks.
+
+    It is blurred by ``across`` picture pixels in x and ``along`` in y.
     """
-    noise = rng.random((CANVAS_SIDE, CANVAS_SIDE), dtype=np.float32) - np.float32(
-        0.5
-    )  # the blur makes it bell-shaped
+    # Uniform noise; the blur makes its distribution bell-shaped.
+    noise = rng.random((CANVAS_SIDE, CANVAS_SIDE), dtype=np.float32) - np.float32(0.5)
     sigma_x, sigma_y = (max(0.3, OVERSAMPLING * v) for v in (across, along))
     blurred = cv2.GaussianBlur(
         noise, (0, 0), sigmaX=sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REFLECT
@@ -111,22 +114,21 @@ def grain(rng: np.random.Generator, across: float, along: float) -> Field:
 
 
 def ramp(value: Field, start: float, end: float) -> Field:
-    """Smoothstep: 0 up to ``start``, 1 from ``end`` on, 3t^2 - 2t^3 between; ``start`` > ``end``
-    falls instead of rising.
+    """Smoothstep: 0 up to ``start``, 1 from ``end`` on, 3t^2 - 2t^3 between.
+
+    It falls instead of rising if ``start`` > ``end``.
     """
     t = np.clip((value - np.float32(start)) / np.float32(end - start), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def inside(distance: Field, softness: float = 0.5) -> Field:
-    """Coverage in [0, 1] of a shape given by its signed distance in picture pixels, negative
-    inside.
-    """
+    """Coverage in [0, 1] of a shape from its signed distance in picture pixels, negative inside."""
     return np.clip(0.5 - distance / np.float32(2 * softness), 0, 1)
 
 
 def colour(red: float, green: float, blue: float) -> Field:
-    """A colour in linear light as an array (3, 1, 1), which numpy stretches to a canvas."""
+    """A colour in linear light, (3, 1, 1), which numpy broadcasts to a canvas."""
     return np.array([red, green, blue], np.float32).reshape(3, 1, 1)
 
 
@@ -160,8 +162,11 @@ def normals(height: Field) -> tuple[Field, Field, Field]:
 
 @dataclass(frozen=True)
 class Light:
-    """One lamp far away: ``azimuth`` is where it stands in the picture plane, ``elevation`` its
-    height, both in radians.
+    """One lamp far away.
+
+    Attributes:
+        azimuth: its direction in the picture plane, in radians.
+        elevation: its height, in radians.
     """
 
     azimuth: float
@@ -169,7 +174,7 @@ class Light:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> Light:
-        """A lamp at the upper left, as it stands on one inspection station, give or take."""
+        """A lamp at the upper left, as on one inspection station, with small differences."""
         return cls(
             azimuth=np.deg2rad(-125 + rng.normal(0, 5)),
             elevation=np.deg2rad(52 + rng.normal(0, 2.5)),
@@ -186,13 +191,14 @@ class Light:
         )
 
     def diffuse(self, n: tuple[Field, Field, Field]) -> Field:
-        """Lambert's cosine, relative to a surface that lies flat (there 1)."""
+        """Lambert's cosine, relative to a flat surface (there 1)."""
         lx, ly, lz = self.direction
         return np.maximum(n[0] * lx + n[1] * ly + n[2] * lz, 0) / np.float32(lz)
 
     def gloss(self, n: tuple[Field, Field, Field], exponent: float) -> Field:
-        """Blinn's highlight, (n . h)^exponent with h halfway between the lamp and the camera above;
-        in [0, 1].
+        """Blinn's highlight in [0, 1]: (n . h)^exponent.
+
+        h lies halfway between the lamp and the camera above.
         """
         lx, ly, lz = self.direction
         half = np.array([lx, ly, lz + 1], np.float32)
@@ -202,7 +208,7 @@ class Light:
         )
 
     def shadow_offset(self, height: float) -> tuple[float, float]:
-        """Where the shadow of a point ``height`` picture pixels above the table falls, as (dx, dy)."""
+        """Where the shadow of a point falls, (dx, dy); it is ``height`` pixels above the table."""
         length = height / np.tan(self.elevation)
         return float(-length * np.cos(self.azimuth)), float(-length * np.sin(self.azimuth))
 
@@ -224,8 +230,9 @@ def shrunk(canvas: Field) -> Field:
 
 
 def changed_pixels(good: Field, bad: Field, bridge: int) -> NDArray[np.bool_]:
-    """Where two canvases differ by more than VISIBLE_CHANGE, without specks, gaps below ``bridge``
-    pixels closed: bool (P, P).
+    """Where two canvases differ by more than VISIBLE_CHANGE, bool (P, P).
+
+    Specks are left out, and gaps below ``bridge`` pixels are closed.
     """
     seen = [np.clip(shrunk(c), 0, 1) ** np.float32(1 / GAMMA) for c in (good, bad)]
     change = np.abs(seen[0] - seen[1]).max(axis=2)

@@ -1,9 +1,8 @@
-"""Unpacks archives that nobody vouches for: plain files and folders below one folder, up to a
-stated size, or nothing at all.
+"""Unpacks archives that may be hostile: plain files and folders below one folder, or nothing.
 
-Unusual: a name is refused, never mended, and a name that comes twice too: what an archive means
-    must not depend on who unpacks it.
-Called by :mod:`clsnf.datasets.download`.
+There is a limit on what they unpack to. A name that is unsafe is refused, never repaired, and so is
+a name that comes twice: what an archive contains must not depend on who unpacks it. Called by
+:mod:`clsnf.datasets.download`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,18 @@ from clsnf.core.errors import DownloadError
 from clsnf.core.progress import Progress, silent
 
 _CHUNK = 1 << 20
-_MEMBERS = 1_000_000  # entries at most: empty ones would fill a disk too
+_MEMBERS = 1_000_000  # the most entries; empty files would fill a disk too
+
+# What the readers raise on a damaged archive.
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+)
 
 # One entry: its name, whether it is a folder, its stated size, and what opens its bytes.
 _Member = tuple[str, bool, int, Callable[[], IO[bytes] | None]]
@@ -34,68 +44,53 @@ def is_archive(path: Path) -> bool:
 
 
 def unpack(archive: Path, folder: Path, limit: int, progress: Progress = silent) -> None:
-    """Unpack a tar or zip into ``folder``, which is made; the caller removes it after an error.
+    """Unpack a tar or zip into ``folder``, which is made; after an error the caller removes it.
 
-    ``limit``: bytes that all files together may have. Raises DownloadError for an archive that is
-        damaged, larger, or holds a link,
-    a device, a name that is absolute, leaves the folder, or comes twice; OSError where the disk is
-    full.
+    Args:
+        limit: bytes that all files together may have.
+
+    Raises:
+        DownloadError: the archive is damaged or too large, or it holds a link, a device, or a name
+            that is absolute, leaves the folder or comes twice.
+        OSError: the disk can't be written, such as when it is full.
     """
     folder.mkdir(parents=True)
-    seen: dict[str, str] = {}
-    written = 0
+    task = f"unpack {archive.name.removesuffix('.part')} (files)"
+    seen: dict[str, bool] = {}  # each name in lower case: whether it is a folder
+    left = limit
     try:
         for name, is_folder, size, opened in _members(archive, folder):
             parts = _parts(archive, name)
             if not parts and is_folder:  # "./"
                 continue
-            key = "/".join(
-                parts
-            ).casefold()  # two names that differ in case are one file on some disks
-            if (
-                not parts
-                or len(seen) >= _MEMBERS
-                or (key in seen and not (is_folder and seen[key] == "folder"))
-            ):
+            # Two names that differ in case are one file on some disks.
+            key = "/".join(parts).casefold()
+            repeated = key in seen and not (is_folder and seen[key])
+            if not parts or len(seen) >= _MEMBERS or repeated:
                 raise _refused(archive, f"{name!r} comes twice, or there are too many entries")
-            seen[key] = "folder" if is_folder else "file"
+            seen[key] = is_folder
             place = folder.joinpath(*parts)
             if is_folder:
                 place.mkdir(parents=True, exist_ok=True)
                 continue
-            if written + size > limit:
-                raise _refused(
-                    archive, f"it unpacks to more than the {limit} bytes that its source states"
-                )
+            if size > left:
+                raise _too_large(archive, limit)
             place.parent.mkdir(parents=True, exist_ok=True)
             source = opened()
             if source is None:
                 raise _refused(archive, f"{name!r} has no content")
             with source, place.open("xb") as file:
                 while chunk := source.read(_CHUNK):
-                    written += len(chunk)
-                    if written > limit:
-                        raise _refused(
-                            archive,
-                            f"it unpacks to more than the {limit} bytes that its source states",
-                        )
+                    left -= len(chunk)
+                    if left < 0:
+                        raise _too_large(archive, limit)
                     file.write(chunk)
-            progress(
-                f"unpack {archive.name.removesuffix('.part')} (files)", len(seen), len(seen) + 1
-            )
+            progress(task, len(seen), len(seen) + 1)
     except (FileExistsError, NotADirectoryError) as error:
         raise _refused(archive, "one name is a file and a folder") from error
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        lzma.LZMAError,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        ValueError,
-    ) as error:
+    except _DAMAGE as error:
         raise _refused(archive, " ".join(str(error).split()) or "it is damaged") from error
-    progress(f"unpack {archive.name.removesuffix('.part')} (files)", len(seen), len(seen))
+    progress(task, len(seen), len(seen))
 
 
 def _members(archive: Path, folder: Path) -> Iterator[_Member]:
@@ -118,7 +113,7 @@ def _members(archive: Path, folder: Path) -> Iterator[_Member]:
             for member in tar:
                 if not (member.isreg() or member.isdir()):
                     raise _refused(archive, f"{member.name!r} is a link or a device")
-                _parts(archive, member.name)  # before the filter, which mends some names
+                _parts(archive, member.name)  # before the filter, which repairs some names
                 tarfile.data_filter(member, str(folder))
                 yield (
                     member.name,
@@ -126,11 +121,11 @@ def _members(archive: Path, folder: Path) -> Iterator[_Member]:
                     member.size,
                     partial(tar.extractfile, member),
                 )
-                tar.members = []  # type: ignore[attr-defined]  # or it keeps them all
+                tar.members = []  # type: ignore[attr-defined]  # otherwise it keeps them all
 
 
 def _parts(archive: Path, name: str) -> list[str]:
-    """A member's name in parts, or DownloadError where it is not plainly below the folder."""
+    """The parts of a member's name. Raises DownloadError if it is not plainly below the folder."""
     if (
         name.startswith("/")
         or PureWindowsPath(name).anchor
@@ -144,3 +139,7 @@ def _parts(archive: Path, name: str) -> list[str]:
 
 def _refused(archive: Path, why: str) -> DownloadError:
     return DownloadError(f"{archive.name.removesuffix('.part')} is not unpacked: {why}.")
+
+
+def _too_large(archive: Path, limit: int) -> DownloadError:
+    return _refused(archive, f"it unpacks to more than the {limit} bytes that its source states")

@@ -1,4 +1,4 @@
-"""How pictures look on the whole, and that a detector remembers how its normals did."""
+"""Statistics of an image as a whole, and that a detector stores those of its normals."""
 
 from pathlib import Path
 
@@ -15,23 +15,25 @@ from tests.support.small_data import draw_normal
 SETTINGS = ImageSettings(64, 64)
 
 
-def looks(image: np.ndarray) -> dict[str, float]:
+def statistics(image: np.ndarray) -> dict[str, float]:
     return dict(zip(STATISTICS, statistics_of(place(image, SETTINGS)[0]).tolist(), strict=True))
 
 
-def test_each_look_answers_to_what_it_is_named_after() -> None:
+def test_each_statistic_answers_to_what_it_is_named_after() -> None:
     image = draw_normal(np.random.default_rng(0), (64, 64)).astype(np.int16)
-    plain = looks(image.astype(np.uint8))
-    dark = looks(np.clip(image - 40, 0, 255).astype(np.uint8))
+    plain = statistics(image.astype(np.uint8))
+    dark = statistics(np.clip(image - 40, 0, 255).astype(np.uint8))
     assert dark["brightness"] == pytest.approx(plain["brightness"] - 40, abs=1)
-    flat = looks((128 + (image - 128) // 2).astype(np.uint8))
+    flat = statistics((128 + (image - 128) // 2).astype(np.uint8))
     assert flat["contrast"] == pytest.approx(plain["contrast"] / 2, rel=0.1)
     blurred = (image[:-1, :-1] + image[1:, :-1] + image[:-1, 1:] + image[1:, 1:]) // 4
-    assert looks(blurred.astype(np.uint8))["sharpness"] < 0.8 * plain["sharpness"]
+    assert statistics(blurred.astype(np.uint8))["sharpness"] < 0.8 * plain["sharpness"]
     red = image.copy()
     red[..., 0] = np.clip(red[..., 0] + 20, 0, 255)
-    assert looks(red.astype(np.uint8))["redness"] == pytest.approx(plain["redness"] + 20, abs=1)
-    assert looks(red.astype(np.uint8))["blueness"] == pytest.approx(plain["blueness"], abs=0.1)
+    assert statistics(red.astype(np.uint8))["redness"] == pytest.approx(
+        plain["redness"] + 20, abs=1
+    )
+    assert statistics(red.astype(np.uint8))["blueness"] == pytest.approx(plain["blueness"], abs=0.1)
 
 
 def test_grey_has_no_colour_and_a_flat_picture_no_contrast() -> None:
@@ -58,7 +60,9 @@ def test_normals_are_summed_up_in_any_order_with_room_for_a_breath_of_change(
     assert [spread for _, spread in same.values()] == [1.0, 1.0, 0.5, 1.0, 1.0]
 
 
-def test_a_detector_remembers_the_looks_of_the_normals_it_was_calibrated_on(winners: Path) -> None:
+def test_a_detector_remembers_the_statistics_of_the_normals_it_was_calibrated_on(
+    winners: Path,
+) -> None:
     detector = Detector.load(winners / "plate", device="cpu")
     mean, spread = detector.provenance.looks["brightness"]
     assert mean == pytest.approx(110, abs=15)

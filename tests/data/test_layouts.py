@@ -1,6 +1,4 @@
-"""Finding and reading data sets, on folders of tiny files made here: a reader looks at names and
-bytes, never at pixels.
-"""
+"""Finding and reading data sets, on folders of tiny files: a reader never looks at pixels."""
 
 import hashlib
 import os

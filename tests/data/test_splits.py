@@ -18,11 +18,17 @@ from clsnf.data.splits import assign_splits
 def table(contents: Iterable[int], tests: Iterable[int] = ()) -> pa.Table:
     """One training row for each content, then one test row for each of ``tests``."""
     rows = [
-        {"path": f"/{split}/{index}.png", "split": split, "label": 0, "defect_type": "good", "category": "c",
-         "sha256": hashlib.sha256(str(content).encode()).hexdigest()}
+        {
+            "path": f"/{split}/{index}.png",
+            "split": split,
+            "label": 0,
+            "defect_type": "good",
+            "category": "c",
+            "sha256": hashlib.sha256(str(content).encode()).hexdigest(),
+        }
         for split, group in (("fit", contents), ("test", tests))
         for index, content in enumerate(group)
-    ]  # fmt: skip
+    ]
     return pa.Table.from_pylist(rows, schema=CATEGORY_SCHEMA)
 
 

@@ -1,6 +1,4 @@
-"""The demo data set: its layout, its masks, its repeatability, and that it is written whole or not
-at all.
-"""
+"""The demo data set: layout, masks, repeatability, and that it is written whole or not at all."""
 
 from __future__ import annotations
 

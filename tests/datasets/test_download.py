@@ -1,5 +1,6 @@
-"""Downloads against a real server on this machine that breaks off, lies and is hostile: what stays
-on the disk is whole, or can go on.
+"""Downloads from a real server on this machine that breaks off, lies and is hostile.
+
+What stays on the disk is whole, or can be resumed.
 """
 
 import errno

@@ -1,6 +1,4 @@
-"""The machine code that makes defects on a CPU gives the very bits of the tensor operations, which
-other devices use.
-"""
+"""The machine code that makes defects on a CPU gives the same bits as the tensor operations."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from clsnf.synthesis.augment import (
     draw_colour_changes,
 )
 from clsnf.synthesis.fill import SourceView, fill, fill_by_tensors
-from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
+from clsnf.synthesis.keyed_random import hash_keys, random_bytes, random_uniforms
 from clsnf.synthesis.perlin import lattice_side, perlin_noise, perlin_regions, regions_by_tensors
 
 SIZES = st.sampled_from([(64, 64), (31, 70), (1, 9), (17, 1)])
@@ -33,7 +31,7 @@ Arguments = tuple[tuple[int, int], torch.Tensor, torch.Tensor, torch.Tensor, tor
 
 
 def perlin_arguments(size: tuple[int, int], count: int, power: int, seed: int) -> Arguments:
-    keys, side = fold(seed, np.arange(count)), lattice_side(power)
+    keys, side = hash_keys(seed, np.arange(count)), lattice_side(power)
     u = torch.from_numpy(random_uniforms(keys, 1, 5))
     lattice = torch.from_numpy(random_bytes(keys, 0, side * side))
     return (
@@ -88,7 +86,7 @@ def test_tensors_evaluate_no_more_pixels_at_once_than_they_may(monkeypatch):
 @settings(max_examples=60, deadline=None)
 def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
     generator = torch.Generator().manual_seed(seed)
-    bank = torch.randint(0, 256, (5, 3, *size), generator=generator, dtype=torch.uint8)
+    sources = torch.randint(0, 256, (5, 3, *size), generator=generator, dtype=torch.uint8)
     images = torch.rand((6, 3, *size), generator=generator)
     regions = torch.rand((6, *size), generator=generator) < density
     samples = np.array(data.draw(st.lists(st.integers(0, 5), unique=True)), np.int64)
@@ -96,12 +94,12 @@ def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
     source = torch.randint(0, 5, (n,), generator=generator)
     shift = torch.randint(0, 2 * max(size), (n, 2), generator=generator)
     transposed = torch.rand(n, generator=generator) < 0.5
-    counts = count_levels(bank)[source.numpy()]
+    counts = count_levels(sources)[source.numpy()]
     changes = draw_colour_changes(
-        random_uniforms(fold(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, bank.device
+        random_uniforms(hash_keys(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, sources.device
     )
     opacity = 0.2 + 0.8 * torch.rand(n, generator=generator)
-    view = SourceView.of(bank, source, transposed, shift)
+    view = SourceView.of(sources, source, transposed, shift)
     expected = images.clone()
     fill_by_tensors(expected, regions, samples, view, changes, opacity)
     fill(images, regions, samples, view, changes, opacity)
@@ -111,7 +109,9 @@ def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
 def test_the_fillings_that_are_compared_are_of_all_kinds():
     counts = np.ones((200, 3, 256), np.int64)
     changes = draw_colour_changes(
-        random_uniforms(fold(0, np.arange(200)), 1, UNIFORMS_A_SAMPLE), counts, torch.device("cpu")
+        random_uniforms(hash_keys(0, np.arange(200)), 1, UNIFORMS_A_SAMPLE),
+        counts,
+        torch.device("cpu"),
     )
     assert set(changes.kinds) == {0, SHARPENED, RECOLOURED, SHARPENED | RECOLOURED}
 

@@ -54,13 +54,14 @@ def bright_ring_with_shadow(rng: np.random.Generator) -> np.ndarray:
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
-    bank = draw_textures(12, (SIDE, SIDE), seed=int(rng.integers(1000)))
-    return bank[int(rng.integers(12))].permute(1, 2, 0).numpy()
+    textures = draw_textures(12, (SIDE, SIDE), seed=int(rng.integers(1000)))
+    return textures[int(rng.integers(12))].permute(1, 2, 0).numpy()
 
 
 def two_tone_capsule(rng: np.random.Generator) -> np.ndarray:
-    """One half darker than the ground, the other a little brighter: a mask by brightness would lose
-    the second.
+    """One half darker than the ground, the other a little brighter.
+
+    A mask by brightness would lose the second half.
     """
     part = np.zeros((SIDE, SIDE), np.uint8)
     cv2.ellipse(part, (64, 64 + int(rng.integers(-5, 5))), (45, 20), 0, 0, 360, 1, -1)
@@ -97,11 +98,11 @@ def batch(draw: Draw, count: int = 10) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("draw", "kind"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
+    ("draw", "mode"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
 )
-def test_a_product_on_a_plain_background_gets_its_polarity(draw, kind):
+def test_a_product_on_a_plain_background_gets_its_mask_mode(draw, mode):
     decision = decide_mask_mode(batch(draw))
-    assert decision.mode == kind
+    assert decision.mode == mode
     assert "10 of 10 normal images" in decision.reason
 
 
@@ -121,7 +122,7 @@ def test_a_few_odd_images_dont_change_the_decision_but_many_do():
     assert decide_mask_mode(images).mode == "off"
 
 
-def test_products_of_both_polarities_turn_the_mask_off():
+def test_products_of_both_modes_turn_the_mask_off():
     decision = decide_mask_mode(torch.cat([batch(dark_ring), batch(bright_ring_with_shadow)]))
     assert decision.mode == "off"
     assert "brighter in the others" in decision.reason
@@ -139,7 +140,7 @@ def test_nothing_to_see_is_off(images):
 
 
 @pytest.mark.parametrize(
-    ("draw", "polarity"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
+    ("draw", "mask_mode"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
 )
 def test_a_mask_covers_the_product_with_its_holes(draw, mask_mode):
     for seed in range(5):
@@ -159,23 +160,23 @@ def test_a_mask_keeps_its_shape_at_other_sizes():
     assert abs(large.mean() - small.mean()) < 0.01
 
 
-def test_an_unknown_polarity_is_named():
+def test_an_unknown_mask_mode_is_named():
     with pytest.raises(DataError, match=r"'drak'.*'dark'"):
         object_mask(np.zeros((32, 32, 3), np.uint8), "drak")
 
 
-@pytest.mark.parametrize("kind", MASK_MODES)
-def test_an_image_without_a_plausible_mask_is_used_whole(kind):
+@pytest.mark.parametrize("mode", MASK_MODES)
+def test_an_image_without_a_plausible_mask_is_used_whole(mode):
     images = torch.cat(
         [batch(dark_ring, 2), torch.full((1, 3, SIDE, SIDE), 100, dtype=torch.uint8)]
     )
-    masks = object_masks(images, kind)
+    masks = object_masks(images, mode)
     assert masks.shape == (3, SIDE, SIDE)
     assert masks.dtype == torch.bool
     assert masks[2].all()
-    if kind == "off":
+    if mode == "off":
         assert masks.all()
-    if kind == "dark":
+    if mode == "dark":
         assert torch.equal(
             masks[0],
             torch.from_numpy(object_mask(images[0].permute(1, 2, 0).contiguous().numpy(), "dark")),

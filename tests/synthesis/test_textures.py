@@ -1,4 +1,4 @@
-"""Texture banks: from folders of any layout, and drawn."""
+"""Textures: from folders of any layout, and drawn."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def plain(value: int, size: tuple[int, int] = (20, 30)) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two subfolders of five images; an image's grey level is its place in the sorted order, times
-    ten.
-    """
+    """Two subfolders of five images; the grey level is ten times the place in the sorted order."""
     for group in range(2):
         (tmp_path / f"group{group}" / "deep").mkdir(parents=True)
         for index in range(5):
@@ -31,15 +29,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def levels(bank: torch.Tensor) -> list[int]:
-    return bank.flatten(1).float().mean(1).int().tolist()
+def levels(textures: torch.Tensor) -> list[int]:
+    return textures.flatten(1).float().mean(1).int().tolist()
 
 
 def test_all_images_below_a_folder_are_loaded_in_the_order_of_their_paths(folder):
-    bank = load_textures(folder, (32, 48), limit=100)
-    assert bank.shape == (10, 3, 32, 48)
-    assert bank.dtype == torch.uint8
-    assert levels(bank) == list(range(0, 100, 10))
+    textures = load_textures(folder, (32, 48), limit=100)
+    assert textures.shape == (10, 3, 32, 48)
+    assert textures.dtype == torch.uint8
+    assert levels(textures) == list(range(0, 100, 10))
 
 
 @pytest.mark.parametrize(
@@ -81,12 +79,12 @@ def test_a_texture_that_cant_be_read_is_named(folder):
 
 
 def test_drawn_textures_depend_on_the_seed_alone_and_not_on_the_count():
-    bank = draw_textures(14, (48, 64), seed=7)
-    assert bank.shape == (14, 3, 48, 64)
-    assert bank.dtype == torch.uint8
-    assert torch.equal(bank, draw_textures(14, (48, 64), seed=7))
-    assert torch.equal(bank[:3], draw_textures(3, (48, 64), seed=7))
-    assert not torch.equal(bank, draw_textures(14, (48, 64), seed=8))
+    textures = draw_textures(14, (48, 64), seed=7)
+    assert textures.shape == (14, 3, 48, 64)
+    assert textures.dtype == torch.uint8
+    assert torch.equal(textures, draw_textures(14, (48, 64), seed=7))
+    assert torch.equal(textures[:3], draw_textures(3, (48, 64), seed=7))
+    assert not torch.equal(textures, draw_textures(14, (48, 64), seed=8))
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -100,7 +98,7 @@ def test_every_style_gives_a_finite_field_with_structure(style, size):
 
 
 def test_drawn_textures_differ_from_each_other_and_show_something():
-    bank = draw_textures(3 * len(STYLES), (48, 48), seed=1).float()
-    assert bank.flatten(2).std(2).amax(1).min() > 8
-    flat = bank.flatten(1)
+    textures = draw_textures(3 * len(STYLES), (48, 48), seed=1).float()
+    assert textures.flatten(2).std(2).amax(1).min() > 8
+    flat = textures.flatten(1)
     assert torch.cdist(flat, flat).fill_diagonal_(torch.inf).min() > 20 * flat.shape[1] ** 0.5 / 10

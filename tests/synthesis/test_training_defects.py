@@ -1,6 +1,4 @@
-"""Training defects: what a key decides, where a defect may be, what it is filled from, and the
-colour changes it goes through.
-"""
+"""Training defects: what a key decides, where they may be, and what fills and colours them."""
 
 from __future__ import annotations
 
@@ -129,14 +127,14 @@ def test_only_the_region_changes_and_values_stay_in_range(textures, normals):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_batch_can_be_put_together_again_from_what_is_inside_its_regions(
+def test_a_batch_can_be_from_region_pixels_again_from_what_is_inside_its_regions(
     whole, textures, normals
 ):
     masks = None if whole else torch.zeros(6, *SIZE, dtype=torch.bool)
     batch = DefectMaker(DefectSettings(), textures, normals).make(normals, masks, keys(6))
-    inside = batch.inside()
+    inside = batch.region_pixels()
     assert inside.shape == (3, int(batch.regions.sum()))
-    again = DefectBatch.put_together(normals, batch.regions, inside)
+    again = DefectBatch.from_region_pixels(normals, batch.regions, inside)
     assert all(
         torch.equal(getattr(again, name), getattr(batch, name))
         for name in ("images", "regions", "clean")
@@ -340,9 +338,7 @@ def test_sharpness_agrees_with_torchvision_inside_the_image(normals):
 
 
 def coloured(images: torch.Tensor, turn: float, saturation: float) -> torch.Tensor:
-    """Images after hue and saturation alone, through the draw: its uniforms are chosen so that
-    nothing else is seen.
-    """
+    """Images after hue and saturation alone; the uniforms are chosen so that nothing else shows."""
     uniforms = np.ones((len(images), UNIFORMS_A_SAMPLE))
     first, second, third = (
         CHANGE_NAMES.index(name) for name in ("hue and saturation", "sharpness", "solarize")
@@ -389,8 +385,9 @@ def test_each_sample_goes_through_three_changes_and_all_nine_are_drawn(normals):
 
 
 def test_statistics_follow_the_changes_before_them(normals):
-    """Equalizing after an inversion is the same as inverting the equalized, up to ties: the counts
-    were carried along.
+    """Equalizing after an inversion is inverting the equalized image, up to ties.
+
+    So the counts of levels followed the inversion.
     """
     uniforms = np.ones((6, UNIFORMS_A_SAMPLE))
     order = [CHANGE_NAMES.index(name) for name in ("invert", "equalize", "hue and saturation")]

@@ -1,9 +1,8 @@
-"""The demo's repeating pattern: a blister pack of salmon-coloured tablets, seen through the
-pockets' clear domes.
+"""The demo's repeating pattern: a blister pack of tablets, seen through the pockets' clear domes.
 
-Legend: pocket (i, j) = column and row of the pack, (x, y) = picture pixels from the nearest
-    pocket's centre in the pack's axes;
-distances are signed, negative inside a shape; all lengths are picture pixels.
+Legend: pocket (i, j) = column and row of the pack; (x, y) = picture pixels from the nearest
+pocket's centre in the pack's axes. Distances are signed, negative inside a shape. All lengths are
+picture pixels.
 """
 
 from __future__ import annotations
@@ -47,8 +46,10 @@ BEHIND = colour(0.02, 0.02, 0.022)  # what a torn foil shows
 
 @dataclass(frozen=True)
 class Broken:
-    """A tablet cut along a chord: what lies beyond ``keep`` from its centre towards ``angle`` is
-    gone (None), or lies ``gap`` away.
+    """A tablet cut along a chord.
+
+    The part beyond ``keep`` from its centre towards ``angle`` is gone (``gap`` None), or lies
+    ``gap`` away.
     """
 
     keep: float
@@ -88,8 +89,9 @@ class Blister:
 
 
 def sample(rng: np.random.Generator) -> Blister:
-    """A good pack: moved by up to 4 pixels and turned by a degree or so, tablets loose in their
-    pockets, foil crumpled anew.
+    """A good pack: moved by up to 4 pixels and turned by a degree or so.
+
+    Its tablets lie loose in their pockets, and its foil is crumpled anew.
     """
     x, y = grid()
     dx, dy = rng.uniform(-4, 4, 2).astype(np.float32)
@@ -100,26 +102,32 @@ def sample(rng: np.random.Generator) -> Blister:
         rng.uniform(0, 2 * np.pi, (ROWS, COLUMNS)),
     )
     return Blister(
-        light=Light.sample(rng), pack_x=x / size, pack_y=y / size,
-        tablet_x=(slack * np.cos(towards)).astype(np.float32), tablet_y=(slack * np.sin(towards)).astype(np.float32),
+        light=Light.sample(rng),
+        pack_x=x / size,
+        pack_y=y / size,
+        tablet_x=(slack * np.cos(towards)).astype(np.float32),
+        tablet_y=(slack * np.sin(towards)).astype(np.float32),
         tablet_turn=rng.uniform(0, np.pi, (ROWS, COLUMNS)).astype(np.float32),
         tablet_shade=np.exp(rng.normal(0, 0.04, (ROWS, COLUMNS))).astype(np.float32),
         tablet_there=np.ones((ROWS, COLUMNS), np.bool_),
-        crumple=smooth_noise(rng, 16), speckle=grain(rng, 0.5, 0.5), gloss=smooth_noise(rng, 60), jags=smooth_noise(rng, 4),
-    )  # fmt: skip
+        crumple=smooth_noise(rng, 16),
+        speckle=grain(rng, 0.5, 0.5),
+        gloss=smooth_noise(rng, 60),
+        jags=smooth_noise(rng, 4),
+    )
 
 
 def _tablets(
     scene: Blister, x: Field, y: Field, row: NDArray[np.intp], column: NDArray[np.intp]
 ) -> tuple[Field, Field, Field]:
-    """The tablets' coverage in [0, 1], their height in pixels, and where a fracture shows the core,
-    in [0, 1].
+    """The tablets' coverage in [0, 1], their height in pixels, and where a fracture shows the core.
+
+    The last is in [0, 1].
     """
     x, y = x - scene.tablet_x[row, column], y - scene.tablet_y[row, column]
     core = np.zeros_like(x)
-    piece = np.full_like(
-        x, -1
-    )  # distance to the tablet's remaining pieces; a whole tablet is cut nowhere
+    # Distance to the tablet's remaining pieces; a whole tablet is cut nowhere.
+    piece = np.full_like(x, -1)
     if scene.broken is not None:
         broken_row, broken_column, broken = scene.broken
         here = (row == broken_row) & (column == broken_column)
@@ -153,8 +161,10 @@ def _dashes(across: Field, along: Field) -> Field:
 
 
 def _foil(scene: Blister, from_pocket: Field) -> Field:
-    """The lit foil as a canvas: knurled where it is sealed, smooth under the pockets, perforated
-    between them, torn where it is.
+    """The lit foil as a canvas.
+
+    It is knurled where it is sealed, smooth under the pockets, perforated between them, and torn
+    where the scene has a tear.
     """
     across, along = scene.pack_x + scene.pack_y, scene.pack_x - scene.pack_y
     wave = np.float32(2 * np.pi / (KNURL * np.sqrt(2)))

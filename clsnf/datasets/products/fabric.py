@@ -1,7 +1,7 @@
 """The demo's texture: a 2/2 twill, indigo warp over ecru weft, woven thread by thread.
 
 Legend: (u, v) = position in threads, across the warp and across the weft; thread i of the warp runs
-    along v at u = i + 0.5.
+along v at u = i + 0.5.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ class Fabric:
 
 
 def sample(rng: np.random.Generator) -> Fabric:
-    """A good piece: turned by a degree or two, stretched unevenly, dyed unevenly, with yarns that
-    differ.
+    """A good piece of cloth, with yarns that differ.
+
+    It is turned by a degree or two, and stretched and dyed unevenly.
     """
     x, y = grid()
     x, y = turned(x, y, rng.normal(0, np.deg2rad(1.0)))
@@ -87,16 +88,23 @@ def sample(rng: np.random.Generator) -> Fabric:
         + np.float32(0.11) * smooth_noise(rng, 70)
     )
     return Fabric(
-        light=Light.sample(rng), u=u, v=v, warp=Yarns.sample(rng), weft=Yarns.sample(rng),
-        warp_fibres=grain(rng, 0.3, 1.6), weft_fibres=grain(rng, 1.6, 0.3), dye=1 + np.float32(0.04) * smooth_noise(rng, 45),
-    )  # fmt: skip
+        light=Light.sample(rng),
+        u=u,
+        v=v,
+        warp=Yarns.sample(rng),
+        weft=Yarns.sample(rng),
+        warp_fibres=grain(rng, 0.3, 1.6),
+        weft_fibres=grain(rng, 1.6, 0.3),
+        dye=1 + np.float32(0.04) * smooth_noise(rng, 45),
+    )
 
 
 def _lay(
     across: Field, along: Field, yarns: Yarns
 ) -> tuple[Field, Field, Field, NDArray[np.bool_]]:
-    """Per pixel: the thread's number, its roundness in [0, 1] (0 = no thread here), its brightness,
-    whether it floats.
+    """The thread at each pixel: its number, its roundness, its brightness, and whether it floats.
+
+    The roundness is in [0, 1]; 0 means that there is no thread.
     """
     index = np.clip(across.astype(np.intp), 0, THREADS - 1)
     number = index.astype(np.float32)
@@ -126,9 +134,8 @@ def render(scene: Fabric) -> Field:
     fibres = np.where(warp_up, scene.warp_fibres, scene.weft_fibres)
     tone = np.where(warp_up, warp_shade * scene.dye, weft_shade) * (1 + np.float32(0.10) * fibres)
     tone *= 1 + np.float32(0.07) * np.sin(np.float32(2 * np.pi) * twist)
-    tone *= np.float32(0.35) + np.float32(0.65) * ramp(
-        height, -1.6, 1.6
-    )  # deep places see less light
+    # Deep places see less light.
+    tone *= np.float32(0.35) + np.float32(0.65) * ramp(height, -1.6, 1.6)
     n = normals(height * np.float32(1.4))
     tone *= np.float32(0.35) + np.float32(0.65) * scene.light.diffuse(n)
     canvas = np.where(warp_up, WARP_COLOUR, WEFT_COLOUR) * tone + np.float32(
@@ -153,7 +160,7 @@ def _with_gaps(
 
 
 def missing_thread(rng: np.random.Generator, scene: Fabric) -> Fabric:
-    """One thread, or two side by side, broke on the loom and is missing over a part of its length."""
+    """One thread, or two side by side, broke on the loom and is missing over a part."""
     u, v = _place(rng, 30)
     half = rng.uniform(4, 16)
     count = 1 + int(rng.random() < 0.4)

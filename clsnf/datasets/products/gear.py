@@ -1,9 +1,7 @@
-"""The demo's object: a turned brass gear that lies on a slate-blue mat, never quite where it
-should.
+"""The demo's object: a turned brass gear on a slate-blue mat, never quite at the same place.
 
-Legend: (x, y) = picture pixels from the gear's centre in axes turned with it, (r, theta) the same
-    in polar coordinates; distances
-are signed, negative inside a shape; all lengths are picture pixels.
+Legend: (x, y) = picture pixels from the gear's centre in axes turned with it; (r, theta) = the same
+in polar coordinates. Distances are signed, negative inside a shape. All lengths are picture pixels.
 """
 
 from __future__ import annotations
@@ -34,11 +32,8 @@ from clsnf.datasets.drawing import (
 TEETH = 18
 TIP, ROOT = 88.0, 76.0  # radius at the teeth's tips and between the teeth
 RIM = 67.0  # the recessed web reaches from HUB to RIM
-HOLES, HOLE_RING, HOLE = (
-    5,
-    48.5,
-    11.5,
-)  # how many, the radius of the circle that they stand on, their own radius
+HOLES = 5
+HOLE_RING, HOLE = 48.5, 11.5  # radius of the circle that the holes stand on, and their own
 HUB, BORE = 29.0, 14.0
 KEYWAY = 4.0  # half its width
 THICKNESS = 7.0
@@ -50,8 +45,9 @@ MAT = colour(0.070, 0.095, 0.125)
 
 @dataclass(frozen=True)
 class Broken:
-    """A tooth that broke off at radius ``left``, the fracture rising by ``slope`` pixels per tooth
-    width.
+    """A tooth that broke off at radius ``left``.
+
+    The fracture rises by ``slope`` pixels per tooth width.
     """
 
     tooth: int
@@ -61,7 +57,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Plugged:
-    """A hole that was not drilled through: only a radius of ``open`` is."""
+    """A hole that was drilled through only to a radius of ``open``."""
 
     hole: int
     open: float
@@ -69,8 +65,9 @@ class Plugged:
 
 @dataclass(frozen=True)
 class Burr:
-    """Metal pushed over the edge of a hole or of the outline (None): at ``angle`` +- ``spread``
-    radians, ``reach`` pixels far.
+    """Metal pushed over the edge of a hole, or of the outline (``hole`` None).
+
+    It is at ``angle`` +- ``spread`` radians and reaches ``reach`` pixels far.
     """
 
     angle: float
@@ -96,8 +93,9 @@ class Gear:
 
 
 def sample(rng: np.random.Generator) -> Gear:
-    """A good gear: within 6 pixels of the centre, turned by up to 10 degrees, with its own turning
-    marks and tarnish.
+    """A good gear, within 6 pixels of the centre and turned by up to 10 degrees.
+
+    It has its own turning marks and tarnish.
     """
     x, y = grid()
     dx, dy = rng.uniform(-6, 6, 2).astype(np.float32)
@@ -108,10 +106,16 @@ def sample(rng: np.random.Generator) -> Gear:
         np.float32
     )
     return Gear(
-        light=Light.sample(rng), angle=angle, x=x, y=y,
+        light=Light.sample(rng),
+        angle=angle,
+        x=x,
+        y=y,
         mat=1 + np.float32(0.10) * grain(rng, 0.7, 0.7) + np.float32(0.05) * smooth_noise(rng, 45),
-        turning=rng.standard_normal(256, dtype=np.float32), tarnish=smooth_noise(rng, 26), speckle=grain(rng, 0.4, 0.4), jags=jags,
-    )  # fmt: skip
+        turning=rng.standard_normal(256, dtype=np.float32),
+        tarnish=smooth_noise(rng, 26),
+        speckle=grain(rng, 0.4, 0.4),
+        jags=jags,
+    )
 
 
 def _jagged(scene: Gear, along: Field) -> Field:
@@ -120,9 +124,7 @@ def _jagged(scene: Gear, along: Field) -> Field:
 
 
 def _push(scene: Gear, burr: Burr, angle: Field, radius: float) -> Field:
-    """How far the burr pushes the edge, in pixels, at ``angle`` radians around a circle of that
-    radius.
-    """
+    """How far a burr pushes an edge, in pixels, at ``angle`` radians around a circle."""
     away = np.angle(np.exp(1j * (angle - burr.angle))).astype(np.float32)
     jagged = 1 + np.float32(0.3) * _jagged(scene, away * np.float32(radius))
     return np.float32(burr.reach) * ramp(np.abs(away), burr.spread, 0) * jagged
@@ -156,8 +158,9 @@ def _outline(scene: Gear, r: Field, theta: Field) -> tuple[Field, Field]:
 
 
 def _holes(scene: Gear, theta: Field, r: Field) -> tuple[Field, Field, Field]:
-    """Signed distance to the nearest hole, where fresh metal shows at it, and where it is plugged,
-    both in [0, 1].
+    """Signed distance to the nearest hole, where fresh metal shows at it, and where it is plugged.
+
+    The last two are in [0, 1].
     """
     sector = np.float32(2 * np.pi / HOLES)
     hole = np.floor(theta / sector)
