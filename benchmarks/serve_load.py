@@ -1,17 +1,18 @@
-"""What serving costs above the detector itself, how many images a second are left, and whether
-memory grows: ``clsnf serve`` under load.
+"""``clsnf serve`` under load: its own cost, its images per second, and whether its memory grows.
 
-    python benchmarks/serve_load.py                                              # a product of the
-    demo, trained here in a minute python benchmarks/serve_load.py --model runs/NAME/winners/screw
-    --pictures MVTEC/screw/test python benchmarks/serve_load.py --requests 500
-    # a short look RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serve_load.py                  #
-    with HAProxy; see docs/serving.md
+    # a product of the demo, trained here in a minute
+    python benchmarks/serve_load.py
+    python benchmarks/serve_load.py --model runs/NAME/winners/screw --pictures MVTEC/screw/test
+    # a short run
+    python benchmarks/serve_load.py --requests 500
+    # with HAProxy, see docs/serving.md
+    RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serve_load.py
 
-Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. What is
-compared runs in turns in the same run: a request to the server, the same picture through the
-detector in this process; a round with 32 clients, a round of the detector at its best batch size. A
-request's *own cost* is the client's time less what the server's answer says that reading and
-network took.
+Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. Server
+and detector take turns in the same run: first a request to the server and the same picture through
+the detector in this process, then a round with 32 clients and a round of the detector at its best
+batch size. The *own cost* of a request is the client's time less the times for reading and network
+in the server's answer.
 """
 
 from __future__ import annotations
@@ -105,15 +106,8 @@ def server(model: Path, folder: Path) -> Iterator[tuple[int, str]]:
     }
     environment |= {"HOME": str(folder / "home"), "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "log").open("wb") as log:
-        command = [
-            sys.executable,
-            "-c",
-            "from clsnf.cli import main; main()",
-            "serve",
-            str(model),
-            "--port",
-            "0",
-        ]
+        command = [sys.executable, "-c", "from clsnf.cli import main; main()"]
+        command += ["serve", str(model), "--port", "0"]
         process = subprocess.Popen(
             [*command, "--set", f"state={folder / 'state'}"],
             env=environment,
@@ -173,7 +167,7 @@ def bodies(folder: Path) -> list[bytes]:
 def one_client(
     port: int, category: str, detector: Detector, pictures: Sequence[bytes], count: int
 ) -> tuple[Client, list[float]]:
-    """Requests of one client, in turns with the detector in this process; seconds of the latter."""
+    """Requests of one client, in turns with the detector; gives the client and those seconds."""
     client, alone = Client(port, category), []
     for index in range(count + 5):
         body = pictures[index % len(pictures)]
@@ -181,10 +175,8 @@ def one_client(
         started = time.perf_counter()
         detector.predict([decode_image(body, "picture")])
         alone.append(time.perf_counter() - started)
-    client.seconds, client.own = (
-        client.seconds[5:],
-        client.own[5:],
-    )  # the first requests load the model
+    # The first requests load the model.
+    client.seconds, client.own = client.seconds[5:], client.own[5:]
     return client, alone[5:]
 
 
@@ -201,7 +193,7 @@ def in_process(detector: Detector, pictures: Sequence[bytes], batch: int, second
 def many_clients(
     port: int, category: str, pictures: Sequence[bytes], *, seconds: float, most: int = sys.maxsize
 ) -> tuple[float, list[str], int]:
-    """Images per second of 32 clients, what went wrong, and how many were answered."""
+    """Images per second of 32 clients, their errors, and the number of answers."""
     clients = [Client(port, category) for _ in range(CLIENTS)]
     started, left, lock = time.perf_counter(), [most], threading.Lock()
 
@@ -318,8 +310,8 @@ def measure(
         memory.append(replica_bytes())
         if wrong and not done:
             break
-    # The allocator's caches fill in the first fifth; from there on the medians of two quarters are
-    # compared.
+    # The allocator's caches fill in the first fifth. Of the rest, the medians of the first and the
+    # last quarter are compared.
     settled = memory[len(memory) // 5 :]
     quarter = max(1, len(settled) // 4)
     growth = statistics.median(settled[-quarter:]) / statistics.median(settled[:quarter]) - 1

@@ -117,9 +117,9 @@ def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -
     files = picture_files(pictures)
     detector = Detector.load(model, "cpu")
     file = out or model.with_name(model.name + FORMATS[kind])
-    checked = export_detector(detector, file, kind, files)
+    comparison = export_detector(detector, file, kind, files)
     click.echo(
-        f"{file}: on {checked.pictures} pictures its maps, from {checked.lowest:.3f} to "
-        f"{checked.highest:.3f}, "
-        f"differ from the detector's by {checked.difference:.1e} at most"
+        f"{file}: on {comparison.pictures} pictures its maps, from {comparison.lowest:.3f} to "
+        f"{comparison.highest:.3f}, "
+        f"differ from the detector's by {comparison.difference:.1e} at most"
     )
