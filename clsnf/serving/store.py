@@ -41,8 +41,9 @@ class LoadedModel:
 
 
 class ModelStore:
-    """Models of one folder, none before the first :meth:`roll`; :meth:`get` belongs to one event
-    loop.
+    """Models of one folder, none before the first :meth:`roll`.
+
+    All calls of :meth:`get` come from one event loop.
 
     Args:
         memory: bytes of parameters that may stay loaded.
