@@ -303,6 +303,27 @@ class ValidationSettings:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """How the density's map and the classifier's map become one map and one score of the image.
+
+    Attributes:
+        fusion_weight: w in the fused map (1 - w) a_nf + w a_cls.
+        score_weight: the same weight in the map that the image's score is taken from; None for that
+            of `fusion_weight`.
+        smoothing: sigma in pixels of a Gaussian over the fused maps; 0 for none.
+    """
+
+    fusion_weight: float
+    score_weight: float | None = None
+    smoothing: float = 0.0
+
+    @property
+    def image_weight(self) -> float:
+        """The weight of the map that image scores are taken from."""
+        return self.fusion_weight if self.score_weight is None else self.score_weight
+
+
+@dataclass(frozen=True)
 class DetectorSettings:
     """Everything that decides what a detector becomes, apart from its data."""
 
@@ -334,9 +355,14 @@ class DetectorSettings:
         _check(self, "seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
 
     @property
+    def fusion(self) -> Fusion:
+        """How both score maps become one."""
+        return Fusion(self.fusion_weight, self.score_weight, self.smoothing)
+
+    @property
     def image_weight(self) -> float:
         """The fusion weight of the map that image scores are taken from."""
-        return self.fusion_weight if self.score_weight is None else self.score_weight
+        return self.fusion.image_weight
 
 
 @dataclass(frozen=True)
