@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clsnf.core.config import DefectSettings
 from clsnf.core.errors import DataError
+from clsnf.core.pixels import to_floats
 from clsnf.synthesis.augment import (
     UNIFORMS_A_SAMPLE,
     ColourChanges,
@@ -52,15 +53,10 @@ class DefectBatch:
         """The batch again, from the normal images, uint8 (B, 3, H, W), the regions, and what
         :meth:`inside` gave.
         """
-        clean = as_floats(images)
+        clean = to_floats(images)
         defective = clean.clone()
         put_channels(defective, places_of(regions), inside)
         return cls(defective, regions, clean)
-
-
-def as_floats(images: Tensor) -> Tensor:
-    """Levels 0 to 255 as float32 in [0, 1], contiguous."""
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def sample_key(seed: int, epoch: int, image: ArrayLike, repeat: ArrayLike = 0) -> NDArray[np.int64]:
@@ -138,7 +134,7 @@ class DefectMaker:
             self._level_counts(draw),
             images.device,
         )
-        clean = as_floats(images)
+        clean = to_floats(images)
         defective = clean.clone()
         self._fill(defective, regions, draw, changes)
         return DefectBatch(defective, regions, clean)
