@@ -45,7 +45,7 @@ from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fi
 from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.streams.choice import StreamChoice, open_stream
-from clsnf.streams.stream import ImageBatch, consecutive, in_batches
+from clsnf.streams.stream import ImageBatch, consecutive, map_in_batches
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
@@ -394,7 +394,7 @@ class Detector:
             return place(_as_array(image), self.settings.image)
 
         parts: Iterator[Any] = (images[start : start + batch_size] for start in starts)
-        for start, batch in zip(starts, in_batches(placed, parts), strict=True):
+        for start, batch in zip(starts, map_in_batches(placed, parts), strict=True):
             placements = [placement for _, placement in batch]
             valid = (
                 torch.stack([p.valid for p in placements])
@@ -410,7 +410,7 @@ class Detector:
         """What the workers of a stream, each with a copy of this detector, say of files."""
         stream = open_stream(choice, paths, self.settings.image)
         start = 0
-        for found in stream.mapped(
+        for found in stream.map_batches(
             partial(_Scorer, self._on_cpu()), consecutive(len(paths), batch_size), self.device
         ):
             batch = paths[start : start + len(found["scores"])]

@@ -160,7 +160,7 @@ class _Usage:
         self._seconds = dict(self._store.seconds)
         self._computed = sum(self._store.computed.values())
         self._reused = sum(self._store.reused.values())
-        self._streamed = self._stream.state()
+        self._streamed = self._stream.totals()
 
     def added_to(self, measured: Measurements, started: float, loading: float) -> Measurements:
         """The measurements with the trial's cost.
@@ -172,7 +172,7 @@ class _Usage:
         """
         stream = {
             name: value - self._streamed.get(name, 0)
-            for name, value in self._stream.state().items()
+            for name, value in self._stream.totals().items()
         }
         seconds = {
             kind: total - self._seconds.get(kind, 0.0)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import OrderedDict
 
 import torch
 
-from clsnf.core.config import DetectorSettings
+from clsnf.core.config import DetectorSettings, replaced, value_at
 from clsnf.core.device import choose_device
 from clsnf.core.memory import keep_freed_memory
 from clsnf.evaluation.workbench import Workbench
 from clsnf.study.context import StudyContext
 from clsnf.study.progress_files import FileProgress
+from clsnf.study.space import SHORT_NAMES
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import prepare
 
@@ -51,8 +51,7 @@ class LoadedWorkbenches:
     def get(self, context: StudyContext, category: str, settings: DetectorSettings) -> Workbench:
         """The category's workbench; it is loaded where it is not in memory.
 
-        Settings that differ only in fusion weights, joint epochs and flow depth share one: each
-        call of the pipeline gets those anew.
+        Settings that differ only in fusion weights, joint epochs and flow depth share one.
         """
         key = (context.folder.driver_path, category, _shared_settings(settings))
         if key not in self._loaded:
@@ -74,15 +73,13 @@ class LoadedWorkbenches:
 WORKBENCHES = LoadedWorkbenches()
 
 
+# Each call of the pipeline gets these anew, so settings that differ in nothing else share a bench.
+_GIVEN_ANEW = (*SHORT_NAMES.values(), "score_weight")
+
+
 def _shared_settings(settings: DetectorSettings) -> DetectorSettings:
     default = DetectorSettings()
-    return dataclasses.replace(
-        settings,
-        fusion_weight=default.fusion_weight,
-        score_weight=default.score_weight,
-        finetune=dataclasses.replace(settings.finetune, joint_epochs=default.finetune.joint_epochs),
-        flow=dataclasses.replace(settings.flow, depth=default.flow.depth),
-    )
+    return replaced(settings, {name: value_at(default, name) for name in _GIVEN_ANEW})
 
 
 def use_threads(threads: int) -> None:
