@@ -262,10 +262,8 @@ def test_trials_share_stages(study: Study) -> None:
             (t["category"], t["config/finetune_epochs"], kind == "flows" and t["config/flow_depth"])
             for t in finite
         }
-        if (
-            kind == "flows"
-            # the baseline beside the winner: on the pretrained backbone, before training and after it
-        ):
+        # The baseline beside the winner: on the pretrained backbone, before training and after it.
+        if kind == "flows":
             kinds |= {
                 (category, 0, depth)
                 for category in study.summary()["categories"]
