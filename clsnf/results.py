@@ -29,8 +29,9 @@ T = TypeVar("T")
 
 FORMAT = 1  # of all files below; files without a number are of earlier versions, and are read too
 
-Interval = tuple[float, float]
-Metrics = dict[str, float]
+Number = Annotated[float, Field(strict=True)]  # a text or a boolean is none
+Interval = tuple[Number, Number]
+Metrics = dict[str, Number]
 Stored = Annotated[Metrics, Field(alias="figures")]
 
 
@@ -644,6 +645,21 @@ class RegionEvidence:
     rejected: bool
 
 
+@dataclass(frozen=True)
+class WinnerProvenance:
+    """The part of a winner's ``detector.json`` that reports show.
+
+    :class:`clsnf.detector.Provenance` holds all of it, and imports torch: reports do without.
+    """
+
+    architecture: str | None = None
+    backbone_fingerprint: str | None = None
+    data_fingerprint: str | None = None
+    validation_fingerprint: str | None = None
+    fit_images: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
 # ---- files of a benchmark ----
 
 
@@ -741,6 +757,20 @@ def to_plain(value: Any) -> Any:
     return _adapter(cls).dump_python(value, mode="json", by_alias=True)
 
 
+def check_format(content: Any, where: str) -> None:
+    """Refuse what a newer version wrote; `where` is its file, for the message.
+
+    Raises:
+        OutputError: the content has a newer format.
+    """
+    number = content.get("format", FORMAT) if isinstance(content, Mapping) else FORMAT
+    if isinstance(number, int) and number > FORMAT:
+        raise OutputError(
+            f"{where} has format {number}, and this version of clsnf reads formats up to "
+            f"{FORMAT}: use a newer version of clsnf."
+        )
+
+
 def from_plain(cls: type[T], content: Any, where: str) -> T:
     """A result from plain JSON types; entries that the type does not know are left out.
 
@@ -752,13 +782,7 @@ def from_plain(cls: type[T], content: Any, where: str) -> T:
     Raises:
         OutputError: the content is damaged, or was written by a newer version.
     """
-    if isinstance(content, Mapping) and content.get("format", FORMAT) != FORMAT:
-        number = content["format"]
-        if isinstance(number, int) and number > FORMAT:
-            raise OutputError(
-                f"{where} has format {number}, and this version of clsnf reads formats up to "
-                f"{FORMAT}: use a newer version of clsnf."
-            )
+    check_format(content, where)
     typed: Any = StoredCategory if cls is CategoryResult else cls
     try:
         result: T = _adapter(typed).validate_python(content)
