@@ -1,4 +1,4 @@
-"""Pictures as data URIs, within a budget: a page that carries all of them must still open at once."""
+"""Pictures as data URIs, within a budget: a page that carries all of them must open at once."""
 
 from __future__ import annotations
 

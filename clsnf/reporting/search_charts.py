@@ -33,9 +33,7 @@ def weight_chart(product: Product, objective: str) -> Chart | None:
     for trial in product.finished_trials:
         if is_finite(trial.config.get("fusion_weight")) and is_finite(trial.objective):
             groups.setdefault(_without_weight(trial, product.parameters), []).append(trial)
-    sweeps = {
-        _in_short(sweep.config): sweep.weights for sweep in (winner.sweeps if winner else [])
-    }
+    sweeps = {_in_short(sweep.config): sweep.weights for sweep in (winner.sweeps if winner else [])}
     data: list[dict[str, Any]] = []
     for index, name in enumerate(dict.fromkeys([*sweeps, *groups])):
         pairs = [pair for pair in sweeps.get(name, []) if is_finite(pair[1])]
