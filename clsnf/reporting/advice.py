@@ -142,7 +142,7 @@ def _check_detection(study: StudyFiles, product: Product) -> Check:
         return Check(name, True, says)
     fitted = product.provenance.fit_images if product.provenance else 0
     if fitted < MANY_NORMALS:
-        do = f"Bring more normals: it was fitted on {fitted}. Try this first below {MANY_NORMALS}."
+        do = f"Bring more normals first: it was fitted on {fitted}, fewer than {MANY_NORMALS}."
         return Check(name, False, says, "normals" if low >= GOOD_AUROC else "weak", do)
     lost = _lost_by_search(product)
     if is_finite(lost) and lost > LOST_BY_SEARCH:
