@@ -44,9 +44,8 @@ from clsnf.data.images import Placement, image_size, place, read_image, restore_
 from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fingerprint
 from clsnf.model.flow import LevelScale
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
-from clsnf.model.score_maps import fuse, image_scores
 from clsnf.streams.choice import StreamChoice, open_stream
-from clsnf.streams.stream import ImageBatch, consecutive, in_batches
+from clsnf.streams.stream import ImageBatch, consecutive, map_in_batches
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
@@ -133,6 +132,8 @@ class Detector:
         provenance: Provenance,
         device: torch.device,
     ) -> None:
+        if network.fusion != settings.fusion:
+            raise ValueError(f"{network.fusion} of the network is not {settings.fusion}.")
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.settings, self.threshold, self.provenance, self.device = (
             settings,
@@ -226,7 +227,9 @@ class Detector:
         pipeline = prepared.pipeline
         normals = validation_normals(table)
         fit_rows = rows_of(table, "fit")
-        network = pipeline.network(settings.finetune.joint_epochs, settings.flow.depth)
+        network = pipeline.network(
+            settings.finetune.joint_epochs, settings.flow.depth, settings.fusion
+        )
         provenance = Provenance(
             category=str(table["category"][0].as_py()),
             architecture=pipeline.info.architecture,
@@ -391,7 +394,7 @@ class Detector:
             return place(_as_array(image), self.settings.image)
 
         parts: Iterator[Any] = (images[start : start + batch_size] for start in starts)
-        for start, batch in zip(starts, in_batches(placed, parts), strict=True):
+        for start, batch in zip(starts, map_in_batches(placed, parts), strict=True):
             placements = [placement for _, placement in batch]
             valid = (
                 torch.stack([p.valid for p in placements])
@@ -407,7 +410,7 @@ class Detector:
         """What the workers of a stream, each with a copy of this detector, say of files."""
         stream = open_stream(choice, paths, self.settings.image)
         start = 0
-        for found in stream.mapped(
+        for found in stream.map_batches(
             partial(_Scorer, self._on_cpu()), consecutive(len(paths), batch_size), self.device
         ):
             batch = paths[start : start + len(found["scores"])]
@@ -440,7 +443,6 @@ class Detector:
         maps, scores = self.score_placed(batch.images, batch.valid)
         return {"maps": maps, "scores": scores}
 
-    @torch.inference_mode()
     def score_placed(
         self, images: torch.Tensor, valid: torch.Tensor | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -453,18 +455,8 @@ class Detector:
         Returns:
             Fused maps (B, H, W) and scores (B,), both float32.
         """
-        batch = (
-            images.to(self.device).float().div_(255).contiguous(memory_format=torch.channels_last)
-        )
-        valid = None if valid is None else valid.to(self.device)
-        density, classifier = self.network(batch, valid)
-        maps = fuse(density, classifier, self.fusion_weight, self.settings.smoothing)
-        scored = maps
-        if self.settings.image_weight != self.fusion_weight:
-            scored = fuse(density, classifier, self.settings.image_weight, self.settings.smoothing)
-        if valid is not None:
-            maps = maps * valid
-        return maps.cpu().numpy(), image_scores(scored, valid).cpu().numpy()
+        answers = self.network.score(images, valid)
+        return answers.maps.cpu().numpy(), answers.scores.cpu().numpy()
 
     # ---- save and load ----
 
@@ -544,7 +536,11 @@ class Detector:
                     "pairs of numbers."
                 )
             network = ScoreNetwork(
-                backbone, decoder, flows, [LevelScale(*scale) for scale in scales]
+                backbone,
+                decoder,
+                flows,
+                [LevelScale(*scale) for scale in scales],
+                settings.fusion,
             )
             if sha256_file(path / TENSORS) != facts["tensors_sha256"]:
                 raise ModelError(
