@@ -39,7 +39,7 @@ from clsnf.core.files import atomic_write, write_json
 from clsnf.core.progress import Progress
 from clsnf.detector import Detector, package_versions, validation_normals
 from clsnf.evaluation.evaluate import metrics_of_maps, samples_of_maps
-from clsnf.evaluation.selection import family_metrics_of, mean_over_families
+from clsnf.evaluation.selection import family_metrics, mean_over_families, scores_of_map
 from clsnf.metrics.bootstrap import (
     bin_images,
     compare,
@@ -130,7 +130,7 @@ def keep_evidence(
         )
         rows = rows + shown
         if any(record["label"] for record in records):
-            normal = np.array(bench.labels.families) == "good"
+            normal = bench.labels.is_normal
             limit = threshold_from_normals(
                 held_out.scores[normal], detector.threshold.false_reject_rate
             ).value
@@ -227,7 +227,10 @@ def baseline_depth(bench: Workbench, settings: DetectorSettings, objective: str)
     depths = [0, max(flow.depth, 1)] if flow.start == "data" else [flow.depth]
     maps = {depth: bench.prepared.pipeline.density_maps(0, depth, bench.images) for depth in depths}
     values = {
-        d: mean_over_families(family_metrics_of(m, bench.labels, (objective,)), objective)
+        d: mean_over_families(
+            family_metrics(scores_of_map(m, bench.labels.valid), bench.labels, (objective,)),
+            objective,
+        )
         for d, m in maps.items()
     }
     return max(depths, key=lambda depth: (values[depth], -depth))
@@ -298,7 +301,7 @@ def _limits(
     """For each layer the map values that pictures show darkest and brightest: from what validation
     normals show, as the detector's.
     """
-    normal = np.array(bench.labels.families) == "good"
+    normal = bench.labels.is_normal
     result = {}
     for name, values in _layers(bench, settings, bench.images).items():
         peaks = image_scores(values, bench.images.valid).numpy()[normal]

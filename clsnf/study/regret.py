@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from clsnf.core.config import DetectorSettings
 from clsnf.core.progress import Progress
-from clsnf.evaluation.selection import family_metrics_of, validation_labels
+from clsnf.evaluation.selection import family_metrics, scores_at, validation_labels
 from clsnf.study.folder import StudyPlan
 from clsnf.study.space import apply_config
 from clsnf.study.trial import workbench
@@ -91,7 +91,8 @@ def regret(
         key = (str(dataclasses.replace(settings, fusion_weight=0.0, score_weight=None)), weight)
         if key not in known:
             maps, labels = maps_of(settings)
-            known[key] = family_metrics_of(maps.fused(weight), labels, names)["defect"]
+            answers = scores_at(maps, weight, labels.valid)
+            known[key] = family_metrics(answers, labels, names)["defect"]
         return known[key]
 
     weights = [

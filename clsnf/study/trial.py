@@ -29,8 +29,9 @@ from clsnf.core.hashing import content_key
 from clsnf.core.memory import keep_freed_memory, release_freed_memory
 from clsnf.evaluation.selection import (
     family_metrics,
-    family_metrics_of,
     mean_over_families,
+    scores_at,
+    scores_of_map,
     validation_labels,
 )
 from clsnf.study.folder import StudyPlan
@@ -176,7 +177,8 @@ def trial_reports(
         pipeline.finetuned(epochs, stops)
         maps = pipeline.maps(epochs, depth, bench.images)
         with store.clock("scoring"):
-            figures = family_metrics(maps, bench.labels, settings.fusion_weight, names)
+            answers = scores_at(maps, settings.fusion_weight, bench.labels.valid)
+            figures = family_metrics(answers, bench.labels, names)
         report: dict[str, Any] = {
             f"validation_{name}": mean_over_families(figures, name) for name in names
         }
@@ -240,7 +242,8 @@ def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> flo
 
     def compute() -> Artifact:
         maps = pipeline.trunk_maps(epochs, step, bench.images)
-        figures = family_metrics_of(maps, bench.labels, (objective,))
+        answers = scores_of_map(maps, bench.labels.valid)
+        figures = family_metrics(answers, bench.labels, (objective,))
         return Artifact({}, {"value": mean_over_families(figures, objective)})
 
     return float(

@@ -24,7 +24,7 @@ from clsnf.evaluation.evaluate import evaluate_detector
 from clsnf.evaluation.pictures import Image, outline, overlay, sheet
 from clsnf.evaluation.selection import (
     choose_score_weight,
-    family_metrics_of,
+    family_metrics,
     mean_over_families,
     sweep_weights,
 )
@@ -109,14 +109,13 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         weights = np.unique(np.append(plan.fusion_weights, settings.fusion_weight))
         values = sweep_weights(maps, bench.labels, study.objective, weights)
         candidates += [
-            Candidate(trial, weight, tuple(families.values())) for weight, families in values
+            Candidate(trial, swept.fusion_weight, tuple(swept.families.values()))
+            for swept in values
         ]
         sweeps.append(
             {
                 "config": without_weight(trial["config"]),
-                "weights": [
-                    (weight, float(np.mean(list(families.values())))) for weight, families in values
-                ],
+                "weights": [(swept.fusion_weight, swept.mean) for swept in values],
             }
         )
     release_freed_memory()
@@ -131,18 +130,16 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         settings.finetune.joint_epochs, settings.flow.depth, bench.images
     )
     if settings.score_weight is None:
-        by_weight = ((float(w), maps.fused(float(w))) for w in (*plan.fusion_weights, weight))
-        settings = dataclasses.replace(
-            settings, score_weight=choose_score_weight(by_weight, bench.labels)
-        )
+        weights = np.append(plan.fusion_weights, weight)
+        score_weight = choose_score_weight(maps, bench.labels, weights)
+        settings = dataclasses.replace(settings, score_weight=score_weight)
     train = plan.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
     detector.save(plan.folder / "winners" / category)
 
     names = reported_metrics(study)
-    families = family_metrics_of(
-        maps.fused(weight), bench.labels, names, maps.fused(settings.image_weight)
-    )
+    answers = maps.scores(settings.fusion, bench.labels.valid)
+    families = family_metrics(answers, bench.labels, names)
     result: dict[str, Any] = {
         "winner": plan.place_of(f"winners/{category}"),
         "trial": trial["trial"],
