@@ -20,6 +20,7 @@ FLOORS = {
     "clsnf.evaluation": 7,
     "clsnf.paper": 7,
     "clsnf.detector": 6,
+    "clsnf.detector_file": 6,
     "clsnf.training": 5,
     "clsnf.streams": 4,
     "clsnf.synthesis": 3,
