@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LATENCY = "latency"  # the objective that is no metric: milliseconds an image
 FORMAT = 1  # of all files below; files without a number are of earlier versions, and are read too
 
 Number = Annotated[float, Field(strict=True)]  # a text or a boolean is none
@@ -92,12 +93,20 @@ class Measurements:
     )
     # Name in the file -> field.
     _SINGLE = (
-        ("latency", "latency"),
+        (LATENCY, "latency"),
         ("seconds", "seconds"),
         ("stages_computed", "artifacts_computed"),
         ("stages_reused", "artifacts_reused"),
         ("traceback", "traceback"),
     )
+
+    def value_of(self, objective: str) -> float:
+        """The value of an objective by its name, ``latency`` or a metric. Raises KeyError."""
+        if objective == LATENCY:
+            if self.latency is None:
+                raise KeyError(objective)
+            return self.latency
+        return self.validation[objective]
 
     def flat(self) -> dict[str, Any]:
         """One plain value a name, as Tune reports, Optuna attributes and table rows hold it."""
@@ -155,11 +164,7 @@ class TrialResult:
 
     def value_of(self, objective: str) -> float:
         """The value of an objective by its name, ``latency`` or a metric. Raises KeyError."""
-        if objective == "latency":
-            if self.measured.latency is None:
-                raise KeyError(objective)
-            return self.measured.latency
-        return self.measured.validation[objective]
+        return self.measured.value_of(objective)
 
     def to_row(self) -> dict[str, Any]:
         """A row of ``trials.parquet``."""

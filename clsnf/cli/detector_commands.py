@@ -211,7 +211,7 @@ def evaluate(
             result = evaluate_detector(detector, test, terminal.progress, stream=choice)
     if json_file is not None:
         write_result(json_file, result)
-    terminal.figures(result)
+    terminal.metrics(result)
 
 
 @main.command(short_help="All settings with their defaults.")

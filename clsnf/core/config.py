@@ -9,10 +9,11 @@ change a result must not live here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -302,24 +303,35 @@ class ValidationSettings:
         _check(self, "false_reject_rate", 0 < self.false_reject_rate < 1, "in (0, 1)")
 
 
+def _check_fusion(owner: Fusion | DetectorSettings) -> None:
+    score_weight = owner.score_weight
+    ok = score_weight is None or 0 <= score_weight <= 1
+    _check(owner, "score_weight", ok, "null, or in [0, 1]")
+    _check(owner, "smoothing", 0 <= owner.smoothing <= 32, "from 0 to 32")
+    _check(owner, "fusion_weight", 0 <= owner.fusion_weight <= 1, "in [0, 1]")
+
+
 @dataclass(frozen=True)
 class Fusion:
-    """How the density's map and the classifier's map become one map and one score of the image.
+    """How the density map and the classifier's map become the anomaly map and the image's score.
 
     Attributes:
-        fusion_weight: w in the fused map (1 - w) a_nf + w a_cls.
-        score_weight: the same weight in the map that the image's score is taken from; None for that
-            of `fusion_weight`.
-        smoothing: sigma in pixels of a Gaussian over the fused maps; 0 for none.
+        fusion_weight: share of the classifier's map in the anomaly map, in [0, 1].
+        score_weight: the same share in the map whose largest value is the image's score; None: as
+            `fusion_weight`.
+        smoothing: sigma in pixels of a Gaussian over the fused map; 0: none.
     """
 
     fusion_weight: float
     score_weight: float | None = None
     smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_fusion(self)
+
     @property
     def image_weight(self) -> float:
-        """The weight of the map that image scores are taken from."""
+        """The share of the classifier's map in the map that the image's score is taken from."""
         return self.fusion_weight if self.score_weight is None else self.score_weight
 
 
@@ -343,20 +355,13 @@ class DetectorSettings:
     seed: int = setting(0, "seed of everything random")
 
     def __post_init__(self) -> None:
-        _check(
-            self,
-            "score_weight",
-            self.score_weight is None or 0 <= self.score_weight <= 1,
-            "null, or in [0, 1]",
-        )
-        _check(self, "smoothing", 0 <= self.smoothing <= 32, "from 0 to 32")
-        _check(self, "fusion_weight", 0 <= self.fusion_weight <= 1, "in [0, 1]")
+        _check_fusion(self)
         # The generators' range, with room for the seeds that are derived from this one.
         _check(self, "seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
 
     @property
     def fusion(self) -> Fusion:
-        """How both score maps become one."""
+        """How the two maps are fused."""
         return Fusion(self.fusion_weight, self.score_weight, self.smoothing)
 
     @property
@@ -493,6 +498,77 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise SettingsError(f"{where} is {value!r}: it must be of type {hint.__name__}.")
     return value
+
+
+def setting_names(settings: Any) -> list[str]:
+    """The dotted names of all settings of an object or its class, such as ``flow.depth``."""
+    cls = settings if isinstance(settings, type) else type(settings)
+    names = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            names += [f"{name}.{inner}" for inner in setting_names(hint)]
+        else:
+            names.append(name)
+    return names
+
+
+def value_at(settings: Any, name: str) -> Any:
+    """The value of the setting with this dotted name.
+
+    Raises:
+        SettingsError: there is no such setting (the nearest name is given).
+    """
+    _check_names(settings, [name])
+    return functools.reduce(getattr, name.split("."), settings)
+
+
+def replaced(settings: T, values: Mapping[str, Any]) -> T:
+    """The settings with other values, by dotted name: ``replaced(settings, {"flow.depth": 2})``.
+
+    Values are plain JSON or YAML types, as in :func:`from_dict`. All are put in before any rule is
+    checked, so their order does not matter.
+
+    Raises:
+        SettingsError: an unknown name (the nearest valid one is given), a value of the wrong type,
+            or one out of its range.
+    """
+    _check_names(settings, values)
+    return _replaced(settings, values, "settings")
+
+
+def _replaced(settings: T, values: Mapping[str, Any], where: str) -> T:
+    hints = typing.get_type_hints(type(settings))
+    changes: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            sections.setdefault(first, {})[rest] = value
+        else:
+            changes[first] = _coerce(hints[first], value, f"{where}.{first}")
+    for first, inner in sections.items():
+        changes[first] = _replaced(getattr(settings, first), inner, f"{where}.{first}")
+    return typing.cast(T, dataclasses.replace(typing.cast(Any, settings), **changes))
+
+
+def _check_names(settings: Any, names: Iterable[str]) -> None:
+    valid = setting_names(settings)
+    for name in names:
+        if name not in valid:
+            raise SettingsError(f"There is no setting {name!r}.{nearest(name, valid)}")
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names: ``{"flow": {"depth": 2}}`` as
+    ``{"flow.depth": 2}``.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:

@@ -11,14 +11,13 @@ its full name, such as ``flow.passes`` or ``defects.threshold``.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from clsnf.core.config import DetectorSettings, from_dict, to_dict
+from clsnf.core.config import DetectorSettings, replaced, setting_names, value_at
 from clsnf.core.errors import SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
 from clsnf.training.finetune import RESUME_EVERY
@@ -118,7 +117,7 @@ class Space:
         category.
         """
         return {
-            name: _nearest_value(given, _lookup(settings, name))
+            name: _nearest_value(given, _plain_value(settings, name))
             for name, given in self.ranges.items()
         }
 
@@ -197,39 +196,17 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
     Raises:
         SettingsError: an unknown name, or a value out of its range.
     """
-    content = to_dict(settings)
-    for name, value in config.items():
-        *sections, last = SHORT_NAMES.get(name, name).split(".")
-        place = content
-        for section in sections:
-            if not isinstance(place.get(section), dict):
-                raise SettingsError(
-                    f"There is no setting {name!r}.{nearest(name, _names(settings))}"
-                )
-            place = place[section]
-        if last not in place or isinstance(place[last], dict):
-            raise SettingsError(f"There is no setting {name!r}.{nearest(name, _names(settings))}")
-        place[last] = value
-    return from_dict(DetectorSettings, content)
+    names = setting_names(settings)
+    for name in config:
+        if name not in SHORT_NAMES and name not in names:
+            raise SettingsError(
+                f"There is no setting {name!r}.{nearest(name, [*SHORT_NAMES, *names])}"
+            )
+    return replaced(settings, {SHORT_NAMES.get(name, name): v for name, v in config.items()})
 
 
-def _names(settings: DetectorSettings) -> list[str]:
-    def walk(prefix: str, value: Any) -> list[str]:
-        if not dataclasses.is_dataclass(value):
-            return [prefix]
-        return [
-            n
-            for f in dataclasses.fields(value)
-            for n in walk(f"{prefix}.{f.name}".lstrip("."), getattr(value, f.name))
-        ]
-
-    return [*SHORT_NAMES, *walk("", settings)]
-
-
-def _lookup(settings: DetectorSettings, name: str) -> Any:
-    value: Any = settings
-    for section in SHORT_NAMES.get(name, name).split("."):
-        value = getattr(value, section)
+def _plain_value(settings: DetectorSettings, name: str) -> Any:
+    value = value_at(settings, SHORT_NAMES.get(name, name))
     return list(value) if isinstance(value, tuple) else value  # as YAML and JSON have it
 
 

@@ -121,7 +121,7 @@ class Finetuner:
         # statistics.
         batches = max(1, math.ceil(len(order) / settings.batch_size))
         total = 0.0
-        stream = self.stream.training(
+        stream = self.stream.training_batches(
             self.recipe, order.tensor_split(batches), keys.tensor_split(batches), self.device
         )
         for number, batch in enumerate(stream):
