@@ -236,7 +236,7 @@ def test_a_file_of_an_earlier_version_is_read_and_written_with_the_same_keys(
 ) -> None:
     path = tmp_path / "file.json"
     path.write_text(json.dumps(FILES[cls]))
-    result = read_result(cls, path)
+    result: Any = read_result(cls, path)
     write_result(path, result)
     written = json.loads(path.read_text())
     assert lacking(FILES[cls], written) == []
