@@ -123,17 +123,17 @@ class ReadyStream(MemoryStream):
         super().__init__(stream.images)
         self.made = made
 
-    def _training(self, *arguments: Any) -> Iterator[TrainingBatch]:
+    def _training_batches(self, *arguments: Any) -> Iterator[TrainingBatch]:
         yield from self.made
 
 
-def training(folder: Path, steps: int, rounds: int) -> None:
+def training_batches(folder: Path, steps: int, rounds: int) -> None:
     """Seconds of steps from each source of batches."""
     torch.manual_seed(0)
     paths = pictures(folder, steps * BATCH)
     memory = MemoryStream(load_images(paths, SETTINGS).images)
     recipe = recipe_for(memory.images)
-    made = list(memory.training(recipe, *plan(len(memory)), CPU))
+    made = list(memory.training_batches(recipe, *plan(len(memory)), CPU))
     settings = FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=BATCH)
     backbone = empty_backbone("resnet18", (1, 2, 3), SETTINGS.size)
     decoder = build_decoder(backbone.info, SETTINGS, settings, seed=0)
@@ -188,7 +188,7 @@ class Loading(Dataset[tuple[Tensor, ...]]):
         images = torch.stack(
             [load_timed(self.paths[index], SETTINGS)[0] for index in self.chosen[number].tolist()]
         )
-        made = self.recipe.applied(
+        made = self.recipe.apply(
             ImageBatch(images, None, self.chosen[number]), self.keys[number], CPU
         )
         return made.defects.images, made.defects.regions, made.defects.clean
@@ -223,10 +223,10 @@ def batches(folder: Path, count: int, rounds: int) -> None:
         rows: dict[str, Callable[[], None]] = {
             f"DataLoader, {workers} workers": lambda: passed(iter(loaders[0])),
             f"Ray stream, {workers} workers": lambda: passed(
-                ray_stream.training(recipe, chosen, keys, CPU)
+                ray_stream.training_batches(recipe, chosen, keys, CPU)
             ),
             "local stream": lambda: passed(
-                LocalStream(paths, SETTINGS).training(recipe, chosen, keys, CPU)
+                LocalStream(paths, SETTINGS).training_batches(recipe, chosen, keys, CPU)
             ),
         }
         seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -270,7 +270,9 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
         with ray_session(None, 1 << 30):
             stream = RayStream(paths, SETTINGS, 2)
             for number, _ in enumerate(
-                stream.training(recipe_for(stream.bank(donors, CPU)), chosen, keys, CPU)
+                stream.training_batches(
+                    recipe_for(stream.load_shared(donors, CPU)), chosen, keys, CPU
+                )
             ):
                 if number % 20 == 0:
                     found = [
@@ -281,7 +283,9 @@ def one_pass(kind: str, folder: Path, count: int) -> None:
                     worker = max([worker, *(p.memory_info().rss for p in found)])
     else:
         local = LocalStream(paths, SETTINGS)
-        for _ in local.training(recipe_for(local.bank(donors, CPU)), chosen, keys, CPU):
+        for _ in local.training_batches(
+            recipe_for(local.load_shared(donors, CPU)), chosen, keys, CPU
+        ):
             pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"peak": peak, "worker": worker}))

@@ -41,7 +41,7 @@ from clsnf.detector_file import Provenance
 from clsnf.model.backbone import empty_backbone, fingerprint
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.streams.choice import StreamChoice, open_stream
-from clsnf.streams.stream import ImageBatch, consecutive, in_batches
+from clsnf.streams.stream import ImageBatch, consecutive, map_in_batches
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
@@ -371,7 +371,7 @@ class Detector:
 
         starts = range(0, len(images), batch_size)
         parts: Iterator[Any] = (images[start : start + batch_size] for start in starts)
-        for start, batch in zip(starts, in_batches(placed, parts), strict=True):
+        for start, batch in zip(starts, map_in_batches(placed, parts), strict=True):
             placements = [placement for _, placement in batch]
             padded = any(placement.padded for placement in placements)
             valid = torch.stack([p.valid for p in placements]) if padded else None
@@ -386,7 +386,7 @@ class Detector:
         make_worker = partial(ScoreWorker, _on_cpu(self.network))
         batches = consecutive(len(paths), batch_size)
         start = 0
-        for found in stream.mapped(make_worker, batches, self.device):
+        for found in stream.map_batches(make_worker, batches, self.device):
             files = paths[start : start + len(found["scores"])]
             placements = [Placement.of(image_size(file), self.settings.image) for file in files]
             yield _ScoredBatch(start, found["maps"], found["scores"], placements)

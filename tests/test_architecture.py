@@ -19,6 +19,7 @@ FLOORS = {
     "clsnf.benchmark": 8,
     "clsnf.evaluation": 7,
     "clsnf.paper": 7,
+    "clsnf.results": 7,
     "clsnf.detector": 6,
     "clsnf.detector_file": 6,
     "clsnf.training": 5,

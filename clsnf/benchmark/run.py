@@ -33,7 +33,7 @@ import clsnf
 from clsnf.benchmark.cell import OBJECTIVE, ORACLE_METRICS, REPLICATES, CellRequest, run_cell
 from clsnf.benchmark.systems import SYSTEMS, WEIGHTS
 from clsnf.benchmark.tables import BASE, Cell, write_tables
-from clsnf.core.config import DetectorSettings, to_dict
+from clsnf.core.config import DetectorSettings, key_content, to_dict
 from clsnf.core.errors import ClsnfError, OutputError
 from clsnf.core.files import check_writable, write_json
 from clsnf.core.hashing import content_key
@@ -207,7 +207,7 @@ def _place(
     """Where a cell lies, what decides it, and its recipe."""
     recipe = request.recipes[variant][category]
     content = {
-        "settings": to_dict(dataclasses.replace(recipe.settings, seed=seed)),
+        "settings": key_content(dataclasses.replace(recipe.settings, seed=seed)),
         "baseline_passes": recipe.baseline_passes,
         "data": data_fingerprint(table),
         "textures": None if request.textures is None else texture_files_key(request.textures),

@@ -163,8 +163,8 @@ def show(**options: Any) -> None:
     from clsnf.cli.terminal import Terminal
     from clsnf.core.files import check_writable
     from clsnf.data.images import read_image, write_image
-    from clsnf.synthesis.contact_sheet import contact_sheet, page
-    from clsnf.synthesis.training_sheet import training_bands
+    from clsnf.synthesis.contact_sheet import draw_sheet, write_contact_sheet
+    from clsnf.synthesis.training_sheet import training_rows
     from clsnf.synthesis.validation_set import write_validation_set
     from clsnf.training.prepare import texture_bank
 
@@ -177,8 +177,8 @@ def show(**options: Any) -> None:
         textures = texture_bank(settings, options["textures"])
         table = _split_table(options, settings, terminal)
         fit, decision = _loaded(table, settings)
-        training = page(
-            training_bands(fit, textures, settings.defects, decision.mode, settings.seed)
+        training = draw_sheet(
+            training_rows(fit, textures, settings.defects, decision.mode, settings.seed)
         )
         few = min(6, settings.validation.images_per_family)  # the first of those that a study makes
         written = write_validation_set(
@@ -189,7 +189,7 @@ def show(**options: Any) -> None:
             mask_mode=decision.mode,
             progress=terminal.progress,
         )
-        contact_sheet(written, Path(folder) / "validation.png")
+        write_contact_sheet(written, Path(folder) / "validation.png")
         whole = np.vstack([training, read_image(Path(folder) / "validation.png")])
     options["out"].parent.mkdir(parents=True, exist_ok=True)
     write_image(options["out"], whole)

@@ -189,9 +189,10 @@ def evaluate(
 ) -> None:
     """Score the test pictures of a category and compare with their labels."""
     from clsnf.cli.terminal import Terminal
-    from clsnf.core.files import check_writable, write_json
+    from clsnf.core.files import check_writable
     from clsnf.detector import Detector
     from clsnf.evaluation.evaluate import evaluate_detector
+    from clsnf.results import write_result
     from clsnf.training.prepare import rows_of
 
     detector = Detector.load(model, device)
@@ -209,7 +210,7 @@ def evaluate(
         with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
             result = evaluate_detector(detector, test, terminal.progress, stream=choice)
     if json_file is not None:
-        write_json(json_file, result)
+        write_result(json_file, result)
     terminal.figures(result)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clsnf.core.config import DetectorSettings
     from clsnf.detector import Detector
     from clsnf.reporting.build import Built
+    from clsnf.results import TestResult
     from clsnf.study.run import Reporter
     from clsnf.training.calibrate import Threshold
 
@@ -412,23 +413,23 @@ class Terminal:
             )
         self._results.print(table)
 
-    def figures(self, result: dict[str, Any]) -> None:
-        """Figures of an evaluation."""
+    def figures(self, result: TestResult) -> None:
+        """Metrics of an evaluation."""
         from clsnf.metrics import METRICS
 
         table = Table()
         for column in ("figure", "value", "what it is"):
             table.add_column(column)
-        for name, value in result["figures"].items():
+        for name, value in result.metrics.items():
             table.add_row(name, f"{value:.4f}", METRICS[name].help)
-        for name, meaning in (
-            ("recall", "share of defects above the threshold"),
-            ("false_reject_rate", "share of normals above it"),
+        for name, rate, meaning in (
+            ("recall", result.recall, "share of defects above the threshold"),
+            ("false_reject_rate", result.false_reject_rate, "share of normals above it"),
         ):
-            if result[name] is not None:
-                table.add_row(name, f"{result[name]:.4f}", meaning)
+            if rate is not None:
+                table.add_row(name, f"{rate:.4f}", meaning)
         self._results.print(table)
-        if not result["figures"]:
+        if not result.metrics:
             self.line(
                 "note: there are no pictures with defects: figures that need them are left out"
             )

@@ -1,11 +1,9 @@
-"""Is an image file whole? Read from its structure alone, before any codec sees the bytes; called by
-:mod:`clsnf.data.images`.
+"""Is an image file whole? Read from its structure alone, before any codec sees the bytes.
 
-Unusual: this exists because codecs can't be trusted with half a file. libjpeg fills the missing
-    part with grey and only warns (a
-file whose tail is zeros after a crash passes), PNG decoders stop at the last pixel, libtiff writes
-to standard error. The checks here walk the containers' own lengths, never the compressed data, so
-they cost microseconds.
+Codecs can't be trusted with half a file. libjpeg fills the missing part with grey and only warns (a
+file whose tail is zeros after a crash passes), PNG decoders stop at the last pixel, and libtiff
+writes to standard error. The checks here follow the lengths that the container states, never the
+compressed data, so they cost microseconds. Called by :mod:`clsnf.data.images`.
 """
 
 from __future__ import annotations
@@ -21,31 +19,20 @@ _JPEG_SCAN, _JPEG_END = 0xDA, b"\xff\xd9"
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # markers without a length: TEM, RST0-7, SOI
 
 # TIFF 6.0 section 2 and the BigTIFF design: bytes per value of each field type.
+# fmt: off
 _TIFF_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
+    1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
+    16: 8, 17: 8, 18: 8,
 }
+# fmt: on
 _TIFF_INTEGERS = {3: "u2", 4: "u4", 16: "u8"}
 _TIFF_DATA = ((273, 279), (324, 325))  # (offsets, byte counts) of strips and of tiles
 
 
 def sniff(data: bytes) -> str | None:
-    """Pillow's name of the format that the first bytes announce, whatever the file is called; None
-    where it is not one of ours.
+    """Pillow's name of the format that the first bytes show; None if it is not read here.
+
+    The name of the file does not matter.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
@@ -59,11 +46,10 @@ def sniff(data: bytes) -> str | None:
 
 
 def damage(data: bytes, image_format: str) -> str | None:
-    """What is wrong with the file's structure, to follow its name in a message (``is cut short
-    ...``); None where it is whole.
+    """What is wrong with the structure of a file; None if it is whole.
 
-    ``image_format`` is :func:`sniff`'s answer. BMP needs no check: its decoder counts the bytes of
-    the rows itself.
+    The answer follows the file's name in a message (``is cut short ...``). ``image_format`` is
+    :func:`sniff`'s answer. BMP needs no check: its decoder counts the bytes of the rows itself.
     """
     check = _CHECKS.get(image_format)
     if check is None:
@@ -86,8 +72,9 @@ def _png(data: bytes) -> str | None:
 
 
 def _jpeg(data: bytes) -> str | None:
-    """ITU T.81, annex B: segments with lengths up to the first scan, whose entropy-coded data can't
-    hold an end marker.
+    """ITU T.81, annex B: segments with lengths up to the first scan.
+
+    Its entropy-coded data can't hold an end marker.
     """
     position = 2
     while data[position] == 0xFF:
@@ -99,18 +86,13 @@ def _jpeg(data: bytes) -> str | None:
         else:
             position += 2 + struct.unpack_from(">H", data, position + 2)[0]
             if marker == _JPEG_SCAN:
-                return (
-                    None
-                    if data.find(_JPEG_END, position) >= 0
-                    else f"{_CUT}: its end marker is missing"
-                )
+                whole = data.find(_JPEG_END, position) >= 0
+                return None if whole else f"{_CUT}: its end marker is missing"
     return "is damaged: its segments do not follow each other"
 
 
 def _tiff(data: bytes) -> str | None:
-    """TIFF 6.0 and BigTIFF: the first directory, the values that it points to, and its strips or
-    tiles lie within the file.
-    """
+    """TIFF 6.0 and BigTIFF: the first directory, its values and its strips or tiles are in the file."""
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     end = len(data)
@@ -126,11 +108,8 @@ def _tiff(data: bytes) -> str | None:
                 _tiff_integers(data, order, *fields[tag]) for tag in (offsets_tag, counts_tag)
             )
             if len(offsets) == len(counts) and (offsets + counts > end).any():
-                return (
-                    f"{_CUT}: "
-                    f"{int(np.minimum(counts, np.maximum(offsets + counts - end, 0)).sum())} "
-                    "bytes are missing"
-                )
+                missing = np.minimum(counts, np.maximum(offsets + counts - end, 0)).sum()
+                return f"{_CUT}: {int(missing)} bytes are missing"
     return None
 
 
@@ -143,9 +122,8 @@ def _tiff_fields(data: bytes, order: str, big: bool) -> Iterator[tuple[int, int,
     (entries,) = struct.unpack_from(count_format, data, directory)
     start = directory + struct.calcsize(count_format)
     stride = struct.calcsize(entry_format) + inline
-    struct.unpack_from(
-        order + ("Q" if big else "I"), data, start + entries * stride
-    )  # the next directory's place must be there
+    # The position of the next directory must be in the file.
+    struct.unpack_from(order + ("Q" if big else "I"), data, start + entries * stride)
     for entry in range(start, start + entries * stride, stride):
         tag, kind, count = struct.unpack_from(entry_format, data, entry)
         position = entry + stride - inline
@@ -155,14 +133,14 @@ def _tiff_fields(data: bytes, order: str, big: bool) -> Iterator[tuple[int, int,
 
 
 def _tiff_integers(data: bytes, order: str, kind: int, count: int, position: int) -> np.ndarray:
-    """A field's values as int64; none where its type is no integer."""
+    """A field's values as int64; empty if its type is no integer."""
     if kind not in _TIFF_INTEGERS:
         return np.empty(0, np.int64)
     return np.frombuffer(data, order + _TIFF_INTEGERS[kind], count, position).astype(np.int64)
 
 
 def _webp(data: bytes) -> str | None:
-    """The RIFF header's own length."""
+    """The RIFF header states the file's length."""
     missing = 8 + int.from_bytes(data[4:8], "little") - len(data)
     return f"{_CUT}: {missing} bytes are missing" if missing > 0 else None
 

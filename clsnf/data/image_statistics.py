@@ -1,10 +1,8 @@
-"""How a picture looks on the whole: what changes when a lamp ages, a lens loses focus or a camera's
-settings change.
+"""Statistics of an image as a whole: what changes when a lamp ages or a lens loses focus.
 
-Unusual: nothing here says whether a product is good. A server compares the looks of the day's
-    pictures with those of the normal images
-that a detector was calibrated on, because a detector whose pictures have changed is wrong without
-knowing it.
+They do not say whether a product is good. A server compares the statistics of the day's images with
+those of the normal images that a detector was calibrated on: a detector whose images have changed
+is wrong without knowing it. Files and HTTP answers call a statistic ``look``.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ import torch
 from clsnf.core.config import ImageSettings
 from clsnf.data.images import place, read_image
 
-# Grey levels of 255: mean; standard deviation; mean difference of neighbours; mean of red less
-# green, of blue less green.
+# In grey levels, of 0 to 255: the mean; the standard deviation; the mean absolute difference of
+# neighbours; the mean of red minus green, and of blue minus green.
 STATISTICS = ("brightness", "contrast", "sharpness", "redness", "blueness")
 _LEAST_SPREAD = np.array([1.0, 1.0, 0.5, 1.0, 1.0])
 
 
 def statistics_of(placed: torch.Tensor) -> np.ndarray:
-    """(5,) float32, in the order of :data:`STATISTICS`, of a picture on the canvas, (3, H, W) uint8."""
+    """The :data:`STATISTICS` of an image (3, H, W) uint8, of the network's input size: float32 (5,)."""
     pixels = placed.float()
     red, green, blue = pixels.mean(dim=(1, 2)).tolist()
     grey = pixels.mean(dim=0)
@@ -40,21 +38,29 @@ def statistics_of(placed: torch.Tensor) -> np.ndarray:
 def statistics_of_normals(
     paths: Sequence[str | os.PathLike[str]], settings: ImageSettings
 ) -> dict[str, list[float]]:
-    """Mean and standard deviation of each look over some images, at least one.
+    """The mean and standard deviation of each statistic over some images, at least one.
 
-    The deviation is 1 grey level or more (half of one where differences are averaged): a line whose
-    pictures all look alike must not call every breath of change a drift.
+    The standard deviation is 1 grey level or more, 0.5 for sharpness: where all images look alike,
+    the slightest change must not count as drift.
+
+    Args:
+        paths: references, see :mod:`clsnf.data.sources`.
+        settings: the network's input.
+
+    Returns:
+        [mean, standard deviation] by name.
+
+    Raises:
+        ImageError: an image can't be read.
     """
 
-    def look(path: str | os.PathLike[str]) -> np.ndarray:
+    def read(path: str | os.PathLike[str]) -> np.ndarray:
         return statistics_of(place(read_image(path), settings)[0])
 
     with ThreadPoolExecutor() as pool:
-        # (N, 5), each look in order of size: the sums come out the same to the last bit, whatever
-        # the order of the images.
-        found = np.sort(np.stack(list(pool.map(look, paths))).astype(np.float64), axis=0)
+        # (N, 5). Each statistic is sorted, so that its sum has the same last bit in any order of
+        # the images.
+        found = np.sort(np.stack(list(pool.map(read, paths))).astype(np.float64), axis=0)
     spreads = np.maximum(found.std(axis=0), _LEAST_SPREAD)
-    return {
-        name: [float(m), float(s)]
-        for name, m, s in zip(STATISTICS, found.mean(axis=0), spreads, strict=True)
-    }
+    moments = zip(STATISTICS, found.mean(axis=0), spreads, strict=True)
+    return {name: [float(mean), float(spread)] for name, mean, spread in moments}

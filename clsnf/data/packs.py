@@ -1,15 +1,14 @@
-"""A data set as Parquet shards: few large files instead of many small ones, on any file system that
-pyarrow knows (a folder, s3://, gs://).
+"""Packs: a data set as Parquet shards, a few large files instead of many small ones.
 
-    DEST/pack.json                   what belongs to it: every shard with its rows, size and sha256;
-    written last DEST/CATEGORY/00000.parquet      rows of PACK_SCHEMA: a picture's and its mask's
-    encoded bytes as they were, and what is known of them
+    DEST/pack.json                every shard with its rows, size and sha256; written last
+    DEST/CATEGORY/00000.parquet   rows of PACK_SCHEMA: the encoded bytes of an image and of its
+                                  mask as they were, and the facts of the table
 
-Unusual: a row group holds about half a megabyte, so that reading one picture reads little else;
-    pages carry checksums, so that
-damaged bytes are an error even where a picture's format would not notice. A pack gives the same
-table as the folder that it was made from, apart from the references, and so the same splits, stages
-and figures.
+A pack lies on any file system that pyarrow knows (a folder, s3://, gs://). It gives the same table
+as the folder that it was made from, apart from the references, and so the same splits, artifacts
+and metrics. A row group holds about half a megabyte, so that reading one image reads little else.
+Pages carry checksums, so that damaged bytes are an error even where an image format would not
+notice them.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from clsnf.core.progress import Progress, silent
 from clsnf.core.uris import is_uri
 from clsnf.data.images import decode_image, decode_mask
 from clsnf.data.layouts import CATEGORY_SCHEMA
-from clsnf.data.sources import file_system, forget_shards, packed_reference, read_bytes
+from clsnf.data.sources import SHARDS, file_system, one_line, packed_reference, read_bytes
 
 PACK_SCHEMA = pa.schema(
     [
-        ("name", pa.string()),  # below the category's folder, with its suffix
+        ("name", pa.string()),  # path below the category's folder
         ("split", pa.string()),  # fit | test, as the layout says; studies divide fit themselves
         ("label", pa.int8()),
         ("defect_type", pa.string()),
@@ -55,13 +54,19 @@ _MANIFEST, _UNFINISHED = "pack.json", "pack.unfinished"
 _FACTS = [name for name in PACK_SCHEMA.names if name not in ("image", "mask")]
 _GROUP_BYTES = 1 << 19
 _SHARD_BYTES = 256 << 20
+_WRITER_OPTIONS: dict[str, Any] = {
+    "compression": "none",  # the images are compressed already
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
 
 Location = str | Path
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as the pack's list has it; ``file`` is relative to the pack."""
+    """One shard as ``pack.json`` lists it; ``file`` is relative to the pack."""
 
     file: str
     category: str
@@ -71,9 +76,13 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Verified:
-    """A pack that is whole: its rows by category, and the pictures in it that are no images, as
-    they were before it was packed.
+class VerifiedPack:
+    """What :func:`verify_pack` found in a pack that is whole.
+
+    Attributes:
+        rows: number of rows of each category.
+        shards, bytes: number of shards, and their size.
+        unreadable: for each image or mask that can't be decoded, one line with its name.
     """
 
     rows: dict[str, int]
@@ -86,7 +95,11 @@ class Verified:
 
 
 def is_pack(location: Location) -> bool:
-    """Whether a folder or URI is meant as a pack: one that was cut short is."""
+    """Whether a folder or URI is meant as a pack. One that was cut short is.
+
+    Raises:
+        DataError: the location can't be read.
+    """
     system, root = file_system(location)
     try:
         found = system.get_file_info(
@@ -94,13 +107,12 @@ def is_pack(location: Location) -> bool:
         )
     except OSError as error:
         raise DataError(
-            f"{location} can't be read ({_line(error)}): check the address and its permissions."
+            f"{location} can't be read ({one_line(error)}): check the address and its permissions."
         ) from error
     if any(info.type == fs.FileType.File for info in found):
         return True
-    return not is_uri(location) and any(
-        Path(location).glob("*/00000.parquet")
-    )  # one that was copied in part
+    # A pack that was copied in part may lack its list.
+    return not is_uri(location) and any(Path(location).glob("*/00000.parquet"))
 
 
 def pack_categories(location: Location) -> list[str]:
@@ -109,15 +121,15 @@ def pack_categories(location: Location) -> list[str]:
 
 
 def read_pack(location: Location, category: str) -> pa.Table:
-    """One category of a pack as a table of ``CATEGORY_SCHEMA``, like
-    :func:`clsnf.data.layouts.read_category`. No picture is read.
+    """One category of a pack as a table of ``CATEGORY_SCHEMA``; no image is read.
+
+    The table is that of :func:`clsnf.data.layouts.read_category`, with references into the pack.
 
     Raises:
         PackError: the pack is cut short, or a shard is missing, of another size, or of another
             schema.
         DataError: the pack has no such category.
     """
-    forget_shards()
     shards = _manifest(location)
     own = [shard for shard in shards if shard.category == category]
     if not own:
@@ -129,7 +141,7 @@ def read_pack(location: Location, category: str) -> pa.Table:
 
 
 def _as_table(location: Location, shard: Shard) -> pa.Table:
-    """A shard's rows, without the pictures."""
+    """A shard's rows as a table of ``CATEGORY_SCHEMA``."""
     place = _below(location, shard.file)
     with _opened(location, shard) as file:
         facts = file.read(columns=_FACTS).to_pylist()
@@ -149,10 +161,9 @@ def _as_table(location: Location, shard: Shard) -> pa.Table:
 
 
 def _opened(location: Location, shard: Shard) -> pq.ParquetFile:
-    """A shard whose size, schema and number of rows are as they should be."""
+    """A shard whose size, schema and number of rows are as they should be. Raises PackError."""
     place = _below(location, shard.file)
-    system, path = file_system(place)
-    info = system.get_file_info(path)
+    info = SHARDS.info(place)
     if info.type != fs.FileType.File:
         raise PackError(
             f"{place} is missing: the pack is cut short; copy it again, or make it again with "
@@ -164,11 +175,12 @@ def _opened(location: Location, shard: Shard) -> pq.ParquetFile:
             "cut short or was changed; "
             "copy the pack again, or make it again with clsnf data pack."
         )
+    system, path = file_system(place)
     try:
         file = pq.ParquetFile(system.open_input_file(path), page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise PackError(
-            f"{place} is no Parquet file ({_line(error)}): copy the pack again."
+            f"{place} is no Parquet file ({one_line(error)}): copy the pack again."
         ) from error
     if not file.schema_arrow.equals(PACK_SCHEMA):
         raise PackError(
@@ -184,7 +196,7 @@ def _opened(location: Location, shard: Shard) -> pq.ParquetFile:
 
 
 def _difference(schema: pa.Schema) -> str:
-    """The first way in which a schema is not a pack's."""
+    """The first way in which a schema differs from ``PACK_SCHEMA``."""
     for field in PACK_SCHEMA:
         index = schema.get_field_index(field.name)
         if index < 0:
@@ -198,7 +210,7 @@ def _difference(schema: pa.Schema) -> str:
 
 
 def _manifest(location: Location) -> list[Shard]:
-    """The shards that a pack lists."""
+    """The shards that a pack lists. Raises PackError; DataError if the list can't be read."""
     place = _below(location, _MANIFEST)
     system, path = file_system(place)
     try:
@@ -216,11 +228,11 @@ def _manifest(location: Location) -> list[Shard]:
         ) from error
     except OSError as error:
         raise DataError(
-            f"{place} can't be read ({_line(error)}): check the address and its permissions."
+            f"{place} can't be read ({one_line(error)}): check the address and its permissions."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise PackError(
-            f"{place} is damaged ({_line(error)}): make the pack again with clsnf data pack."
+            f"{place} is damaged ({one_line(error)}): make the pack again with clsnf data pack."
         ) from error
     raise PackError(
         f"{location} has format {version!r}, this version of clsnf reads {FORMAT}: pack it again "
@@ -239,39 +251,36 @@ def write_pack(
     shard_bytes: int = _SHARD_BYTES,
     group_bytes: int = _GROUP_BYTES,
 ) -> list[Shard]:
-    """Write categories as a pack, one after the other; in memory there is never more than a row
-    group.
+    """Write categories as a pack, one after the other, holding at most one row group in memory.
 
     Args:
-        categories: name, and what gives the table, as a layout's reader does.
+        categories: pairs of a name and a function that returns its table.
         destination: a folder or URI: new, empty, or holding a pack that was cut short, which is
             begun anew.
-        progress: told about every picture.
-        shard_bytes, group_bytes: of pictures in a shard and in a row group, about.
+        progress: called after every image.
+        shard_bytes, group_bytes: size of the images in a shard and in a row group, approximately.
 
     Raises:
         OutputError: the destination holds something else, or can't be written.
-        DataError, ImageError: a table can't be made, or a picture is gone or was changed while it
+        DataError, ImageError: a table can't be made, or an image is gone or was changed while it
             was packed.
     """
     system, root = file_system(destination)
     _check_destination(system, root, destination)
+    writer = _Writer(system, root, progress, shard_bytes, group_bytes)
     shards: list[Shard] = []
     try:
         system.create_dir(root, recursive=True)
         _write_text(system, posixpath.join(root, _UNFINISHED), f"{_KIND}: being written\n")
         for category, read in categories:
-            table = read()
-            shards += _write_category(
-                system, root, category, table, progress, shard_bytes, group_bytes
-            )
+            shards += writer.category(category, read())
         content = {"kind": _KIND, "format": FORMAT, "shards": [vars(shard) for shard in shards]}
         _write_text(system, posixpath.join(root, _MANIFEST), json.dumps(content, indent=1) + "\n")
         system.delete_file(posixpath.join(root, _UNFINISHED))
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
-            f"{destination} can't be written ({_line(error)}): check the address, its permissions "
-            "and room."
+            f"{destination} can't be written ({one_line(error)}): check the address, its "
+            "permissions and room."
         ) from error
     return shards
 
@@ -281,7 +290,7 @@ def _check_destination(system: fs.FileSystem, root: str, destination: Location) 
         found = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     except (pa.ArrowException, OSError) as error:
         raise OutputError(
-            f"{destination} can't be written ({_line(error)}): give the name of a new folder."
+            f"{destination} can't be written ({one_line(error)}): give the name of a new folder."
         ) from error
     names = {info.base_name for info in found}
     if _UNFINISHED in names and _MANIFEST not in names:
@@ -291,10 +300,8 @@ def _check_destination(system: fs.FileSystem, root: str, destination: Location) 
         raise OutputError(f"{destination} {what}: name another folder or remove it.")
 
 
-class _Hashing:
-    """A stream that hashes what is written to it; for Parquet's writer, which can't say what it
-    wrote.
-    """
+class _HashingStream:
+    """A stream that hashes and counts what is written to it; Parquet's writer does neither."""
 
     def __init__(self, stream: pa.NativeFile) -> None:
         self._stream, self._hash, self.bytes, self.closed = stream, hashlib.sha256(), 0, False
@@ -321,50 +328,58 @@ class _Hashing:
         return self._hash.hexdigest()
 
 
-def _write_category(
-    system: fs.FileSystem,
-    root: str,
-    category: str,
-    table: pa.Table,
-    progress: Progress,
-    shard_bytes: int,
-    group_bytes: int,
-) -> list[Shard]:
-    system.create_dir(posixpath.join(root, category), recursive=True)
-    rows = _rows(table, category, progress)
-    shards: list[Shard] = []
-    row = next(rows, None)
-    while row is not None:
-        file = f"{category}/{len(shards):05d}.parquet"
-        stream = _Hashing(system.open_output_stream(posixpath.join(root, file)))
-        written, count = 0, 0
-        options: dict[str, Any] = {
-            "compression": "none",
-            "use_dictionary": False,
-            "write_statistics": False,
-        }
-        with pq.ParquetWriter(
-            pa.PythonFile(stream, mode="w"), PACK_SCHEMA, write_page_checksum=True, **options
-        ) as writer:
-            while row is not None and written < shard_bytes:
-                group: list[dict[str, Any]] = []
-                held = 0
-                while row is not None and held < group_bytes:
-                    group.append(row)
-                    held += len(row["image"]) + len(row["mask"] or b"")
-                    row = next(rows, None)
-                writer.write_table(
-                    pa.Table.from_pylist(group, schema=PACK_SCHEMA), row_group_size=len(group)
-                )
-                written += held
-                count += len(group)
-        stream.close()
-        shards.append(Shard(file, category, count, stream.bytes, stream.sha256))
-    return shards
+@dataclass(frozen=True)
+class _Writer:
+    """Writes the shards of a pack whose root is a path in ``system``."""
+
+    system: fs.FileSystem
+    root: str
+    progress: Progress
+    shard_bytes: int
+    group_bytes: int
+
+    def category(self, name: str, table: pa.Table) -> list[Shard]:
+        self.system.create_dir(posixpath.join(self.root, name), recursive=True)
+        groups = self._groups(_rows(table, name, self.progress))
+        shards: list[Shard] = []
+        group = next(groups, None)
+        while group is not None:
+            file = f"{name}/{len(shards):05d}.parquet"
+            stream = _HashingStream(self.system.open_output_stream(posixpath.join(self.root, file)))
+            written, rows = 0, 0
+            with pq.ParquetWriter(
+                pa.PythonFile(stream, mode="w"), PACK_SCHEMA, **_WRITER_OPTIONS
+            ) as writer:
+                while group is not None and written < self.shard_bytes:
+                    content = pa.Table.from_pylist(group, schema=PACK_SCHEMA)
+                    writer.write_table(content, row_group_size=len(group))
+                    written += sum(map(_row_bytes, group))
+                    rows += len(group)
+                    group = next(groups, None)
+            stream.close()
+            shards.append(Shard(file, name, rows, stream.bytes, stream.sha256))
+        return shards
+
+    def _groups(self, rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Row groups of about ``group_bytes``."""
+        group: list[dict[str, Any]] = []
+        held = 0
+        for row in rows:
+            group.append(row)
+            held += _row_bytes(row)
+            if held >= self.group_bytes:
+                yield group
+                group, held = [], 0
+        if group:
+            yield group
+
+
+def _row_bytes(row: dict[str, Any]) -> int:
+    return len(row["image"]) + len(row["mask"] or b"")
 
 
 def _rows(table: pa.Table, category: str, progress: Progress) -> Iterator[dict[str, Any]]:
-    """A table's rows as a pack has them, pictures read."""
+    """A table's rows as rows of ``PACK_SCHEMA``. Raises DataError, ImageError."""
     rows = table.to_pylist()
     top = posixpath.commonpath([posixpath.dirname(row["path"]) for row in rows])
     for done, row in enumerate(rows, start=1):
@@ -392,14 +407,12 @@ def _write_text(system: fs.FileSystem, path: str, text: str) -> None:
 # ---- verifying ----
 
 
-def verify_pack(location: Location, progress: Progress = silent) -> Verified:
-    """Read all of a pack: sizes, checksums of shards, of pages and of every picture; and try every
-    picture.
+def verify_pack(location: Location, progress: Progress = silent) -> VerifiedPack:
+    """Read all of a pack: compare sizes and checksums, and decode every image and mask.
 
     Raises:
-        PackError: the first shard that is not what the pack's list says.
+        PackError: a shard is not what ``pack.json`` says, or an image is not what its row says.
     """
-    forget_shards()
     shards = _manifest(location)
     total = sum(shard.rows for shard in shards)
     rows: dict[str, int] = {}
@@ -416,7 +429,7 @@ def verify_pack(location: Location, progress: Progress = silent) -> Verified:
                         found = file.read_row_group(group).to_pylist()
                     except (pa.ArrowException, OSError) as error:
                         raise PackError(
-                            f"{place}, row group {group} is damaged ({_line(error)}): copy the "
+                            f"{place}, row group {group} is damaged ({one_line(error)}): copy the "
                             "pack again."
                         ) from error
                     names = [
@@ -430,12 +443,12 @@ def verify_pack(location: Location, progress: Progress = silent) -> Verified:
                     done += len(found)
                     progress("verifying", done, total)
             rows[shard.category] = rows.get(shard.category, 0) + shard.rows
-    return Verified(rows, len(shards), sum(shard.bytes for shard in shards), tuple(unreadable))
+    return VerifiedPack(rows, len(shards), sum(shard.bytes for shard in shards), tuple(unreadable))
 
 
 def _check_sha256(location: Location, shard: Shard) -> None:
     place = _below(location, shard.file)
-    _opened(location, shard).close()  # a missing or shorter one is said as that
+    _opened(location, shard).close()  # says it first if the shard is missing or shorter
     system, path = file_system(place)
     digest = hashlib.sha256()
     with system.open_input_stream(path) as stream:
@@ -448,9 +461,7 @@ def _check_sha256(location: Location, shard: Shard) -> None:
 
 
 def _problem(reference: str, row: dict[str, Any]) -> str | None:
-    """Why a row's picture or mask is no image, or None. Raises PackError where a checksum is not
-    that of its bytes.
-    """
+    """Why a row's image or mask can't be decoded, or None. Raises PackError for a wrong hash."""
     for column in ("image", "mask"):
         data, wanted = row[column], row["sha256" if column == "image" else "mask_sha256"]
         if data is not None and hashlib.sha256(data).hexdigest() != wanted:
@@ -467,12 +478,8 @@ def _problem(reference: str, row: dict[str, Any]) -> str | None:
 
 
 def _below(location: Location, file: str) -> str:
-    """A file of a pack: a URI below a URI, else an absolute path."""
+    """The location of a pack's file: a URI below a URI, else an absolute path."""
     if is_uri(location):
         base, mark, query = str(location).partition("?")
         return f"{base.rstrip('/')}/{quote(file)}{mark}{query}"
     return str(Path(location).absolute() / file)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

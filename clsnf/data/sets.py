@@ -1,4 +1,4 @@
-"""A data set, whatever it is: a folder of categories in some layout, or a pack."""
+"""A data set of either kind: a folder of categories in some layout, or a pack."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def list_categories(location: str | Path) -> list[str]:
 
 
 def read_category(location: str | Path, category: str) -> pa.Table:
-    """One category of a folder or pack as a table of ``CATEGORY_SCHEMA``. Raises DataError,
-    PackError.
-    """
+    """One category as a table of ``CATEGORY_SCHEMA``. Raises DataError, PackError."""
     if _is_pack(location):
         return packs.read_pack(location, category)
     return layouts.read_category(location, category)
@@ -32,7 +30,7 @@ def _is_pack(location: str | Path) -> bool:
         return True
     if is_uri(location):
         raise DataError(
-            f"{location} is no pack (there is no pack.json): folders of pictures are read from "
-            "file systems alone."
+            f"{location} is no pack (there is no pack.json): a URI must be one; a folder of "
+            "pictures must be on a file system."
         )
     return False

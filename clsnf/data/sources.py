@@ -1,15 +1,12 @@
-"""Where an image's bytes lie: in a file of their own, or in a row of a pack's shard. The one place
-that tells both apart.
+"""Reads the encoded bytes of an image, from a file of its own or from a row of a pack's shard.
 
-A table's ``path`` and ``mask_path`` are references. A file's is its path. That of a picture in a
-pack (see :mod:`clsnf.data.packs`) is ``SHARD.parquet#image/ROW/NAME`` or
-``SHARD.parquet#mask/ROW/NAME``, with the name that the picture had before it was packed, so that
-messages name it and ``Path(reference).stem`` is what it would be of a file. A shard may lie on any
+The ``path`` and ``mask_path`` of a table are references. The reference of a file is its path. The
+reference of an image in a pack (see :mod:`clsnf.data.packs`) is ``SHARD.parquet#image/ROW/NAME``
+or ``SHARD.parquet#mask/ROW/NAME``. NAME is the name that the file had before it was packed: error
+messages show it, and ``Path(reference).stem`` is the same as for the file. A shard may lie on any
 file system that pyarrow has a URI for.
 
-Unusual: each thread opens shards for itself and keeps the row group that it read last, because a
-    Parquet reader serves one thread at a
-time; what a shard's footer says is shared.
+:data:`SHARDS` is the process's one cache of opened shards; all readers of packs share it.
 """
 
 from __future__ import annotations
@@ -19,9 +16,9 @@ import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +32,6 @@ Reference = str | os.PathLike[str]
 _PACKED = re.compile(
     r"(?P<shard>.+\.parquet(?:\?[^#]*)?)#(?P<column>image|mask)/(?P<row>\d+)/.*", re.DOTALL
 )
-_MOST_OPEN = 8  # shards that a thread keeps open
 
 
 def packed_reference(shard: str, column: str, row: int, name: str) -> str:
@@ -43,8 +39,13 @@ def packed_reference(shard: str, column: str, row: int, name: str) -> str:
     return f"{shard}#{column}/{row}/{name}"
 
 
+def is_packed(reference: Reference) -> bool:
+    """Whether a reference is to an image or mask in a pack."""
+    return _PACKED.fullmatch(os.fspath(reference)) is not None
+
+
 def read_bytes(reference: Reference) -> bytes:
-    """The encoded bytes of an image or mask. Raises ImageError, with the mend."""
+    """The encoded bytes of an image or mask. Raises ImageError."""
     text = os.fspath(reference)
     packed = _PACKED.fullmatch(text)
     if packed is not None:
@@ -57,76 +58,13 @@ def read_bytes(reference: Reference) -> bytes:
         ) from error
 
 
-def is_packed(reference: Reference) -> bool:
-    """Whether a reference is to a picture in a pack."""
-    return _PACKED.fullmatch(os.fspath(reference)) is not None
-
-
-def file_system(location: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or URI, and the path in it. Raises DataError for a URI that can't
-    be used, SettingsError for a password.
-    """
-    text = os.fspath(location)
-    if not is_uri(text):
-        return fs.LocalFileSystem(), os.path.abspath(text)
-    try:
-        refuse_password(text)
-        system, path = fs.FileSystem.from_uri(text)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(
-            f"{text} can't be opened ({_line(error)}): give a folder, or a URI such as "
-            "s3://bucket/folder."
-        ) from error
-    return system, path
-
-
-def forget_shards() -> None:
-    """Read shards anew from now on: called where a pack is opened, which may be another one at the
-    place of an earlier.
-    """
-    _footer.cache_clear()
-    _generation[0] += 1
-
-
-# ---- rows of shards ----
-
-
-class _Threads(threading.local):
-    """What each thread has open."""
-
-    def __init__(self) -> None:
-        self.generation = _generation[0]
-        self.files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-        self.group: tuple[tuple[str, str, int] | None, pa.ChunkedArray | None] = (None, None)
-
-
-_generation = [0]  # of all threads: what one opened in an earlier generation it opens again
-_threads = _Threads()
-
-
-@lru_cache(maxsize=256)
-def _footer(shard: str) -> tuple[pq.FileMetaData, list[int]]:
-    """What a shard says of itself, and the first row of each of its row groups, with the number of
-    rows at the end.
-    """
-    system, path = file_system(shard)
-    with system.open_input_file(path) as file:
-        metadata = pq.read_metadata(file)
-    sizes = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-    return metadata, list(accumulate(sizes, initial=0))
-
-
 def _read_packed(shard: str, column: str, row: int, name: str) -> bytes:
     try:
-        _, starts = _footer(shard)
-        if row >= starts[-1]:
-            raise ImageError(
-                f"{name} is no row of its shard, which has {starts[-1]}: read the pack again."
-            )
-        group = bisect_right(starts, row) - 1
-        found: bytes | None = _read_group(shard, column, group)[row - starts[group]].as_py()
+        found = SHARDS.read(shard, column, row)
+    except IndexError as error:
+        raise ImageError(f"{name} {error}: read the pack again.") from None
     except (pa.ArrowException, OSError) as error:
-        reason = "it is not there" if isinstance(error, FileNotFoundError) else _line(error)
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else one_line(error)
         raise ImageError(
             f"{name} can't be read ({reason}): the pack is damaged or was moved; clsnf data "
             "verify says more."
@@ -136,34 +74,149 @@ def _read_packed(shard: str, column: str, row: int, name: str) -> bytes:
     return found
 
 
-def _read_group(shard: str, column: str, group: int) -> pa.ChunkedArray:
-    """One column of a row group; pages whose checksum fails raise OSError."""
-    wanted = (shard, column, group)
-    if _threads.generation != _generation[0]:
-        _threads.__init__()  # type: ignore[misc]
-    if _threads.group[0] != wanted:
-        _threads.group = (
-            wanted,
-            _opened(shard).read_row_group(group, columns=[column], use_threads=False)[column],
-        )
-    return _threads.group[1]
+def file_system(location: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it.
+
+    Raises:
+        DataError: the URI can't be used.
+        SettingsError: the URI holds a password.
+    """
+    text = os.fspath(location)
+    if not is_uri(text):
+        return fs.LocalFileSystem(), os.path.abspath(text)
+    try:
+        refuse_password(text)
+        system, path = fs.FileSystem.from_uri(text)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{text} can't be opened ({one_line(error)}): give a folder, or a URI such as "
+            "s3://bucket/folder."
+        ) from error
+    return system, path
 
 
-def _opened(shard: str) -> pq.ParquetFile:
-    files = _threads.files
-    if shard not in files:
-        while len(files) >= _MOST_OPEN:
-            files.popitem(last=False)[1].close()
-        system, path = file_system(shard)
-        files[shard] = pq.ParquetFile(
-            system.open_input_file(path),
-            metadata=_footer(shard)[0],
-            page_checksum_verification=True,
-            pre_buffer=False,
-        )
-    files.move_to_end(shard)
-    return files[shard]
-
-
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's message on one line of at most 200 characters; its type's name if it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# ---- rows of shards ----
+
+
+class _Footer(NamedTuple):
+    """What a shard says of itself, and which file said it."""
+
+    version: tuple[int, int | None]  # the file's size in bytes and its time of change
+    metadata: pq.FileMetaData
+    starts: list[int]  # the first row of each row group; at the end the number of rows
+
+
+class _OpenShards(threading.local):
+    """What one thread has open: a Parquet reader serves one thread at a time."""
+
+    def __init__(self) -> None:
+        self.files: OrderedDict[str, tuple[_Footer, pq.ParquetFile]] = OrderedDict()
+        # The rows read last, and where they are from: shard, column and number of the row group.
+        self.rows: pa.ChunkedArray | None = None
+        self.place: tuple[str, str, int] | None = None
+        self.footer: _Footer | None = None
+
+
+class ShardCache:
+    """Footers, open files and row groups of shards, for reading many rows one by one.
+
+    All threads share the footers (at most 256). Each thread has its own open files (at most 8) and
+    keeps one column of the row group that it read last, about half a megabyte.
+
+    A pack may be replaced by another one at the same place. What is cached belongs to one version
+    of a shard's file, told by its size and its time of change: :meth:`info` drops the footer of
+    another version, and a thread's file and rows are used only with the footer that they were
+    opened with. A shard on this machine is looked up before every read. One behind a URI, where a
+    look-up costs a request, is looked up when its pack is opened.
+    """
+
+    MOST_FOOTERS, MOST_OPEN = 256, 8
+
+    def __init__(self) -> None:
+        self._footers: OrderedDict[str, _Footer] = OrderedDict()
+        self._lock = threading.Lock()
+        self._open = _OpenShards()
+
+    def info(self, shard: str) -> fs.FileInfo:
+        """The shard's file as it is now. Raises OSError, ArrowException."""
+        system, path = file_system(shard)
+        info = system.get_file_info(path)
+        with self._lock:
+            footer = self._footers.get(shard)
+            if footer is not None and footer.version != _version(info):
+                del self._footers[shard]
+        return info
+
+    def read(self, shard: str, column: str, row: int) -> bytes | None:
+        """A row's value in a binary column.
+
+        Raises:
+            IndexError: the shard has no such row.
+            OSError, ArrowException: the file is missing, or a page's checksum is wrong.
+        """
+        footer = self._footer(shard)
+        if row >= footer.starts[-1]:
+            raise IndexError(f"is no row of its shard, which has {footer.starts[-1]}")
+        group = bisect_right(footer.starts, row) - 1
+        value: bytes | None = self._rows(shard, footer, column, group)[
+            row - footer.starts[group]
+        ].as_py()
+        return value
+
+    def _rows(self, shard: str, footer: _Footer, column: str, group: int) -> pa.ChunkedArray:
+        """One column of a row group, kept until this thread reads another one."""
+        own = self._open
+        if own.rows is None or own.footer is not footer or own.place != (shard, column, group):
+            file = self._opened(shard, footer)
+            own.rows = file.read_row_group(group, columns=[column], use_threads=False)[column]
+            own.footer, own.place = footer, (shard, column, group)
+        return own.rows
+
+    def _footer(self, shard: str) -> _Footer:
+        info = None if is_uri(shard) else self.info(shard)
+        with self._lock:
+            footer = self._footers.get(shard)
+            if footer is not None:
+                self._footers.move_to_end(shard)
+                return footer
+        system, path = file_system(shard)
+        info = info or system.get_file_info(path)
+        with system.open_input_file(path) as file:
+            metadata = pq.read_metadata(file)
+        sizes = (metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+        footer = _Footer(_version(info), metadata, list(accumulate(sizes, initial=0)))
+        with self._lock:
+            footer = self._footers.setdefault(shard, footer)  # another thread may have been first
+            while len(self._footers) > self.MOST_FOOTERS:
+                self._footers.popitem(last=False)
+        return footer
+
+    def _opened(self, shard: str, footer: _Footer) -> pq.ParquetFile:
+        files = self._open.files
+        if shard in files and files[shard][0] is not footer:
+            files.pop(shard)[1].close()
+        if shard not in files:
+            while len(files) >= self.MOST_OPEN:
+                files.popitem(last=False)[1][1].close()
+            system, path = file_system(shard)
+            file = pq.ParquetFile(
+                system.open_input_file(path),
+                metadata=footer.metadata,
+                page_checksum_verification=True,
+                pre_buffer=False,
+            )
+            files[shard] = (footer, file)
+        files.move_to_end(shard)
+        return files[shard][1]
+
+
+def _version(info: fs.FileInfo) -> tuple[int, int | None]:
+    return info.size, info.mtime_ns
+
+
+SHARDS = ShardCache()

@@ -1,8 +1,7 @@
 """Divides the normal training images into "fit" and "validation".
 
-Unusual: an image's side is decided by its content's hash and the seed alone, so it stays put when
-    files are added, renamed or read
-in another order, and copies of one file never lie on both sides.
+The hash of an image's content and the seed alone decide its side. So it stays on its side when
+files are added, renamed or read in another order, and copies of one file never lie on both sides.
 """
 
 from __future__ import annotations
@@ -16,21 +15,25 @@ import pyarrow.compute as pc
 from clsnf.core.errors import DataError, SettingsError
 
 FIT, VALIDATION, TEST = "fit", "validation", "test"
-MIN_FIT = 2  # one image has no spread to learn
+MIN_FIT = 2  # one image shows no variation to learn
 
 
 def assign_splits(table: pa.Table, fraction: float, seed: int, *, minimum: int = 4) -> pa.Table:
-    """The category's table with its training rows marked "fit" or "validation"; test rows and the
-    rows' order stay.
+    """A category's table with its training rows marked "fit" or "validation".
 
-    ``fraction`` in (0, 1) is the share to validate on, kept on average: an image validates where
-    the hash of (seed, content), a uniform number in [0, 1), lies below it. Where that leaves fewer
-    than ``minimum`` different files to validate on, those with the lowest numbers join; where fewer
-    than two stay to fit, those with the highest stay. So only the last few images of a small set
-    can change sides when files are added.
+    Test rows and the order of the rows stay. An image goes to validation if the hash of (seed,
+    content), a uniform number in [0, 1), is below ``fraction``. If that gives fewer than
+    ``minimum`` different files to validate on, those with the lowest numbers join; if fewer than
+    two stay to fit, those with the highest stay. So only the last few images of a small set can
+    change sides when files are added.
 
-    Raises DataError where there are fewer than ``minimum + 2`` different files, SettingsError for a
-    fraction outside (0, 1).
+    Args:
+        fraction: the share to validate on, in (0, 1); kept on average.
+        minimum: the least number of different files to validate on, 1 or more.
+
+    Raises:
+        DataError: there are fewer than ``minimum + 2`` different files.
+        SettingsError: ``fraction`` or ``minimum`` is out of its range.
     """
     if not 0 < fraction < 1:
         raise SettingsError(
@@ -61,13 +64,13 @@ def assign_splits(table: pa.Table, fraction: float, seed: int, *, minimum: int =
 def _validation(
     digests: Iterable[str], fraction: float, seed: int, minimum: int, name: str
 ) -> set[str]:
-    """The contents to validate on, out of the different ones that there are."""
+    """The contents to validate on."""
     position = {digest: _position(seed, digest) for digest in digests}
     if len(position) < minimum + MIN_FIT:
         raise DataError(
             f"{name} has {len(position)} different good pictures to learn from: at least "
-            f"{minimum + MIN_FIT} are needed "
-            f"({MIN_FIT} to fit, {minimum} to validate): add good pictures."
+            f"{minimum + MIN_FIT} are needed ({MIN_FIT} to fit, {minimum} to validate): add good "
+            "pictures."
         )
     ranked = sorted(position, key=lambda digest: (position[digest], digest))
     below = sum(value < fraction for value in position.values())
@@ -75,7 +78,7 @@ def _validation(
 
 
 def _position(seed: int, digest: str) -> float:
-    """The place of a content in [0, 1), uniform over contents, independent between seeds."""
+    """The place of a content in [0, 1): uniform over contents, independent between seeds."""
     mixed = hashlib.sha256(f"{seed}:{digest}".encode()).digest()
     return (int.from_bytes(mixed[:8], "big") >> 11) / 2**53  # 53 bits: exact in a float, never 1.0
 

@@ -1,8 +1,7 @@
 """Reads VisA's split, ``split_csv/1cls.csv`` in the data set's root (Zou et al., ECCV 2022).
 
-Unusual: the whole file is checked whichever category is asked for; a split that is wrong in one
-    place is trusted nowhere. Called by
-:mod:`clsnf.data.layouts`.
+The whole file is checked whichever category is asked for: a split that is wrong in one place is
+trusted nowhere. Called by :mod:`clsnf.data.layouts`.
 """
 
 from __future__ import annotations
@@ -23,23 +22,28 @@ _LABELS = ("normal", "anomaly")
 
 @dataclass(frozen=True)
 class SplitRow:
-    """One picture; ``image`` and ``mask`` ("" without one) are relative to the data set's root and
-    inside it.
+    """One picture of the split.
+
+    Attributes:
+        split: train or test.
+        label: normal or anomaly.
+        image, mask: relative to the data set's root, and inside it; ``mask`` is "" without one.
     """
 
     category: str
-    split: str  # train | test
-    label: str  # normal | anomaly
+    split: str
+    label: str
     image: str
     mask: str
 
 
 def read_split(root: Path) -> list[SplitRow]:
-    """All rows of ``root / SPLIT_FILE``, in the file's order; the files that they name exist.
+    """All rows of ``root / SPLIT_FILE``, in the file's order.
 
-    Raises DataError, with the line's number, for a file that is missing or no such CSV, an unknown
-    split or label, an anomaly in train, a normal with a mask, a path that leaves the root, a file
-    that is missing, and a picture that is listed twice.
+    Raises:
+        DataError: the file is missing or no such CSV; or, with the line's number, an unknown split
+            or label, an anomaly in train, a normal with a mask, a path that leaves the root, a file
+            that is missing, or a picture that is listed twice.
     """
     path = root / SPLIT_FILE
     rows, seen = [], dict[str, int]()
@@ -59,7 +63,7 @@ def read_split(root: Path) -> list[SplitRow]:
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, fields) of every line below the header that is not empty."""
+    """(line number, fields) of every line below the header that is not empty. Raises DataError."""
     again = "take the file from VisA's release."
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -83,7 +87,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _problem(root: Path, fields: list[str]) -> str | None:
-    """What is wrong with one row, taken by itself."""
+    """What is wrong with one row, taken by itself; None if it is right."""
     if len(fields) != len(_COLUMNS):
         return f"there are {len(fields)} fields and not {len(_COLUMNS)}"
     category, split, label, image, mask = fields

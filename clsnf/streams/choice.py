@@ -1,7 +1,7 @@
 """Which stream brings a category's images, and why: ``--stream ray|local|auto``.
 
-A choice changes no figure and is no part of any content key. Called by the jobs and commands, which
-know of clusters what is needed here: how many nodes and workers there are.
+The choice changes no result and is no part of any content key. Jobs and commands call this module;
+they know how many nodes and workers the cluster has.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from clsnf.streams.stream import LocalStream, Stream
 
 @dataclass(frozen=True)
 class StreamChoice:
-    """What was chosen.
+    """The stream that was chosen.
 
     Attributes:
         kind: ``memory``, ``local`` or ``ray``.
         reason: one line for people.
-        workers: CPUs of a Ray stream; threads of a local one, 0 for one a core.
-        gpus: that workers of a Ray stream may take.
+        workers: number of CPUs of a Ray stream; of threads of a local one, 0 for one a core.
+        gpus: number of GPUs that workers of a Ray stream may take.
     """
 
     kind: str
@@ -46,38 +46,31 @@ def choose_stream(
 
     Args:
         wanted: ``auto``, ``local`` or ``ray``.
-        images: numbers of images of the categories.
-        settings: their size on the canvas.
-        budget: bytes that a process may fill with them; None for what is right on this machine now.
-        nodes: of the Ray cluster.
-        workers: CPUs for a Ray stream, threads for a local one.
+        images: number of images of each category, at least one category.
+        settings: the network's input, whose size decides what an image takes.
+        budget: bytes that a process may fill with images; None for a share of what is free now.
+        nodes: number of nodes of the Ray cluster.
+        workers: number of CPUs for a Ray stream, of threads for a local one.
 
     Raises:
-        SettingsError: another name.
+        SettingsError: ``wanted`` is another name.
     """
     if wanted not in STREAMS:
         raise SettingsError(f"--stream is {wanted!r}.{nearest(wanted, STREAMS)}")
     budget = memory_budget() if budget is None else budget
     most = max(images)
     size = 3 * settings.height * settings.width * most
-    fits = size <= budget
-    takes = f"{most} images take {_megabytes(size)} on the canvas"
+    takes = f"{most} images take {_megabytes(size)} at the network's input size"
     if wanted == "ray":
         return StreamChoice("ray", "ray: as asked", max(1, workers))
-    if fits:
-        return StreamChoice(
-            "memory",
-            f"local, from memory: {takes}, and {_megabytes(budget)} may be filled",
-            workers,
-        )
+    if size <= budget:
+        reason = f"local, from memory: {takes}, and {_megabytes(budget)} may be filled"
+        return StreamChoice("memory", reason, workers)
     too_large = f"{takes}, more than the {_megabytes(budget)} that may be filled"
     if wanted == "auto" and nodes > 1:
-        return StreamChoice(
-            "ray",
-            f"ray: {too_large}, and the cluster has {nodes} nodes to decode them on",
-            max(1, workers),
-        )
-    return StreamChoice("local", f"local, decoded over and over: {too_large}", workers)
+        reason = f"ray: {too_large}, and the cluster has {nodes} nodes to decode them on"
+        return StreamChoice("ray", reason, max(1, workers))
+    return StreamChoice("local", f"local, decoded again in every epoch: {too_large}", workers)
 
 
 def _megabytes(size: int) -> str:
@@ -87,8 +80,10 @@ def _megabytes(size: int) -> str:
 def open_stream(
     choice: StreamChoice, paths: Sequence[Reference], settings: ImageSettings
 ) -> Stream:
-    """The stream of images that do not lie in memory. Raises SettingsError where it is Ray's and
-    Ray isn't running.
+    """A stream of images that do not lie in memory.
+
+    Raises:
+        SettingsError: it is Ray's, and Ray isn't running.
     """
     if choice.kind == "ray":
         from clsnf.streams.ray_stream import RayStream

@@ -1,17 +1,16 @@
-"""Streams: a category's images on the network's canvas, batch by batch, from wherever they lie to
-whoever computes with them.
+"""Streams: the images of a category, batch by batch, at the size of the network's input.
 
-Unusual: a stream decides nothing. Its caller says which images make up every batch, and every
-    sample's defect comes from its key, so
-that all streams give the same bits in the same order, with however many workers; which one is used
-is no part of any content key.
+A stream decides nothing. Its caller says which images make up every batch, and the defect of a
+sample comes from its key. So all streams give the same bits in the same order, with any number of
+workers, and no content key depends on which stream is used.
 
     MemoryStream     images that lie in memory
-    LocalStream      decoded over and over by threads of this process, a few batches ahead
-    RayStream        read, decoded and given defects by the workers of a Ray cluster
-    (:mod:`clsnf.streams.ray_stream`)
+    LocalStream      images that threads of this process decode again in every epoch, a few
+                     batches ahead
+    RayStream        images that the workers of a Ray cluster read, decode and give defects
+                     (:mod:`clsnf.streams.ray_stream`)
 
-B is the images of a batch; images are uint8 (B, 3, H, W), contiguous.
+B is the number of images of a batch; images are uint8 (B, 3, H, W), contiguous.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from clsnf.data.sources import Reference, read_bytes
 from clsnf.synthesis.object_mask import object_masks
 from clsnf.synthesis.training_defects import DefectBatch, DefectMaker
 
-_AHEAD = 3  # batches that are under way or lie ready before they are asked for
+_AHEAD = 3  # batches that are worked on, or are ready, before they are asked for
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,18 +48,22 @@ MakeWorker = Callable[[torch.device], Worker]
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images of a stream: ``valid`` (B, H, W) bool is False on padding, None where no image of the
-    stream is padded.
+    """Images of a stream.
+
+    Attributes:
+        images: uint8 (B, 3, H, W).
+        valid: bool (B, H, W), False on padding; None where no image of the stream is padded.
+        indices: int64 (B,), which of the stream's images.
     """
 
     images: Tensor
     valid: Tensor | None
-    indices: Tensor  # int64 (B,), of the stream's images
+    indices: Tensor
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """A batch with defects, on the device that trains; ``valid`` as in :class:`ImageBatch`."""
+    """A batch with defects, on the device that trains; the rest is as in :class:`ImageBatch`."""
 
     defects: DefectBatch
     valid: Tensor | None
@@ -69,44 +72,44 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class DefectRecipe:
-    """How defects come into images: what makes them, and where they may lie (``off``, ``dark`` or
-    ``bright`` products).
+    """How images get defects.
+
+    Attributes:
+        maker: makes them.
+        mask_mode: where they may lie: ``off`` (everywhere), or on the ``dark`` or ``bright``
+            product.
     """
 
     maker: DefectMaker
     mask_mode: str = "off"
 
-    def applied(
+    def apply(
         self, batch: ImageBatch, keys: Tensor, device: torch.device, masks: Tensor | None = None
     ) -> TrainingBatch:
         """The batch with a defect in each image, made on `device`.
 
         Args:
             keys: int64 (B,), see :func:`clsnf.synthesis.training_defects.sample_key`.
-            masks: (B, H, W) bool, the product, where it is known; it is looked for where it is not.
+            masks: the object masks, bool (B, H, W), if they are known; else they are computed.
         """
         if masks is None and self.mask_mode != "off":
             masks = object_masks(batch.images, self.mask_mode)
         valid = None if batch.valid is None else batch.valid.to(device)
-        where = (
-            valid
-            if masks is None
-            else masks.to(device)
-            if valid is None
-            else masks.to(device) & valid
-        )
-        return TrainingBatch(
-            self.maker.make(batch.images.to(device), where, keys), valid, batch.indices
-        )
+        allowed = valid
+        if masks is not None:
+            allowed = masks.to(device) if valid is None else masks.to(device) & valid
+        defects = self.maker.make(batch.images.to(device), allowed, keys)
+        return TrainingBatch(defects, valid, batch.indices)
 
 
 class Counters:
-    """What a stream did, step by step: ``read``, ``decode`` (with resizing), ``defects``; and how
-    long its user waited for batches.
+    """What a stream did: images and seconds of each step, and how long its caller waited.
+
+    The steps are ``read``, ``decode`` (with resizing) and ``defects``.
 
     Attributes:
-        images: that were handed out.
-        waited: seconds that the user of the stream waited for them.
+        images: number of images that the stream has given.
+        waited: seconds that the caller of the stream waited for them.
     """
 
     def __init__(self) -> None:
@@ -115,29 +118,35 @@ class Counters:
         self._lock = threading.Lock()
 
     def add(self, step: str, images: int, seconds: float) -> None:
-        """Some images took a worker so long at a step."""
+        """Add the seconds that a worker took for one step of some images."""
         with self._lock:
             before = self._steps.get(step, (0, 0.0))
             self._steps[step] = (before[0] + images, before[1] + seconds)
 
-    def state(self) -> dict[str, float]:
-        """All sums: ``images``, ``waited``, and for each step ``STEP_images`` and ``STEP_seconds``
-        of its workers.
+    def add_batch(self, images: int, seconds: float) -> None:
+        """Add a batch that the stream has given, and the seconds that its caller waited for it."""
+        with self._lock:
+            self.images += images
+            self.waited += seconds
+
+    def totals(self) -> dict[str, float]:
+        """The sums ``images`` and ``waited``, and ``STEP_images`` and ``STEP_seconds`` by step.
+
+        The seconds of a step are those of all its workers together.
         """
         with self._lock:
-            steps = dict(self._steps)
-        sums: dict[str, float] = {"images": self.images, "waited": self.waited}
-        for step, (images, seconds) in steps.items():
-            sums |= {f"{step}_images": images, f"{step}_seconds": seconds}
+            sums: dict[str, float] = {"images": self.images, "waited": self.waited}
+            for step, (images, seconds) in self._steps.items():
+                sums |= {f"{step}_images": images, f"{step}_seconds": seconds}
         return sums
 
 
 class Stream(ABC):
-    """N images, as batches of whichever of them are asked for.
+    """N images, in batches that the caller chooses.
 
     Attributes:
         kind: ``memory``, ``local`` or ``ray``.
-        counters: what it did so far.
+        counters: what the stream did so far.
     """
 
     kind: str
@@ -147,46 +156,56 @@ class Stream(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """N."""
+        """N, the number of images."""
 
     @property
     @abstractmethod
     def valid(self) -> Tensor | None:
-        """(N, H, W) bool, False on padding; None where no image is padded."""
+        """bool (N, H, W), False on padding; None where no image is padded."""
 
     @abstractmethod
     def take(self, indices: Tensor) -> Tensor:
-        """A few images at once, (K, 3, H, W), read by this process."""
+        """Read some images in this process: ``indices`` int64 (K,) -> uint8 (K, 3, H, W)."""
 
-    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
-        """As :meth:`take`, for images that stay on a device while the stream is used, maybe in
-        shared memory: not to be written to.
+    def load_shared(self, indices: Tensor, device: torch.device) -> Tensor:
+        """As :meth:`take`, on a device, for as long as the stream is used.
+
+        They may lie in memory that other processes share: nobody may write to them.
         """
         return self.take(indices).to(device)
 
     @abstractmethod
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
-        """The batches."""
+        """The batches of :meth:`batches`."""
 
     def batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
-        """The batches of these images, in this order: int64 (B,) each. Raises ImageError for one
-        that can't be read.
+        """The batches of these images, in this order.
+
+        Args:
+            chosen: the images of each batch, int64 (B,).
+
+        Raises:
+            ImageError: an image can't be read.
         """
         return self._counted(self._batches(chosen), lambda batch: len(batch.indices))
 
-    def training(
+    def training_batches(
         self,
         recipe: DefectRecipe,
         chosen: Sequence[Tensor],
         keys: Sequence[Tensor],
         device: torch.device,
     ) -> Iterator[TrainingBatch]:
-        """The batches with defects from these keys, int64 (B,) each, on `device`."""
+        """As :meth:`batches`, each image with a defect, on `device`.
+
+        Args:
+            keys: the samples' keys of each batch, int64 (B,).
+        """
         return self._counted(
-            self._training(recipe, chosen, keys, device), lambda batch: len(batch.indices)
+            self._training_batches(recipe, chosen, keys, device), lambda batch: len(batch.indices)
         )
 
-    def _training(
+    def _training_batches(
         self,
         recipe: DefectRecipe,
         chosen: Sequence[Tensor],
@@ -195,55 +214,56 @@ class Stream(ABC):
     ) -> Iterator[TrainingBatch]:
         for batch, of_batch in zip(self._batches(chosen), keys, strict=True):
             started = time.perf_counter()
-            made = recipe.applied(
+            made = recipe.apply(
                 batch, of_batch, device, self._object_masks(recipe.mask_mode, batch.indices)
             )
             self.counters.add("defects", len(of_batch), time.perf_counter() - started)
             yield made
 
     def _object_masks(self, mask_mode: str, indices: Tensor) -> Tensor | None:
-        """What the stream knows of the products in these images; None where they must be looked
-        for.
-        """
+        """The object masks of these images, bool (B, H, W), if the stream knows them; else None."""
         return None
 
-    def mapped(
+    def map_batches(
         self, make: MakeWorker, chosen: Sequence[Tensor], device: torch.device
     ) -> Iterator[Arrays]:
-        """What a worker makes of every batch, in order.
+        """What a worker returns for every batch, in order.
 
         Args:
-            make: gives the worker, on the device that it is told: a function of a batch that gives
-                arrays of the batch's length.
-            device: this process's.
+            make: makes the worker on the device that it is given. The worker is a function of an
+                :class:`ImageBatch` that returns arrays of the batch's length.
+            chosen: the images of each batch, int64 (B,).
+            device: this process's device.
         """
         worker = make(device)
         for batch in self.batches(chosen):
             yield worker(batch)
 
     def _counted(self, batches: Iterator[Any], size: Callable[[Any], int]) -> Iterator[Any]:
-        """The batches, with the time that their user waits for them."""
+        """The batches, while counting their images and the time that the caller waits for them."""
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
-            self.counters.waited += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.counters.add_batch(0 if batch is None else size(batch), seconds)
             if batch is None:
                 return
-            self.counters.images += size(batch)
             yield batch
 
 
 def consecutive(n: int, size: int) -> list[Tensor]:
-    """All of N images in their order, as batches of `size` at most."""
+    """All of N images in order, as batches of at most `size`."""
     return list(torch.arange(n).split(size))
 
 
 class MemoryStream(Stream):
     """Images that lie in memory.
 
+    The object masks of a mode are computed once, at its first use, and kept.
+
     Args:
         images: uint8 (N, 3, H, W).
-        valid: (N, H, W) bool, or None.
+        valid: bool (N, H, W), False on padding; None where no image is padded.
     """
 
     kind = "memory"
@@ -263,12 +283,10 @@ class MemoryStream(Stream):
     def take(self, indices: Tensor) -> Tensor:
         return self.images[indices]
 
-    def bank(self, indices: Tensor, device: torch.device) -> Tensor:
-        return (
-            self.images.to(device)
-            if torch.equal(indices, torch.arange(len(self)))
-            else super().bank(indices, device)
-        )
+    def load_shared(self, indices: Tensor, device: torch.device) -> Tensor:
+        if torch.equal(indices, torch.arange(len(self))):
+            return self.images.to(device)  # no second copy on a CPU
+        return super().load_shared(indices, device)
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         for indices in chosen:
@@ -285,13 +303,14 @@ class MemoryStream(Stream):
 
 
 class LocalStream(Stream):
-    """Images that threads of this process read and decode whenever they are asked for; decoding
-    leaves the interpreter to the others.
+    """Images that threads of this process read and decode whenever they are asked for.
+
+    Decoding releases the interpreter's lock, so that other threads go on.
 
     Args:
-        paths: N references.
-        settings: how they come onto the canvas.
-        threads: how many decode; None for one a core.
+        paths: N references, see :mod:`clsnf.data.sources`.
+        settings: the network's input.
+        threads: number of threads that decode; None for one a core.
     """
 
     kind = "local"
@@ -308,7 +327,7 @@ class LocalStream(Stream):
 
     @cached_property
     def _placements(self) -> list[Placement] | None:
-        """Where each image lies on the canvas, by the files' headers; None where none is padded."""
+        """Where each image lies in the network's input, by its header; None if none is padded."""
         if self.settings.aspect == "squeeze":
             return None
         with ThreadPoolExecutor(self._threads) as pool:
@@ -323,22 +342,21 @@ class LocalStream(Stream):
         if placements is None:
             return None
         if len({placement.source for placement in placements}) == 1:
-            return placements[0].valid.expand(len(placements), -1, -1)  # one for all
+            return placements[0].valid.expand(len(placements), -1, -1)  # one mask for all
         return torch.stack([placement.valid for placement in placements])
 
     def take(self, indices: Tensor) -> Tensor:
         taken = torch.empty((len(indices), 3, *self.settings.size), dtype=torch.uint8)
-        for batch, into in zip(
-            LocalStream._batches(self, indices.split(16)), taken.split(16), strict=True
-        ):
+        # A subclass may bring batches from elsewhere: a few images are read here in any case.
+        found = LocalStream._batches(self, indices.split(16))
+        for batch, into in zip(found, taken.split(16), strict=True):
             into.copy_(batch.images)
         return taken
 
     def _batches(self, chosen: Sequence[Tensor]) -> Iterator[ImageBatch]:
         padded = self._placements is not None
-        for indices, loaded in zip(
-            chosen, in_batches(self._load, (i.tolist() for i in chosen), self._threads), strict=True
-        ):
+        batches = map_in_batches(self._load, (i.tolist() for i in chosen), self._threads)
+        for indices, loaded in zip(chosen, batches, strict=True):
             valid = torch.stack([placement.valid for _, placement in loaded]) if padded else None
             yield ImageBatch(torch.stack([image for image, _ in loaded]), valid, indices)
 
@@ -352,8 +370,10 @@ class LocalStream(Stream):
 def load_timed(
     path: Reference, settings: ImageSettings
 ) -> tuple[Tensor, Placement, tuple[float, float]]:
-    """An image on the canvas, uint8 (3, H, W), where it lies there, and the seconds that reading
-    and decoding it took.
+    """One image, its placement, and the seconds that reading and decoding it took.
+
+    Returns:
+        uint8 (3, H, W); where the source lies in it; (read, decode) in seconds.
     """
     started = time.perf_counter()
     data = read_bytes(path)
@@ -362,11 +382,13 @@ def load_timed(
     return image, placement, (read - started, time.perf_counter() - read)
 
 
-def in_batches(
+def map_in_batches(
     work: Callable[[T], R], batches: Iterable[Sequence[T]], threads: int | None = None
 ) -> Iterator[list[R]]:
-    """What threads make of the items of batches, batch by batch in order, a few batches ahead of
-    whoever asks.
+    """What `work` returns for the items of each batch, in order.
+
+    Threads work a few batches ahead of the caller; None stands for one thread a core. An error of
+    `work` is raised when its batch is asked for.
     """
     pool = ThreadPoolExecutor(threads or os.cpu_count())
     under_way: deque[list[Future[R]]] = deque()

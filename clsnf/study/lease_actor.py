@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from clsnf.core.periodic import repeated
+from clsnf.core.periodic import call_periodically
 from clsnf.training.leases import HEARTBEAT, LIFETIME
 
 _NAMESPACE = "clsnf"
@@ -79,7 +79,7 @@ class BookedLeases:
                 ray.get(book.take.remote(name, owner))
 
         try:
-            with repeated(beat, HEARTBEAT):
+            with call_periodically(beat, HEARTBEAT):
                 yield
         finally:
             ray.get(book.free.remote(name, owner))

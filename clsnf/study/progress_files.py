@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clsnf.core.periodic import repeated
+from clsnf.core.periodic import call_periodically
 
 _FOLDER = ".progress"
 _WRITE_EVERY = 0.5  # seconds
@@ -73,5 +73,5 @@ def notes_shown(
     out: Path, show: Callable[[list[dict[str, object]]], None], every: float = 1.0
 ) -> Iterator[None]:
     """Hands the workers' notes to `show`, again and again, while the block runs."""
-    with repeated(lambda: show(read_notes(out)), every):
+    with call_periodically(lambda: show(read_notes(out)), every):
         yield

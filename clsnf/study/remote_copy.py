@@ -18,7 +18,7 @@ from pathlib import Path
 
 from clsnf.core.errors import ClsnfError, OutputError
 from clsnf.core.hashing import sha256_file
-from clsnf.core.periodic import repeated
+from clsnf.core.periodic import call_periodically
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import without_secrets
 
@@ -98,7 +98,7 @@ def kept_up(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
             send()
 
     try:
-        with repeated(try_to_send, _EVERY):
+        with call_periodically(try_to_send, _EVERY):
             yield
     finally:
         send()

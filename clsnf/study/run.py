@@ -291,7 +291,7 @@ def _plan(request: StudyRequest, out: Path, shares: Shares, stream: StreamChoice
         out=str(out),
         settings=to_dict(request.settings),
         study=to_dict(request.study),
-        leaving_epochs=tuple(request.space.leaving_epochs(request.settings)),
+        leaving_epochs=tuple(request.space.joint_epochs(request.settings)),
         rungs=tuple(request.space.rungs(request.settings)) if request.study.stop_hopeless else (),
         fusion_weights=request.space.fusion_weights(),
         textures=None if request.textures is None else str(request.textures.absolute()),

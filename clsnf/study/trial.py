@@ -166,7 +166,7 @@ def trial_reports(
         )
         loading = time.perf_counter() - started
         counters = pipeline.fit.stream.counters
-        streamed = counters.state()
+        streamed = counters.totals()
         epochs, depth = settings.finetune.joint_epochs, settings.flow.depth
         names = reported_metrics(study)
         stops = plan.leaving_epochs if study.reuse else ()
@@ -190,7 +190,7 @@ def trial_reports(
             report[LATENCY] = _latency(bench, plan, settings)
         report |= {
             f"stream_{name}": value - streamed.get(name, 0)
-            for name, value in counters.state().items()
+            for name, value in counters.totals().items()
         }
         report |= {
             f"seconds_{kind}": took - seconds.get(kind, 0.0) for kind, took in store.seconds.items()

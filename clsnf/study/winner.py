@@ -29,6 +29,7 @@ from clsnf.evaluation.selection import (
     sweep_weights,
 )
 from clsnf.evaluation.selection_rules import RULES, order, pick
+from clsnf.results import to_plain
 from clsnf.study.evidence import keep_evidence
 from clsnf.study.folder import StudyPlan
 from clsnf.study.pareto import save_front
@@ -172,7 +173,7 @@ def finish_category(plan: StudyPlan, category: str, trials: list[dict[str, Any]]
         "baseline beside it",
     )
     if len(test):
-        result["test"] = evaluate_detector(detector, test, progress)
+        result["test"] = to_plain(evaluate_detector(detector, test, progress))
         result["regret"] = regret(plan, category, trials, settings, test, picks, progress)
     shown = test if len(test) else plan.validation_table(category)
     write_examples(detector, shown.to_pylist(), plan.folder / "examples" / f"{category}.png")

@@ -1,14 +1,15 @@
-"""Colour changes of a defect's source: three different ones of nine, drawn per sample, computed
-only where the defect will be.
+"""Colour changes of a defect's source: three different ones of nine, drawn for each sample.
 
-Unusual: gamma, brightness, solarize, posterize, invert, autocontrast and equalize act on each
-    channel's levels alone, so whatever
-of them a sample draws becomes one table of 256 levels a channel; autocontrast and equalize need no
-more than the source's counts of levels, which are counted once. At the defect's pixels a sample's
-changes are then applied in one order: sharpness (it needs the neighbours), levels, hue and
-saturation (it needs the channels together). So the cost goes with the defect's area instead of the
-image's. Ranges are those of DRAEM's public recipe or close to them. A new change of levels is one
-function and one line in :data:`LEVEL_CHANGES`. Called by :mod:`clsnf.synthesis.training_defects`.
+They are computed only where the defect will be. Gamma, brightness, solarize, posterize, invert,
+autocontrast and equalize act on each channel's levels alone, so all of them that a sample draws
+become one table of 256 levels for each channel. Autocontrast and equalize need no more than how
+often each level occurs in the source, which is counted once. At the defect's pixels a sample's
+changes are applied in one order: sharpness (it needs the neighbours), levels, hue and saturation
+(they need the channels together). So the cost depends on the defect's area, not on the image's. The
+ranges are those of DRAEM's public recipe or close to them.
+
+To add a change of levels, write one function and one line in :data:`LEVEL_CHANGES`. Called by
+:mod:`clsnf.synthesis.training_defects`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _RAMP: Levels = np.arange(256, dtype=np.float64)[None, None, :]
 
 
 def gamma(u: Uniforms, counts: Counts) -> Levels:
-    """v^g with g from 1/2 to 2 in each channel, so that grey sources take on a tint."""
+    """v^g in each channel, with its own g from 1/2 to 2, so that grey sources take on a tint."""
     return 255 * (_RAMP / 255) ** (2 ** (2 * u[:, :3, None] - 1))
 
 
@@ -40,7 +41,7 @@ def brightness(u: Uniforms, counts: Counts) -> Levels:
 
 
 def solarize(u: Uniforms, counts: Counts) -> Levels:
-    """Levels from a threshold of 32 to 128 on are inverted."""
+    """Invert the levels from a threshold on, which is 32 to 128."""
     threshold = 32 + 96 * u[:, 0, None, None]
     return np.where(threshold > _RAMP, _RAMP, 255 - _RAMP)
 
@@ -67,8 +68,9 @@ def autocontrast(u: Uniforms, counts: Counts) -> Levels:
 
 
 def equalize(u: Uniforms, counts: Counts) -> Levels:
-    """Make each channel's levels equally frequent: the share of pixels at or below a level, from
-    the darkest that occurs up.
+    """Make each channel's levels equally frequent.
+
+    A level becomes the share of pixels at or below it, counted from the darkest level that occurs.
     """
     share = np.cumsum(counts, axis=2) / counts.sum(axis=2, keepdims=True)
     darkest = np.take_along_axis(share, (counts > 0).argmax(axis=2)[..., None], axis=2)
@@ -87,20 +89,24 @@ LEVEL_CHANGES: dict[str, Callable[[Uniforms, Counts], Levels]] = {
 CHANGE_NAMES = (*LEVEL_CHANGES, "sharpness", "hue and saturation")
 CHANGES_A_SAMPLE = 3
 UNIFORMS_A_SAMPLE = len(CHANGE_NAMES) + 4 * CHANGES_A_SAMPLE
-SHARPENED, RECOLOURED = 1, 2  # what has to be done to a sample's pixels beyond looking up levels
+SHARPENED, RECOLOURED = 1, 2  # bits: what a sample's pixels need besides the table of levels
 
 
 @dataclass(frozen=True)
 class ColourChanges:
-    """What happens to the colours of n samples, in the order sharpness, levels, colours."""
+    """What happens to the colours of n samples, in the order sharpness, levels, colours.
 
-    kinds: NDArray[
-        np.int64
-    ]  # (n,): made of the bits SHARPENED and RECOLOURED; what isn't set can be skipped
-    sharpness: Tensor  # float32 (n,): 0 smooth, 1 as it is, up to 3
-    levels: Tensor  # uint8 (n, 3, 256): what each level becomes
-    # float32 (n, 3): what a channel takes from itself, the next and the one after; (1, 0, 0) as it
-    # is
+    Attributes:
+        kinds: int64 (n,), made of the bits SHARPENED and RECOLOURED; what isn't set can be skipped.
+        sharpness: float32 (n,), 0 is smooth, 1 leaves the image as it is, 3 is the most.
+        levels: uint8 (n, 3, 256), what each level becomes.
+        colours: float32 (n, 3), what a channel takes from itself, from the next channel and from
+            the one after that; (1, 0, 0) leaves the image as it is.
+    """
+
+    kinds: NDArray[np.int64]
+    sharpness: Tensor
+    levels: Tensor
     colours: Tensor
 
     def of(self, samples: NDArray[np.int64]) -> ColourChanges:
@@ -114,7 +120,7 @@ class ColourChanges:
 
 
 def count_levels(images: Tensor) -> Counts:
-    """How many pixels have each level, uint8 (N, 3, H, W) -> int64 (N, 3, 256)."""
+    """How many pixels have each level: uint8 (N, 3, H, W) -> int64 (N, 3, 256)."""
     counts = torch.empty(len(images), 3, 256, dtype=torch.int64)
     offset = 256 * torch.arange(3, device=images.device, dtype=torch.int32)[:, None]
     for image, into in zip(
@@ -129,8 +135,12 @@ def count_levels(images: Tensor) -> Counts:
 def draw_colour_changes(
     uniforms: NDArray[np.float64], counts: Counts, device: torch.device
 ) -> ColourChanges:
-    """Three different changes for each sample from its uniforms (n, UNIFORMS_A_SAMPLE) and its
-    source's counts (n, 3, 256).
+    """Draw three different changes for each of n samples.
+
+    Args:
+        uniforms: float64 (n, UNIFORMS_A_SAMPLE) in [0, 1), the samples' random numbers.
+        counts: int64 (n, 3, 256), how many pixels of each sample's source have each level.
+        device: where the changes will be applied.
     """
     ranks, numbers = uniforms[:, : len(CHANGE_NAMES)], uniforms[:, len(CHANGE_NAMES) :]
     chosen = np.argsort(ranks, axis=1)[:, :CHANGES_A_SAMPLE]
@@ -177,11 +187,10 @@ def _followed_by(
 def _hue_and_saturation(
     turn: NDArray[np.float64], saturation: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Coefficients (n, 3) of turning colours about the grey axis by ``turn`` (radians) and scaling
-    their distance from it.
+    """Coefficients (n, 3) that turn colours about the grey axis and scale their distance from it.
 
-    The matrix s R + (1 - s) J / 3, R Rodrigues' rotation about (1, 1, 1), J all ones, is circulant:
-    three numbers say it.
+    ``turn`` is in radians. The matrix s R + (1 - s) J / 3, with Rodrigues' rotation R about (1, 1,
+    1), the saturation s and J all ones, is circulant: three numbers describe it.
     """
     cos, sin = np.cos(turn), np.sin(turn) / math.sqrt(3)
     rotation = np.stack([(1 + 2 * cos) / 3, (1 - cos) / 3 - sin, (1 - cos) / 3 + sin], axis=1)

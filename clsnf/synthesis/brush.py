@@ -1,13 +1,11 @@
-"""What a validation defect is drawn with: places, sizes and contrasts on one product, and the
-shapes and pastes built from them.
+"""What a validation defect is drawn with: places, sizes, contrasts, colours, shapes and strokes.
 
-Unusual: sizes are areas, drawn log-uniformly as shares of the image, and contrasts are drawn from
-    "just visible on this
-surface" upwards, so that small faint defects are as frequent as large plain ones. Everything is
-computed in a window around the defect, never on the whole image. Called by
+Sizes are areas, drawn log-uniformly as shares of the image. Contrasts are drawn from "just visible
+on this surface" upwards, so that small faint defects are as frequent as large plain ones.
+Everything is computed in a window around the defect, never on the whole image. Called by
 :mod:`clsnf.synthesis.validation_defects` alone.
 
-Lengths are pixels of the given image; ``unit`` is 1/256 of its short side and carries a length from
+Lengths are pixels of the given image. ``unit`` is 1/256 of its short side; it carries a length from
 a 256-pixel image to any other. Points are (row, column).
 """
 
@@ -29,62 +27,60 @@ Box = tuple[slice, slice]
 Point = tuple[float, float]
 
 AREA = (0.0003, 0.04)  # a defect's share of the image
-MAX_OBJECT_SHARE = 0.2  # of a small product, a defect covers at most this
+MAX_OBJECT_SHARE = 0.2  # the most of a small product that a defect covers
 CONTRAST = (14.0, 110.0)  # grey levels between a defect and its ground, faint to strong
-_SUPERSAMPLE = (
-    4  # strokes are drawn this much larger and averaged down: widths in steps of a quarter pixel
-)
+# Strokes are drawn this many times larger and averaged down: widths in steps of a quarter pixel.
+_SUPERSAMPLE = 4
 
 
-class Canvas:
-    """One image with the places that a defect may take, and draws of place, size, contrast and
-    colour.
+class Brush:
+    """Random places, sizes, contrasts and colours for a defect on one image.
 
-    ``image``: uint8 (H, W, 3); ``where``: bool (H, W), at least one pixel; ``donors``: other images
-        of the product.
+    Args:
+        image: uint8 (H, W, 3).
+        product: bool (H, W), where the defect may lie; at least one pixel.
+        donors: other images of the product.
+        rng: the source of all randomness.
     """
 
     def __init__(
-        self, image: UInt8, where: Bool, donors: Sequence[UInt8], rng: np.random.Generator
+        self, image: UInt8, product: Bool, donors: Sequence[UInt8], rng: np.random.Generator
     ) -> None:
-        self.image, self.where, self.donors, self.rng = image, where, donors, rng
-        self.height, self.width = where.shape
-        self.short = min(where.shape)
+        self.image, self.product, self.donors, self.rng = image, product, donors, rng
+        self.height, self.width = product.shape
+        self.short = min(product.shape)
         self.unit = self.short / 256
 
     @cached_property
     def grey(self) -> bool:
-        """True if the camera sees no colour, so that defects can't have one either."""
+        """Whether the camera sees no colour, so that defects have none either."""
         sample = self.image[:: max(1, self.height // 256), :: max(1, self.width // 256)]
         return bool(np.percentile(np.ptp(sample, axis=-1), 99) <= 4)
 
     @cached_property
     def _places(self) -> NDArray[np.intp]:
-        return np.flatnonzero(self.where)
+        return np.flatnonzero(self.product)
 
     @cached_property
     def _edge_places(self) -> NDArray[np.intp]:
         """Pixels of the product beside its background; empty if the product fills the image."""
-        inner = cv2.erode(self.where.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
-        return np.flatnonzero(self.where & (inner == 0))
+        inner = cv2.erode(self.product.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1)
+        return np.flatnonzero(self.product & (inner == 0))
 
     def place(self, edge: bool = False) -> Point:
         """A random pixel of the product; with ``edge``, one on its outline if it has any.
 
-        Among a few candidates the chance goes with the deviation around them, so that defects
-        gather on what has structure: object masks hold shadows, too. Without a mask it goes with
-        the variance among more, to keep most defects off a plain background.
+        It is one of a few candidates. The chance of a candidate is proportional to the standard
+        deviation around it, so that defects gather where the product has structure: object masks
+        hold shadows, too. Without an object mask there are more candidates and the chance goes with
+        the variance, to keep most defects off a plain background.
         """
         places = self._edge_places if edge and len(self._edge_places) else self._places
-        count, power = (16, 2) if len(self._places) == self.where.size else (4, 1)
+        count, power = (16, 2) if len(self._places) == self.product.size else (4, 1)
         rows, columns = np.divmod(self.rng.choice(places, count), self.width)
         points = [(float(row), float(column)) for row, column in zip(rows, columns, strict=True)]
-        structure = (
-            np.array(
-                [1 + self.image[self.window(point, 8 * self.unit)[0]].std() for point in points]
-            )
-            ** power
-        )
+        windows = (self.window(point, 8 * self.unit)[0] for point in points)
+        structure = np.array([1 + self.image[window].std() for window in windows]) ** power
         return points[int(self.rng.choice(count, p=structure / structure.sum()))]
 
     def area(self) -> float:
@@ -95,19 +91,22 @@ class Canvas:
         return self.between(low, high)
 
     def between(self, low: float, high: float) -> float:
-        """A log-uniform draw."""
+        """A log-uniform number from ``low`` to ``high``."""
         return low * math.exp(self.rng.uniform() * math.log(high / low))
 
     def chance(self, share: float) -> bool:
+        """True with the probability ``share``."""
         return bool(self.rng.uniform() < share)
 
     def angle(self) -> float:
-        """Uniform, in radians over the full circle."""
+        """Radians, uniform over the full circle."""
         return float(self.rng.uniform(0, 2 * math.pi))
 
     def window(self, at: Point, reach: float) -> tuple[Box, Float, Float]:
-        """The window of +-``reach`` around ``at``, cut to the image, with row (h, 1) and column (1,
-        w) offsets from ``at``.
+        """The window of +-``reach`` around ``at``, cut to the image.
+
+        Returns:
+            the window, and the offsets of its rows (h, 1) and columns (1, w) from ``at``.
         """
         row, column, reach = round(at[0]), round(at[1]), math.ceil(reach)
         top, bottom = max(0, row - reach), min(self.height, row + reach + 1)
@@ -117,23 +116,23 @@ class Canvas:
         return (slice(top, bottom), slice(left, right)), dy, dx
 
     def ground(self, box: Box) -> Float:
-        """The image inside the window, float32 (h, w, 3) in grey levels, a copy."""
+        """A copy of the image inside the window, float32 (h, w, 3) in grey levels."""
         return self.image[box].astype(np.float32)
 
     def colour(self, at: Point, reach: float = 0.0) -> Float:
         """Median colour (3,) of the product around a point."""
         box, _, _ = self.window(at, max(2 * self.unit, reach, 2))
-        pixels = self.image[box][self.where[box]]
-        return np.median(pixels if len(pixels) else self.image[box].reshape(-1, 3), axis=0).astype(
-            np.float32
-        )
+        pixels = self.image[box][self.product[box]]
+        if not len(pixels):
+            pixels = self.image[box].reshape(-1, 3)
+        return np.median(pixels, axis=0).astype(np.float32)
 
     def contrast(self, at: Point, strength: float, reach: float = 0.0) -> float:
         """Signed grey levels, log-uniform over ``CONTRAST`` times ``strength``.
 
-        The lower end rises to half the deviation of the surroundings: what is fainter drowns in the
-        product's own structure. The sign follows the room that is left (on black rubber most things
-        look bright), and the size stays inside it.
+        The lower end rises to half the standard deviation of the surroundings, because fainter
+        defects drown in the product's own structure. The sign follows the range that is left: on
+        black rubber most things look bright. The size stays within that range.
         """
         box, _, _ = self.window(at, max(4 * self.unit, reach, 3))
         surroundings = self.image[box].mean(axis=-1)
@@ -146,33 +145,25 @@ class Canvas:
         return min(size, 255 - level) if bright else -min(size, level)
 
     def tint(self, amount: float) -> Float:
-        """Factors (3,) around 1, within +-``amount``; all one where the camera sees no colour."""
-        return (
-            np.ones(3, np.float32)
-            if self.grey
-            else self.rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
-        )
+        """Factors (3,) within +-``amount`` around 1; exactly 1 where the camera sees no colour."""
+        if self.grey:
+            return np.ones(3, np.float32)
+        return self.rng.uniform(1 - amount, 1 + amount, 3).astype(np.float32)
 
     def profile(self, count: int, low: float, high: float) -> Float:
-        """A smooth random curve of ``count`` values in [low, high], such as the opacity along a
-        scratch.
-        """
+        """A smooth random curve of ``count`` values in [low, high], such as a scratch's opacity."""
         knots = self.rng.uniform(low, high, 6)
         return np.interp(np.linspace(0, 5, count), np.arange(6), knots).astype(np.float32)
 
     def donor(self) -> UInt8 | None:
-        """Another image of the product at this one's size; None if there is none."""
+        """Another image of the product, scaled to this one's size; None if there is none."""
         if not len(self.donors):
             return None
         other = self.donors[int(self.rng.integers(len(self.donors)))]
-        same = other.shape == self.image.shape
-        return (
-            other
-            if same
-            else np.asarray(
-                cv2.resize(other, (self.width, self.height), interpolation=cv2.INTER_AREA), np.uint8
-            )
-        )
+        if other.shape == self.image.shape:
+            return other
+        scaled = cv2.resize(other, (self.width, self.height), interpolation=cv2.INTER_AREA)
+        return np.asarray(scaled, np.uint8)
 
     def blob(
         self, dy: Float, dx: Float, radius: float, roughness: float, elongation: float = 1.0
@@ -187,38 +178,27 @@ class Canvas:
         u, v = u / stretch, v * stretch
         turn, outline = np.arctan2(v, u), np.ones_like(u + v)
         for k in range(2, 12):
-            outline += (
-                roughness
-                * float(self.rng.normal())
-                * 1.5
-                / k**1.6
-                * np.cos(k * turn + self.angle())
-            )
+            size = roughness * float(self.rng.normal()) * 1.5 / k**1.6
+            outline += size * np.cos(k * turn + self.angle())
         return np.asarray(radius * np.clip(outline, 0.3, 2.0) - np.hypot(u, v), np.float32)
 
     def curve(self, at: Point, length: float, bend: float) -> NDArray[np.float64]:
-        """A cubic Bezier curve through the neighbourhood of ``at``, points (N, 2) at most about 3
-        units apart.
-        """
+        """A cubic Bezier curve near ``at``: points (N, 2), at most about 3 units apart."""
         heading = self.angle()
-        along, across = (
-            np.array([math.sin(heading), math.cos(heading)]),
-            np.array([math.cos(heading), -math.sin(heading)]),
-        )
+        along = np.array([math.sin(heading), math.cos(heading)])
+        across = np.array([math.cos(heading), -math.sin(heading)])
         side = self.rng.normal(0, bend, 4)
         stations = np.array([-0.5, -0.17, 0.17, 0.5])
-        control = np.array(at) + length * (
-            stations[:, None] * along + side[:, None] * across
-        )  # (4, 2)
+        offsets = stations[:, None] * along + side[:, None] * across
+        control = np.array(at) + length * offsets  # (4, 2)
         t = np.linspace(0, 1, max(12, int(length / (3 * self.unit))))[:, None]
-        weights = np.hstack(
-            [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
-        )  # (N, 4)
-        return np.asarray(weights @ control)
+        bernstein = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
+        return np.asarray(np.hstack(bernstein) @ control)  # (N, 4) @ (4, 2)
 
     def jagged(self, start: Point, heading: float, length: float) -> NDArray[np.float64]:
-        """A broken line of steps of about 5 units that keeps its heading on the whole and turns
-        sharply at each step, (N, 2).
+        """A broken line from ``start``, points (N, 2), that keeps its heading on the whole.
+
+        Its steps are about 5 units long; it turns sharply at each of them.
         """
         steps = max(4, round(length / (5 * self.unit)))
         turns = heading + self.rng.normal(0, 0.6, steps)
@@ -228,40 +208,39 @@ class Canvas:
 
 
 def rotate(dy: Float, dx: Float, angle: float) -> tuple[Float, Float]:
-    """Coordinates (along, across) of offsets in a frame turned by ``angle`` radians, each (h, w)."""
+    """Coordinates (along, across) in a frame turned by ``angle`` radians, (h, w) each."""
     c, s = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     return dx * c + dy * s, dy * c - dx * s
 
 
 def soft(inside: Float, feather: float) -> Float:
-    """Opacity in [0, 1] from pixels-inside-the-outline: a smooth step of ``feather`` pixels (at
-    least 1) across the outline.
+    """Opacity in [0, 1] from the pixels to an outline, positive inside.
+
+    It is a smooth step across the outline, ``feather`` pixels wide, at least 1.
     """
     t = np.clip(inside / max(1.0, feather) + 0.5, 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 def stroke(box: Box, points: NDArray[np.float64], widths: Float, opacity: Float) -> Float:
-    """Opacity (h, w) in [0, 1] of a line through ``points`` (N, 2), with a width in pixels and an
-    opacity at each point.
+    """Opacity (h, w) in [0, 1] of a line through ``points`` (N, 2).
+
+    ``widths`` (pixels) and ``opacity`` give a value for each point.
     """
     rows, columns = box[0].stop - box[0].start, box[1].stop - box[1].start
     layer = np.zeros((rows * _SUPERSAMPLE, columns * _SUPERSAMPLE), np.uint8)
     corner = np.array([box[0].start, box[1].start])
-    spots = (
-        np.rint((points - corner + 0.5) * _SUPERSAMPLE).astype(int)[:, ::-1].tolist()
-    )  # OpenCV wants (x, y)
+    # OpenCV wants (x, y).
+    spots = np.rint((points - corner + 0.5) * _SUPERSAMPLE).astype(int)[:, ::-1].tolist()
     for i in range(len(spots) - 1):
         thickness = max(1, round(float(widths[i]) * _SUPERSAMPLE))
         cv2.line(layer, spots[i], spots[i + 1], round(255 * float(opacity[i])), thickness)
-    return (
-        np.asarray(cv2.resize(layer, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
-        / 255
-    )
+    small = cv2.resize(layer, (columns, rows), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32) / 255
 
 
 def reach_of(points: NDArray[np.float64], at: Point, width: float) -> float:
-    """How far from ``at`` a window must reach to hold a line of this width."""
+    """How far a window must reach around ``at`` to hold a line of this width, in pixels."""
     return float(np.abs(points - np.array(at)).max()) + width + 2
 
 

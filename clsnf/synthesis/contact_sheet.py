@@ -1,13 +1,15 @@
-"""A contact sheet: some defects of each type on one page, so that a person can judge them.
+"""Contact sheets: some defects of each type on one page, so that a person can judge them.
 
-Each row is a defect type; each cell shows the whole picture with the mask outlined, and the defect
-enlarged as it is. Called by :mod:`clsnf.synthesis.validation_set` for every set that it writes.
+Each row is a type of defect. Each cell shows the whole picture with the defect's outline, and the
+defect enlarged. :mod:`clsnf.synthesis.validation_set` writes one for every set;
+:mod:`clsnf.synthesis.training_sheet` makes the rows for training defects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,52 +19,58 @@ from clsnf.core.errors import DataError
 from clsnf.data.images import read_image, read_mask, write_image
 from clsnf.synthesis.brush import Bool, UInt8
 
-Band = tuple[str, Sequence[tuple[UInt8, Bool]]]  # a caption; images (H, W, 3) with masks (H, W)
+
+class Cell(NamedTuple):
+    """A picture and its defect."""
+
+    image: UInt8  # (H, W, 3)
+    mask: Bool  # (H, W), at least one pixel
+
+
+class Row(NamedTuple):
+    """One type of defect on a sheet."""
+
+    caption: str
+    cells: Sequence[Cell]
+
 
 _OUTLINE = (255, 0, 0)
 _LABEL_HEIGHT = 22  # pixels above each row
 
 
-def contact_sheet(table: pa.Table, path: Path, *, columns: int = 6, tile: int = 160) -> None:
-    """Write a PNG with one row for each defect type of ``table`` and up to ``columns`` of its
-    images, evenly chosen.
+def write_contact_sheet(table: pa.Table, path: Path, *, columns: int = 6, tile: int = 160) -> None:
+    """Write a PNG with one row for each defect type of a category's table.
 
-    A cell is two tiles of ``tile`` pixels wide. Raises DataError if the table has no masks.
+    Args:
+        columns: the most images of a type; they are taken evenly spread.
+        tile: side of a tile in pixels; a cell is two tiles wide.
+
+    Raises:
+        DataError: the table has no masks.
     """
-    rows = [
-        row
-        for row in table.select(["path", "mask_path", "defect_type"]).to_pylist()
-        if row["mask_path"]
-    ]
-    if not rows:
+    by_type: dict[str, list[dict[str, str]]] = {}
+    for entry in table.select(["path", "mask_path", "defect_type"]).to_pylist():
+        if entry["mask_path"]:
+            by_type.setdefault(entry["defect_type"], []).append(entry)
+    if not by_type:
         raise DataError("The table has no defects with masks: a contact sheet needs at least one.")
-    bands: list[Band] = []
-    for defect_type in dict.fromkeys(row["defect_type"] for row in rows):
-        members = [row for row in rows if row["defect_type"] == defect_type]
-        shown = [
-            members[i]
-            for i in np.unique(np.linspace(0, len(members) - 1, columns).round().astype(int))
-        ]
-        bands.append(
-            (
-                f"{defect_type} ({len(members)})",
-                [(read_image(row["path"]), read_mask(row["mask_path"])) for row in shown],
-            )
-        )
-    write_image(path, page(bands, columns=columns, tile=tile))
+    rows = []
+    for defect_type, members in by_type.items():
+        chosen = np.unique(np.linspace(0, len(members) - 1, columns).round().astype(int))
+        shown = [members[i] for i in chosen]
+        cells = [Cell(read_image(one["path"]), read_mask(one["mask_path"])) for one in shown]
+        rows.append(Row(f"{defect_type} ({len(members)})", cells))
+    write_image(path, draw_sheet(rows, columns=columns, tile=tile))
 
 
-def page(bands: Sequence[Band], *, columns: int = 6, tile: int = 160) -> UInt8:
-    """Captioned rows of pictures with their masks, none empty, as one picture (rows, 2 tile
-    columns, 3); ``columns`` cells at most.
-    """
+def draw_sheet(rows: Sequence[Row], *, columns: int = 6, tile: int = 160) -> UInt8:
+    """Captioned rows of at most ``columns`` cells as one picture (h, 2 tile columns, 3)."""
     drawn = []
-    for caption, pictures in bands:
+    for caption, cells in rows:
         band = np.full((_LABEL_HEIGHT + tile, 2 * tile * columns, 3), 255, np.uint8)
-        for number, (image, mask) in enumerate(pictures[:columns]):
-            band[_LABEL_HEIGHT:, 2 * tile * number : 2 * tile * (number + 1)] = _cell(
-                image, mask, tile
-            )
+        for number, (image, mask) in enumerate(cells[:columns]):
+            place = slice(2 * tile * number, 2 * tile * (number + 1))
+            band[_LABEL_HEIGHT:, place] = _draw_cell(image, mask, tile)
         cv2.putText(
             band, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA
         )
@@ -70,17 +78,13 @@ def page(bands: Sequence[Band], *, columns: int = 6, tile: int = 160) -> UInt8:
     return np.vstack(drawn)
 
 
-def _cell(image: UInt8, mask: Bool, tile: int) -> UInt8:
-    """The whole picture with its outlined mask, and the enlarged defect, side by side: (tile, 2
-    tile, 3).
-    """
+def _draw_cell(image: UInt8, mask: Bool, tile: int) -> UInt8:
+    """The picture with the mask's outline beside the enlarged defect, (tile, 2 tile, 3)."""
     whole = _fitted(image, tile, cv2.INTER_AREA)
-    # Outlined from outside, so that nothing of the defect is covered.
+    # The outline lies outside the mask, so that it covers nothing of the defect.
     inside = (_fitted(mask.astype(np.float32), tile, cv2.INTER_AREA) > 0).astype(np.uint8)
-    whole[
-        (cv2.dilate(inside, np.ones((5, 5), np.uint8)) > 0)
-        & (cv2.dilate(inside, np.ones((3, 3), np.uint8)) == 0)
-    ] = _OUTLINE
+    far, near = (cv2.dilate(inside, np.ones((side, side), np.uint8)) > 0 for side in (5, 3))
+    whole[far & ~near] = _OUTLINE
     rows, columns = np.nonzero(mask)
     half = max(16, round(0.75 * max(np.ptp(rows), np.ptp(columns))))
     row, column = (rows.min() + rows.max()) // 2, (columns.min() + columns.max()) // 2

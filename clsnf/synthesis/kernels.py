@@ -1,17 +1,15 @@
-"""Making training defects on a CPU, in machine code: one pass over the pixels, with the very bits
-of the tensor operations.
+"""Makes training defects on a CPU in machine code: one pass over the pixels.
 
-Unusual: everything here exists a second time, as the tensor operations in
-    :mod:`clsnf.synthesis.perlin` and :mod:`clsnf.synthesis.fill`, which
-serve all other devices and say what is right; here the same is several times as fast, because a
-pixel's numbers never leave the registers. Numba compiles a function at its first use and keeps the
-result beside this file, or in the user's cache. It is imported where it is needed: it takes 0.1 s
-and 55 MB.
+Everything here exists a second time as the tensor operations of :mod:`clsnf.synthesis.perlin` and
+:mod:`clsnf.synthesis.fill`. Those serve all other devices and are the reference: the code here
+gives the same bits, several times as fast, because a pixel's numbers never leave the registers.
+Numba compiles a function at its first use and keeps the result beside this file or in the user's
+cache. The module is imported where it is needed, because Numba takes 0.1 s and 55 MB.
 
-The noise only decides whether a pixel is above the threshold. So a loop that may fuse and reorder
-what it likes decides where that is clear; the few pixels near the threshold are evaluated again as
-torch does it, each operation rounded in its turn, and those that torch's vector code fuses
-(addcmul, lerp) fused as well.
+The noise only decides whether a pixel is above the threshold. A loop that the compiler may fuse and
+reorder decides where the noise is clearly above or below. The few pixels near the threshold are
+evaluated again as torch does it: each operation is rounded in its turn, and those that torch's
+vector code fuses (addcmul, lerp) are fused here too.
 """
 
 from __future__ import annotations
@@ -27,15 +25,13 @@ from clsnf.synthesis.augment import RECOLOURED, SHARPENED
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Far above what reordering float32 operations on values below 2 can change, far below what would
-# make exact pixels many.
+# Noise this near to the threshold is evaluated exactly. It is far more than reordering float32
+# operations on values below 2 can change, and so little that few pixels are meant.
 _UNCLEAR = np.float32(1e-4)
 
 
 def _compiled(**options: Any) -> Callable[[Function], Function]:
-    """Machine code of a function, which leaves the interpreter to other threads; kept on disk where
-    there is a place for it.
-    """
+    """A decorator: machine code that releases the interpreter's lock, kept on disk if possible."""
 
     def compile_it(function: Function) -> Function:
         try:
@@ -66,7 +62,7 @@ def _fade(t: Any) -> Any:
 
 @njit(inline="always")
 def _lerp(start: Any, end: Any, weight: Any) -> Any:
-    """torch.lerp: from the nearer end."""
+    """torch.lerp, which starts from the nearer end."""
     if abs(weight) < np.float32(0.5):
         return _fused(weight, end - start, start)
     return _fused(weight - np.float32(1), end - start, end)
@@ -74,13 +70,13 @@ def _lerp(start: Any, end: Any, weight: Any) -> Any:
 
 @njit(inline="always")
 def _vector(gradient: Any) -> Any:
-    """The x and y that lie in 32 bits together."""
+    """The x and y of a gradient, which lie in 32 bits together."""
     return np.int32(gradient).view(np.float32), np.int32(gradient << np.int32(16)).view(np.float32)
 
 
 @_compiled()
 def _exact(line: Any, down: Any, right: Any, side: Any) -> Any:
-    """The noise at a lattice position, as torch gives it."""
+    """The noise at a position in the lattice, with torch's last bit."""
     one = np.float32(1)
     top, left = np.floor(down), np.floor(right)
     down, right = down - top, right - left
@@ -100,8 +96,9 @@ def _exact(line: Any, down: Any, right: Any, side: Any) -> Any:
 def _about(
     line: Any, row_down: Any, down: Any, row_right: Any, right: Any, side: Any, noise: Any
 ) -> None:
-    """About the noise along an image's row; written so that it becomes vector code (unsigned
-    indices need no test of their sign).
+    """The noise along a row of the image, except for the last bits.
+
+    It is written so that it becomes vector code: unsigned indices need no test of their sign.
     """
     mask = np.int32(side * side - 1)
     one, six, ten, fifteen = np.float32(1), np.float32(6), np.float32(10), np.float32(15)
@@ -138,8 +135,8 @@ def noise_above(
 
     Args:
         lines: (B, L), the gradients along each sample's line of nodes, x and y in 32 bits together.
-        down_rows: (B, H), and down_columns, (B, W): their sum is a pixel's row in the lattice;
-            right_rows and right_columns its column.
+        down_rows, down_columns: (B, H) and (B, W); their sum is a pixel's row in the lattice.
+        right_rows, right_columns: (B, H) and (B, W); their sum is its column.
         side: nodes in a row of the lattice, a power of two.
         regions: (B, H, W), filled.
     """
@@ -173,7 +170,7 @@ def fill(
     images: NDArray[np.float32],
     regions: NDArray[np.bool_],
     samples: NDArray[np.int64],
-    bank: NDArray[np.uint8],
+    sources: NDArray[np.uint8],
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
     kinds: NDArray[np.int64],
@@ -187,10 +184,10 @@ def fill(
     Args:
         images: (B, 3, H, W) in [0, 1].
         regions: (B, H, W).
-        samples: (n,), their places in the batch.
-        bank: (T * 3 * H * W,), where `rows` (n, H + 2) and `columns` (n, W + 2) point: see
-            :class:`clsnf.synthesis.fill.SourceView`.
-        kinds: (n,), and `sharpness` (n,), `levels` (n, 3, 256), `colours` (n, 3): see
+        samples: (n,), the samples' places in the batch.
+        sources: (T * 3 * H * W,), see :class:`clsnf.synthesis.fill.SourceView`.
+        rows, columns: (n, H + 2) and (n, W + 2), see there.
+        kinds, sharpness, levels, colours: (n,), (n,), (n, 3, 256) and (n, 3), see
             :class:`clsnf.synthesis.augment.ColourChanges`.
         opacity: (n,).
     """
@@ -203,8 +200,8 @@ def fill(
         own, following, last = colours[n, 0], colours[n, 1], colours[n, 2]
         for row in range(height):
             inside = regions[sample, row]
-            # pixels of this row that are still to come; counting them first is vector code, and
-            # most rows have none
+            # Pixels of the region that are still to come in this row. Counting them first is vector
+            # code, and most rows have none.
             left = 0
             for column in range(width):
                 left += inside[column]
@@ -216,13 +213,15 @@ def fill(
                 left -= 1
                 for channel in range(3):
                     start = channel * height * width
-                    value = bank[start + rows[n, row + 1] + columns[n, column + 1]]
+                    value = sources[start + rows[n, row + 1] + columns[n, column + 1]]
                     if sharpened:
-                        total = 4 * np.int32(value)  # Pillow's SMOOTH: weights 1, centre 5
+                        total = 4 * np.int32(value)  # Pillow's SMOOTH filter: centre 5, others 1
                         for down in range(3):
                             for right in range(3):
                                 total += np.int32(
-                                    bank[start + rows[n, row + down] + columns[n, column + right]]
+                                    sources[
+                                        start + rows[n, row + down] + columns[n, column + right]
+                                    ]
                                 )
                         smooth = np.float32(total) / np.float32(13)
                         moved = (np.float32(value) - smooth) * sharpness[n] + smooth

@@ -1,11 +1,9 @@
-"""Random numbers that are a pure function of (key, stream, position): SplitMix64 for many samples
-at once.
+"""Random numbers that are a pure function of (key, stream, position): SplitMix64.
 
-Unusual: there is no generator object. Every training sample owns a 64-bit key, and each number is
-    hashed from it, so a sample comes
-out the same whatever batch, order or worker it meets, and one call serves a whole batch without a
-loop over its samples. The generator is SplitMix64 (Steele, Lea and Flood, "Fast Splittable
-Pseudorandom Number Generators", OOPSLA 2014) with the hashed key as its seed. Called by
+There is no generator object. Every training sample has a 64-bit key, and each of its numbers is a
+hash of that key. So a sample is the same in any batch, order or worker, and one call serves a whole
+batch without a loop over its samples. The generator is SplitMix64 (Steele, Lea and Flood, "Fast
+Splittable Pseudorandom Number Generators", OOPSLA 2014) with the hashed key as its seed. Called by
 :mod:`clsnf.synthesis.training_defects`.
 """
 
@@ -17,38 +15,36 @@ from numpy.typing import ArrayLike, NDArray
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: SplitMix64's step
 
 
-def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: a bijection of uint64 in which every input bit moves about half of
-    the output bits.
-    """
+def mix_bits(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, a bijection of uint64; an input bit flips half of the output bits."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
-def fold(*parts: ArrayLike) -> NDArray[np.int64]:
-    """Hash integers (scalars or arrays that broadcast, any 64-bit sign) to int64 keys, shape (N,);
-    scalars give (1,).
+def hash_keys(*parts: ArrayLike) -> NDArray[np.int64]:
+    """Hash integers to int64 keys, shape (N,).
 
-    The order of the parts counts. For all parts but one held fixed, different values give different
-    keys.
+    The parts are scalars or arrays that broadcast, of any 64-bit sign; scalars alone give shape
+    (1,). The order of the parts counts. If all parts but one are held fixed, different values of
+    that one give different keys.
     """
-    words = np.broadcast_arrays(
-        *(np.atleast_1d(np.asarray(part, dtype=np.int64)) for part in parts)
-    )
+    as_arrays = (np.atleast_1d(np.asarray(part, dtype=np.int64)) for part in parts)
+    words = np.broadcast_arrays(*as_arrays)
     keys = np.zeros(words[0].shape, np.uint64)
     for word in words:
-        keys = mix((keys + GOLDEN) ^ word.view(np.uint64))
+        keys = mix_bits((keys + GOLDEN) ^ word.view(np.uint64))
     return keys.view(np.int64)
 
 
 def random_words(keys: NDArray[np.int64], stream: int, count: int) -> NDArray[np.uint64]:
-    """``count`` independent uint64 per key, shape (N, count); different streams of one key are
-    independent.
+    """``count`` uint64 for each of N keys, shape (N, count).
+
+    Different streams of one key are independent.
     """
-    start = fold(keys, stream).view(np.uint64)
+    start = hash_keys(keys, stream).view(np.uint64)
     steps = np.arange(1, count + 1, dtype=np.uint64) * GOLDEN
-    return mix(start[:, None] + steps)
+    return mix_bits(start[:, None] + steps)
 
 
 def random_uniforms(keys: NDArray[np.int64], stream: int, count: int) -> NDArray[np.float64]:
@@ -59,6 +55,5 @@ def random_uniforms(keys: NDArray[np.int64], stream: int, count: int) -> NDArray
 def random_bytes(keys: NDArray[np.int64], stream: int, count: int) -> NDArray[np.uint8]:
     """Uniform bytes, shape (N, count)."""
     words = random_words(keys, stream, -(-count // 8))
-    return words.astype("<u8", copy=False).view(np.uint8)[
-        :, :count
-    ]  # little-endian: the same bytes on every machine
+    # Little-endian: the same bytes on every machine.
+    return words.astype("<u8", copy=False).view(np.uint8)[:, :count]

@@ -1,12 +1,11 @@
 """The object mask: where the product is, if it stands on a plain background, and whether it does.
 
-Unusual: no list of categories says which products to mask. :func:`decide_mask_mode` asks the
-    category's normal images, and says why.
-It answers "off" whenever a check fails: defects everywhere do little harm, a mask that cuts off a
-part of the product blinds the classifier there. The check that matters most looks at what a mask
-would leave out: a background is plain, so edges outside the mask mean that a part of the product is
-out there. Lengths go with the image's short side. Called by the streams of training and validation
-defects.
+No list of categories says which products to mask: :func:`decide_mask_mode` decides from the
+category's normal images, and says why. It answers "off" as soon as a check fails, because defects
+everywhere do little harm, while a mask that cuts off a part of the product blinds the classifier
+there. The check that matters most looks at what a mask would leave out: a background is plain, so
+edges outside the mask mean that a part of the product lies there. Lengths are shares of the image's
+short side. Called by the streams of training defects, and for validation defects.
 """
 
 from __future__ import annotations
@@ -32,27 +31,31 @@ _KERNEL = 1 / 50  # the opening's and closing's diameter, likewise
 _RING = 0.03  # the border's width, likewise
 _EMPTY, _FULL = 0.001, 0.95  # an image whose mask's share of it lies outside is used whole
 
-# What an image must show before its mask is trusted
-# share of the border on the background's side of the threshold: long products may touch it
+# What an image must show before its mask is trusted.
+# Share of the border on the background's side of the threshold; long products may touch the border.
 _PURE_RING = 0.85
 _AREA = (0.01, 0.8)  # the product's share of the image
 _CONTRAST = 12.0  # grey levels between the means of product and background
-_SEPARATION = (
-    0.7  # Otsu's between-class over total variance; one bell curve gives 0.64, an even spread 0.75
-)
+# Otsu's between-class variance over the total one. A normal distribution gives 0.64, a uniform one
+# 0.75.
+_SEPARATION = 0.7
 _OUTLINE_STEP = 0.3  # the step at a product's outline, in contrasts between product and background
 _EDGE_STEP = 0.15  # outside the mask, a step this high (likewise) is an edge
 _EDGE_FLOOR = 3.0  # but one below this many grey levels is noise
 _EDGES_OUTSIDE = 0.1  # edges outside the mask, in pixels for each pixel of edge along its outline
 
-_AGREEMENT = 0.9  # share of the images that must pass all checks with the same polarity
-_LOOKED_AT = 48  # images, evenly spread: enough for that share
+_AGREEMENT = 0.9  # share of the images that must pass all checks with the same mode
+_MOST_IMAGES = 48  # that decide: enough to estimate that share
 
 
 @dataclass(frozen=True)
 class MaskDecision:
-    """``mode``: "off", "dark" (a dark product on a bright background) or "bright"; ``reason``: one
-    line for a person.
+    """The mask mode of a category, and why.
+
+    Attributes:
+        mode: "off" (defects may lie everywhere), "dark" (a dark product on a bright background) or
+            "bright".
+        reason: one line for people.
     """
 
     mode: str
@@ -60,70 +63,80 @@ class MaskDecision:
 
 
 def object_mask(image: NDArray[np.uint8], mask_mode: str) -> NDArray[np.bool_]:
-    """Where the product is in one image, uint8 RGB (H, W, 3) -> bool (H, W): grey, blur, Otsu,
-    open, close, fill holes.
+    """Where the product is in one image: uint8 RGB (H, W, 3) -> bool (H, W).
 
-    ``polarity``: "dark" or "bright", the product against its background; anything else raises
-        DataError.
+    The steps are: grey, blur, Otsu's threshold, open, close, fill holes.
+
+    Args:
+        mask_mode: "dark" or "bright", the product against its background.
+
+    Raises:
+        DataError: another mask mode.
     """
     if mask_mode not in PRODUCT_MODES:
         raise DataError(
-            f"An object mask's polarity is {mask_mode!r}.{nearest(str(mask_mode), PRODUCT_MODES)}"
+            f"The mask mode of a product is {mask_mode!r}.{nearest(str(mask_mode), PRODUCT_MODES)}"
         )
     blurred = _blurred_grey(image)
     return _cleaned(_classes(blurred)[0] == (mask_mode == "bright"))
 
 
-def object_masks(images: Tensor, kind: str) -> Tensor:
-    """Where defects may lie in each of N images, uint8 (N, 3, H, W) -> bool (N, H, W).
+def object_masks(images: Tensor, mask_mode: str) -> Tensor:
+    """Where defects may lie in each of N images: uint8 (N, 3, H, W) -> bool (N, H, W).
 
-    Everywhere with ``kind`` "off", and in an image whose mask is implausible: next to empty, or
-    above 95 % of the image.
+    Everywhere if ``mask_mode`` is "off". Everywhere also in an image whose mask is implausible:
+    next to empty, or above 95 % of the image.
     """
     masks = torch.ones(len(images), *images.shape[2:], dtype=torch.bool)
-    if kind == "off":
+    if mask_mode == "off":
         return masks
     for index, image in enumerate(_as_arrays(images)):
-        mask = object_mask(image, kind)
+        mask = object_mask(image, mask_mode)
         if _EMPTY <= mask.mean() <= _FULL:
             masks[index] = torch.from_numpy(mask)
     return masks
 
 
 def choose_mask_mode(images: Tensor, wanted: str) -> MaskDecision:
-    """The decision by :func:`decide_mask_mode` where ``wanted`` (the setting
-    ``defects.object_mask``) is "auto", else ``wanted``.
+    """The mask mode of a category.
+
+    Args:
+        images: its normal images, uint8 (N, 3, H, W).
+        wanted: the setting ``defects.object_mask``: "auto" decides by :func:`decide_mask_mode`, any
+            other mode is taken as it is.
     """
     return decide_mask_mode(images) if wanted == "auto" else MaskDecision(wanted, "set by hand")
 
 
-def looked_at(n: int) -> Tensor:
-    """Indices of those of N images that :func:`decide_mask_mode` looks at: it decides the same from
-    these alone.
+def decision_indices(n: int) -> Tensor:
+    """Which of N images decide on the mask mode, int64 (K,): at most 48, evenly spread.
+
+    :func:`decide_mask_mode` decides the same from these alone.
     """
-    return torch.linspace(0, n - 1, min(n, _LOOKED_AT)).round().long().unique()
+    return torch.linspace(0, n - 1, min(n, _MOST_IMAGES)).round().long().unique()
 
 
 def decide_mask_mode(images: Tensor) -> MaskDecision:
-    """Whether the category's normal images, uint8 (N, 3, H, W), show a product on a plain
-    background, and which is the darker.
+    """Decide from a category's normal images, uint8 (N, 3, H, W), where its defects may lie.
+
+    The mode is "dark" or "bright" if nine of ten images pass all checks with that mode, else "off".
     """
     if not len(images):
         return MaskDecision("off", "there are no normal images to decide from")
-    verdicts = [_judge(image) for image in _as_arrays(images[looked_at(len(images))])]
+    verdicts = [_judge(image) for image in _as_arrays(images[decision_indices(len(images))])]
     of_all = f"of {len(verdicts)} normal images looked at"
-    kinds = Counter(kind for kind, problem in verdicts if problem is None)
-    for kind, agreeing in kinds.items():
+    modes = Counter(mode for mode, problem in verdicts if problem is None)
+    for mode, agreeing in modes.items():
         if agreeing >= _AGREEMENT * len(verdicts):
-            side = "darker" if kind == "dark" else "brighter"
+            side = "darker" if mode == "dark" else "brighter"
             return MaskDecision(
-                kind, f"the product is {side} than a plain background in {agreeing} {of_all}"
+                mode, f"the product is {side} than a plain background in {agreeing} {of_all}"
             )
     problems = Counter(problem for _, problem in verdicts if problem is not None)
     if not problems:
         return MaskDecision(
             "off",
-            f"the product is darker than its background in {kinds['dark']} {of_all} and brighter "
+            f"the product is darker than its background in {modes['dark']} {of_all} and brighter "
             "in the others",
         )
     problem, times = problems.most_common(1)[0]
@@ -131,14 +144,12 @@ def decide_mask_mode(images: Tensor) -> MaskDecision:
 
 
 def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
-    """The polarity that one image suggests, and what speaks against trusting its mask (None:
-    nothing).
-    """
+    """The mode that one image suggests, and why its mask can't be trusted (None: it can)."""
     grey = _blurred_grey(image)
     above, separation = _classes(grey)
     ring = _ring(grey.shape)
     background_is_bright = bool(above[ring].mean() >= 0.5)
-    kind = "dark" if background_is_bright else "bright"
+    mode = "dark" if background_is_bright else "bright"
     product = above != background_is_bright
     mask = _cleaned(product)
     contrast = (
@@ -149,7 +160,7 @@ def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
     outline = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, nearby) > 0
     outside = cv2.dilate(mask.astype(np.uint8), nearby) == 0
     edges = step > max(_EDGE_STEP * contrast, _EDGE_FLOOR)
-    checks = (  # in this order the most telling problem comes first
+    checks = (  # ordered so that the problem that says most comes first
         (contrast >= _CONTRAST, "product and background are hardly different"),
         (product[ring].mean() <= 1 - _PURE_RING, "the border is no plain background"),
         (
@@ -166,15 +177,14 @@ def _judge(image: NDArray[np.uint8]) -> tuple[str, str | None]:
         ),
         (separation >= _SEPARATION, "brightness does not fall into two classes"),
     )
-    return kind, next((problem for passed, problem in checks if not passed), None)
+    return mode, next((problem for passed, problem in checks if not passed), None)
 
 
 def _step_heights(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The height in grey levels (H, W) of the step that each pixel's slope would come from, if it
-    were a blurred sharp one.
+    """The height in grey levels (H, W) of the edge whose blur would have each pixel's slope.
 
-    A step of height h blurred with sigma has the slope h / (sigma sqrt(2 pi)) at most; a soft
-    shadow's comes out low.
+    An edge of height h that is blurred with sigma has a slope of at most h / (sigma sqrt(2 pi)).
+    The edge of a soft shadow comes out low.
     """
     slope = np.hypot(
         cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8),
@@ -184,8 +194,10 @@ def _step_heights(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _outline_step(step: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """The median step along the mask's outline, each the largest nearby: opening and closing move
-    the outline a little.
+    """The median step along the mask's outline.
+
+    At each pixel the largest step nearby counts, because opening and closing move the outline a
+    little.
     """
     near = cv2.dilate(step, _disc(2 * round(2 * _sigma(step)) + 1))
     outline = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, _disc(3)) > 0
@@ -203,8 +215,9 @@ def _blurred_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _classes(grey: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], float]:
-    """Otsu's two classes, True the brighter, and its criterion: the share in [0, 1] of the variance
-    that lies between them.
+    """Otsu's two classes, True for the brighter one, and his criterion.
+
+    The criterion is the share, in [0, 1], of the variance that lies between the classes.
     """
     _, above = cv2.threshold(grey, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     bright = above > 0
@@ -216,15 +229,14 @@ def _classes(grey: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], float]:
 
 
 def _cleaned(product: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Specks off, gaps closed, holes filled."""
+    """The mask without specks, with gaps closed and holes filled."""
     disc = _disc(max(3, round(_KERNEL * min(product.shape)) | 1))
     mask = cv2.morphologyEx(product.astype(np.uint8), cv2.MORPH_OPEN, disc)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc)
-    outside = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    cv2.floodFill(
-        outside, None, (0, 0), 2
-    )  # what the frame's outside doesn't reach is product or a hole in it
-    return np.asarray(outside[1:-1, 1:-1] != 2)
+    # Flood from outside the image: what the flood does not reach is product, or a hole in it.
+    flooded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    cv2.floodFill(flooded, None, (0, 0), 2)
+    return np.asarray(flooded[1:-1, 1:-1] != 2)
 
 
 def _ring(shape: tuple[int, ...]) -> NDArray[np.bool_]:

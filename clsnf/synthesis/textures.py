@@ -1,10 +1,9 @@
-"""Texture banks that training defects are filled from: a folder of photographs, or textures drawn
-by code where there is none.
+"""Textures that training defects are filled from: photographs of a folder, or drawn by code.
 
-A bank is uint8 (T, 3, H, W) of the network's input size. Unusual: the drawn textures vary
-structure, colour and scale at once, so that a few dozen serve a machine without any data set.
-Texture i of a seed is the same whatever the count. A new style is one function and one line in
-:data:`STYLES`. Called by the streams of training defects and the doors.
+Textures are uint8 (T, 3, H, W) of the network's input size. The drawn ones vary structure, colour
+and scale at once, so that a few dozen serve a machine without any data set. Texture i of a seed is
+the same whatever the count. To add a style, write one function and one line in :data:`STYLES`.
+Called by the training stages and by commands.
 """
 
 from __future__ import annotations
@@ -29,47 +28,49 @@ Field = NDArray[np.floating[Any]]  # (H, W)
 # ---- from a folder ----
 
 
-def texture_files_key(folder: Path) -> str:
-    """Hash of the relative names and sizes of the images below a folder: tells one collection from
-    another without reading it.
-    """
-    files = sorted(
+def _image_files(folder: Path) -> list[Path]:
+    """All images below a folder, sorted by path."""
+    return sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
-    return content_key(
-        [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files]
-    )
+
+
+def texture_files_key(folder: Path) -> str:
+    """A hash of the relative names and sizes of the images below a folder.
+
+    It tells one collection from another without reading the images.
+    """
+    sizes = [(path.relative_to(folder), path.stat().st_size) for path in _image_files(folder)]
+    return content_key([[path.as_posix(), size] for path, size in sizes])
 
 
 def load_textures(folder: str | Path, size: tuple[int, int], limit: int) -> Tensor:
-    """A bank of at most ``limit`` images from anywhere below ``folder`` (DTD's layout or any
-    other), uint8 (T, 3, H, W).
+    """At most ``limit`` images from anywhere below ``folder``, uint8 (T, 3, H, W).
 
-    Where there are more, they are taken evenly spread over the sorted paths, so that each subfolder
-    gives its share. Each is scaled to cover ``size`` = (H, W) and its middle is cut out: a
-    texture's shapes are not squeezed. The bank takes T * 3 * H * W bytes. Raises DataError for a
-    folder without images and ImageError for one that can't be read.
+    The folder may have DTD's layout or any other. If there are more images, they are taken evenly
+    spread over the sorted paths, so that each subfolder gives its share. Each is scaled to cover
+    ``size`` = (H, W), and its middle is cut out: a texture's shapes are not squeezed. The result
+    takes T * 3 * H * W bytes.
+
+    Raises:
+        DataError: the folder has no images.
+        ImageError: an image can't be read.
     """
     folder = Path(folder)
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
+    paths = _image_files(folder)
     if not paths:
         what = "has no images" if folder.is_dir() else "is no folder"
         raise DataError(
             f"The texture folder {folder} {what}: give one with {', '.join(IMAGE_SUFFIXES)} files "
-            "in it or below it, "
-            "or leave it out to use drawn textures."
+            "in it or below it, or leave it out to use drawn textures."
         )
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
-    bank = torch.empty(len(chosen), 3, *size, dtype=torch.uint8)
-    for into, index in zip(bank, chosen, strict=True):
+    textures = torch.empty(len(chosen), 3, *size, dtype=torch.uint8)
+    for into, index in zip(textures, chosen, strict=True):
         into.copy_(torch.from_numpy(_covering(read_image(paths[index]), size)).permute(2, 0, 1))
-    return bank
+    return textures
 
 
 def _covering(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -89,25 +90,21 @@ def _covering(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uin
 
 
 def draw_textures(count: int, size: tuple[int, int], seed: int) -> Tensor:
-    """A bank of ``count`` textures drawn by code, uint8 (count, 3, H, W); texture i has style i
-    modulo the number of styles.
+    """Draw ``count`` textures by code, uint8 (count, 3, H, W).
+
+    Texture i has style i modulo the number of styles.
     """
     styles = list(STYLES.values())
-    bank = torch.empty(count, 3, *size, dtype=torch.uint8)
-    for index, into in enumerate(bank):
+    textures = torch.empty(count, 3, *size, dtype=torch.uint8)
+    for index, into in enumerate(textures):
         rng = np.random.default_rng([seed, index])
-        into.copy_(
-            torch.from_numpy(_coloured(rng, styles[index % len(styles)](rng, size))).permute(
-                2, 0, 1
-            )
-        )
-    return bank
+        field = styles[index % len(styles)](rng, size)
+        into.copy_(torch.from_numpy(_coloured(rng, field)).permute(2, 0, 1))
+    return textures
 
 
 def _coloured(rng: np.random.Generator, field: Field) -> NDArray[np.uint8]:
-    """A field as a picture (H, W, 3): its range mapped to a random palette, then uneven light and a
-    camera's grain.
-    """
+    """A field as a picture, uint8 (H, W, 3): random palette, uneven light and a camera's grain."""
     low, high = np.percentile(field, (0.5, 99.5))
     place = np.clip((field - low) / max(high - low, 1e-6), 0, 1)
     picture = _palette(rng)[np.rint(255 * place).astype(np.uint8)]
@@ -118,8 +115,9 @@ def _coloured(rng: np.random.Generator, field: Field) -> NDArray[np.uint8]:
 
 
 def _palette(rng: np.random.Generator) -> Field:
-    """Colours (256, 3) in [0, 1] through two to five random stops, grey to vivid, light and dark
-    enough to see a structure.
+    """Colours (256, 3) in [0, 1] through two to five random ones.
+
+    They go from grey to vivid, and are light and dark enough to show a structure.
     """
     stops = int(rng.integers(2, 6))
     hue = (rng.uniform(0, 360) + rng.choice([15.0, 60.0, 180.0]) * rng.standard_normal(stops)) % 360
@@ -134,8 +132,9 @@ def _palette(rng: np.random.Generator) -> Field:
 
 
 def _fractal(rng: np.random.Generator, size: tuple[int, ...], cells: float, octaves: int) -> Field:
-    """Noise (H, W) of mean 0 and deviation about 1; its coarsest octave has ``cells`` bumps along
-    the short side.
+    """Noise (H, W) of mean 0 and standard deviation about 1.
+
+    Its coarsest octave has ``cells`` bumps along the short side.
     """
     total = np.zeros(size, np.float32)
     for octave in range(octaves):

@@ -1,11 +1,11 @@
-"""Synthetic training defects: Perlin regions filled from textures or other normal images (DRAEM:
-Zavrtanik et al., ICCV 2021).
+"""Synthetic training defects: Perlin regions filled from textures or other normal images (DRAEM).
 
-Unusual: a batch at a time, on whatever device the batch is on, and without a generator's state: all
-    of a sample's randomness comes
-from its key (:func:`sample_key`), so neither batch size nor order nor the number of workers changes
-a defect. Source pixels are looked up and changed only inside the regions. Called by the streams of
-stage one; validation defects have a generator of their own.
+The method is that of DRAEM (Zavrtanik et al., ICCV 2021). Defects are made for a whole batch at a
+time, on the device that the batch is on. There is no generator with a state: all randomness of a
+sample comes from its key (:func:`sample_key`), so batch size, order and the number of workers do
+not change a defect. Source pixels are looked up and changed only inside the regions. Called by the
+streams of the finetuning stage; validation defects have a generator of their own
+(:mod:`clsnf.synthesis.validation_defects`).
 """
 
 from __future__ import annotations
@@ -28,52 +28,65 @@ from clsnf.synthesis.augment import (
     draw_colour_changes,
 )
 from clsnf.synthesis.fill import SourceView, fill, look_up_channels, places_of, put_channels
-from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
+from clsnf.synthesis.keyed_random import hash_keys, random_bytes, random_uniforms
 from clsnf.synthesis.perlin import lattice_side, perlin_regions
 
-_NUMBERS, _COLOURS, _LATTICE = 1, 2, 3  # streams of one key
+_NUMBERS, _COLOURS, _LATTICE = 1, 2, 3  # streams of random numbers of one key
 
 
 @dataclass(frozen=True)
 class DefectBatch:
-    """B images with defects, and what is needed to learn from them."""
+    """B images with defects, and what a network learns from them.
 
-    images: Tensor  # float32 (B, 3, H, W) in [0, 1], defects blended in
-    regions: Tensor  # bool (B, H, W): where; an image with an empty region is exactly its clean one
-    clean: Tensor  # float32 (B, 3, H, W) in [0, 1], without defects
+    Attributes:
+        images: float32 (B, 3, H, W) in [0, 1], with the defects.
+        regions: bool (B, H, W), True on the defect. With an empty region an image is exactly its
+            clean one.
+        clean: float32 (B, 3, H, W) in [0, 1], without defects.
+    """
 
-    def inside(self) -> Tensor:
-        """The images inside the regions, float32 (3, K): all that must travel with clean images and
-        regions.
+    images: Tensor
+    regions: Tensor
+    clean: Tensor
+
+    def region_pixels(self) -> Tensor:
+        """The images inside the regions, float32 (3, K).
+
+        With the normal images and the regions, they say everything about the batch.
         """
         return look_up_channels(self.images, places_of(self.regions))
 
     @classmethod
-    def put_together(cls, images: Tensor, regions: Tensor, inside: Tensor) -> DefectBatch:
-        """The batch again, from the normal images, uint8 (B, 3, H, W), the regions, and what
-        :meth:`inside` gave.
+    def from_region_pixels(cls, images: Tensor, regions: Tensor, pixels: Tensor) -> DefectBatch:
+        """The batch again, from what :meth:`region_pixels` gave.
+
+        Args:
+            images: the normal images, uint8 (B, 3, H, W).
+            regions: bool (B, H, W).
+            pixels: float32 (3, K).
         """
         clean = to_floats(images)
         defective = clean.clone()
-        put_channels(defective, places_of(regions), inside)
+        put_channels(defective, places_of(regions), pixels)
         return cls(defective, regions, clean)
 
 
 def sample_key(seed: int, epoch: int, image: ArrayLike, repeat: ArrayLike = 0) -> NDArray[np.int64]:
-    """The keys of training samples, int64 (N,): a hash of the run's seed, the epoch, the image and
-    its repeat in that epoch.
+    """The keys of N training samples, int64 (N,).
 
-    ``image`` and ``repeat`` are integers or arrays that broadcast; scalars give shape (1,). Numbers
-    taken from the images' content instead of their place in a list keep their defects when other
+    A key is a hash of the run's seed, the epoch, the image and its repeat in that epoch. ``image``
+    and ``repeat`` are integers, or arrays that broadcast; scalars give shape (1,). Take the number
+    of an image from its content, not from its place in a list: then it keeps its defects when other
     images join.
     """
-    return fold(seed, epoch, image, repeat)
+    return hash_keys(seed, epoch, image, repeat)
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """The random choices of B samples; what steers the work lies on the CPU, what works on pixels
-    on the batch's device.
+    """The random choices of B samples.
+
+    What steers the work lies on the CPU; what works on pixels lies on the batch's device.
     """
 
     frequency: Tensor  # float64 (B, 2), CPU: lattice cells over height and width
@@ -90,11 +103,15 @@ class _Draw:
 class DefectMaker:
     """Makes synthetic defects for the normal images of one category.
 
-    ``textures``: uint8 (T, 3, H, W), a bank from :mod:`clsnf.synthesis.textures`. ``donors``: uint8
-        (M, 3, H, W), the category's normal
-    images; the one that a sample shows is never its own donor. With fewer than two, textures fill
-    all defects. Raises DataError where the settings ask for a source that isn't there, or the two
-    have different sizes.
+    An image is never its own donor. With fewer than two donors, textures fill all defects.
+
+    Args:
+        settings: how often, how large and how opaque.
+        textures: uint8 (T, 3, H, W), see :mod:`clsnf.synthesis.textures`.
+        donors: uint8 (M, 3, H, W), normal images of the category.
+
+    Raises:
+        DataError: the settings ask for textures, and there are none.
     """
 
     def __init__(self, settings: DefectSettings, textures: Tensor, donors: Tensor) -> None:
@@ -105,9 +122,8 @@ class DefectMaker:
         if self._texture_share > 0 and not len(textures):
             raise DataError(
                 f"No textures to fill defects from, and {len(donors)} normal images with "
-                f"texture_share {settings.texture_share}: "
-                "give a texture folder, draw textures, or set texture_share to 0 with two or more "
-                "normal images."
+                f"texture_share {settings.texture_share}: give a texture folder, draw textures, or "
+                "set texture_share to 0 with two or more normal images."
             )
         self._texture_counts = count_levels(textures)
         self._donor_counts = count_levels(donors)
@@ -115,10 +131,16 @@ class DefectMaker:
     def make(self, images: Tensor, object_masks: Tensor | None, keys: Tensor) -> DefectBatch:
         """Put a defect into each of B normal images.
 
-        ``images``: uint8 (B, 3, H, W), of the size of the textures and donors. ``object_masks``:
-            bool (B, H, W), where defects may
-        lie (None: everywhere). ``keys``: int64 (B,) from :func:`sample_key`. Textures, donors,
-        images and masks are on one device. Raises DataError for a size that isn't the sources'.
+        Textures, donors, images and masks are on one device.
+
+        Args:
+            images: uint8 (B, 3, H, W), of the size of the textures and donors.
+            object_masks: bool (B, H, W), where defects may lie; None for everywhere.
+            keys: int64 (B,) from :func:`sample_key`.
+
+        Raises:
+            DataError: the images have another size than the textures or donors.
+            ValueError: there is not one key for each image.
         """
         self._check(images, keys)
         size = (images.shape[2], images.shape[3])
@@ -144,9 +166,9 @@ class DefectMaker:
             raise ValueError(
                 f"There are {tuple(keys.shape)} keys for {len(images)} images: give one for each."
             )
-        for name, bank in (("textures", self.textures), ("normal images", self.donors)):
-            if len(bank) and bank.shape[1:] != images.shape[1:]:
-                have, need = tuple(bank.shape[1:]), tuple(images.shape[1:])
+        for name, sources in (("textures", self.textures), ("normal images", self.donors)):
+            if len(sources) and sources.shape[1:] != images.shape[1:]:
+                have, need = tuple(sources.shape[1:]), tuple(images.shape[1:])
                 raise DataError(
                     f"The {name} to fill defects from are {have} (C, H, W), the images {need}: "
                     "load both at one size."
@@ -167,16 +189,17 @@ class DefectMaker:
             lattice=torch.from_numpy(random_bytes(keys, _LATTICE, side * side)).to(device),
             from_texture=from_texture.numpy(),
             source=torch.where(from_texture.to(device), texture.to(device), donor),
-            # donors stay where they are: a part of another product at its own place; textures have
-            # no place
+            # A donor stays where it is, so that a defect shows another product's part at its own
+            # place. Textures have no place.
             transposed=(from_texture & (u[:, 8] < 0.5)).to(device),
             shift=torch.where(from_texture[:, None], shift, 0).to(device),
             opacity=(1 - self.settings.max_transparency * u[:, 11]).float().to(device),
         )
 
     def _not_itself(self, donor: Tensor, images: Tensor) -> Tensor:
-        """The donors (B,), the next in line where one is the image itself; compared on a grid of
-        pixels, which is enough.
+        """The donors, int64 (B,), with the next one in line where a donor is the image itself.
+
+        Images are compared on a grid of about 32 x 32 pixels, which is enough.
         """
         if not len(self.donors):
             return donor
@@ -189,7 +212,7 @@ class DefectMaker:
         return torch.where(same, (donor + 1) % len(self.donors), donor)
 
     def _level_counts(self, draw: _Draw) -> NDArray[np.int64]:
-        """How often each level occurs in each sample's source, (B, 3, 256)."""
+        """How often each level occurs in each sample's source, int64 (B, 3, 256)."""
         source = draw.source.cpu().numpy()
         counts = np.empty((len(source), 3, 256), np.int64)
         for level_counts, chosen in (
@@ -201,13 +224,13 @@ class DefectMaker:
 
     def _fill(self, images: Tensor, regions: Tensor, draw: _Draw, changes: ColourChanges) -> None:
         """Blend the changed sources into the regions of ``images`` (float32, in place)."""
-        for bank, of_bank in (
+        for sources, uses_them in (
             (self.textures, draw.from_texture),
             (self.donors, ~draw.from_texture),
         ):
-            numbers = np.flatnonzero(of_bank)
+            numbers = np.flatnonzero(uses_them)
             samples = torch.from_numpy(numbers).to(images.device)
             view = SourceView.of(
-                bank, draw.source[samples], draw.transposed[samples], draw.shift[samples]
+                sources, draw.source[samples], draw.transposed[samples], draw.shift[samples]
             )
             fill(images, regions, numbers, view, changes.of(numbers), draw.opacity[samples])

@@ -74,7 +74,7 @@ def extract_features(
     n, start = len(stream), 0
     levels: list[Tensor] = []
     work = partial(FeatureWorker, backbone, neighbourhood)
-    for found in stream.mapped(work, consecutive(n, _BATCH), device):
+    for found in stream.map_batches(work, consecutive(n, _BATCH), device):
         for level in range(len(found)):
             rows = torch.from_numpy(found[f"level{level}"])
             if start == 0:

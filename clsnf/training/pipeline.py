@@ -211,7 +211,7 @@ class CategoryPipeline:
         backbone = self._copy_of_backbone()
         if self._donors is None:
             chosen = donor_indices(len(self.fit.stream), self.settings.image.size)
-            self._donors = self.fit.stream.bank(chosen, self.device)
+            self._donors = self.fit.stream.load_shared(chosen, self.device)
         maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self._donors)
         decoder = build_decoder(self.info, self.settings.image, settings, self.settings.seed)
         return Finetuner(
@@ -264,7 +264,7 @@ class CategoryPipeline:
             self.store,
             partial(self._trunk_point, epochs),
             leave,
-            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "trunk" else [],
+            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "wsd" else [],
             self.progress,
         )
 

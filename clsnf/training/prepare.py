@@ -23,7 +23,7 @@ from clsnf.core.progress import Progress, silent
 from clsnf.data.images import load_images
 from clsnf.model.backbone import load_backbone
 from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
-from clsnf.synthesis.object_mask import MaskDecision, choose_mask_mode, looked_at
+from clsnf.synthesis.object_mask import MaskDecision, choose_mask_mode, decision_indices
 from clsnf.synthesis.textures import draw_textures, load_textures
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages
@@ -149,7 +149,7 @@ def open_fit_rows(
 def fit_mask_mode(fit: Images, settings: DetectorSettings) -> MaskDecision:
     """Where defects may lie on these images, by as many of them as that needs."""
     return choose_mask_mode(
-        fit.stream.take(looked_at(len(fit.stream))), settings.defects.object_mask
+        fit.stream.take(decision_indices(len(fit.stream))), settings.defects.object_mask
     )
 
 

@@ -33,7 +33,7 @@ from clsnf.data.packs import (
     write_pack,
 )
 from clsnf.data.sets import list_categories, read_category
-from clsnf.data.sources import is_packed, packed_reference, read_bytes
+from clsnf.data.sources import ShardCache, is_packed, packed_reference, read_bytes
 from tests.support.object_store import bucket
 from tests.support.small_data import write_category
 
@@ -143,14 +143,34 @@ def test_references_into_packs_are_known_whatever_the_picture_is_called(
     assert not is_packed(name.replace(".parquet", "") + ".png")
 
 
-def test_a_pack_at_the_place_of_an_earlier_one_is_read_anew(folder: Path, tmp_path: Path) -> None:
-    place, other = tmp_path / "pack", tmp_path / "other"
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_pack_at_the_place_of_an_earlier_one_is_read_anew(
+    folder: Path, tmp_path: Path, scheme: str
+) -> None:
+    place, other = f"{scheme}{tmp_path}/pack", tmp_path / "other"
     pack_up(folder, place)
-    before = read_bytes(read_pack(place, "nut")["path"][0].as_py())
+    path = read_pack(place, "nut")["path"][0].as_py()
+    before = read_bytes(path)
     write_category(other / "nut", seed=7)
-    shutil.rmtree(place)
+    shutil.rmtree(tmp_path / "pack")
     pack_up(other, place)
+    if not scheme:  # a file on this machine is looked up before every read
+        assert read_bytes(path) != before
     assert read_bytes(read_pack(place, "nut")["path"][0].as_py()) != before
+
+
+def test_no_more_shards_are_kept_than_the_limits_say(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardCache, "MOST_FOOTERS", 2)
+    monkeypatch.setattr(ShardCache, "MOST_OPEN", 1)
+    cache = ShardCache()
+    contents = [cache.read(str(shard), "image", 0) for shard in shards(packed)]
+    assert len(shards(packed)) > 2
+    assert len(cache._footers) == 2
+    assert len(cache._open.files) == 1
+    again = [cache.read(str(shard), "image", 0) for shard in shards(packed)[::-1]]
+    assert again == contents[::-1]
 
 
 # ---- writing ----

@@ -54,7 +54,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("workers", "aspect", "polarity"), [(1, "squeeze", "off"), (2, "fit", "dark")]
+    ("workers", "aspect", "mask_mode"), [(1, "squeeze", "off"), (2, "fit", "dark")]
 )
 def test_its_batches_are_those_of_the_local_streams(
     running: None, paths: list[str], workers: int, aspect: str, mask_mode: str
@@ -64,13 +64,15 @@ def test_its_batches_are_those_of_the_local_streams(
     made = recipe(memory, mask_mode)
     for number in (0, 1):
         chosen, keys = epoch(3, number)
-        first, second = (list(s.training(made, chosen, keys, CPU)) for s in (memory, stream))
+        first, second = (
+            list(s.training_batches(made, chosen, keys, CPU)) for s in (memory, stream)
+        )
         assert len(first) == len(second)
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
         assert all(batch.defects.images.is_contiguous() for batch in second)
     plain = list(stream.batches(consecutive(N, 4)))
     assert torch.equal(torch.cat([batch.images for batch in plain]), memory.images)
-    state = stream.counters.state()
+    state = stream.counters.totals()
     assert state["images"] == state["read_images"] == state["decode_images"] == 3 * N
     assert state["defects_images"] == 2 * N
 
@@ -80,16 +82,18 @@ def test_donors_lie_once_in_the_store_and_batches_without_any_defect_arrive(
 ) -> None:
     settings = ImageSettings(32, 32)
     memory, stream = in_memory(paths, settings), RayStream(paths, settings, 1)
-    bank = stream.bank(torch.arange(N), CPU)
+    bank = stream.load_shared(torch.arange(N), CPU)
     assert torch.equal(bank, memory.images)
     maker = DefectMaker(DefectSettings(threshold=0.999), draw_textures(4, (32, 32), 0), bank)
     assert maker.donors.data_ptr() == bank.data_ptr()
     chosen, keys = epoch(3)
     for made in (DefectRecipe(maker), recipe(memory)):
-        first, second = (list(s.training(made, chosen, keys, CPU)) for s in (memory, stream))
+        first, second = (
+            list(s.training_batches(made, chosen, keys, CPU)) for s in (memory, stream)
+        )
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
         assert any(batch.defects.regions.any() for batch in first) == (made.maker is not maker)
-    _, _, sent, _ = ray.get(stream._sent(DefectRecipe(maker)))
+    _, _, sent, _ = ray.get(stream._send(DefectRecipe(maker)))
     assert ray.get(sent).__array_interface__["data"][0] == bank.data_ptr(), (
         "workers get the very same memory"
     )
@@ -100,7 +104,7 @@ def test_actors_hold_the_worker_and_give_every_batch_in_order(
 ) -> None:
     settings = ImageSettings(32, 32)
     memory, stream = in_memory(paths, settings), RayStream(paths, settings, 1)
-    found = list(stream.mapped(Brightness, consecutive(N, 4), CPU))
+    found = list(stream.map_batches(Brightness, consecutive(N, 4), CPU))
     assert np.array_equal(
         np.concatenate([f["mean"] for f in found]),
         memory.images.float().mean(dim=(1, 2, 3)).numpy(),

@@ -23,7 +23,7 @@ from clsnf.streams.stream import (
     TrainingBatch,
     consecutive,
 )
-from clsnf.synthesis.object_mask import decide_mask_mode, looked_at
+from clsnf.synthesis.object_mask import decide_mask_mode, decision_indices
 from clsnf.synthesis.textures import draw_textures
 from clsnf.synthesis.training_defects import DefectMaker, sample_key
 from tests.support.small_data import write_category
@@ -71,7 +71,7 @@ def same(one: TrainingBatch, other: TrainingBatch) -> bool:
 
 @pytest.mark.parametrize("aspect", ["squeeze", "fit"])
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("polarity", ["off", "dark"])
+@pytest.mark.parametrize("mask_mode", ["off", "dark"])
 def test_a_decoding_stream_gives_what_one_in_memory_gives(
     paths: list[str], aspect: str, threads: int, mask_mode: str
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_decoding_stream_gives_what_one_in_memory_gives(
     for number in (0, 1):
         chosen, keys = epoch(3, number)
         first, second = (
-            list(stream.training(made, chosen, keys, CPU)) for stream in (memory, local)
+            list(stream.training_batches(made, chosen, keys, CPU)) for stream in (memory, local)
         )
         assert len(first) == len(second) == 4
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
@@ -90,8 +90,8 @@ def test_a_decoding_stream_gives_what_one_in_memory_gives(
         assert torch.equal(memory.valid, local.valid)
     for some in (torch.tensor([7, 2]), torch.arange(N)):
         assert torch.equal(memory.take(some), local.take(some))
-        assert torch.equal(memory.bank(some, CPU), local.bank(some, CPU))
-    assert memory.bank(torch.arange(N), CPU).data_ptr() == memory.images.data_ptr(), (
+        assert torch.equal(memory.load_shared(some, CPU), local.load_shared(some, CPU))
+    assert memory.load_shared(torch.arange(N), CPU).data_ptr() == memory.images.data_ptr(), (
         "no second copy of what lies in memory"
     )
 
@@ -100,7 +100,9 @@ def test_epochs_differ_in_order_and_defects_and_batches_lie_in_one_piece(paths: 
     settings = ImageSettings(32, 32)
     stream = LocalStream(paths, settings)
     made = recipe(in_memory(paths, settings))
-    first, second = (list(stream.training(made, *epoch(5, number), CPU)) for number in (0, 1))
+    first, second = (
+        list(stream.training_batches(made, *epoch(5, number), CPU)) for number in (0, 1)
+    )
     assert [b.indices.tolist() for b in first] != [b.indices.tolist() for b in second]
     of_first = {
         int(i): image for b in first for i, image in zip(b.indices, b.defects.images, strict=True)
@@ -127,9 +129,9 @@ def test_pictures_of_several_sizes_have_their_own_padding(tmp_path: Path) -> Non
 def test_a_stream_counts_what_it_did(paths: list[str]) -> None:
     stream = LocalStream(paths, ImageSettings(32, 32))
     made = recipe(in_memory(paths, ImageSettings(32, 32)))
-    list(stream.training(made, *epoch(4), CPU))
+    list(stream.training_batches(made, *epoch(4), CPU))
     list(stream.batches(consecutive(N, 4)))
-    state = stream.counters.state()
+    state = stream.counters.totals()
     assert state["images"] == state["read_images"] == state["decode_images"] == 2 * N
     assert state["defects_images"] == N
     assert all(state[f"{step}_seconds"] > 0 for step in ("read", "decode", "defects"))
@@ -140,7 +142,7 @@ def test_a_stream_reads_no_further_ahead_than_a_few_batches(paths: list[str]) ->
     stream = LocalStream(paths, ImageSettings(32, 32), threads=2)
     batches = stream.batches(consecutive(N, 1))
     next(batches)
-    assert stream.counters.state()["decode_images"] <= 4
+    assert stream.counters.totals()["decode_images"] <= 4
     batches.close()  # type: ignore[attr-defined]
 
 
@@ -169,7 +171,7 @@ def test_a_worker_gets_every_batch_in_order(paths: list[str]) -> None:
     expected = memory.images.float().mean(dim=(1, 2, 3)).numpy()
     streams: list[Stream] = [memory, LocalStream(paths, settings)]
     for stream in streams:
-        found = list(stream.mapped(Brightness, consecutive(N, 4), CPU))
+        found = list(stream.map_batches(Brightness, consecutive(N, 4), CPU))
         assert np.array_equal(np.concatenate([f["mean"] for f in found]), expected)
 
 
@@ -177,7 +179,7 @@ def test_few_pictures_decide_what_all_would() -> None:
     images = torch.randint(
         0, 255, (100, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    assert decide_mask_mode(images[looked_at(100)]) == decide_mask_mode(images)
+    assert decide_mask_mode(images[decision_indices(100)]) == decide_mask_mode(images)
 
 
 # ---- which one ----

@@ -21,7 +21,7 @@ from clsnf.synthesis.augment import (
     draw_colour_changes,
 )
 from clsnf.synthesis.fill import SourceView, fill, fill_by_tensors
-from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
+from clsnf.synthesis.keyed_random import hash_keys, random_bytes, random_uniforms
 from clsnf.synthesis.perlin import lattice_side, perlin_noise, perlin_regions, regions_by_tensors
 
 SIZES = st.sampled_from([(64, 64), (31, 70), (1, 9), (17, 1)])
@@ -33,7 +33,7 @@ Arguments = tuple[tuple[int, int], torch.Tensor, torch.Tensor, torch.Tensor, tor
 
 
 def perlin_arguments(size: tuple[int, int], count: int, power: int, seed: int) -> Arguments:
-    keys, side = fold(seed, np.arange(count)), lattice_side(power)
+    keys, side = hash_keys(seed, np.arange(count)), lattice_side(power)
     u = torch.from_numpy(random_uniforms(keys, 1, 5))
     lattice = torch.from_numpy(random_bytes(keys, 0, side * side))
     return (
@@ -98,7 +98,7 @@ def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
     transposed = torch.rand(n, generator=generator) < 0.5
     counts = count_levels(bank)[source.numpy()]
     changes = draw_colour_changes(
-        random_uniforms(fold(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, bank.device
+        random_uniforms(hash_keys(seed, np.arange(n)), 1, UNIFORMS_A_SAMPLE), counts, bank.device
     )
     opacity = 0.2 + 0.8 * torch.rand(n, generator=generator)
     view = SourceView.of(bank, source, transposed, shift)
@@ -111,7 +111,9 @@ def test_filled_images_are_those_of_the_tensors(size, seed, density, data):
 def test_the_fillings_that_are_compared_are_of_all_kinds():
     counts = np.ones((200, 3, 256), np.int64)
     changes = draw_colour_changes(
-        random_uniforms(fold(0, np.arange(200)), 1, UNIFORMS_A_SAMPLE), counts, torch.device("cpu")
+        random_uniforms(hash_keys(0, np.arange(200)), 1, UNIFORMS_A_SAMPLE),
+        counts,
+        torch.device("cpu"),
     )
     assert set(changes.kinds) == {0, SHARPENED, RECOLOURED, SHARPENED | RECOLOURED}
 

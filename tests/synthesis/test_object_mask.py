@@ -139,7 +139,7 @@ def test_nothing_to_see_is_off(images):
 
 
 @pytest.mark.parametrize(
-    ("draw", "polarity"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
+    ("draw", "mask_mode"), [(dark_ring, "dark"), (bright_ring_with_shadow, "bright")]
 )
 def test_a_mask_covers_the_product_with_its_holes(draw, mask_mode):
     for seed in range(5):

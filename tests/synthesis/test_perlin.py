@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clsnf.synthesis.keyed_random import fold, random_bytes, random_uniforms
+from clsnf.synthesis.keyed_random import hash_keys, random_bytes, random_uniforms
 from clsnf.synthesis.perlin import lattice_side, perlin_noise, perlin_regions
 
 SIDE = lattice_side(3)
 
 
 def lattices(count: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(random_bytes(fold(seed, np.arange(count)), 0, SIDE * SIDE))
+    return torch.from_numpy(random_bytes(hash_keys(seed, np.arange(count)), 0, SIDE * SIDE))
 
 
 def doubles(*rows: tuple[float, ...]) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_noise_has_no_jump_where_the_lattice_repeats():
 
 def test_regions_have_draems_area_everywhere_in_the_image():
     count = 600
-    u = torch.from_numpy(random_uniforms(fold(2, np.arange(count)), 1, 5))
+    u = torch.from_numpy(random_uniforms(hash_keys(2, np.arange(count)), 1, 5))
     frequency = (4 * u[:, :2]).floor().exp2()
     regions = perlin_regions(
         (64, 64), lattices(count), frequency, math.pi * (u[:, 2] - 0.5), SIDE * u[:, 3:5], 0.5

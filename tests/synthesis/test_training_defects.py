@@ -129,14 +129,14 @@ def test_only_the_region_changes_and_values_stay_in_range(textures, normals):
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_batch_can_be_put_together_again_from_what_is_inside_its_regions(
+def test_a_batch_can_be_from_region_pixels_again_from_what_is_inside_its_regions(
     whole, textures, normals
 ):
     masks = None if whole else torch.zeros(6, *SIZE, dtype=torch.bool)
     batch = DefectMaker(DefectSettings(), textures, normals).make(normals, masks, keys(6))
-    inside = batch.inside()
+    inside = batch.region_pixels()
     assert inside.shape == (3, int(batch.regions.sum()))
-    again = DefectBatch.put_together(normals, batch.regions, inside)
+    again = DefectBatch.from_region_pixels(normals, batch.regions, inside)
     assert all(
         torch.equal(getattr(again, name), getattr(batch, name))
         for name in ("images", "regions", "clean")

@@ -184,7 +184,7 @@ def test_a_matching_set_is_used_again_and_read_from_where_it_lies(
     assert Path(moved["path"][0].as_py()).is_relative_to(tmp_path / "moved")
 
 
-@pytest.mark.parametrize("change", [{"seed": 4}, {"images_per_family": 1}, {"polarity": "dark"}])
+@pytest.mark.parametrize("change", [{"seed": 4}, {"images_per_family": 1}, {"mask_mode": "dark"}])
 def test_a_set_of_another_recipe_is_replaced(
     normals: list[Path], tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -271,7 +271,7 @@ def test_bad_input_is_refused_in_one_line(normals: list[Path], tmp_path: Path) -
         write(as_table(normals, split="fit"), out)
     with pytest.raises(SettingsError, match="images_per_family is 0"):
         write(as_table(normals), out, images_per_family=0)
-    with pytest.raises(SettingsError, match=r"polarity is 'darc'\. Did you mean 'dark'"):
+    with pytest.raises(SettingsError, match=r"mask_mode is 'darc'\. Did you mean 'dark'"):
         write(as_table(normals), out, mask_mode="darc")
     table = as_table(normals)
     normals[0].write_bytes(normals[1].read_bytes())
