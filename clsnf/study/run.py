@@ -125,7 +125,7 @@ def _make_context(
         folder=StudyFolder(str(out), request.out if isinstance(request.out, str) else None),
         settings=settings,
         study=request.study,
-        joint_epochs_choices=tuple(space.leaving_epochs(settings)),
+        joint_epochs_choices=tuple(space.joint_epochs(settings)),
         pruning_epochs=tuple(space.rungs(settings)) if request.study.stop_hopeless else (),
         fusion_weights=space.fusion_weights(),
         textures=None if request.textures is None else str(request.textures.absolute()),
