@@ -161,7 +161,7 @@ class _Driver:
         for category, table in self.inputs.tables.items():
             validation = self.write_validation_set(category, table)
             self.context.folder.write_tables(category, table, validation)
-        self.say_plan()
+        self.announce()
         self.reporter.earlier(_results(trials_of))
         search = PerCategorySearch(
             trials_of,
@@ -255,7 +255,7 @@ class _Driver:
         self.reporter.progress(task, 1, 1)
         return written
 
-    def say_plan(self) -> None:
+    def announce(self) -> None:
         """One line: how many trials, and what each gets."""
         shares, trials, categories = self.shares, self.request.study.trials, self.inputs.tables
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
