@@ -154,7 +154,7 @@ def predict(
         found = predict_files(detector, files, out, max_bad=max_bad, stream=choice)
         if as_json:
             for record in found:
-                click.echo(json.dumps(record))
+                click.echo(json.dumps(record.to_plain()))
             return
         with terminal.live():
             records = []

@@ -30,6 +30,7 @@ from clsnf.core.uris import join_uri
 if TYPE_CHECKING:
     from clsnf.core.config import DetectorSettings
     from clsnf.detector import Detector
+    from clsnf.evaluation.predict_files import FilePrediction, UnreadableFile
     from clsnf.reporting.build import ReportFiles
     from clsnf.results import (
         CellResult,
@@ -373,8 +374,10 @@ class Terminal:
             self.line(f"note: {line}")
         self._results.print(f"comparison  {built.page}\ntables      {built.tables}", soft_wrap=True)
 
-    def predictions(self, records: list[dict[str, Any]], threshold: float) -> None:
+    def predictions(self, answers: list[FilePrediction | UnreadableFile], threshold: float) -> None:
         """Scores of pictures."""
+        from clsnf.evaluation.predict_files import UnreadableFile
+
         table = Table(title=f"threshold {threshold:.4f}", title_justify="left")
         for column in ("picture", "score", "p-value", "verdict"):
             table.add_column(
@@ -382,15 +385,12 @@ class Terminal:
                 justify="right" if column in ("score", "p-value") else "left",
                 overflow="fold",
             )
-        for record in records:
-            if "error" in record:
-                self.line(f"warning: left out: {record['error']}")
+        for answer in answers:
+            if isinstance(answer, UnreadableFile):
+                self.line(f"warning: left out: {answer.error}")
                 continue
             table.add_row(
-                record["path"],
-                f"{record['score']:.4f}",
-                f"{record['p_value']:.3f}",
-                record["verdict"],
+                answer.path, f"{answer.score:.4f}", f"{answer.p_value:.3f}", answer.verdict
             )
         self._results.print(table)
 

@@ -1,6 +1,4 @@
-"""The benchmark as a user runs it, on two small products: what it leaves, how it goes on, and what
-it never does.
-"""
+"""The benchmark as a user runs it, on two small products: its files, and how it goes on."""
 
 import csv
 import json
@@ -40,7 +38,7 @@ from clsnf.results import (
 from clsnf.training.pipeline import CategoryPipeline
 from tests.support.small_data import tiny_options, write_category
 
-CATEGORIES = ("plate", "screw")  # the authors have figures for one of them
+CATEGORIES = ("plate", "screw")  # the authors have metrics for one of them
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +163,7 @@ def test_a_cell_s_file_keeps_its_keys(finished: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "copy.json").read_text()) == content
 
 
-def test_tables_show_the_authors_figures_only_where_they_have_some(finished: Path) -> None:
+def test_tables_show_the_authors_metrics_only_where_they_have_some(finished: Path) -> None:
     table = (finished / "tables" / "fused.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
     assert "94.52" in table  # the authors' image AUROC of screw
