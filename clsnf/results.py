@@ -45,6 +45,15 @@ Metrics = dict[str, Number]
 Stored = Annotated[Metrics, Field(alias="figures")]
 
 
+# Keys of these values are left out of a file.
+def _is_missing(value: Any) -> bool:
+    return value is None
+
+
+def _is_empty(value: Any) -> bool:
+    return not value
+
+
 def _settings_type(cls: Any) -> Any:
     """A field of settings: written as plain JSON types, read with all checks."""
     return Annotated[
@@ -478,8 +487,10 @@ class EvidenceResult:
     """Where a category's evidence lies; with test defects, intervals and the baseline."""
 
     folder: str
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    baseline: BaselineResult | None = None
+    intervals: Annotated[dict[str, Interval], Field(exclude_if=_is_empty)] = field(
+        default_factory=dict
+    )
+    baseline: Annotated[BaselineResult | None, Field(exclude_if=_is_missing)] = None
 
 
 @dataclass(frozen=True)
@@ -490,11 +501,6 @@ class FrontMember:
     config: dict[str, Any]
     objectives: dict[str, float]
     detector: str
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether the key is left out of the file."""
-    return not value
 
 
 @dataclass(frozen=True)
@@ -742,11 +748,6 @@ class WinnerProvenance:
 
 
 # ---- files of a benchmark ----
-
-
-def _is_missing(value: Any) -> bool:
-    """Whether the key is left out of the file."""
-    return value is None
 
 
 @dataclass(frozen=True)

@@ -270,9 +270,12 @@ def test_a_category_is_written_alone_as_in_its_summary() -> None:
     assert to_plain(from_plain(CategoryResult, NO_WINNER, "tire")) == NO_WINNER
 
 
-def test_an_empty_front_is_not_written() -> None:
+def test_what_a_winner_does_not_have_is_not_written() -> None:
     content = {name: value for name, value in WINNER.items() if name != "front"}
-    assert "front" not in to_plain(from_plain(WinnerResult, content, "winner"))
+    content["evidence"] = {"folder": "/runs/night/evidence/gear"}
+    written = to_plain(from_plain(WinnerResult, content, "winner"))
+    assert "front" not in written
+    assert written["evidence"] == content["evidence"]
 
 
 def test_settings_of_an_earlier_version_get_the_defaults_of_what_they_lack() -> None:
