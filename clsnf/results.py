@@ -6,32 +6,52 @@ file has one type here, and this module alone knows the keys in it.
 
 Fields may have other names than the keys in the file (``metrics`` is stored as ``figures``): files
 of earlier versions stay readable, and scripts that read the files go on working.
+
+A JSON file: :func:`read_result` and :func:`write_result`. A table with a row for each image or
+region: :func:`read_rows` and :func:`write_rows`. Trials: :func:`read_trials` and
+:func:`write_trials`, and :func:`trials_of_journal` while a study runs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
 from clsnf.core.config import DetectorSettings, StudySettings, from_dict, to_dict
-from clsnf.core.errors import OutputError
-from clsnf.core.files import write_json
+from clsnf.core.errors import ClsnfError, OutputError
+from clsnf.core.files import atomic_write, write_json
 from clsnf.training.calibrate import Threshold
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
 
+LATENCY = "latency"  # the objective that is no metric: milliseconds an image
 FORMAT = 1  # of all files below; files without a number are of earlier versions, and are read too
 
-Interval = tuple[float, float]
-Metrics = dict[str, float]
+Number = Annotated[float, Field(strict=True)]  # a text or a boolean is none
+Interval = tuple[Number, Number]
+Metrics = dict[str, Number]
 Stored = Annotated[Metrics, Field(alias="figures")]
+
+
+# Keys of these values are left out of a file.
+def _is_missing(value: Any) -> bool:
+    return value is None
+
+
+def _is_empty(value: Any) -> bool:
+    return not value
 
 
 def _settings_type(cls: Any) -> Any:
@@ -70,7 +90,7 @@ class Measurements:
     seconds_by_kind: dict[str, float] = field(default_factory=dict)
     artifacts_computed: int | None = None
     artifacts_reused: int | None = None
-    stream: dict[str, float] = field(default_factory=dict)
+    stream: dict[str, int | float] = field(default_factory=dict)
     traceback: str | None = None
 
     # Prefix of a name in the file -> field.
@@ -82,12 +102,20 @@ class Measurements:
     )
     # Name in the file -> field.
     _SINGLE = (
-        ("latency", "latency"),
+        (LATENCY, "latency"),
         ("seconds", "seconds"),
         ("stages_computed", "artifacts_computed"),
         ("stages_reused", "artifacts_reused"),
         ("traceback", "traceback"),
     )
+
+    def value_of(self, objective: str) -> float:
+        """The value of an objective by its name, ``latency`` or a metric. Raises KeyError."""
+        if objective == LATENCY:
+            if self.latency is None:
+                raise KeyError(objective)
+            return self.latency
+        return self.validation[objective]
 
     def flat(self) -> dict[str, Any]:
         """One plain value a name, as Tune reports, Optuna attributes and table rows hold it."""
@@ -145,11 +173,7 @@ class TrialResult:
 
     def value_of(self, objective: str) -> float:
         """The value of an objective by its name, ``latency`` or a metric. Raises KeyError."""
-        if objective == "latency":
-            if self.measured.latency is None:
-                raise KeyError(objective)
-            return self.measured.latency
-        return self.measured.validation[objective]
+        return self.measured.value_of(objective)
 
     def to_row(self) -> dict[str, Any]:
         """A row of ``trials.parquet``."""
@@ -167,24 +191,86 @@ class TrialResult:
         }
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> TrialResult:
-        """The opposite of :meth:`to_row`. Raises KeyError for a row without a trial."""
+    def from_row(
+        cls, row: Mapping[str, Any], where: str = "A row of trials.parquet"
+    ) -> TrialResult:
+        """The opposite of :meth:`to_row`; `where` is the row's place, for messages.
+
+        Raises:
+            OutputError: the row is damaged.
+        """
         prefix = "config/"
-        config = {
+        given = dict(row) | {"number": row.get("trial")}
+        given["config"] = {
             name.removeprefix(prefix): value
             for name, value in row.items()
             if name.startswith(prefix) and value is not None
         }
-        return cls(
-            category=row["category"],
-            number=row["trial"],
-            status=row["status"],
-            cause=row.get("cause"),
-            objective=row.get("objective"),
-            wall_seconds=row.get("wall_seconds"),
-            config=config,
-            measured=Measurements.from_flat(row),
-        )
+        given["measured"] = vars(Measurements.from_flat(row))
+        return from_plain(cls, given, where)
+
+
+# Name of Optuna's state of a trial -> status.
+TRIAL_STATUS: dict[str, TrialStatus] = {
+    "COMPLETE": "finished",
+    "PRUNED": "stopped",
+    "FAIL": "failed",
+    "RUNNING": "under way",
+}
+
+
+def trial_result(category: str, trial: FrozenTrial) -> TrialResult:
+    """A begun trial of an Optuna study as a result."""
+    attributes = dict(trial.user_attrs)
+    status = TRIAL_STATUS[trial.state.name]
+    return TrialResult(
+        category=category,
+        number=trial.number,
+        status=status,
+        cause=attributes.pop("cause", None),
+        objective=trial.values[0] if status == "finished" else None,
+        wall_seconds=None if trial.duration is None else trial.duration.total_seconds(),
+        config=dict(trial.params),
+        measured=Measurements.from_flat(attributes),
+    )
+
+
+def trials_of_journal(path: Path) -> list[TrialResult]:
+    """All begun trials in an Optuna journal; each Optuna study in it is named after its category.
+
+    Damage raises what Optuna raises.
+    """
+    from optuna import logging
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    logging.set_verbosity(logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return [
+        trial_result(study.study_name.rpartition("/")[2], trial)
+        for study in storage.get_all_studies()
+        for trial in storage.get_all_trials(study._study_id, deepcopy=False)
+        if trial.state.name in TRIAL_STATUS
+    ]
+
+
+def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
+    """Write ``trials.parquet``: a row a trial, a column for every name that some trial has."""
+    rows = [trial.to_row() for trial in trials]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_table(path, pa.table({name: [row.get(name) for row in rows] for name in names}))
+
+
+def read_trials(path: Path) -> list[TrialResult]:
+    """The trials of a ``trials.parquet``.
+
+    Raises:
+        OutputError: the file can't be read, or is damaged.
+    """
+    return [
+        TrialResult.from_row(row, f"{path}, row {number}")
+        for number, row in enumerate(read_table(path))
+    ]
 
 
 # ---- a category's result ----
@@ -343,15 +429,15 @@ class OracleLoss:
     Attributes:
         selected, oracle: the metric of what was chosen, and of the oracle's pick.
         regret: oracle minus selected.
-        weight: the fusion weight that the oracle picked.
-        trial: the trial that it picked; None for the winner's own maps.
+        trial: the trial that the oracle picked; None for the winner's own maps.
+        weight: the fusion weight that it picked.
     """
 
     selected: float
     oracle: float
     regret: float
-    weight: float | None = None
     trial: int | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -401,8 +487,10 @@ class EvidenceResult:
     """Where a category's evidence lies; with test defects, intervals and the baseline."""
 
     folder: str
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    baseline: BaselineResult | None = None
+    intervals: Annotated[dict[str, Interval], Field(exclude_if=_is_empty)] = field(
+        default_factory=dict
+    )
+    baseline: Annotated[BaselineResult | None, Field(exclude_if=_is_missing)] = None
 
 
 @dataclass(frozen=True)
@@ -448,7 +536,7 @@ class WinnerResult:
     rules: dict[str, RulePick] = field(default_factory=dict)
     test: TestResult | None = None
     regret: Regret | None = None
-    front: list[FrontMember] = field(default_factory=list)
+    front: Annotated[list[FrontMember], Field(exclude_if=_is_empty)] = field(default_factory=list)
     examples: str | None = None
     evidence: EvidenceResult | None = None
     seconds: float | None = None
@@ -486,11 +574,11 @@ class CategoryResult:
 
 
 def _winner_beside(value: CategoryResult) -> dict[str, Any]:
-    content: dict[str, Any] = to_plain(value.winner) if value.winner is not None else {}
+    content: dict[str, Any] = {}
     for f in fields(value):
-        found = getattr(value, f.name)
-        if f.name != "winner" and found is not None:
-            content[f.name] = to_plain(found)
+        found = to_plain(getattr(value, f.name))
+        if found is not None:
+            content |= found if f.name == "winner" else {f.name: found}
     return content
 
 
@@ -644,19 +732,41 @@ class RegionEvidence:
     rejected: bool
 
 
+@dataclass(frozen=True)
+class WinnerProvenance:
+    """The part of a winner's ``detector.json`` that reports show.
+
+    :class:`clsnf.detector.Provenance` holds all of it, and imports torch: reports do without.
+    """
+
+    architecture: str | None = None
+    backbone_fingerprint: str | None = None
+    data_fingerprint: str | None = None
+    validation_fingerprint: str | None = None
+    fit_images: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
 # ---- files of a benchmark ----
 
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One way to run a system (see :class:`clsnf.benchmark.systems.Candidate`), with its
-    objective."""
+    """One way to run a system, with its objective.
+
+    Attributes:
+        epoch: joint epochs of the classifier; None without one.
+        depth: coupling blocks of the flows; None without flows.
+        weight: fusion weight.
+        score_weight: fusion weight of the map that image scores are taken from; None for `weight`.
+        objective: mean over the validation defect families.
+    """
 
     epoch: int | None
     depth: int | None
     weight: float
     score_weight: float | None = None
-    objective: Annotated[float | None, Field(alias="pixel_ap")] = None
+    objective: Annotated[float | None, Field(alias="pixel_ap", exclude_if=_is_missing)] = None
 
 
 @dataclass(frozen=True)
@@ -674,7 +784,9 @@ class SystemTest:
     last: Metrics
     oracle: Metrics
     intervals: dict[str, Interval]
-    ahead_by: Annotated[dict[str, Gain] | None, Field(alias="fused_ahead_by")] = None
+    ahead_by: Annotated[
+        dict[str, Gain] | None, Field(alias="fused_ahead_by", exclude_if=_is_missing)
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -741,36 +853,54 @@ def to_plain(value: Any) -> Any:
     return _adapter(cls).dump_python(value, mode="json", by_alias=True)
 
 
-def from_plain(cls: type[T], content: Any, where: str) -> T:
+def check_format(content: Any, where: str) -> None:
+    """Refuse what a newer version wrote; `where` is its file, for the message.
+
+    Raises:
+        OutputError: the content has a newer format.
+    """
+    number = content.get("format", FORMAT) if isinstance(content, Mapping) else FORMAT
+    if isinstance(number, int) and number > FORMAT:
+        raise OutputError(
+            f"{where} has format {number}, and this version of clsnf reads formats up to "
+            f"{FORMAT}: use a newer version of clsnf."
+        )
+
+
+def from_plain(cls: type[T], content: Any, where: str, remedy: str = "") -> T:
     """A result from plain JSON types; entries that the type does not know are left out.
 
     Args:
         cls: a type of this module.
         content: what its file holds.
         where: the file, for messages.
+        remedy: what to do about damage, for messages.
 
     Raises:
         OutputError: the content is damaged, or was written by a newer version.
     """
-    if isinstance(content, Mapping) and content.get("format", FORMAT) != FORMAT:
-        number = content["format"]
-        if isinstance(number, int) and number > FORMAT:
-            raise OutputError(
-                f"{where} has format {number}, and this version of clsnf reads formats up to "
-                f"{FORMAT}: use a newer version of clsnf."
-            )
+    check_format(content, where)
+    end = f": {remedy}." if remedy else "."
     typed: Any = StoredCategory if cls is CategoryResult else cls
     try:
         result: T = _adapter(typed).validate_python(content)
+    except ClsnfError as error:  # of settings
+        raise OutputError(f"{where} is damaged ({error}){end}") from error
     except PydanticError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise OutputError(f"{where} is damaged ({place or 'content'}: {first['msg']}).") from error
+        cause = f"{place or 'content'}: {first['msg']}"
+        raise OutputError(f"{where} is damaged ({cause}){end}") from error
     return result
 
 
-def read_result(cls: type[T], path: Path) -> T:
+def read_result(cls: type[T], path: Path, remedy: str = "") -> T:
     """The content of a JSON file as a type of this module.
+
+    Args:
+        cls: a type of this module.
+        path: its file.
+        remedy: what to do about damage, for messages.
 
     Raises:
         OutputError: the file can't be read, is damaged, or was written by a newer version.
@@ -778,10 +908,43 @@ def read_result(cls: type[T], path: Path) -> T:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} is damaged ({error}).") from error
-    return from_plain(cls, content, str(path))
+        end = f": {remedy}." if remedy else "."
+        raise OutputError(f"{path} is damaged ({error}){end}") from error
+    return from_plain(cls, content, str(path), remedy)
 
 
 def write_result(path: Path, value: Any) -> None:
     """Write a result as JSON, whole or not at all; values that are not finite raise ValueError."""
     write_json(path, to_plain(value))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write Parquet, whole or not at all."""
+    with atomic_write(path) as draft:
+        pq.write_table(table, draft)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OutputError(f"{path} is damaged ({line}).") from error
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Write a table with a row for each result: images or regions of the evidence."""
+    content = [to_plain(row) for row in rows]
+    write_table(path, pa.Table.from_pylist(content) if content else pa.table({}))
+
+
+def read_rows(cls: type[T], path: Path) -> list[T]:
+    """The rows of a table that :func:`write_rows` wrote.
+
+    Raises:
+        OutputError: the file can't be read, or is damaged.
+    """
+    return [
+        from_plain(cls, row, f"{path}, row {number}") for number, row in enumerate(read_table(path))
+    ]

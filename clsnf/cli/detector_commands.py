@@ -154,7 +154,7 @@ def predict(
         found = predict_files(detector, files, out, max_bad=max_bad, stream=choice)
         if as_json:
             for record in found:
-                click.echo(json.dumps(record))
+                click.echo(json.dumps(record.to_plain()))
             return
         with terminal.live():
             records = []
@@ -189,9 +189,10 @@ def evaluate(
 ) -> None:
     """Score the test pictures of a category and compare with their labels."""
     from clsnf.cli.terminal import Terminal
-    from clsnf.core.files import check_writable, write_json
+    from clsnf.core.files import check_writable
     from clsnf.detector import Detector
     from clsnf.evaluation.evaluate import evaluate_detector
+    from clsnf.results import write_result
     from clsnf.training.prepare import rows_of
 
     detector = Detector.load(model, device)
@@ -209,8 +210,8 @@ def evaluate(
         with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
             result = evaluate_detector(detector, test, terminal.progress, stream=choice)
     if json_file is not None:
-        write_json(json_file, result)
-    terminal.figures(result)
+        write_result(json_file, result)
+    terminal.metrics(result)
 
 
 @main.command(short_help="All settings with their defaults.")

@@ -1,15 +1,17 @@
-"""Figures of a detector on labelled images, at the masks' own size.
+"""Metrics of a detector on labelled images, at the masks' own size.
 
 Called by ``clsnf evaluate`` and, once, after selection, by a study.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import DataError
@@ -17,9 +19,36 @@ from clsnf.core.progress import Progress, silent
 from clsnf.data.images import Placement, image_size, read_mask, restore_map
 from clsnf.detector import Detector
 from clsnf.metrics import METRICS, LazySamples, PixelSample, evaluate
+from clsnf.results import ImageScore, Metrics, TestResult
 from clsnf.streams.choice import StreamChoice
 
 _NEEDS_NORMALS = ("aupimo",)
+
+
+class VerdictRates(NamedTuple):
+    """How often images are called defective.
+
+    Attributes:
+        false_reject_rate: share of the normals; None where there are none.
+        recall: share of the defects; None where there are none.
+    """
+
+    false_reject_rate: float | None
+    recall: float | None
+
+
+def verdict_rates(labels: NDArray[np.integer], verdicts: NDArray[np.bool_]) -> VerdictRates:
+    """False-reject rate and recall of verdicts.
+
+    Args:
+        labels: (N,), 0 normal and 1 defect.
+        verdicts: (N,), True for a defect.
+    """
+
+    def share(images: NDArray[np.bool_]) -> float | None:
+        return float(verdicts[images].mean()) if images.any() else None
+
+    return VerdictRates(share(labels == 0), share(labels == 1))
 
 
 def evaluate_detector(
@@ -28,19 +57,15 @@ def evaluate_detector(
     progress: Progress = silent,
     task: str = "evaluate",
     stream: StreamChoice | None = None,
-) -> dict[str, Any]:
+) -> TestResult:
     """Score every image of a table and compare with its labels.
 
     Args:
         detector: fitted on other images.
-        table: rows with label, defect_type and mask_path; masks may be missing for all defects,
-            then there are no pixel figures.
+        table: rows with path, label, defect_type and mask_path. Without the mask of some defect,
+            there are no pixel metrics.
+        progress: told about it, as `task`.
         stream: who scores the images, see :meth:`clsnf.detector.Detector.predict`.
-
-    Returns:
-        ``figures`` (name to value in [0, 1], see :data:`clsnf.metrics.METRICS`), ``counts`` of
-        images by defect type, ``scores`` (one record an image), ``false_reject_rate`` and
-        ``recall`` at the detector's threshold (None without normals or without defects).
 
     Raises:
         DataError: no rows.
@@ -52,31 +77,19 @@ def evaluate_detector(
     prediction = detector.predict(
         [row["path"] for row in rows], progress=progress, task=task, stream=stream
     )
-    labels = np.array([row["label"] for row in rows])
-    figures = metrics_of_maps(rows, prediction.maps, prediction.scores, detector.settings.image)
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["defect_type"]] = counts.get(row["defect_type"], 0) + 1
-
-    def share(of: np.ndarray) -> float | None:
-        return float(prediction.verdicts[of].mean()) if of.any() else None
-
-    return {
-        "figures": figures,
-        "counts": counts,
-        "false_reject_rate": share(labels == 0),
-        "recall": share(labels == 1),
-        "scores": [
-            {
-                "path": row["path"],
-                "defect_type": row["defect_type"],
-                "label": row["label"],
-                "score": float(s),
-                "verdict": bool(v),
-            }
-            for row, s, v in zip(rows, prediction.scores, prediction.verdicts, strict=True)
+    rates = verdict_rates(np.array([row["label"] for row in rows]), prediction.verdicts)
+    return TestResult(
+        metrics=metrics_of_maps(rows, prediction.maps, prediction.scores, detector.settings.image),
+        counts=dict(Counter(row["defect_type"] for row in rows)),
+        false_reject_rate=rates.false_reject_rate,
+        recall=rates.recall,
+        scores=[
+            ImageScore(row["path"], row["defect_type"], row["label"], float(score), bool(verdict))
+            for row, score, verdict in zip(
+                rows, prediction.scores, prediction.verdicts, strict=True
+            )
         ],
-    }
+    )
 
 
 def metrics_of_maps(
@@ -85,15 +98,18 @@ def metrics_of_maps(
     scores: np.ndarray,
     settings: ImageSettings,
     names: Sequence[str] = tuple(METRICS),
-) -> dict[str, float]:
-    """Figures of score maps: none without defects, no pixel figures where masks are missing.
+) -> Metrics:
+    """Metrics of score maps.
+
+    Metrics that the images do not allow are left out: without defects all of them, without a mask
+    of each defect the pixel metrics, without normals those that compare with normals.
 
     Args:
         rows: of the images' table, with label, path and mask_path.
-        maps: (N, H, W) on the network's canvas.
-        scores: (N,) of the images.
-        settings: how images came onto the canvas.
-        names: the figures wanted; those that these images do not allow are left out.
+        maps: (N, H, W), placed as the images are for the network.
+        scores: (N,) image scores.
+        settings: how the images were placed.
+        names: the metrics to compute, of :data:`clsnf.metrics.METRICS`.
     """
     labels = np.array([row["label"] for row in rows])
     if not labels.any():
@@ -112,15 +128,17 @@ def metrics_of_maps(
 def samples_of_maps(
     rows: list[dict[str, Any]], maps: np.ndarray, settings: ImageSettings
 ) -> LazySamples | None:
-    """Maps (N, H, W) of the canvas at the masks' own size, each with its mask; None where a defect
-    has no mask.
+    """Maps at the masks' own size, each with its mask; None where a defect has no mask.
+
+    Args:
+        rows, maps, settings: see :func:`metrics_of_maps`.
     """
     if any(row["mask_path"] is None for row in rows if row["label"]):
         return None
 
     def sample(index: int) -> PixelSample:
-        # Read again whenever a figure passes over the images: full-size maps and masks of a whole
-        # test set would not fit.
+        # Made anew in each pass over the images: full-size maps and masks of a whole test set would
+        # not fit into memory.
         row = rows[index]
         mask = (
             np.zeros(image_size(row["path"]), bool)

@@ -1,4 +1,4 @@
-"""The whole network of a detector: one look at an image gives both maps."""
+"""The whole network of a detector: one pass over an image gives both score maps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from clsnf.core.config import FinetuneSettings, FlowSettings, ImageSettings
+from clsnf.core.config import FinetuneSettings, FlowSettings, Fusion, ImageSettings
+from clsnf.core.pixels import to_floats
 from clsnf.model.backbone import Backbone, BackboneInfo
 from clsnf.model.decoder import Decoder, PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
 from clsnf.model.paper_decoder import PaperDecoder
-from clsnf.model.score_maps import density_map
+from clsnf.model.score_maps import Scores, density_map, fuse_scores
+
+
+def to_network_input(images: Tensor, device: torch.device) -> Tensor:
+    """Images as the network takes them: float32 in [0, 1], on `device`, channels last.
+
+    Args:
+        images: (B, 3, H, W) uint8, RGB.
+    """
+    return to_floats(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
 def build_decoder(
@@ -52,13 +62,14 @@ def empty_flows(info: BackboneInfo, settings: FlowSettings) -> nn.ModuleList:
 
 
 class ScoreNetwork(nn.Module):
-    """Backbone, decoder and flows; L levels.
+    """Backbone, decoder and flows of L levels, and how their maps are fused.
 
     Args:
-        backbone: the shared extractor, as stage one left it.
+        backbone: the shared feature extractor, finetuned.
         decoder: the pixelwise classifier's decoder.
         flows: L flows, shallow to deep.
         scales: of each level (see :meth:`clsnf.model.flow.LevelFlow.relative_likelihood`).
+        fusion: how :meth:`score` makes one map of both.
     """
 
     def __init__(
@@ -67,12 +78,28 @@ class ScoreNetwork(nn.Module):
         decoder: PixelDecoder,
         flows: nn.ModuleList,
         scales: Sequence[LevelScale],
+        fusion: Fusion,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = decoder
         self.flows = flows
         self.scales = list(scales)
+        self.fusion = fusion
+
+    @torch.inference_mode()
+    def score(self, images: Tensor, valid: Tensor | None = None) -> Scores:
+        """Fused maps and image scores, on the network's device.
+
+        Args:
+            images: (B, 3, H, W) uint8, RGB, placed on the canvas (see
+                :func:`clsnf.data.images.place`); on any device.
+            valid: (B, H, W) bool, False where a pixel is padding; None where none is.
+        """
+        device = next(self.parameters()).device
+        valid = None if valid is None else valid.to(device)
+        density, classifier = self(to_network_input(images, device), valid)
+        return fuse_scores(density, classifier, self.fusion, valid)
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Both score maps.
@@ -82,8 +109,8 @@ class ScoreNetwork(nn.Module):
             valid: (B, H, W) bool, False where a pixel is padding; None where none is.
 
         Returns:
-            The density map and the classifier's map, both (B, H, W) float32 in [0, 1]; what they
-            hold on padding means nothing.
+            The density's map and the classifier's map, both (B, H, W) float32 in [0, 1]. Their
+            values on padding mean nothing.
         """
         features = self.backbone(images)
         classifier = torch.sigmoid(self.decoder(features).float())

@@ -1,21 +1,34 @@
-"""From log-likelihoods and logits to score maps: METHOD section 5.
+"""From likelihoods and the classifier's map to fused maps and image scores (METHOD, section 5).
 
-Unusual: every constant here comes from training data. The largest log-likelihood of a level is that
-    of the *training* vectors, never of
-the images in question, so that a score means the same tomorrow and for one picture as for a
-thousand.
+Every constant comes from training data. A level's largest log-likelihood, for example, is that of
+the training vectors, never that of the images to score. An image's score therefore does not depend
+on the images that are scored together with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clsnf.core.config import Fusion
 from clsnf.model.padding import reflect_pad
 from clsnf.model.resample import resample
+
+
+class Scores(NamedTuple):
+    """Answers for B images.
+
+    Attributes:
+        maps: (B, H, W) float32 in [0, 1], the fused maps; 0 on padding.
+        scores: (B,) float32 in [0, 1], the image scores.
+    """
+
+    maps: Tensor
+    scores: Tensor
 
 
 def valid_cells(valid: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -91,6 +104,23 @@ def fuse(density: Tensor, classifier: Tensor, weight: float, smoothing: float = 
     """
     fused = (1.0 - weight) * density + weight * classifier
     return gaussian_smooth(fused, smoothing) if smoothing > 0 else fused
+
+
+def fuse_scores(
+    density: Tensor, classifier: Tensor, fusion: Fusion, valid: Tensor | None = None
+) -> Scores:
+    """Fused maps and image scores from both score maps.
+
+    Args:
+        density, classifier: (B, H, W) in [0, 1].
+        fusion: the weights of the map and of the score, and the smoothing.
+        valid: (B, H, W) bool, False where a pixel is padding; None where none is.
+    """
+    maps = fuse(density, classifier, fusion.fusion_weight, fusion.smoothing)
+    scored = maps
+    if fusion.image_weight != fusion.fusion_weight:
+        scored = fuse(density, classifier, fusion.image_weight, fusion.smoothing)
+    return Scores(maps if valid is None else maps * valid, image_scores(scored, valid))
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:

@@ -188,7 +188,8 @@ def calibrate_imported(
     )
     scales = [LevelScale(c) for c in constants]
     decoder: PixelDecoder = imported.decoder  # type: ignore[assignment]
-    network = ScoreNetwork(imported.backbone, decoder, imported.flows, scales)
+    fusion = imported.settings.fusion
+    network = ScoreNetwork(imported.backbone, decoder, imported.flows, scales, fusion)
     provenance = Provenance(
         category=str(table["category"][0].as_py()),
         architecture=imported.backbone.info.architecture,

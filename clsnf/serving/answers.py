@@ -143,7 +143,7 @@ def model_page(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool
         figures=entry.test_metrics,
         threshold=_threshold_state(entry, setting),
         validation_scores=list(provenance.validation_scores),
-        looks=provenance.looks,
+        looks=provenance.image_statistics,
     )
 
 

@@ -10,12 +10,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from clsnf.core.config import from_dict
-from clsnf.core.errors import ClsnfError, ModelError, SettingsError
-from clsnf.core.hashing import content_key
-from clsnf.detector import FACTS, TENSORS, Provenance, read_facts
+from clsnf.core.errors import ModelError, SettingsError
+from clsnf.detector_file import DESCRIPTION, TENSORS, Provenance, read_description
 from clsnf.training.calibrate import Threshold
 
 
@@ -71,14 +68,16 @@ def read_catalogue(folder: Path) -> Catalogue:
         raise SettingsError(
             f"{folder} can't be read as a folder of models ({error.strerror}): check the path."
         ) from error
-    if (folder / FACTS).is_file():
+    if (folder / DESCRIPTION).is_file():
         places = {_category_of(folder): folder}
     else:
         root = folder.resolve()
         # A link out of the folder would let whoever may write links in it serve any model of the
         # machine.
         places = {
-            p.name: p for p in inside if (p / FACTS).is_file() and p.resolve().is_relative_to(root)
+            p.name: p
+            for p in inside
+            if (p / DESCRIPTION).is_file() and p.resolve().is_relative_to(root)
         }
     if not places:
         raise SettingsError(
@@ -110,31 +109,26 @@ def read_catalogue_within(folder: Path, memory: int) -> Catalogue:
 
 def _category_of(folder: Path) -> str:
     """The category that a single detector names, else the folder's name."""
-    provenance = read_facts(folder).get("provenance")
-    name = provenance.get("category") if isinstance(provenance, dict) else None
-    return name if isinstance(name, str) and name else folder.name
+    return read_description(folder).provenance.category or folder.name
 
 
 def _entry(category: str, folder: Path, test_metrics: dict[str, float]) -> ModelEntry:
-    facts: dict[str, Any] = read_facts(folder)
-    where = folder / FACTS
+    described = read_description(folder)
     try:
-        settings = facts["settings"]
-        return ModelEntry(
-            category=category,
-            version=content_key(facts)[:12],
-            folder=folder,
-            size=(folder / TENSORS).stat().st_size,
-            image_size=(int(settings["image"]["height"]), int(settings["image"]["width"])),
-            fusion_weight=float(settings["fusion_weight"]),
-            threshold=from_dict(Threshold, facts["threshold"], f"{where}: threshold"),
-            provenance=from_dict(Provenance, facts["provenance"], f"{where}: provenance"),
-            test_metrics=test_metrics,
-        )
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ModelError(f"{where} is damaged ({error}): save the detector again.") from error
-    except ClsnfError as error:
-        raise ModelError(str(error)) from error
+        size = (folder / TENSORS).stat().st_size
+    except OSError as error:
+        raise ModelError(f"{folder / TENSORS} can't be read ({error.strerror}).") from error
+    return ModelEntry(
+        category=category,
+        version=described.version,
+        folder=folder,
+        size=size,
+        image_size=described.settings.image.size,
+        fusion_weight=described.fusion.fusion_weight,
+        threshold=described.threshold,
+        provenance=described.provenance,
+        test_metrics=test_metrics,
+    )
 
 
 def _test_metrics(summary: Path) -> dict[str, dict[str, float]]:

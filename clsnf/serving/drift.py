@@ -27,7 +27,7 @@ class DriftMonitor:
             By name of the statistic, in standard deviations from the validation normals; empty
             where the model was saved by a version that noted no statistics.
         """
-        known = entry.provenance.looks
+        known = entry.provenance.image_statistics
         if set(known) != set(STATISTICS):
             return {}
         mean, spread = np.array([known[name] for name in STATISTICS]).T

@@ -26,6 +26,7 @@ from clsnf.core.memory import allocate_tensor
 from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
+from clsnf.model.network import to_network_input
 from clsnf.model.score_maps import valid_cells
 from clsnf.model.whitening import choose_tiles, tiled
 from clsnf.streams.stream import ImageBatch, Stream, consecutive
@@ -44,15 +45,9 @@ class FeatureWorker:
 
     @torch.inference_mode()
     def __call__(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        images = (
-            batch.images.to(self._device)
-            .float()
-            .div_(255)
-            .contiguous(memory_format=torch.channels_last)
-        )
         levels = (
             level_vectors(features.float(), self._neighbourhood)
-            for features in self._backbone(images)
+            for features in self._backbone(to_network_input(batch.images, self._device))
         )
         return {f"level{level}": rows.cpu().numpy() for level, rows in enumerate(levels)}
 

@@ -20,15 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clsnf.core.config import DetectorSettings, FinetuneSettings, FlowSettings, to_dict
+from clsnf.core.config import DetectorSettings, FinetuneSettings, FlowSettings, Fusion, to_dict
 from clsnf.core.device import training_dtype
 from clsnf.core.hashing import content_key
 from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone, BackboneInfo, empty_backbone, fingerprint
 from clsnf.model.decoder import PixelDecoder
 from clsnf.model.flow import LevelScale
-from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, empty_flows
-from clsnf.model.score_maps import density_map, fuse
+from clsnf.model.network import (
+    ScoreNetwork,
+    build_decoder,
+    build_flows,
+    empty_flows,
+    to_network_input,
+)
+from clsnf.model.score_maps import Scores, density_map, fuse, fuse_scores
 from clsnf.streams.stream import DefectRecipe, MemoryStream, Stream
 from clsnf.synthesis.training_defects import DefectMaker
 from clsnf.training.artifacts import Artifact, ArtifactStore
@@ -80,8 +86,11 @@ Images = PlacedImages | StreamedImages
 
 @dataclass(frozen=True)
 class ScoreMaps:
-    """Both maps of the same images, (N, H, W) float32 in [0, 1], and how they are smoothed once
-    fused.
+    """Both score maps of the same images, and the smoothing of the map they are fused to.
+
+    Attributes:
+        density, classifier: (N, H, W) float32 in [0, 1], on the CPU.
+        smoothing: sigma in pixels of a Gaussian over the fused map; 0 for none.
     """
 
     density: Tensor
@@ -91,6 +100,15 @@ class ScoreMaps:
     def fused(self, weight: float) -> Tensor:
         """The fused map of fusion weight `weight`, (N, H, W)."""
         return fuse(self.density, self.classifier, weight, self.smoothing)
+
+    def scores(self, fusion: Fusion, valid: Tensor | None = None) -> Scores:
+        """Fused maps and image scores of these images.
+
+        Args:
+            fusion: weights and smoothing; its own smoothing counts, not that of these maps.
+            valid: (N, H, W) bool, False where a pixel is padding; None where none is.
+        """
+        return fuse_scores(self.density, self.classifier, fusion, valid)
 
 
 class CategoryPipeline:
@@ -246,7 +264,7 @@ class CategoryPipeline:
             self.store,
             partial(self._trunk_point, epochs),
             leave,
-            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "trunk" else [],
+            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "wsd" else [],
             self.progress,
         )
 
@@ -416,11 +434,17 @@ class CategoryPipeline:
             "flows": flows.facts["losses"] if flows else [],
         }
 
-    def network(self, epochs: int, depth: int) -> ScoreNetwork:
-        """The whole network of a run, in evaluation mode on the device."""
+    def network(self, epochs: int, depth: int, fusion: Fusion | None = None) -> ScoreNetwork:
+        """The whole network of a run, in evaluation mode on the device.
+
+        Args:
+            epochs, depth: joint epochs, and blocks of each flow.
+            fusion: how it makes one map of both; None for what the settings say.
+        """
         backbone, decoder = self.finetuned(epochs)
         flows, scales = self.flows(epochs, depth)
-        return ScoreNetwork(backbone, decoder, flows, scales).eval()
+        fusion = self.settings.fusion if fusion is None else fusion
+        return ScoreNetwork(backbone, decoder, flows, scales, fusion).eval()
 
     def maps(self, epochs: int, depth: int, images: PlacedImages) -> ScoreMaps:
         """Both score maps of images: stored, so that any fusion weight costs no more than a
@@ -529,12 +553,6 @@ def classifier_maps(
     """The classifier's map of uint8 images (N, 3, H, W): (N, H, W) float32 in [0, 1] on the CPU."""
     maps = []
     for start in range(0, len(images), _BATCH):
-        batch = (
-            images[start : start + _BATCH]
-            .to(device)
-            .float()
-            .div_(255)
-            .contiguous(memory_format=torch.channels_last)
-        )
+        batch = to_network_input(images[start : start + _BATCH], device)
         maps.append(torch.sigmoid(decoder(backbone(batch)).float()).cpu())
     return torch.cat(maps)

@@ -1,4 +1,4 @@
-"""Settings: what they accept, what they refuse and in which words, and their way to JSON and back."""
+"""Settings: what they accept, what they refuse and in which words, and how they are stored."""
 
 import dataclasses
 import json
@@ -15,10 +15,17 @@ from clsnf.core.config import (
     DetectorSettings,
     FinetuneSettings,
     FlowSettings,
+    Fusion,
     ImageSettings,
     ValidationSettings,
+    differences,
+    flattened,
     from_dict,
+    key_content,
+    replaced,
+    setting_names,
     to_dict,
+    value_at,
 )
 from clsnf.core.errors import SettingsError
 
@@ -49,7 +56,7 @@ FINETUNES = st.builds(
     joint_epochs=st.integers(0, 500),
     learning_rate=POSITIVE,
     loss=st.sampled_from(["soft", "hard", "regression", "focal", "dice"]),
-    schedule=st.sampled_from(["trunk", "cosine"]),
+    schedule=st.sampled_from(["wsd", "cosine"]),
     skips=st.booleans(),
     target=st.sampled_from(["absolute", "signed"]),
 )
@@ -227,3 +234,124 @@ STAGES = [
 def test_every_setting_says_what_it_is(cls: type) -> None:
     for field in dataclasses.fields(cls):
         assert field.metadata["help"], field.name
+
+
+# ---- settings by dotted name ----
+
+
+@given(ALL)
+def test_all_values_put_in_by_name_give_the_same_settings(settings: DetectorSettings) -> None:
+    values = flattened(json.loads(json.dumps(to_dict(settings))))
+    assert list(values) == setting_names(settings) == setting_names(DetectorSettings)
+    assert replaced(DetectorSettings(), values) == settings
+    assert replaced(settings, {}) == settings
+    for name, value in values.items():
+        found = value_at(settings, name)
+        assert (list(found) if isinstance(found, tuple) else found) == value
+
+
+def test_replaced_values_take_the_declared_types_and_nothing_else_changes() -> None:
+    default = DetectorSettings()
+    found = replaced(default, {"flow.passes": 7, "seed": 3, "backbone.levels": [2, 3]})
+    assert isinstance(found.flow.passes, float)
+    assert found == dataclasses.replace(
+        default,
+        flow=dataclasses.replace(default.flow, passes=7.0),
+        backbone=dataclasses.replace(default.backbone, levels=(2, 3)),
+        seed=3,
+    )
+
+
+def test_values_that_are_valid_together_are_replaced_together() -> None:
+    gaussian = DetectorSettings(flow=FlowSettings(depth=0))
+    for names in (("flow.start", "flow.depth"), ("flow.depth", "flow.start")):
+        values = {name: {"flow.start": "random", "flow.depth": 3}[name] for name in names}
+        assert replaced(gaussian, values).flow == FlowSettings(depth=3, start="random")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("flow.dept", 1, "There is no setting 'flow.dept'. Did you mean 'flow.depth'?"),
+        ("flow", 1, "There is no setting 'flow'."),
+        ("flow.depth.x", 1, "There is no setting 'flow.depth.x'."),
+        ("", 1, "There is no setting ''."),
+        ("flow.depth", "two", "settings.flow.depth is 'two': it must be of type int."),
+        ("flow.depth", -1, "FlowSettings.depth is -1: it must be 0 or more"),
+    ],
+)
+def test_what_can_not_be_replaced_is_named(name: str, value: Any, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        replaced(DetectorSettings(), {name: value})
+    assert said in str(caught.value)
+
+
+def test_a_name_that_does_not_exist_has_no_value() -> None:
+    with pytest.raises(SettingsError, match=r"Did you mean 'flow\.depth'"):
+        value_at(DetectorSettings(), "flow.dept")
+
+
+# ---- fusion ----
+
+
+def test_the_image_score_has_the_weight_of_the_map_unless_it_has_its_own() -> None:
+    assert DetectorSettings(fusion_weight=0.5).fusion == Fusion(0.5, None, 0.0)
+    assert DetectorSettings(fusion_weight=0.5).fusion.image_weight == 0.5
+    assert DetectorSettings(score_weight=0.0, smoothing=2.0).fusion == Fusion(0.25, 0.0, 2.0)
+    assert DetectorSettings(score_weight=0.0).fusion.image_weight == 0.0
+
+
+@pytest.mark.parametrize(
+    "values", [{"fusion_weight": 1.5}, {"score_weight": -0.1}, {"smoothing": 33.0}]
+)
+def test_a_fusion_has_the_ranges_of_the_settings(values: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=f"Fusion.{next(iter(values))}"):
+        Fusion(**({"fusion_weight": 0.25} | values))
+
+
+# ---- renamed values and keys ----
+
+
+def test_the_old_name_of_the_schedule_is_still_read() -> None:
+    wsd = FinetuneSettings()
+    assert wsd.schedule == "wsd"
+    assert FinetuneSettings(schedule="trunk") == wsd
+    assert from_dict(FinetuneSettings, {"schedule": "trunk"}) == wsd
+    cosine = DetectorSettings(finetune=FinetuneSettings(schedule="cosine"))
+    assert replaced(cosine, {"finetune.schedule": "trunk"}) == DetectorSettings()
+    assert "trunk" not in FinetuneSettings.__dataclass_fields__["schedule"].metadata["choices"]
+
+
+def test_the_content_of_keys_has_the_schedule_s_old_name() -> None:
+    # of the settings' first version: artifacts that were stored under it are found
+    assert key_content(FinetuneSettings()) == to_dict(FinetuneSettings()) | {"schedule": "trunk"}
+    assert key_content(DetectorSettings())["finetune"] == key_content(FinetuneSettings())
+    cosine = FinetuneSettings(schedule="cosine")
+    assert key_content(cosine) == to_dict(cosine)
+
+
+# ---- differences ----
+
+
+def test_differences_name_what_changed_and_how() -> None:
+    before = {
+        "seed": 0,
+        "flow": {"depth": 2, "start": "data"},
+        "data": {"nut": "a" * 64, "bolt": "b" * 64},
+        "levels": [1, 2],
+    }
+    now = {
+        "seed": 1,
+        "flow": {"depth": 2, "start": "random"},
+        "data": {"nut": "c" * 64},
+        "levels": [1, 2],
+        "new": 3,
+    }
+    assert list(differences(before, now)) == [
+        "seed was 0, is 1",
+        "flow.start was 'data', is 'random'",
+        "data.nut has changed",
+        "data.bolt is gone",
+        "new is new",
+    ]
+    assert list(differences(now, now)) == []

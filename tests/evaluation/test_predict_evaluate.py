@@ -18,6 +18,7 @@ from clsnf.data.images import read_image
 from clsnf.data.layouts import read_category
 from clsnf.evaluation.evaluate import evaluate_detector
 from clsnf.metrics import METRICS
+from clsnf.results import to_plain
 from clsnf.training.prepare import rows_of
 from tests.support.small_data import tiny_options, write_category
 
@@ -332,7 +333,8 @@ def test_prediction_imports_no_ray(product: Path, pictures: list[Path]) -> None:
     code = (
         "import sys\n"
         "from clsnf import Detector\n"
-        f"print(Detector.load({str(product / 'model')!r}).predict([{str(pictures[0])!r}]).scores.shape)\n"
+        f"detector = Detector.load({str(product / 'model')!r})\n"
+        f"print(detector.predict([{str(pictures[0])!r}]).scores.shape)\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('ray', 'optuna', 'rich', 'click')])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -354,7 +356,7 @@ def test_an_evaluation_is_the_detectors_on_the_test_pictures(product: Path, tmp_
     written = json.loads((tmp_path / "x" / "f.json").read_text())
     detector = Detector.load(product / "model")
     test = rows_of(read_category(product / "data", "nut"), "test")
-    assert written == evaluate_detector(detector, test)
+    assert written == to_plain(evaluate_detector(detector, test))
     assert set(written["figures"]) == set(METRICS)
     assert written["counts"] == {"good": 3, "cut": 3, "spot": 3}
     for name, value in written["figures"].items():
@@ -407,7 +409,7 @@ def test_good_test_pictures_alone_give_the_false_reject_rate_and_say_what_is_lef
     assert "note: there are no pictures with defects" in result.stderr
 
 
-def test_defects_alone_give_pixel_figures_and_recall(product: Path, tmp_path: Path) -> None:
+def test_defects_alone_give_pixel_metrics_and_recall(product: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     write_category(data / "nut", seed=3, train=6, good=0, defective=2, size=SIZE)
     run("evaluate", product / "model", "--data", data, "--json", tmp_path / "f.json")
@@ -449,7 +451,7 @@ def test_broken_test_data_and_places_are_refused_before_the_work(
     assert not (tmp_path / "f.json").exists()
 
 
-def test_masks_that_are_missing_cost_the_pixel_figures_only(product: Path) -> None:
+def test_masks_that_are_missing_cost_the_pixel_metrics_only(product: Path) -> None:
     """For Python users with pictures that are labelled but not drawn on; the commands ask for
     masks.
     """
@@ -459,8 +461,8 @@ def test_masks_that_are_missing_cost_the_pixel_figures_only(product: Path) -> No
     bare = test.set_column(
         test.schema.get_field_index("mask_path"), "mask_path", pa.nulls(len(test), pa.string())
     )
-    figures = evaluate_detector(Detector.load(product / "model"), bare)["figures"]
-    assert set(figures) == {"image_auroc", "image_ap", "image_f1_max"}
+    metrics = evaluate_detector(Detector.load(product / "model"), bare).metrics
+    assert set(metrics) == {"image_auroc", "image_ap", "image_f1_max"}
 
 
 # ---- shapes ----

@@ -1,4 +1,4 @@
-"""Score maps: in [0, 1], from training constants alone, one image's answer whatever comes with it."""
+"""Score maps: in the unit interval, from training constants, the same whatever comes with an image."""
 
 import math
 
@@ -9,12 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clsnf.core.config import FinetuneSettings, FlowSettings, ImageSettings
+from clsnf.core.config import FinetuneSettings, FlowSettings, Fusion, ImageSettings
 from clsnf.model.backbone import Backbone, empty_backbone
 from clsnf.model.decoder import Decoder, PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
-from clsnf.model.network import ScoreNetwork, build_decoder, build_flows
-from clsnf.model.score_maps import density_map, fuse, gaussian_smooth, image_scores, valid_cells
+from clsnf.model.network import ScoreNetwork, build_decoder, build_flows, to_network_input
+from clsnf.model.score_maps import (
+    density_map,
+    fuse,
+    fuse_scores,
+    gaussian_smooth,
+    image_scores,
+    valid_cells,
+)
 
 SIZE = (64, 96)
 GRIDS = ((16, 24), (8, 12))
@@ -135,6 +142,24 @@ def test_an_image_s_score_is_the_largest_value_outside_its_padding() -> None:
     assert image_scores(maps, valid).tolist() == pytest.approx([0.3, 0.6])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 1.5])
+@pytest.mark.parametrize("score_weight", [None, 0.3, 0.8])
+def test_maps_and_scores_are_fused_each_by_its_own_weight(
+    score_weight: float | None, smoothing: float
+) -> None:
+    density, classifier = torch.rand(2, 3, 8, 9, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(3, 8, 9, dtype=torch.bool)
+    valid[1:, :4] = False
+    fusion = Fusion(0.3, score_weight, smoothing)
+    found = fuse_scores(density, classifier, fusion, valid)
+    assert torch.equal(found.maps, fuse(density, classifier, 0.3, smoothing) * valid)
+    scored = fuse(density, classifier, 0.3 if score_weight is None else score_weight, smoothing)
+    assert torch.equal(found.scores, image_scores(scored, valid))
+    whole = fuse_scores(density, classifier, fusion)
+    assert torch.equal(whole.maps, fuse(density, classifier, 0.3, smoothing))
+    assert torch.equal(whole.scores, image_scores(scored))
+
+
 # ---- padding ----
 
 
@@ -216,7 +241,7 @@ def network() -> ScoreNetwork:
                 vectors.flatten(0, 1), torch.arange(vectors.shape[0] * vectors.shape[1]), seed=0
             )
             scales.append(LevelScale(float(flow.log_prob(vectors).max())))
-    return ScoreNetwork(backbone, decoder, flows, scales).eval()
+    return ScoreNetwork(backbone, decoder, flows, scales, Fusion(0.25)).eval()
 
 
 def test_the_network_gives_both_maps_at_the_image_s_size(network: ScoreNetwork) -> None:
@@ -226,6 +251,25 @@ def test_the_network_gives_both_maps_at_the_image_s_size(network: ScoreNetwork) 
         assert maps.shape == (2, *SIZE)
         assert maps.dtype == torch.float32
         assert ((maps >= 0) & (maps <= 1)).all()
+
+
+def test_the_network_scores_images_as_its_maps_are_fused(network: ScoreNetwork) -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8, generator=generator)
+    found = network.score(images, BOXES[:2])
+    with torch.inference_mode():
+        density, classifier = network(to_network_input(images, torch.device("cpu")), BOXES[:2])
+        expected = fuse_scores(density, classifier, network.fusion, BOXES[:2])
+    assert torch.equal(found.maps, expected.maps)
+    assert torch.equal(found.scores, expected.scores)
+    assert bool((found.maps[~BOXES[:2]] == 0).all())
+
+
+def test_the_network_s_input_is_float_in_the_unit_interval_channels_last() -> None:
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    floats = to_network_input(images, torch.device("cpu"))
+    assert torch.equal(floats, images.float() / 255)
+    assert floats.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_image_s_maps_do_not_depend_on_the_images_that_come_with_it(

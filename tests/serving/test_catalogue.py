@@ -23,7 +23,7 @@ def test_a_catalogue_reads_one_detector_or_many_and_no_link_out_of_the_folder(
     assert read_catalogue(tmp_path / "models").categories == ["plate"]
     facts = tmp_path / "models" / "plate" / "detector.json"
     content = json.loads(facts.read_text())
-    del content["threshold"]
+    del content["uses"]["threshold"]
     write_json(facts, content)
     with pytest.raises(ModelError, match="threshold"):
         read_catalogue(tmp_path / "models")
