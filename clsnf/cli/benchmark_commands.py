@@ -65,9 +65,9 @@ def benchmark(**options: Any) -> None:
     first = shared.settings_of(options, categories_known)
     tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
 
-    from clsnf.benchmark.run import BenchmarkRequest, Recipe, run_benchmark
+    from clsnf.benchmark.request import BASE, BenchmarkRequest, Recipe
+    from clsnf.benchmark.run import run_benchmark
     from clsnf.benchmark.systems import SYSTEMS
-    from clsnf.benchmark.tables import BASE
     from clsnf.cli.terminal import Terminal
     from clsnf.paper.presets import preset_for
 

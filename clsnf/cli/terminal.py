@@ -28,11 +28,11 @@ from clsnf.cli.study_board import Board
 from clsnf.core.uris import join_uri
 
 if TYPE_CHECKING:
-    from clsnf.benchmark.tables import Cell
     from clsnf.core.config import DetectorSettings
     from clsnf.detector import Detector
     from clsnf.reporting.build import ReportFiles
     from clsnf.results import (
+        CellResult,
         FrontMember,
         Metrics,
         StudySummary,
@@ -288,13 +288,13 @@ class Terminal:
             for failed in found.failed_trials:
                 self.line(f"note: {category}, trial {failed.trial} failed: {failed.cause}")
 
-    def benchmark(self, cells: list[Cell], out: Path) -> None:
+    def benchmark(self, cells: list[CellResult], out: Path) -> None:
         """What a benchmark came to, and where everything lies."""
         from clsnf.benchmark.systems import SYSTEMS
         from clsnf.benchmark.tables import SHOWN, spread
 
         shown = ("pixel_ap", "image_auroc", "au_pro")
-        judged = any(found["test"] for cell in cells for found in cell.systems.values())
+        judged = any(found.test for cell in cells for found in cell.systems.values())
         title = (
             "Test images: selected on validation defects (an oracle on test images)"
             if judged

@@ -1,9 +1,10 @@
-"""Settings: one frozen, validated dataclass per stage.
+"""Settings: frozen, validated dataclasses, and the functions that read, replace and compare them.
 
-The command line's flags, the YAML keys and the tables in ``docs/settings.md`` are all made from
-these classes: a field's ``help`` is its documentation. Unusual: a settings object is *content*. Its
-canonical form (:func:`to_dict`) is hashed into the names of stored stages, so a field that does not
-change a result must not live here.
+The command line's flags, the YAML keys and the table in ``docs/settings.md`` come from these
+classes: a field's ``help`` is its documentation.
+
+The settings of a detector are hashed into the keys of stored artifacts (:func:`key_content`). A
+setting that does not change a result must therefore not be a part of :class:`DetectorSettings`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,18 @@ from clsnf.core.errors import SettingsError, nearest
 
 T = TypeVar("T")
 
-STREAMS = ("auto", "local", "ray")  # what can bring images to training; it changes no result
+_LONGEST_SHOWN = 30  # characters of a value that a difference quotes; longer ones are mostly hashes
+
+STREAMS = ("auto", "local", "ray")  # what can load the images for training; results are the same
 
 
 def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with its one-line documentation and, for strings, the valid choices."""
+    """A dataclass field with its documentation and, for strings, the valid choices."""
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
 def _check(owner: object, name: str, ok: bool, rule: str) -> None:
+    """Raise SettingsError with the field's name, its value and the rule, unless it is `ok`."""
     if not ok:
         raise SettingsError(
             f"{type(owner).__name__}.{name} is {getattr(owner, name)!r}: it must be {rule}."
@@ -37,6 +41,7 @@ def _check(owner: object, name: str, ok: bool, rule: str) -> None:
 
 
 def _check_choices(owner: Any) -> None:
+    """Raise SettingsError for the first field whose value is none of its choices."""
     for f in dataclasses.fields(owner):
         choices = f.metadata.get("choices")
         value = getattr(owner, f.name)
@@ -48,14 +53,14 @@ def _check_choices(owner: Any) -> None:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How an image file becomes the network's input: the same for training, prediction and serving."""
+    """How an image becomes the network's input, in training, prediction and serving alike."""
 
     height: int = setting(256, "height of the network's input in pixels")
     width: int = setting(256, "width of the network's input in pixels")
     aspect: str = setting(
         "squeeze",
-        "squeeze: resize to height x width whatever the shape; fit: keep the shape and pad "
-        "(padding counts as no pixel)",
+        "squeeze: resize to height x width and change the aspect ratio; fit: keep the aspect ratio "
+        "and pad (padding is never scored)",
         ("squeeze", "fit"),
     )
 
@@ -63,12 +68,8 @@ class ImageSettings:
         _check_choices(self)
         for name in ("height", "width"):
             value = getattr(self, name)
-            _check(
-                self,
-                name,
-                isinstance(value, int) and 32 <= value <= 4096 and value % 32 == 0,
-                "a multiple of 32 from 32 to 4096",
-            )
+            ok = isinstance(value, int) and 32 <= value <= 4096 and value % 32 == 0
+            _check(self, name, ok, "a multiple of 32 from 32 to 4096")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,14 +79,15 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class BackboneSettings:
-    """The shared feature extractor, a timm architecture."""
+    """The feature extractor that decoder and flows share: an architecture of timm's."""
 
     name: str = setting(
         "resnet18", "a timm model name, or 'demo' for the small backbone that ships with clsnf"
     )
     levels: tuple[int, ...] = setting(
         (1, 2, 3),
-        "timm's feature stages, shallow to deep (ResNets: 1, 2, 3, 4 = strides 4, 8, 16, 32)",
+        "feature levels by timm's numbers, shallow to deep (ResNets: 1, 2, 3, 4 have strides 4, 8, "
+        "16, 32)",
     )
     weights: str | None = setting(
         None,
@@ -95,35 +97,32 @@ class BackboneSettings:
     def __post_init__(self) -> None:
         _check(self, "name", bool(self.name), "a timm model name")
         ok = len(self.levels) > 0 and all(isinstance(v, int) and v >= 0 for v in self.levels)
-        _check(
-            self,
-            "levels",
-            ok and list(self.levels) == sorted(set(self.levels)),
-            "different stages in rising order, such as 1,2,3",
-        )
+        ok = ok and list(self.levels) == sorted(set(self.levels))
+        _check(self, "levels", ok, "different levels in rising order, such as 1,2,3")
 
 
 @dataclass(frozen=True)
 class DefectSettings:
-    """Synthetic training defects (METHOD: DRAEM's recipe)."""
+    """Synthetic training defects, made as in DRAEM: Perlin-noise shapes filled with textures."""
 
     max_transparency: float = setting(
-        0.8, "defects are blended in with opacity 1 - b, b uniform in [0, this]"
+        0.8, "a defect's transparency is uniform in [0, this]; its opacity is 1 - transparency"
     )
     texture_share: float = setting(
         0.5,
-        "share of defects filled from textures; the rest from other normal images of the category",
+        "share of defects that are filled from textures; the others are filled from other normal "
+        "images of the category",
     )
     object_mask: str = setting(
         "auto",
-        "cut defects to the product: auto decides from the normal images; off, dark (a dark "
-        "product), bright",
+        "restrict defects to the product. auto: decided from the normal images; off: not "
+        "restricted; dark: the product is darker than its background; bright: it is brighter",
         ("auto", "off", "dark", "bright"),
     )
     max_frequency_power: int = setting(
-        5, "Perlin noise: each axis's frequency is drawn from 2^0 to 2^this"
+        5, "Perlin noise: the frequency of each axis is drawn from 2^0 to 2^this"
     )
-    threshold: float = setting(0.5, "Perlin noise above this is defect")
+    threshold: float = setting(0.5, "Perlin noise: pixels above this value are defect")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -133,6 +132,9 @@ class DefectSettings:
         _check(self, "threshold", 0 < self.threshold < 1, "in (0, 1)")
 
 
+_WSD_BEFORE = "trunk"  # what schedule="wsd" was called: in older files, and still in artifact keys
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """Stage one: decoder and backbone learn to find synthetic defects."""
@@ -140,54 +142,56 @@ class FinetuneSettings:
     frozen_epochs: int = setting(8, "epochs in which the decoder alone trains")
     joint_epochs: int = setting(
         8,
-        "epochs in which decoder and backbone train together, after those (0: the backbone stays "
-        "as it is)",
+        "epochs after those, in which decoder and backbone train together (0: the backbone keeps "
+        "its pretrained weights)",
     )
     schedule: str = setting(
-        "trunk",
-        "learning rate; trunk: constant, then falling over the last decay_epochs (runs of "
-        "different length share work); "
-        "cosine: falling from the first step to 1e-3 of the start, as the authors (they share "
-        "none)",
-        ("trunk", "cosine"),
+        "wsd",
+        "learning-rate schedule. wsd (warm-up, stable, decay): constant after a short warm-up, "
+        "then falling over the last decay_epochs; runs of different length share the stable part. "
+        "cosine: falling from the first step to 1e-3 of the start, as the authors; runs share "
+        "nothing",
+        ("wsd", "cosine"),
     )
     decay_epochs: int = setting(
-        3, "with schedule=trunk, the learning rate falls to nothing over this many last epochs"
+        3, "with schedule=wsd: the learning rate falls to 0 over this many last epochs"
     )
     repeats: int = setting(
-        1, "how often each image appears in an epoch, each time with a fresh defect"
+        1, "how often an epoch shows each image, each time with a new synthetic defect"
     )
     batch_size: int = setting(8, "images per step")
     learning_rate: float = setting(2e-3, "Adam's learning rate for the decoder")
     backbone_factor: float = setting(
-        0.05, "the backbone's learning rate as a share of the decoder's"
+        0.05, "the backbone's learning rate, as a share of the decoder's"
     )
     weight_decay: float = setting(1e-4, "Adam's weight decay")
     loss: str = setting(
         "soft",
-        "soft: cross-entropy against the soft target; hard: against 0 and 1, weighted; "
-        "regression: L1 to the change of each pixel; "
-        "focal, dice: against 0 and 1, meant to overfit synthetic defects less",
+        "soft: cross-entropy against the soft target; hard: weighted cross-entropy against 0 and "
+        "1; regression: L1 distance to the colour change of each pixel; focal, dice: focal and "
+        "dice loss against 0 and 1, meant to overfit synthetic defects less",
         ("soft", "hard", "regression", "focal", "dice"),  # the names in clsnf/training/losses.py
     )
     target: str = setting(
         "absolute",
-        "soft target of a defect: sigmoid(5 d), d the mean colour difference to the clean image; "
-        "absolute: |d|, signed: d as the authors",
+        "soft target of a defect's pixel: sigmoid(5 d), where d is the mean colour difference to "
+        "the clean image. absolute: |d|; signed: d with its sign, as the authors",
         ("absolute", "signed"),
     )
     decoder: str = setting(
         "compact",
-        "compact: small and fast; authors: their decoder, a ResNet turned round, of many times "
+        "compact: small and fast; authors: the authors' decoder, a mirrored ResNet of many times "
         "the size",
         ("compact", "authors"),
     )
     decoder_width: int = setting(128, "largest number of channels in the compact decoder")
     skips: bool = setting(
-        True, "the decoder sees all levels of the backbone; false: the deepest alone"
+        True, "true: the decoder sees all levels of the backbone; false: only the deepest"
     )
 
     def __post_init__(self) -> None:
+        if self.schedule == _WSD_BEFORE:
+            object.__setattr__(self, "schedule", "wsd")
         _check_choices(self)
         for name in ("frozen_epochs", "joint_epochs"):
             _check(self, name, getattr(self, name) >= 0, "0 or more")
@@ -200,99 +204,87 @@ class FinetuneSettings:
 
     @property
     def epochs(self) -> int:
-        """All epochs, frozen and joint."""
+        """The number of all epochs, frozen and joint."""
         return self.frozen_epochs + self.joint_epochs
 
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """Stage two: conditional normalizing flows learn the density of normal features, one flow a
-    level.
-    """
+    """Stage two: conditional normalizing flows, one per level, learn normal features' density."""
 
-    depth: int = setting(2, "coupling blocks of each flow (0, with start=data: a Gaussian)")
+    depth: int = setting(
+        2, "coupling blocks of each flow (0 is allowed with start=data: a Gaussian)"
+    )
     start: str = setting(
         "data",
-        "data: whiten by the features' mean and covariance and start from that Gaussian; random: "
-        "as the authors",
+        "data: whiten with the features' mean and covariance, so that training starts from that "
+        "Gaussian; random: no whitening, as the authors",
         ("data", "random"),
     )
     neighbourhood: int = setting(
-        3, "vectors are means over a square of this many cells a side (odd; 1: as the authors)"
+        3,
+        "each feature vector is the mean over a square with this side, in cells of the feature map "
+        "(odd; 1: no mean, as the authors)",
     )
     covariance: str = setting(
         "local",
-        "with start=data: one covariance for the whole map (shared), or one for each part of it "
-        "(local)",
+        "with start=data. shared: one covariance for the whole map; local: one for each tile of "
+        "the map",
         ("local", "shared"),
     )
     memory: int = setting(
         2000,
-        "normal vectors remembered at each level: the distance to the nearest joins the density "
-        "map (0: none, as the authors)",
+        "normal feature vectors in the memory bank of each level; the distance to the nearest one "
+        "becomes a part of the density map (0: no memory bank, as the authors)",
     )
     passes: float = setting(2.0, "how often training sees each feature vector")
-    vectors_per_step: int = setting(2048, "feature vectors in a step")
+    vectors_per_step: int = setting(2048, "feature vectors per step")
     learning_rate: float = setting(1e-3, "Adam's learning rate")
     warmup: float = setting(
         0.08, "share of the steps in which the learning rate rises; then it falls as a cosine"
     )
-    clamp: float = setting(1.9, "affine clamp of a coupling block")
+    clamp: float = setting(1.9, "clamp of the affine transform of a coupling block")
     permutation: str = setting(
         "soft",
-        "between coupling blocks: soft (a random rotation) or hard (a shuffle)",
+        "of channels, between coupling blocks. soft: a random rotation; hard: a shuffle",
         ("soft", "hard"),
     )
-    condition_dims: int = setting(128, "size of the sine-cosine encoding of a vector's place")
+    condition_dims: int = setting(128, "size of the sine-cosine encoding of a vector's position")
     levels: str = setting(
         "mean",
-        "mean: levels are averaged by their likelihoods as they are; tails: each is first scaled "
-        "by how rare its values are",
+        "how levels are averaged. mean: by their likelihoods; tails: each level is first scaled by "
+        "how rare its values are",
         ("mean", "tails"),
     )
     level_quantile: float = setting(
         1.0,
         "with levels=mean: the level constant m is this quantile of the training vectors' "
-        "log-likelihood (1: the largest)",
+        "log-likelihoods (1: the largest)",
     )
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check(
-            self,
-            "depth",
-            self.depth >= (0 if self.start == "data" else 1),
-            "0 or more (1 or more with start=random)",
-        )
-        _check(
-            self,
-            "neighbourhood",
-            self.neighbourhood >= 1 and self.neighbourhood % 2 == 1,
-            "an odd number",
-        )
+        least = 0 if self.start == "data" else 1
+        _check(self, "depth", self.depth >= least, "0 or more (1 or more with start=random)")
+        odd = self.neighbourhood >= 1 and self.neighbourhood % 2 == 1
+        _check(self, "neighbourhood", odd, "an odd number")
         _check(self, "memory", self.memory >= 0, "0 or more")
         _check(self, "passes", 0 < self.passes < math.inf, "above 0 and finite")
         _check(self, "vectors_per_step", self.vectors_per_step >= 2, "2 or more")
         _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check(self, "warmup", 0 <= self.warmup < 1, "in [0, 1)")
         _check(self, "clamp", 0 < self.clamp < math.inf, "above 0 and finite")
-        _check(
-            self,
-            "condition_dims",
-            self.condition_dims > 0 and self.condition_dims % 4 == 0,
-            "a positive multiple of 4",
-        )
+        fours = self.condition_dims > 0 and self.condition_dims % 4 == 0
+        _check(self, "condition_dims", fours, "a positive multiple of 4")
         _check(self, "level_quantile", 0.5 <= self.level_quantile <= 1, "in [0.5, 1]")
 
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """What selection and the threshold rest on: held-out normal images, and defects that training
-    never saw.
-    """
+    """Validation: held-out normal images, and synthetic defects of families unknown to training."""
 
     fraction: float = setting(0.15, "share of the normal training images that is held out")
-    images_per_family: int = setting(16, "synthetic validation defects per defect family")
+    images_per_family: int = setting(16, "synthetic validation images of each defect family")
     false_reject_rate: float = setting(
         0.01, "share of normal products that the threshold may reject"
     )
@@ -337,7 +329,7 @@ class Fusion:
 
 @dataclass(frozen=True)
 class DetectorSettings:
-    """Everything that decides what a detector becomes, apart from its data."""
+    """Everything but the data that decides what a detector becomes."""
 
     image: ImageSettings = field(default_factory=ImageSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
@@ -348,15 +340,15 @@ class DetectorSettings:
     fusion_weight: float = setting(0.25, "share of the classifier's map in the fused map")
     score_weight: float | None = setting(
         None,
-        "the same share in the map whose largest value is the image's score (null: that of "
-        "fusion_weight)",
+        "the same share for the image's score, the largest value of a fused map of its own (null: "
+        "as fusion_weight)",
     )
     smoothing: float = setting(0.0, "sigma in pixels of a Gaussian over the fused map (0: none)")
-    seed: int = setting(0, "seed of everything random")
+    seed: int = setting(0, "seed of all that is random")
 
     def __post_init__(self) -> None:
         _check_fusion(self)
-        # The generators' range, with room for the seeds that are derived from this one.
+        # Below the random generators' limit, because other seeds are derived from this one.
         _check(self, "seed", 0 <= self.seed < 2**32, "from 0 to 4294967295")
 
     @property
@@ -372,75 +364,68 @@ class DetectorSettings:
 
 @dataclass(frozen=True)
 class StudySettings:
-    """How a study searches; what it searches is its space (see :mod:`clsnf.study.space`)."""
+    """How a study searches. What it searches is its search space, see :mod:`clsnf.study.space`."""
 
     trials: int = setting(8, "trials of each category")
     objectives: tuple[str, ...] = setting(
         ("pixel_ap",),
-        "the figure to raise: its mean over the validation defect families (see clsnf metrics); "
-        "several give a Pareto front, "
-        "latency (ms a picture) may be one of the others",
+        "the metric to maximise, its mean over the families of validation defects (see clsnf "
+        "metrics). Several metrics give a Pareto front; all but the first may be latency (ms per "
+        "image), which is minimised",
     )
     selection: str = setting(
         "mean",
-        "how the winner is picked from the families' figures: mean, worst, leave_one_out, rank "
-        "(see docs/study.md)",
+        "how the winner is chosen from the metrics of the families: mean, worst, leave_one_out, "
+        "rank (see docs/study.md)",
     )
     stop_hopeless: bool = setting(
         True,
-        "stop a trial on its way that is worse than three quarters of its category's others "
-        "(where trials share no trunk)",
+        "stop a running trial that is worse than three quarters of the other trials of its "
+        "category (only where trials do not share their training)",
     )
     reuse: bool = setting(
-        True, "trials share stages; false: each starts from scratch, for comparison"
+        True, "trials share artifacts; false: each trial trains from scratch, for comparison"
     )
     refine: int = setting(
         3,
-        "at the end the fusion weight is swept exactly for this many best (backbone, depth) of "
-        "each category",
+        "at the end, the fusion weight is swept for this many best (backbone, depth) of each "
+        "category",
     )
     concurrent_trials: int = setting(
-        0, "trials at once; 0: as many as the cluster's CPUs or GPUs carry"
+        0, "trials at the same time; 0: as many as the cluster's CPUs or GPUs allow"
     )
     cpus_per_trial: int = setting(
         0,
-        "CPU cores of a trial; 0: an even share for one trial of each category at a time, four "
-        "at most",
+        "CPU cores of each trial; 0: an equal share for one trial per category, 4 at most",
     )
-    gpus_per_trial: float = setting(0.0, "GPUs of a trial, such as 1 or 0.25")
+    gpus_per_trial: float = setting(0.0, "GPUs of each trial, such as 1 or 0.25")
     stream: str = setting(
         "auto",
-        "what brings images to training: the trial itself (local), workers of the cluster (ray), "
-        "or what fits (auto)",
+        "what loads the images for training. local: the trial itself; ray: workers of the "
+        "cluster; auto: what fits",
         STREAMS,
     )
     stream_cpus: int = setting(
-        0, "CPU cores of a trial's ray stream, reserved with the trial; 0: 1"
+        0, "CPU cores of a trial's ray stream, reserved together with the trial; 0: 1 core"
     )
 
     def __post_init__(self) -> None:
-        _check(self, "trials", self.trials >= 1, "1 or more")
-        _check(
-            self,
-            "objectives",
-            len(set(self.objectives)) == len(self.objectives) > 0,
-            "different names, one or more",
-        )
-        _check(self, "refine", self.refine >= 1, "1 or more")
-        _check(self, "concurrent_trials", self.concurrent_trials >= 0, "0 or more")
-        _check(self, "cpus_per_trial", self.cpus_per_trial >= 0, "0 or more")
-        _check(self, "gpus_per_trial", self.gpus_per_trial >= 0, "0 or more")
-        _check(self, "stream_cpus", self.stream_cpus >= 0, "0 or more")
+        for name in ("trials", "refine"):
+            _check(self, name, getattr(self, name) >= 1, "1 or more")
+        for name in ("concurrent_trials", "cpus_per_trial", "gpus_per_trial", "stream_cpus"):
+            _check(self, name, getattr(self, name) >= 0, "0 or more")
+        different = len(set(self.objectives)) == len(self.objectives) > 0
+        _check(self, "objectives", different, "different names, one or more")
         _check_choices(self)
 
     @property
     def objective(self) -> str:
-        """The first objective: what picks the winner."""
+        """The first objective: it decides the winner."""
         return self.objectives[0]
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Return a settings object as plain JSON types (tuples become lists)."""
+    """A settings object as plain JSON types (tuples become lists)."""
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -451,12 +436,30 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return result
 
 
+def key_content(settings: DetectorSettings | FinetuneSettings) -> dict[str, Any]:
+    """:func:`to_dict` for content keys (:func:`clsnf.core.hashing.content_key`).
+
+    A value that has been renamed keeps its first name here, so that artifacts which were stored
+    under it are still found.
+    """
+    content = to_dict(settings)
+    finetune = content.get("finetune", content)
+    if finetune["schedule"] == "wsd":
+        finetune["schedule"] = _WSD_BEFORE
+    return content
+
+
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") -> T:
-    """Build the settings class `cls` from plain JSON or YAML types.
+    """Build an object of the settings class `cls` from plain JSON or YAML types.
+
+    Args:
+        cls: any dataclass; its fields may be dataclasses too.
+        values: field names and their values; fields that are left out keep their defaults.
+        where: what error messages call this mapping.
 
     Raises:
-        SettingsError: an unknown key (the nearest valid one is named), one that is missing and has
-            no default, a value of the wrong type, or one out of its range.
+        SettingsError: an unknown key (the nearest valid one is named), a missing key without a
+            default, a value of the wrong type, or a value out of its range.
     """
     if not isinstance(values, Mapping):
         raise SettingsError(f"{where} must be a mapping of names to values, not {values!r}.")
@@ -479,10 +482,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") 
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """Turn a plain value into the type that a field declares, or say why it can't be."""
+    """Convert a plain value to a field's type `hint`; SettingsError if it does not fit."""
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
-    if isinstance(hint, types.UnionType):  # "str | None" is the only union in use
+    if isinstance(hint, types.UnionType):  # "T | None" is the only union in use
         inner = next(h for h in typing.get_args(hint) if h is not type(None))
         return None if value is None else _coerce(inner, value, where)
     if typing.get_origin(hint) is tuple:
@@ -572,19 +575,17 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(before: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Lines for people: where two pieces of plain JSON differ, such as ``finetune.loss was 'soft',
-    is 'dice'``.
-    """
+    """One line for each difference of two JSON values, such as ``flow.depth was 2, is 4``."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in dict.fromkeys((*before, *now)):
             yield from differences(before.get(name), now.get(name), f"{where}.{name}".lstrip("."))
     elif before != now:
         name = where or "it"
-        if before is None or now is None:
-            yield f"{name} is new" if before is None else f"{name} is gone"
-        elif (
-            isinstance(before, str) and isinstance(now, str) and len(before) > 30
-        ):  # hashes say nothing to people
+        if before is None:
+            yield f"{name} is new"
+        elif now is None:
+            yield f"{name} is gone"
+        elif isinstance(before, str) and isinstance(now, str) and len(before) > _LONGEST_SHOWN:
             yield f"{name} has changed"
         else:
             yield f"{name} was {before!r}, is {now!r}"

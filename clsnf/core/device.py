@@ -1,4 +1,4 @@
-"""The one place that decides on a device and on the arithmetic used there."""
+"""Choice of the device to compute on, and of the number type for training on it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from clsnf.core.errors import SettingsError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device to work on: ``auto`` takes CUDA, then MPS, then the CPU; any torch device name is
-    taken at its word.
+    """The device of a name: ``auto`` or any name that torch knows.
+
+    ``auto`` is CUDA if there is one, else MPS, else the CPU.
 
     Raises:
         SettingsError: the device does not exist here.
@@ -31,7 +32,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes it in hardware, else float32.
+    """bfloat16 if the device computes it in hardware, else float32.
 
     bfloat16 has float32's range, so training with it needs no loss scaling. On CPUs the
     instructions (AVX-512 BF16) make training about twice as fast.
@@ -44,6 +45,6 @@ def training_dtype(device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Mixed precision for training on `device`, or nothing where it has none."""
+    """A context for training on `device`: mixed precision if it computes bfloat16, else none."""
     dtype = training_dtype(device)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -1,8 +1,8 @@
-"""The one family of errors that clsnf raises for things a user can mend.
+"""The errors that clsnf raises for problems that a user can solve.
 
-Every door (command line, study, server) catches :class:`ClsnfError` and shows its text as one line;
-anything else is a bug and keeps its traceback. A message says what was wrong, the value, what would
-be valid, and what to do.
+Command line, study and server catch :class:`ClsnfError` and show its text as one line. Any other
+exception is a bug and keeps its traceback. A message says what is wrong, the value, what is valid,
+and what to do.
 """
 
 from __future__ import annotations
@@ -12,66 +12,61 @@ from collections.abc import Iterable
 
 
 class ClsnfError(Exception):
-    """Base of all errors that a user can mend; its text is one line."""
+    """Base of all errors that a user can solve; its text is one line."""
 
 
 class SettingsError(ClsnfError):
-    """A setting has a value that makes no sense, or a name that does not exist."""
+    """A setting has a value that is not valid, or a name that does not exist."""
 
 
 class DataError(ClsnfError):
-    """A data set is not what its layout promises: missing folders, masks without images,
-    duplicates.
-    """
+    """A data set does not have its layout: missing folders, masks without images, duplicates."""
 
 
 class ImageError(DataError):
-    """One image or mask file can't be read, is cut short, or has the wrong size."""
+    """An image or mask file can't be read, is cut short, or has the wrong size."""
 
 
 class PackError(DataError):
-    """A pack is cut short, damaged, or has a shard of another schema."""
+    """A pack is cut short or damaged, or a shard of it has another schema."""
 
 
 class WeightsError(ClsnfError):
-    """Backbone weights are missing, can't be fetched, or belong to another architecture."""
+    """Backbone weights are missing, can't be downloaded, or belong to another architecture."""
 
 
 class ModelError(ClsnfError):
-    """A saved detector can't be loaded: files missing, damaged, or written by an incompatible
-    version.
-    """
+    """A saved detector can't be loaded: missing or damaged files, or an incompatible version."""
 
 
 class CheckpointError(ClsnfError):
-    """A checkpoint of the method's authors can't be imported: damaged, incomplete, of another
-    architecture, or holding unknown objects.
+    """A checkpoint of the method's authors can't be imported.
+
+    It is damaged or incomplete, has another architecture, or holds unknown objects.
     """
 
 
 class MetricError(ClsnfError, ValueError):
-    """A figure is not defined for what it was given: one class only, NaN scores, no defect regions."""
+    """A metric is not defined for its input: one class only, NaN scores, no defect regions."""
 
 
 class TrainingError(ClsnfError):
-    """Training can't go on: a loss that is not finite, too few images."""
+    """Training can't go on: the loss is not finite, or there are too few images."""
 
 
 class DownloadError(ClsnfError):
-    """A data set can't be fetched: no server answers, or what it gives is not what was promised."""
+    """A data set can't be downloaded: no server answers, or the file is not the expected one."""
 
 
 class OutputError(ClsnfError):
     """An output folder is in use, holds something else, or can't be written."""
 
 
-_LISTED = 20  # valid names at most: timm alone has more than a thousand models
+_LISTED = 20  # valid names that a message lists at most: timm has more than a thousand models
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest valid name, or the (first) valid names where
-    none is close.
-    """
+    """``" Did you mean 'x'?"`` with the closest valid name; if none is close, the valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1)
     if close:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Writing files and folders so that they appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ from clsnf.core.errors import OutputError
 
 
 @contextmanager
-def _named_where_the_disk_is_full(path: Path) -> Iterator[None]:
+def _reporting_a_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
-    except (
-        Exception
-    ) as error:  # libraries wrap it in errors of their own, which have its text alone
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(
-            errno.ENOSPC
-        ) in str(error):
+    except Exception as error:
+        if _says_that_the_disk_is_full(error):
             raise OutputError(
                 f"{path} can't be written, because the disk is full: make room, and go on with "
                 "the same command."
@@ -32,22 +28,28 @@ def _named_where_the_disk_is_full(path: Path) -> Iterator[None]:
         raise
 
 
+def _says_that_the_disk_is_full(error: Exception) -> bool:
+    # Libraries wrap the system's error in their own, in which only its text is left.
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return is_full or os.strerror(errno.ENOSPC) in str(error)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write a file or folder to; it takes its place when the block
-    ends without an error.
+    """Write a file or folder completely or not at all.
 
-    A folder that stands there already is replaced.
+    The block writes to the path that it is given, which lies beside `path`. When the block ends,
+    that file or folder is moved to `path`, and replaces what was there. After an error the draft is
+    deleted and `path` is as it was.
 
     Raises:
-        OutputError: the disk is full; nothing of the draft is left, and what stood there before
-            still does.
+        OutputError: the disk is full.
     """
-    with _named_where_the_disk_is_full(path):
+    with _reporting_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
     try:
-        with _named_where_the_disk_is_full(path):
+        with _reporting_a_full_disk(path):
             yield draft
         if draft.is_dir() and path.is_dir():
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
@@ -68,11 +70,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path, *, folder: bool) -> None:
-    """Refuse a place for a folder (or else a file) that could not be written, before the long work
-    and without a trace.
+    """Check before long work that a folder (or else a file) can be written to `path`.
+
+    Nothing is written.
 
     Raises:
-        OutputError: naming what is in the way.
+        OutputError: it can't be written; the message says why.
     """
     place = next(known for known in (path, *path.parents) if os.path.exists(known))
     if place == path and path.is_dir() != folder:
@@ -89,8 +92,11 @@ def check_writable(path: Path, *, folder: bool) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write readable JSON, whole or not at all; figures that are not finite are refused
-    (ValueError).
+    """Write indented JSON, completely or not at all.
+
+    Raises:
+        ValueError: a number is not finite.
+        OutputError: the disk is full.
     """
     with atomic_write(path) as draft:
         draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,6 +1,4 @@
-"""The ledger: when test images were looked at, and what for. One line of JSON each, only ever added
-to.
-"""
+"""The ledger ``ledger.jsonl``: when test images were read, and what for. Lines are only added."""
 
 from __future__ import annotations
 
@@ -10,12 +8,12 @@ from pathlib import Path
 
 
 def now() -> str:
-    """UTC, ISO 8601, to the second."""
+    """The time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def record_unlock(folder: Path, category: str, purpose: str) -> None:
-    """Write down that a category's test images are about to be looked at."""
+    """Record that a category's test images are about to be read."""
     entry = {"at": now(), "category": category, "opened": "test images", "for": purpose}
     with (folder / "ledger.jsonl").open("a") as ledger:
         ledger.write(json.dumps(entry) + "\n")

@@ -1,4 +1,4 @@
-"""Memory: how much is free, tensors larger than that, and what happens to memory that was freed."""
+"""Memory: how much is free, tensors that do not fit into it, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ import psutil
 import torch
 from torch import Tensor
 
-_SHARE = 0.4  # of the free memory: one tensor may take so much, or a category's images
+_SHARE = 0.4  # of the free memory, for one tensor or for the images of a category
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
-    """Bytes that this process can still have: of the machine, or of the container that it runs in."""
+    """Bytes that this process can still allocate, on the machine or in its container."""
     free = int(psutil.virtual_memory().available)
     try:
         limit, used = (
             (_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current")
         )
         return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
-    except (OSError, ValueError):  # no container, or another kind of system
+    except (OSError, ValueError):  # no container, or no Linux
         return free
 
 
 def memory_budget(sharers: int = 1, free: int | None = None) -> int:
-    """Bytes that one of several processes side by side may fill with something that could lie
-    elsewhere, of what is free.
+    """Bytes that a process may fill with data that it could also keep on disk.
+
+    Args:
+        sharers: number of processes that share the memory.
+        free: bytes that are free; None: measure them.
     """
     return int(_SHARE * (free_memory() if free is None else free) / sharers)
 
 
 def allocate_tensor(shape: Sequence[int], dtype: torch.dtype, budget: int | None = None) -> Tensor:
-    """An uninitialised tensor on the CPU: in memory, or, where it takes more than `budget` bytes,
-    in a file without a name.
+    """An uninitialised tensor on the CPU, in memory or mapped from a temporary file.
 
-    The file lies where temporary files do (TMPDIR) and goes away with the tensor. The system keeps
-    as much of it in memory as there is.
+    It is mapped from a file if it takes more than `budget` bytes (None: :func:`memory_budget`). The
+    file lies in TMPDIR, has no name and is deleted with the tensor. The system keeps as much of it
+    in memory as fits.
     """
     size = math.prod(shape) * dtype.itemsize
     if size <= (memory_budget() if budget is None else budget):
@@ -60,14 +63,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let this process use freed memory again instead of fetching it from the system anew: for
-    whoever computes on CPUs.
+    """Let this process reuse freed memory instead of returning it to the system.
 
-    glibc takes blocks above 32 MB from the system one by one and hands them back when they are
-    freed. A step of training, or a batch of images that a detector looks at, then waits for a
-    gigabyte of pages that the system fills with zeros first: a quarter of its time
-    (``benchmarks/allocator.py``). From now on such blocks come from one heap for all threads, and
-    stay there until :func:`release_freed_memory`.
+    This makes computing on CPUs faster. By default glibc requests each block above 32 MB from the
+    system and returns it when it is freed. A training step, or the scoring of a batch of images,
+    then waits for a gigabyte of pages that the system first fills with zeros: a quarter of its time
+    (``benchmarks/allocator.py``). After this call such blocks come from one heap for all threads,
+    and stay there until :func:`release_freed_memory`. With another C library nothing happens.
     """
     if _C_LIBRARY is not None and _IS_GLIBC:
         for parameter, value in (
@@ -79,8 +81,6 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Hand the system what is free: after a training hundreds of MB, which processes beside this
-    one may need.
-    """
+    """Return freed memory to the system, for other processes: after a training, hundreds of MB."""
     if _C_LIBRARY is not None and _IS_GLIBC:
         _C_LIBRARY.malloc_trim(0)

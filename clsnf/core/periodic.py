@@ -1,4 +1,4 @@
-"""Something done every few seconds beside a block, such as a sign of life."""
+"""A function that is called periodically while a block of code runs, such as a heartbeat."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def repeated(call: Callable[[], None], every: float) -> Iterator[None]:
-    """Call `call` every `every` seconds, in a thread, while the block runs; never after it. What
-    `call` raises ends the repeating.
+def call_periodically(call: Callable[[], None], every: float) -> Iterator[None]:
+    """Call `call` every `every` seconds in a thread while the block runs, and never after it.
+
+    If `call` raises, it is not called again; the block goes on.
     """
     stop = threading.Event()
 

@@ -1,6 +1,4 @@
-"""How long work tells that it moves: one callable, so that no part below the doors knows about
-terminals.
-"""
+"""Progress of long work, reported through a callable: work knows nothing about terminals."""
 
 from __future__ import annotations
 
@@ -8,11 +6,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told about every step of long work."""
+    """Called after every step of long work."""
 
     def __call__(self, task: str, done: int, total: int) -> None:
-        """`done` of `total` steps of `task` are finished; ``done == total`` ends the task."""
+        """Report that `done` of `total` steps of `task` are finished; all of them end the task."""
 
 
 def silent(task: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""

@@ -1,10 +1,10 @@
-"""A folder on any file system that pyarrow knows: ``s3://bucket/runs``, ``gs://...``,
-``abfs://...``, ``hdfs://...``, ``file:///...``.
+"""A folder on any file system that pyarrow knows, such as an object store.
 
-Unusual: nothing here is ever half written. Object stores show an object when it is complete;
-    elsewhere a file is written beside its place
-and moved there. A study whose folder is remote works in a local copy and passes on what others need
-(see :mod:`clsnf.study.remote_copy`).
+URIs are ``s3://bucket/runs``, ``gs://...``, ``abfs://...``, ``hdfs://...`` or ``file:///...``.
+
+No file is ever half written. An object store shows an object only when it is complete; on other
+file systems a file is written beside its place and then moved there. A study with a remote folder
+works in a local copy and sends what other machines need (see :mod:`clsnf.study.remote_copy`).
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from clsnf.core.errors import OutputError
 from clsnf.core.files import atomic_write
 from clsnf.core.uris import join_uri, refuse_password, without_secrets
 
-_OBJECT_STORES = ("s3", "gcs", "abfs")  # they have no folders to make, and show whole objects alone
+_OBJECT_STORES = ("s3", "gcs", "abfs")  # need no folders, and show only complete objects
 
 
 class RemoteFolder:
-    """A folder and what lies below it, by names with slashes.
+    """A folder and its content. Names are relative to the folder, with slashes.
 
     Args:
-        uri: of the folder; credentials come from where the file system's own tools look for them.
+        uri: of the folder. Credentials come from where the file system's own tools look for them.
 
     Raises:
-        OutputError: no such file system, or a URI that it does not understand.
-        SettingsError: a URI with a password.
+        OutputError: there is no such file system, or it does not understand the URI. All methods
+            raise it when the file system fails.
+        SettingsError: the URI has a password.
     """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        with self._named():
+        with self._reporting_errors():
             refuse_password(uri)
             self._files, self._path = fs.FileSystem.from_uri(uri)
 
@@ -50,13 +51,12 @@ class RemoteFolder:
         return RemoteFolder(join_uri(self.uri, name))
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
+    def _reporting_errors(self) -> Iterator[None]:
         try:
             yield
         except (OSError, pa.ArrowException, ValueError, NotImplementedError) as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0].replace(
-                self.uri, "it"
-            )
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = line.replace(self.uri, "it")
             raise OutputError(
                 f"{without_secrets(self.uri)} can't be used ({line}): is it a URI that pyarrow "
                 "knows, and may it be written?"
@@ -66,20 +66,20 @@ class RemoteFolder:
         return posixpath.join(self._path, name) if name else self._path
 
     def check_writable(self) -> None:
-        """Write something and remove it again. Raises OutputError where that fails."""
+        """Write a file and delete it again. Raises OutputError if that fails."""
         name = f".probe-{uuid.uuid4().hex[:8]}"
         self.write(name, b"clsnf")
         self.delete(name)
 
     def is_empty(self) -> bool:
-        """Whether nothing lies here, or the folder does not exist."""
-        with self._named():
+        """Whether the folder is empty or does not exist."""
+        with self._reporting_errors():
             return not self._files.get_file_info(fs.FileSelector(self._path, allow_not_found=True))
 
     def read(self, name: str) -> bytes | None:
-        """A file's bytes, None where there is none."""
+        """The bytes of a file; None if there is no such file."""
         with (
-            self._named(),
+            self._reporting_errors(),
             suppress(FileNotFoundError),
             self._files.open_input_stream(self._at(name)) as file,
         ):
@@ -87,17 +87,17 @@ class RemoteFolder:
         return None
 
     def write(self, name: str, content: bytes) -> None:
-        """A file with this content, in place of one that was there."""
+        """Write a file; it replaces one that was there."""
         with (
-            self._named(),
-            self._whole(name) as place,
+            self._reporting_errors(),
+            self._complete(name) as place,
             self._files.open_output_stream(place) as file,
         ):
             file.write(content)
 
     @contextmanager
-    def _whole(self, name: str) -> Iterator[str]:
-        """A place to write a file to, which then takes its name."""
+    def _complete(self, name: str) -> Iterator[str]:
+        """A path to write a file to; when the block ends, the file has its own name."""
         place = self._at(name)
         if self._files.type_name in _OBJECT_STORES:
             yield place
@@ -114,12 +114,12 @@ class RemoteFolder:
             raise
 
     def push(self, local: Path, name: str) -> None:
-        """A copy of a local file, or of a folder with all in it."""
+        """Copy a local file, or a folder with everything in it, to `name`."""
         if local.is_dir():
             for file in sorted(path for path in local.rglob("*") if path.is_file()):
                 self.push(file, posixpath.join(name, file.relative_to(local).as_posix()))
             return
-        with self._named(), self._whole(name) as place:
+        with self._reporting_errors(), self._complete(name) as place:
             fs.copy_files(
                 str(local),
                 place,
@@ -128,8 +128,8 @@ class RemoteFolder:
             )
 
     def pull(self, name: str, local: Path) -> bool:
-        """A local copy of a file or folder, whole or not at all; False where there is none."""
-        with self._named():
+        """Copy a file or folder to `local`, completely or not at all; False if there is none."""
+        with self._reporting_errors():
             kind = self._files.get_file_info(self._at(name)).type
             if kind == fs.FileType.NotFound:
                 return False
@@ -145,8 +145,8 @@ class RemoteFolder:
             return True
 
     def delete(self, name: str) -> None:
-        """Remove a file or folder, if it is there."""
-        with self._named(), suppress(FileNotFoundError):
+        """Delete a file or folder if it exists."""
+        with self._reporting_errors(), suppress(FileNotFoundError):
             if self._files.get_file_info(self._at(name)).type == fs.FileType.Directory:
                 self._files.delete_dir(self._at(name))
             else:

@@ -1,5 +1,6 @@
-"""Places given by URIs, as text: ``s3://bucket/runs/night?endpoint_override=...``. What lies there
-is :mod:`clsnf.core.remote`'s part.
+"""URIs of folders as text, such as ``s3://bucket/runs/night?endpoint_override=...``.
+
+:mod:`clsnf.core.remote` reads and writes what lies there.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from clsnf.core.errors import SettingsError
 
 
 def is_uri(place: object) -> bool:
-    """Whether a place is given by a URI instead of a path."""
+    """Whether a location is a URI; else it is a path."""
     return isinstance(place, str) and "://" in place
 
 
 def join_uri(uri: str, name: str) -> str:
-    """The URI of `name` below `uri`; its query (``?endpoint_override=...``) stays at the end."""
+    """The URI of `name` below `uri`; a query (``?endpoint_override=...``) stays at the end."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(path=posixpath.join(parts.path, name)))
 
 
 def refuse_password(uri: str) -> None:
-    """Raises SettingsError for a URI with a password: places are named in tables, messages and
-    reports.
+    """Raise SettingsError if a URI has a password.
+
+    URIs are shown in tables, messages and reports.
     """
     if urlsplit(uri).password:
         raise SettingsError(
@@ -34,11 +36,11 @@ def refuse_password(uri: str) -> None:
 
 
 def without_secrets(uri: str) -> str:
-    """The URI as it may be shown: without a user's name and password."""
+    """The URI without user name and password, so that it may be shown."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def uri_name(uri: str) -> str:
-    """The last part of a URI's path: what a folder there is called."""
+    """The last part of a URI's path: the folder's name."""
     return posixpath.basename(urlsplit(uri).path.rstrip("/"))

@@ -1,8 +1,8 @@
-"""Reads YAML that people write: files of settings, search spaces, single values of ``--set``.
+"""Reading YAML that people write: settings, search spaces, and single values of ``--set``.
 
-Unusual: ``1e-3`` is a number and ``off`` is a word, as in YAML 1.2; PyYAML follows 1.1, where it is
-    the other way round. And a name
-that stands twice in one mapping is refused, where PyYAML silently takes the last.
+It differs from PyYAML in two points. ``1e-3`` is a number and ``off`` is a word, as in YAML 1.2;
+PyYAML follows YAML 1.1, where it is the other way round. And a key that appears twice in a mapping
+is refused, where PyYAML takes the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clsnf.core.errors import SettingsError
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, with YAML 1.2's floats and booleans, and without repeated names."""
+    """A safe loader with YAML 1.2's floats and booleans, which refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -43,10 +43,14 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value that a YAML text stands for; `where` it came from is named in errors.
+    """The value of a YAML text.
+
+    Args:
+        text: the YAML.
+        where: what error messages call it.
 
     Raises:
-        SettingsError: it is no YAML.
+        SettingsError: the text is no YAML.
     """
     try:
         return yaml.load(text, _Loader)
@@ -55,7 +59,11 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_yaml_mapping(path: Path, example: str) -> dict[str, Any]:
-    """A file that maps names to values; `example` is a line of it, shown in errors.
+    """The content of a YAML file that maps names to values.
+
+    Args:
+        path: of the file.
+        example: a valid line, for error messages.
 
     Raises:
         SettingsError: the file can't be read, is no YAML, or holds something else.

@@ -29,7 +29,6 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clsnf.core.config import DetectorSettings
@@ -38,7 +37,7 @@ from clsnf.core.progress import Progress
 from clsnf.detector import Detector, package_versions, validation_normals
 from clsnf.evaluation.compare import Comparison
 from clsnf.evaluation.evaluate import verdict_rates
-from clsnf.evaluation.selection import family_metrics_of, mean_over_families
+from clsnf.evaluation.selection import family_metrics, mean_over_families, scores_of_map
 from clsnf.evaluation.workbench import Workbench
 from clsnf.model.score_maps import Scores, image_scores
 from clsnf.results import (
@@ -116,19 +115,20 @@ class Baseline:
         values = {}
         for depth in depths:
             maps = bench.pipeline.density_maps(0, depth, bench.images)
-            metrics = family_metrics_of(maps, bench.labels, (objective,))
+            answers = scores_of_map(maps, bench.images.valid)
+            metrics = family_metrics(answers, bench.labels, (objective,))
             values[depth] = mean_over_families(metrics, objective)
         return cls(bench, max(depths, key=lambda depth: (values[depth], -depth)))
 
     def scores(self, images: PlacedImages) -> Scores:
         """Its answers on images."""
-        maps, valid = self.bench.pipeline.density_maps(0, self.depth, images), images.valid
-        return Scores(maps if valid is None else maps * valid, image_scores(maps, valid))
+        maps = self.bench.pipeline.density_maps(0, self.depth, images)
+        return scores_of_map(maps, images.valid)
 
     def threshold(self, false_reject_rate: float) -> float:
         """The threshold of its scores, from the validation normals."""
         scores = self.scores(self.bench.images).scores.numpy()
-        return threshold_from_normals(scores[_normals(self.bench)], false_reject_rate).value
+        return threshold_from_normals(scores[self.bench.labels.is_normal], false_reject_rate).value
 
 
 def write_evidence(
@@ -228,11 +228,6 @@ def _layers(winner: Winner, images: PlacedImages) -> dict[str, Tensor]:
     }
 
 
-def _normals(bench: Workbench) -> NDArray[np.bool_]:
-    """(N,): which of the validation images are normal."""
-    return np.array(bench.labels.families) == "good"
-
-
 def _compare(
     folder: str,
     records: list[dict[str, Any]],
@@ -300,7 +295,7 @@ def _display_ranges(winner: Winner, validation: ScoredImages) -> dict[str, tuple
     bench, rate = winner.bench, winner.detector.threshold.false_reject_rate
     ranges = {}
     for name, values in validation.maps.items():
-        peaks = image_scores(values, bench.images.valid).numpy()[_normals(bench)]
+        peaks = image_scores(values, bench.images.valid).numpy()[bench.labels.is_normal]
         limit = threshold_from_normals(peaks, rate).value
         ranges[name] = (0.8 * float(np.median(peaks)), 1.2 * limit)
     return ranges

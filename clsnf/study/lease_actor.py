@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from clsnf.core.periodic import repeated
+from clsnf.core.periodic import call_periodically
 from clsnf.training.leases import HEARTBEAT, LIFETIME
 
 _NAMESPACE = "clsnf"
@@ -77,7 +77,7 @@ class ActorLeases:
                 ray.get(actor.take.remote(name, owner))
 
         try:
-            with repeated(send_heartbeat, HEARTBEAT):
+            with call_periodically(send_heartbeat, HEARTBEAT):
                 yield
         finally:
             ray.get(actor.free.remote(name, owner))

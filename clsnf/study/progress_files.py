@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clsnf.core.periodic import repeated
+from clsnf.core.periodic import call_periodically
 
 _FOLDER = ".progress"
 _WRITE_EVERY = 0.5  # seconds
@@ -82,5 +82,5 @@ def report_notes(
     out: Path, report: Callable[[list[ProgressNote]], None], every: float = 1.0
 ) -> Iterator[None]:
     """Call `report` with the workers' notes every `every` seconds while the block runs."""
-    with repeated(lambda: report(read_notes(out)), every):
+    with call_periodically(lambda: report(read_notes(out)), every):
         yield

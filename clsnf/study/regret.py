@@ -15,7 +15,12 @@ import pyarrow as pa
 
 from clsnf.core.config import DetectorSettings
 from clsnf.core.progress import Progress
-from clsnf.evaluation.selection import ValidationLabels, family_metrics_of, validation_labels
+from clsnf.evaluation.selection import (
+    ValidationLabels,
+    family_metrics,
+    scores_at,
+    validation_labels,
+)
 from clsnf.results import Metrics, OracleLoss, Regret, TrialResult
 from clsnf.study.context import StudyContext
 from clsnf.study.space import apply_config
@@ -65,7 +70,8 @@ class TestMetrics:
             images, labels = self._images(settings)
             bench = WORKBENCHES.get(self.context, self._category, settings)
             maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
-            metrics = family_metrics_of(maps.fused(weight), labels, self.names)
+            answers = scores_at(maps, weight, labels.valid)
+            metrics = family_metrics(answers, labels, self.names)
             self._known[key] = metrics["defect"]
         return self._known[key]
 

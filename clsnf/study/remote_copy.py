@@ -19,7 +19,7 @@ from pathlib import Path
 
 from clsnf.core.errors import ClsnfError, OutputError
 from clsnf.core.hashing import sha256_file
-from clsnf.core.periodic import repeated
+from clsnf.core.periodic import call_periodically
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import without_secrets
 
@@ -96,7 +96,7 @@ def upload_state(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
             upload()
 
     try:
-        with repeated(try_to_upload, _EVERY):
+        with call_periodically(try_to_upload, _EVERY):
             yield
     finally:
         upload()

@@ -1,8 +1,8 @@
 """The study: from a data set to a winner for each category.
 
-Called by ``tune/run_study.py`` and ``clsnf study``. The driver reads and checks the data, and writes
-the validation defects. Ray does everything that computes: one Tune run over all categories, then
-one task for each category that picks, saves and evaluates its winner.
+Called by ``tune/run_study.py`` and ``clsnf study``. The driver reads and checks the data, and
+writes the validation defects. Ray does everything that computes: one Tune run over all categories,
+then one task for each category that picks, saves and evaluates its winner.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _make_context(
         folder=StudyFolder(str(out), request.out if isinstance(request.out, str) else None),
         settings=settings,
         study=request.study,
-        joint_epochs_choices=tuple(space.leaving_epochs(settings)),
+        joint_epochs_choices=tuple(space.joint_epochs(settings)),
         pruning_epochs=tuple(space.rungs(settings)) if request.study.stop_hopeless else (),
         fusion_weights=space.fusion_weights(),
         textures=None if request.textures is None else str(request.textures.absolute()),

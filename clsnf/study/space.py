@@ -5,8 +5,8 @@
     flow_depth:      {type: int, low: 0, high: 6, step: 2}
     flow.passes:     {type: float, low: 0.5, high: 4.0, log: true}
 
-The three short names stand for the settings that stages are shared by; any other setting goes by
-its full name, such as ``flow.passes`` or ``defects.threshold``.
+The settings that most studies search have short names (``SHORT_NAMES``). Any other setting has its
+full name, such as ``flow.passes`` or ``defects.threshold``.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "flow_depth": {"type": "choice", "values": [0, 2, 4]},
 }
 
-# Swept at the end of a study where the space allows; finer where the authors' weights lie (0.016 to
-# 0.25).
+# Swept at the end of a study, as far as the space allows them. They lie closer together where the
+# authors' weights are, from 0.016 to 0.25.
 FUSION_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
-_DECIDE_THE_TRUNK = ("finetune", "defects", "backbone", "image", "seed")
+# Sections whose settings change the training of stage one before the learning rate decays.
+_CHANGE_STAGE_ONE = ("finetune", "defects", "backbone", "image", "seed")
 
 _KEYS = {
     "float": {"low", "high", "log", "step"},
@@ -68,17 +69,16 @@ class Space:
             if other != name:
                 raise SettingsError(f"{other} and {name} are the same setting: keep one.")
             _check_range(name, given)
-            for value in _samples(given):
-                apply_config(
-                    DetectorSettings(), {name: value}
-                )  # refuses unknown names and values out of range
+            for value in _samples(given):  # refuse unknown names and values out of range
+                apply_config(DetectorSettings(), {name: value})
 
     def check(self, settings: DetectorSettings) -> None:
-        """Refuse values that these settings do not allow, such as ``flow_depth`` 0 with
-        ``flow.start`` random.
+        """Refuse values that do not fit these settings.
+
+        For example, ``flow_depth`` 0 does not fit ``flow.start`` random.
 
         Raises:
-            SettingsError: naming the setting and its value.
+            SettingsError: with the setting's name and the value.
         """
         for name, given in self.ranges.items():
             for value in _samples(given):
@@ -88,7 +88,7 @@ class Space:
                     raise SettingsError(f"The search space's {name}: {error}") from error
 
     def distributions(self) -> dict[str, Any]:
-        """Name to Optuna distribution."""
+        """The Optuna distribution of each name."""
         from optuna.distributions import (
             BaseDistribution,
             CategoricalDistribution,
@@ -113,18 +113,16 @@ class Space:
         return {name: distribution(given) for name, given in self.ranges.items()}
 
     def start(self, settings: DetectorSettings) -> dict[str, Any]:
-        """The point of the space nearest to the settings as they stand: the first trial of each
-        category.
-        """
+        """The point of the space nearest to `settings`: the first trial of each category."""
         return {
-            name: _nearest_value(given, _plain_value(settings, name))
+            name: _nearest_choice(given["values"], settings, name)
+            if given["type"] == "choice"
+            else _nearest_number(given, value_at(settings, SHORT_NAMES.get(name, name)))
             for name, given in self.ranges.items()
         }
 
-    def leaving_epochs(self, settings: DetectorSettings) -> list[int]:
-        """All numbers of joint epochs that a trial can ask for: the trunk is stored where they
-        leave it.
-        """
+    def joint_epochs(self, settings: DetectorSettings) -> list[int]:
+        """All numbers of joint epochs that a trial can have: training stores its state for each."""
         given = self._range("finetune.joint_epochs")
         if given is None:
             return [settings.finetune.joint_epochs]
@@ -133,23 +131,21 @@ class Space:
         return list(range(given["low"], given["high"] + 1, given.get("step", 1)))
 
     def rungs(self, settings: DetectorSettings) -> list[int]:
-        """Epochs of the trunk at which trials are compared, so that hopeless ones can stop: none
-        where all trials share one trunk.
+        """Epochs at which running trials are compared, so that hopeless ones can stop.
+
+        Empty if all trials share the training of stage one, or if the learning rate depends on the
+        length of the training from the first step (cosine).
         """
-        own = {SHORT_NAMES.get(name, name) for name in self.ranges} - {
-            "finetune.joint_epochs",
-            "finetune.decay_epochs",
-        }
-        if (
-            not any(name.split(".")[0] in _DECIDE_THE_TRUNK for name in own)
-            or settings.finetune.schedule != "trunk"
-        ):
+        searched = {SHORT_NAMES.get(name, name) for name in self.ranges}
+        searched -= {"finetune.joint_epochs", "finetune.decay_epochs"}
+        own_training = any(name.split(".")[0] in _CHANGE_STAGE_ONE for name in searched)
+        if not own_training or settings.finetune.schedule != "wsd":
             return []
-        longest = settings.finetune.frozen_epochs + self.leaving_epochs(settings)[-1]
+        longest = settings.finetune.frozen_epochs + self.joint_epochs(settings)[-1]
         return list(range(RESUME_EVERY, longest, RESUME_EVERY))
 
     def fusion_weights(self) -> tuple[float, ...]:
-        """The fusion weights to sweep at the end: none that the space leaves out."""
+        """The fusion weights to sweep at the end of a study: only those inside the space."""
         given = self._range("fusion_weight")
         if given is None:
             return ()
@@ -158,21 +154,16 @@ class Space:
         return tuple(w for w in FUSION_WEIGHTS if given["low"] <= w <= given["high"])
 
     def _range(self, full_name: str) -> Mapping[str, Any] | None:
-        return next(
-            (
-                given
-                for name, given in self.ranges.items()
-                if SHORT_NAMES.get(name, name) == full_name
-            ),
-            None,
-        )
+        full = {SHORT_NAMES.get(name, name): given for name, given in self.ranges.items()}
+        return full.get(full_name)
 
 
 def read_space(path: Path | None) -> Space:
-    """The space in a YAML file, or the default.
+    """The space in a YAML file; the default space if there is no file.
 
     Raises:
-        SettingsError: the file is missing, no YAML, or names what does not exist.
+        SettingsError: the file can't be read, is no YAML, or holds an unknown name or a range that
+            makes no sense.
     """
     if path is None:
         return Space(DEFAULT_SPACE)
@@ -184,17 +175,15 @@ def read_space(path: Path | None) -> Space:
 
 
 def paper_space() -> Space:
-    """What a study with the authors' settings searches by default: the fusion weight, all else
-    stays theirs.
-    """
+    """The default space of a study with the authors' settings: the fusion weight alone."""
     return Space({"fusion_weight": DEFAULT_SPACE["fusion_weight"]})
 
 
 def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> DetectorSettings:
-    """The settings with a trial's values put in.
+    """The settings with the values of a trial, by short or full names.
 
     Raises:
-        SettingsError: an unknown name, or a value out of its range.
+        SettingsError: an unknown name, or a value of the wrong type or out of its range.
     """
     names = setting_names(settings)
     for name in config:
@@ -203,11 +192,6 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
                 f"There is no setting {name!r}.{nearest(name, [*SHORT_NAMES, *names])}"
             )
     return replaced(settings, {SHORT_NAMES.get(name, name): v for name, v in config.items()})
-
-
-def _plain_value(settings: DetectorSettings, name: str) -> Any:
-    value = value_at(settings, SHORT_NAMES.get(name, name))
-    return list(value) if isinstance(value, tuple) else value  # as YAML and JSON have it
 
 
 def _check_range(name: str, given: Mapping[str, Any]) -> None:
@@ -224,29 +208,30 @@ def _check_range(name: str, given: Mapping[str, Any]) -> None:
             f"{name}: unknown key {unknown[0]!r}.{nearest(unknown[0], _KEYS[kind])}"
         )
     if kind == "choice":
-        values = given.get("values")
-        if not isinstance(values, list) or not values:
-            raise SettingsError(f"{name}: a choice needs values: [a, b, ...].")
-        repeated = [value for index, value in enumerate(values) if value in values[:index]]
-        if repeated:
-            raise SettingsError(f"{name}: the value {repeated[0]!r} stands there twice.")
-        return
-    low, high, step, log = (
-        given.get("low"),
-        given.get("high"),
-        given.get("step"),
-        given.get("log", False),
-    )
+        _check_choice(name, given.get("values"))
+    else:
+        _check_numbers(name, kind, given)
+
+
+def _check_choice(name: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise SettingsError(f"{name}: a choice needs values: [a, b, ...].")
+    repeated = [value for index, value in enumerate(values) if value in values[:index]]
+    if repeated:
+        raise SettingsError(f"{name}: the value {repeated[0]!r} stands there twice.")
+
+
+def _check_numbers(name: str, kind: str, given: Mapping[str, Any]) -> None:
+    low, high, step = given.get("low"), given.get("high"), given.get("step")
+    log = given.get("log", False)
     if not _is_number(low, kind) or not _is_number(high, kind) or not low <= high:
         raise SettingsError(
             f"{name}: low is {low!r} and high is {high!r}: a range of type {kind} needs numbers "
             "with low <= high."
         )
     if step is not None and (not _is_number(step, kind) or step <= 0):
-        raise SettingsError(
-            f"{name}: step is {step!r}: it must be "
-            f"{'a whole number ' if kind == 'int' else ''}above 0."
-        )
+        whole = "a whole number " if kind == "int" else ""
+        raise SettingsError(f"{name}: step is {step!r}: it must be {whole}above 0.")
     if not isinstance(log, bool):
         raise SettingsError(f"{name}: log is {log!r}: it must be true or false.")
     if log and (low <= 0 or step):
@@ -258,34 +243,35 @@ def _is_number(value: Any, kind: str) -> TypeGuard[float]:
 
 
 def _samples(given: Mapping[str, Any]) -> list[Any]:
-    """Values that stand for a range in checks: all of a choice; else its ends, and what lies one
-    step from the lower one.
+    """The values of a range that are checked: all of a choice, else both ends.
+
+    Of whole numbers also the second value, because the step may lead to values that are not valid.
     """
     if given["type"] == "choice":
         return list(given["values"])
+    low, high = given["low"], given["high"]
     if given["type"] == "int":
-        return [
-            given["low"],
-            given["high"],
-            min(given["low"] + given.get("step", 1), given["high"]),
-        ]
-    return [float(given["low"]), float(given["high"])]
+        return [low, high, min(low + given.get("step", 1), high)]
+    return [float(low), float(high)]
 
 
-def _nearest_value(given: Mapping[str, Any], value: Any) -> Any:
-    if given["type"] == "choice":
-        if value in given["values"]:
-            return value
-        numbers = all(isinstance(v, (int, float)) for v in given["values"]) and isinstance(
-            value, (int, float)
-        )
-        return min(given["values"], key=lambda v: abs(v - value)) if numbers else given["values"][0]
-    value = min(max(value, given["low"]), given["high"])
-    step = given.get("step")
+def _nearest_choice(values: list[Any], settings: DetectorSettings, name: str) -> Any:
+    """The choice that the settings have; else the nearest number, or the first choice."""
+    same = [value for value in values if apply_config(settings, {name: value}) == settings]
+    if same:
+        return same[0]
+    now = value_at(settings, SHORT_NAMES.get(name, name))
+    if all(isinstance(value, (int, float)) for value in (now, *values)):
+        return min(values, key=lambda value: abs(value - now))
+    return values[0]
+
+
+def _nearest_number(given: Mapping[str, Any], now: float) -> int | float:
+    """The number of a range that is nearest to the value that the settings have."""
+    low, high, step = given["low"], given["high"], given.get("step")
+    value = min(max(now, low), high)
     if step:
         # The last step may end below the range's upper end.
-        steps = min(
-            round((value - given["low"]) / step), math.floor((given["high"] - given["low"]) / step)
-        )
-        value = min(given["low"] + steps * step, given["high"])
+        steps = min(round((value - low) / step), math.floor((high - low) / step))
+        value = min(low + steps * step, high)
     return int(value) if given["type"] == "int" else float(value)

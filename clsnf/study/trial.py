@@ -23,7 +23,12 @@ import torch
 from clsnf.core.config import DetectorSettings, StudySettings, to_dict
 from clsnf.core.errors import ClsnfError, TrainingError
 from clsnf.core.memory import release_freed_memory
-from clsnf.evaluation.selection import family_metrics, family_metrics_of, mean_over_families
+from clsnf.evaluation.selection import (
+    family_metrics,
+    mean_over_families,
+    scores_at,
+    scores_of_map,
+)
 from clsnf.evaluation.workbench import Workbench
 from clsnf.results import LATENCY, Measurements
 from clsnf.study.context import StudyContext
@@ -136,7 +141,8 @@ def _family_metrics(
     """Metrics of the fused maps of the validation images, by defect family."""
     maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth)
     with bench.store.clock("scoring"):
-        return family_metrics(maps, bench.labels, settings.fusion_weight, names)
+        answers = scores_at(maps, settings.fusion_weight, bench.labels.valid)
+        return family_metrics(answers, bench.labels, names)
 
 
 def _validation(
@@ -221,7 +227,8 @@ def _objective_after(bench: Workbench, epochs: int, step: int, objective: str) -
 
     def compute() -> Artifact:
         maps = pipeline.trunk_maps(epochs, step, bench.images)
-        metrics = family_metrics_of(maps, bench.labels, (objective,))
+        answers = scores_of_map(maps, bench.labels.valid)
+        metrics = family_metrics(answers, bench.labels, (objective,))
         return Artifact({}, {"value": mean_over_families(metrics, objective)})
 
     content = {"images": bench.images.key, "objective": objective}

@@ -22,7 +22,7 @@ from clsnf.detector import Detector
 from clsnf.evaluation.evaluate import evaluate_detector
 from clsnf.evaluation.selection import (
     choose_score_weight,
-    family_metrics_of,
+    family_metrics,
     mean_over_families,
     sweep_weights,
 )
@@ -154,12 +154,11 @@ def sweep_best_trials(
         bench = WORKBENCHES.get(context, category, settings)
         maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth)
         weights = np.unique(np.append(context.fusion_weights, settings.fusion_weight))
-        values = [
-            (weight, tuple(families.values()))
-            for weight, families in sweep_weights(maps, bench.labels, study.objective, weights)
+        swept = sweep_weights(maps, bench.labels, study.objective, weights)
+        candidates += [
+            Candidate(trial, at.fusion_weight, tuple(at.families.values())) for at in swept
         ]
-        candidates += [Candidate(trial, weight, families) for weight, families in values]
-        means = [(weight, float(np.mean(families))) for weight, families in values]
+        means = [(at.fusion_weight, at.mean) for at in swept]
         sweeps.append(WeightSweep(without_fusion_weight(trial.config), means))
     families_of = [candidate.families for candidate in candidates]
     return Selection({rule: candidates[pick(rule, families_of)] for rule in RULES}, sweeps)
@@ -204,8 +203,7 @@ def _save_winner(
     maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth)
     if settings.score_weight is None:
         weights = (*context.fusion_weights, settings.fusion_weight)
-        fused = ((float(weight), maps.fused(float(weight))) for weight in weights)
-        score_weight = choose_score_weight(fused, bench.labels)
+        score_weight = choose_score_weight(maps, bench.labels, weights)
         settings = dataclasses.replace(settings, score_weight=score_weight)
     train = context.folder.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
@@ -217,12 +215,8 @@ def _validation(context: StudyContext, winner: Winner) -> ValidationResult:
     """The winner's metrics on the validation defects."""
     settings, maps = winner.detector.settings, winner.validation_maps
     names = reported_metrics(context.study)
-    families = family_metrics_of(
-        maps.fused(settings.fusion_weight),
-        winner.bench.labels,
-        names,
-        maps.fused(settings.image_weight),
-    )
+    labels = winner.bench.labels
+    families = family_metrics(maps.scores(settings.fusion, labels.valid), labels, names)
     return ValidationResult({name: mean_over_families(families, name) for name in names}, families)
 
 

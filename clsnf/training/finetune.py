@@ -13,7 +13,6 @@ can go on.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clsnf.core.config import FinetuneSettings
+from clsnf.core.config import FinetuneSettings, key_content
 from clsnf.core.device import autocast
 from clsnf.core.errors import TrainingError
 from clsnf.core.progress import Progress, silent
@@ -221,7 +220,7 @@ def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
     All settings but those that only say where the trunk is left; of a cosine all, because its rate
     depends on the end from the start.
     """
-    content = dataclasses.asdict(settings)
+    content: dict[str, object] = key_content(settings)
     if settings.schedule != "cosine":
         del content["joint_epochs"], content["decay_epochs"]
     return content

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from clsnf.core.periodic import repeated
+from clsnf.core.periodic import call_periodically
 
 HEARTBEAT = 5.0  # seconds between a holder's signs of life
 LIFETIME = 60.0  # seconds without one after which a lease is free for others
@@ -97,7 +97,7 @@ class Leases:
         lease = self._acquire(name, owner)
         counts = itertools.count(1)
         try:
-            with repeated(lambda: self._beat(lease, owner, next(counts)), self._heartbeat):
+            with call_periodically(lambda: self._beat(lease, owner, next(counts)), self._heartbeat):
                 yield
         finally:
             self._release(lease, owner)

@@ -264,7 +264,7 @@ class CategoryPipeline:
             self.store,
             partial(self._trunk_point, epochs),
             leave,
-            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "trunk" else [],
+            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "wsd" else [],
             self.progress,
         )
 

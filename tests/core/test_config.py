@@ -1,4 +1,4 @@
-"""Settings: what they accept, what they refuse and in which words, and their way to JSON and back."""
+"""Settings: what they accept, what they refuse and in which words, and how they are stored."""
 
 import dataclasses
 import json
@@ -18,8 +18,10 @@ from clsnf.core.config import (
     Fusion,
     ImageSettings,
     ValidationSettings,
+    differences,
     flattened,
     from_dict,
+    key_content,
     replaced,
     setting_names,
     to_dict,
@@ -54,7 +56,7 @@ FINETUNES = st.builds(
     joint_epochs=st.integers(0, 500),
     learning_rate=POSITIVE,
     loss=st.sampled_from(["soft", "hard", "regression", "focal", "dice"]),
-    schedule=st.sampled_from(["trunk", "cosine"]),
+    schedule=st.sampled_from(["wsd", "cosine"]),
     skips=st.booleans(),
     target=st.sampled_from(["absolute", "signed"]),
 )
@@ -305,3 +307,51 @@ def test_the_image_score_has_the_weight_of_the_map_unless_it_has_its_own() -> No
 def test_a_fusion_has_the_ranges_of_the_settings(values: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=f"Fusion.{next(iter(values))}"):
         Fusion(**({"fusion_weight": 0.25} | values))
+
+
+# ---- renamed values and keys ----
+
+
+def test_the_old_name_of_the_schedule_is_still_read() -> None:
+    wsd = FinetuneSettings()
+    assert wsd.schedule == "wsd"
+    assert FinetuneSettings(schedule="trunk") == wsd
+    assert from_dict(FinetuneSettings, {"schedule": "trunk"}) == wsd
+    cosine = DetectorSettings(finetune=FinetuneSettings(schedule="cosine"))
+    assert replaced(cosine, {"finetune.schedule": "trunk"}) == DetectorSettings()
+    assert "trunk" not in FinetuneSettings.__dataclass_fields__["schedule"].metadata["choices"]
+
+
+def test_the_content_of_keys_has_the_schedule_s_old_name() -> None:
+    # of the settings' first version: artifacts that were stored under it are found
+    assert key_content(FinetuneSettings()) == to_dict(FinetuneSettings()) | {"schedule": "trunk"}
+    assert key_content(DetectorSettings())["finetune"] == key_content(FinetuneSettings())
+    cosine = FinetuneSettings(schedule="cosine")
+    assert key_content(cosine) == to_dict(cosine)
+
+
+# ---- differences ----
+
+
+def test_differences_name_what_changed_and_how() -> None:
+    before = {
+        "seed": 0,
+        "flow": {"depth": 2, "start": "data"},
+        "data": {"nut": "a" * 64, "bolt": "b" * 64},
+        "levels": [1, 2],
+    }
+    now = {
+        "seed": 1,
+        "flow": {"depth": 2, "start": "random"},
+        "data": {"nut": "c" * 64},
+        "levels": [1, 2],
+        "new": 3,
+    }
+    assert list(differences(before, now)) == [
+        "seed was 0, is 1",
+        "flow.start was 'data', is 'random'",
+        "data.nut has changed",
+        "data.bolt is gone",
+        "new is new",
+    ]
+    assert list(differences(now, now)) == []

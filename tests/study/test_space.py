@@ -47,7 +47,7 @@ def test_every_shipped_space_fits_the_default_settings(path: Path) -> None:
     assert set(space.start(DetectorSettings())) == set(space.ranges)
 
 
-def test_trials_are_compared_on_their_way_where_they_share_no_trunk() -> None:
+def test_trials_are_compared_on_their_way_if_each_trains_on_its_own() -> None:
     assert Space(DEFAULT_SPACE).rungs(DetectorSettings()) == []
     rate = {"finetune.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
     assert Space(DEFAULT_SPACE | rate).rungs(DetectorSettings()) == [4, 8, 12]
@@ -283,6 +283,11 @@ def test_the_first_trial_is_the_settings_as_they_stand_where_the_space_holds_the
     }
 
 
+def test_the_first_trial_has_the_choice_that_the_settings_have_by_its_old_name_too() -> None:
+    space = Space({"finetune.schedule": {"type": "choice", "values": ["cosine", "trunk"]}})
+    assert space.start(DetectorSettings()) == {"finetune.schedule": "trunk"}
+
+
 def test_else_the_first_trial_is_the_nearest_point() -> None:
     space = Space(
         {
@@ -337,25 +342,21 @@ def test_an_int_range_starts_at_the_nearest_of_its_values(
     assert abs(start - value) == min(abs(v - value) for v in values)
 
 
-# ---- where trunks are left ----
+# ---- joint epochs ----
 
 
 @pytest.mark.parametrize("name", ["finetune_epochs", "finetune.joint_epochs"])
-def test_trunks_are_left_at_every_number_of_epochs_that_a_trial_can_ask_for(name: str) -> None:
+def test_joint_epochs_are_all_that_a_trial_can_have(name: str) -> None:
     settings = DetectorSettings(finetune=FinetuneSettings(joint_epochs=7))
-    assert Space({name: {"type": "choice", "values": [8, 0, 4]}}).leaving_epochs(settings) == [
-        0,
-        4,
-        8,
-    ]
-    assert Space({name: {"type": "int", "low": 2, "high": 9, "step": 3}}).leaving_epochs(
-        settings
-    ) == [2, 5, 8]
+    choice = Space({name: {"type": "choice", "values": [8, 0, 4]}})
+    assert choice.joint_epochs(settings) == [0, 4, 8]
+    steps = Space({name: {"type": "int", "low": 2, "high": 9, "step": 3}})
+    assert steps.joint_epochs(settings) == [2, 5, 8]
 
 
-def test_without_epochs_in_the_space_trunks_are_left_where_the_settings_say() -> None:
+def test_joint_epochs_that_no_trial_changes_are_those_of_the_settings() -> None:
     settings = DetectorSettings(finetune=FinetuneSettings(joint_epochs=7))
-    assert Space({"flow_depth": {"type": "choice", "values": [2]}}).leaving_epochs(settings) == [7]
+    assert Space({"flow_depth": {"type": "choice", "values": [2]}}).joint_epochs(settings) == [7]
 
 
 # ---- fusion weights ----
