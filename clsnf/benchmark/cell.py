@@ -125,7 +125,7 @@ class _Bench:
         )
         flow = dataclasses.replace(self.settings.flow, passes=request.baseline_passes)
         method = self.prepared.pipeline
-        method.most_features = 2  # the finetuned backbone's and the pretrained one's
+        method.feature_cache.resize(2)  # the finetuned backbone's and the pretrained one's
         self.pipelines: dict[str, CategoryPipeline] = {
             "finetuned": method,
             "pretrained": method.with_settings(dataclasses.replace(self.settings, flow=flow)),
@@ -153,7 +153,7 @@ class _Bench:
             with clock.of("finetuning"):
                 method.finetune_with_snapshots(self.epochs)
             with clock.of("classifier maps"):
-                classifier = method.classifier_maps_on_the_way(self.epochs, images)
+                classifier = method.classifier_maps_by_epoch(self.epochs, images)
         elif any(system.flow == "finetuned" for system in self.systems.values()):
             with clock.of("finetuning"):
                 method.finetuned(self.epochs)

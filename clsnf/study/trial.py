@@ -239,12 +239,12 @@ def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> flo
     pipeline = bench.prepared.pipeline
 
     def compute() -> Artifact:
-        maps = pipeline.trunk_maps(epochs, step, bench.images)
+        maps = pipeline.stable_phase_maps(epochs, step, bench.images)
         figures = family_metrics_of(maps, bench.labels, (objective,))
         return Artifact({}, {"value": mean_over_families(figures, objective)})
 
     return float(
-        pipeline.on_trunk(
+        pipeline.get_on_stable_phase(
             "rungs", epochs, step, {"images": bench.images.key, "objective": objective}, compute
         ).facts["value"]
     )
