@@ -229,14 +229,14 @@ def test_a_texture_that_changed_makes_other_artifacts(
         keys.append(
             prepare(
                 table, settings, tmp_path / "textures", ArtifactStore(tmp_path), CPU
-            ).pipeline.textures_key
+            ).pipeline.data.textures_key
         )
     picture.rename(tmp_path / "textures" / "renamed.bmp")
     (tmp_path / "textures" / "notes.txt").write_text("mine")
     keys.append(
         prepare(
             table, settings, tmp_path / "textures", ArtifactStore(tmp_path), CPU
-        ).pipeline.textures_key
+        ).pipeline.data.textures_key
     )
     assert keys[0] != keys[1] == keys[2]
 

@@ -72,7 +72,7 @@ class SystemTrainer:
     ) -> None:
         settings = pipeline.settings
         flow = dataclasses.replace(settings.flow, passes=baseline_passes)
-        pipeline.most_features = 2  # the finetuned backbone's and the pretrained one's
+        pipeline.feature_cache.resize(2)  # the finetuned backbone's and the pretrained one's
         self._joint_epochs = settings.finetune.joint_epochs
         self._depths = candidate_depths(settings.flow)
         self._smoothing = settings.smoothing
@@ -96,7 +96,7 @@ class SystemTrainer:
             with self._stopwatch.of("finetuning"):
                 self._finetuned.finetune_with_snapshots(self._joint_epochs)
             with self._stopwatch.of("classifier maps"):
-                classifier = self._finetuned.classifier_maps_on_the_way(self._joint_epochs, images)
+                classifier = self._finetuned.classifier_maps_by_epoch(self._joint_epochs, images)
         elif "finetuned" in self._backbones:
             with self._stopwatch.of("finetuning"):
                 self._finetuned.finetuned(self._joint_epochs)

@@ -226,10 +226,12 @@ def _objective_after(bench: Workbench, epochs: int, step: int, objective: str) -
     pipeline = bench.pipeline
 
     def compute() -> Artifact:
-        maps = pipeline.trunk_maps(epochs, step, bench.images)
+        maps = pipeline.stable_phase_maps(epochs, step, bench.images)
         answers = scores_of_map(maps, bench.labels.valid)
         metrics = family_metrics(answers, bench.labels, (objective,))
         return Artifact({}, {"value": mean_over_families(metrics, objective)})
 
     content = {"images": bench.images.key, "objective": objective}
-    return float(pipeline.on_trunk("rungs", epochs, step, content, compute).facts["value"])
+    return float(
+        pipeline.get_on_stable_phase("rungs", epochs, step, content, compute).facts["value"]
+    )

@@ -1,14 +1,14 @@
 """Stage one: decoder and backbone learn to tell synthetic defects from normal pixels.
 
-Unusual: the *trunk*. The learning rate rises, then stays constant, so the state after epoch t does
-    not depend on where training will end.
-Ending at epoch T means leaving the trunk ``decay_epochs`` earlier and letting the learning rate
-fall to nothing on a short branch. Runs of different length therefore share all of their trunk:
-stored at each leaving point, resumed by whoever trains longer.
+The default learning-rate schedule is warm-up, stable, decay (WSD): the rate rises over a few
+steps, then stays constant (the stable phase), then falls to 0 over the last ``decay_epochs``
+epochs. In the stable phase the state after an epoch does not depend on where training will end.
+Runs of different length therefore share the stable phase: it is stored where a run's decay starts,
+and a longer run resumes it there.
 
 With ``schedule="cosine"``, the authors', the rate falls from the first step on, at a pace that
-depends on the end: every length is a run of its own, stored on the way only so that a killed one
-can go on.
+depends on the end. Runs of different length share nothing; states on the way are stored only so
+that a killed run can resume.
 """
 
 from __future__ import annotations
@@ -32,22 +32,27 @@ from clsnf.synthesis.training_defects import sample_key
 from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.losses import LOSSES
 
+STABLE_PHASE = "trunk"  # the kind of its artifacts: an earlier name, by which stored ones are found
+RESUME_EVERY = 4  # epochs between stored states from which a killed run resumes
 _WARMUP_STEPS = 20
-RESUME_EVERY = 4  # epochs between points at which a killed run can go on
 
 
 class Finetuner:
-    """Trains a decoder on a backbone, epoch by epoch, along the trunk and its branches.
+    """Trains a decoder and its backbone, epoch by epoch.
 
     Args:
         backbone: with its pretrained weights; changed in place.
         decoder: with its initial weights; changed in place.
         stream: brings the normal images.
         recipe: makes the defects.
-        settings: learning rates and batches; the number of epochs is the caller's, except that a
-            cosine ends at ``settings.epochs``.
+        settings: learning rates and batches. The caller decides the number of epochs, but a cosine
+            always ends at ``settings.epochs``.
         seed: decides order and defects.
         device: where to train.
+
+    Attributes:
+        epoch: number of epochs done.
+        losses: mean loss of each epoch done.
     """
 
     def __init__(
@@ -86,11 +91,15 @@ class Finetuner:
         task: str = "finetune",
         before_epoch: Callable[[int], None] = lambda epoch: None,
     ) -> None:
-        """Train up to the end of epoch `until`; on the trunk, from epoch `decay_from` on the
-        learning rate falls to nothing.
+        """Train until `until` epochs are done.
 
         Args:
-            before_epoch: called before each epoch with the number of those that are done.
+            until: number of epochs.
+            decay_from: the epoch from which the learning rate of WSD falls to 0 at `until`; None
+                for a run that ends in the stable phase. A cosine ignores it.
+            progress: called after every epoch.
+            task: the name of this work in `progress`.
+            before_epoch: called before each epoch with the number of epochs done.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -108,16 +117,14 @@ class Finetuner:
         for parameter in self.backbone.parameters():
             parameter.requires_grad_(joint)
         self.decoder.train()
-        # Each epoch's order comes from its own generator: a resumed run sees what an undisturbed
-        # one sees.
+        # Each epoch's order has a generator of its own, so a resumed run sees the same images.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.cat(
             [torch.randperm(len(self.stream), generator=generator) for _ in range(settings.repeats)]
         )
         repeat = torch.arange(settings.repeats).repeat_interleave(len(self.stream))
         keys = torch.from_numpy(sample_key(self.seed, self.epoch, order.numpy(), repeat.numpy()))
-        # Batches of nearly the same size: a last one of a single image would have poor batch
-        # statistics.
+        # Batches of nearly equal size: a last batch of one image would have poor batch statistics.
         batches = max(1, math.ceil(len(order) / settings.batch_size))
         total = 0.0
         stream = self.stream.training_batches(
@@ -155,13 +162,12 @@ class Finetuner:
         if not math.isfinite(value):
             raise TrainingError(
                 f"The classifier's loss became {value} in epoch {self.epoch + 1}: lower "
-                "finetune.learning_rate "
-                f"(now {self.settings.learning_rate})."
+                f"finetune.learning_rate (now {self.settings.learning_rate})."
             )
         return value
 
-    def stage(self) -> Artifact:
-        """Everything that training needs to go on from here."""
+    def state(self) -> Artifact:
+        """Everything that training needs to resume from here."""
         tensors = {f"backbone.{name}": value for name, value in self.backbone.state_dict().items()}
         tensors |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
@@ -170,22 +176,22 @@ class Finetuner:
             }
         return Artifact(tensors, {"epoch": self.epoch, "losses": self.losses})
 
-    def restore(self, stage: Artifact) -> None:
-        """Go back to a state that :meth:`stage` gave."""
-        self.backbone.load_state_dict(part(stage.tensors, "backbone."))
-        self.decoder.load_state_dict(part(stage.tensors, "decoder."))
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in part(stage.tensors, "optimizer.").items():
+    def restore(self, state: Artifact) -> None:
+        """Go back to a state that :meth:`state` gave."""
+        self.backbone.load_state_dict(without_prefix(state.tensors, "backbone."))
+        self.decoder.load_state_dict(without_prefix(state.tensors, "decoder."))
+        optimizer: dict[int, dict[str, Tensor]] = {}
+        for name, value in without_prefix(state.tensors, "optimizer.").items():
             index, _, entry = name.partition(".")
-            states.setdefault(int(index), {})[entry] = value
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": states, "param_groups": whole["param_groups"]})
-        self.epoch = int(stage.facts["epoch"])
-        self.losses = list(stage.facts["losses"])
+            optimizer.setdefault(int(index), {})[entry] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": optimizer, "param_groups": groups})
+        self.epoch = int(state.facts["epoch"])
+        self.losses = list(state.facts["losses"])
 
 
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with `prefix`, without it."""
+def without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names start with `prefix`, under their names without it."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()
@@ -194,80 +200,79 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def cosine_scale(done: float) -> float:
-    """The authors' learning rate as a share of its start: a cosine from 1 at the beginning, `done`
-    0, to 1e-3 at the end, `done` 1.
+    """The cosine schedule: the learning rate as a share of its start, from 1 to 1e-3.
+
+    Args:
+        done: the share of training that is done, from 0 to 1.
     """
     return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def decay_start(settings: FinetuneSettings) -> int:
-    """The epoch at which a run of ``settings.epochs`` epochs leaves what is stored of it on the
-    way.
+    """The epoch at which the learning rate of a run of ``settings.epochs`` epochs starts to decay.
 
-    On the trunk that is where its rate begins to fall. A cosine shares nothing, so the point serves
-    resumption alone: the last few epochs need no copy of their own beside the finished run.
+    Up to there the run's states are stored. With ``cosine``, which has no such epoch, it is the
+    last epoch at which storing a state is worth it: ``RESUME_EVERY`` before the end.
     """
-    return max(
-        0,
-        settings.epochs
-        - (RESUME_EVERY if settings.schedule == "cosine" else settings.decay_epochs),
-    )
+    last = RESUME_EVERY if settings.schedule == "cosine" else settings.decay_epochs
+    return max(0, settings.epochs - last)
 
 
-def trunk_content(settings: FinetuneSettings) -> dict[str, object]:
-    """What decides the state after an epoch before :func:`decay_start`.
+def stable_phase_content(settings: FinetuneSettings) -> dict[str, Any]:
+    """What decides the state after an epoch before :func:`decay_start`, as plain JSON types.
 
-    All settings but those that only say where the trunk is left; of a cosine all, because its rate
-    depends on the end from the start.
+    All settings but those that say where the stable phase ends. With ``cosine``, all: its rate
+    depends on the end from the first step on.
     """
-    content: dict[str, object] = key_content(settings)
+    content = key_content(settings)
     if settings.schedule != "cosine":
         del content["joint_epochs"], content["decay_epochs"]
     return content
 
 
-def train_trunk(
+def train_stable_phase(
     make: Callable[[], Finetuner],
     store: ArtifactStore,
     content: Callable[[int], Mapping[str, Any]],
     until: int,
-    stops: Collection[int] = (),
+    decay_starts: Collection[int] = (),
     progress: Progress = silent,
 ) -> Finetuner:
-    """A finetuner at trunk epoch `until`, resumed from the latest stored epoch.
+    """A finetuner after `until` epochs of the stable phase, resumed from the latest stored state.
+
+    Between the states that stay, one is stored every ``RESUME_EVERY`` epochs, and dropped when the
+    next one is stored, so that a killed run loses little.
 
     Args:
         make: gives a finetuner at epoch 0.
-        store: where trunks lie.
-        content: what decides the trunk at an epoch.
-        until: where to stop; stored too.
-        stops: epochs on the way at which others will want to leave: stored when passed. Runs that
-            go on at the same time and know the same stops train each part of the trunk once.
-            Between them the trunk is stored every few epochs until the next one is, so that a run
-            that is killed loses little.
-        progress: told after every epoch.
+        store: keeps the states.
+        content: what decides the state after an epoch.
+        until: number of epochs; the state after them is stored too.
+        decay_starts: epochs at which the decay of other runs starts. The states there are stored on
+            the way. Runs at the same time that know the same ones train each epoch once.
+        progress: called after every epoch.
     """
     finetuner = make()
     for epoch in range(until, 0, -1):
-        stage = store.find("trunk", store.key(content(epoch)))
-        if stage is not None:
-            finetuner.restore(stage)
+        state = store.find(STABLE_PHASE, store.key(content(epoch)))
+        if state is not None:
+            finetuner.restore(state)
             break
 
-    def train_to(stop: int) -> Artifact:
-        finetuner.run(stop, progress=progress)
-        return finetuner.stage()
+    def train_to(epoch: int) -> Artifact:
+        finetuner.run(epoch, progress=progress)
+        return finetuner.state()
 
-    start = finetuner.epoch
-    kept = {s for s in stops if start < s < until} | {until}
-    passing = set(range(start + RESUME_EVERY, until, RESUME_EVERY)) - kept
+    first = finetuner.epoch
+    kept = {epoch for epoch in decay_starts if first < epoch < until} | {until}
+    passing = set(range(first + RESUME_EVERY, until, RESUME_EVERY)) - kept
     last_passing: int | None = None
-    for stop in sorted(kept | passing):
-        if finetuner.epoch < stop:
-            stage = store.get("trunk", content(stop), partial(train_to, stop))
-            if finetuner.epoch < stop:  # another process was there first
-                finetuner.restore(stage)
+    for epoch in sorted(kept | passing):
+        if finetuner.epoch < epoch:
+            state = store.get(STABLE_PHASE, content(epoch), partial(train_to, epoch))
+            if finetuner.epoch < epoch:  # another process was faster
+                finetuner.restore(state)
         if last_passing is not None:
-            store.drop("trunk", content(last_passing))
-        last_passing = stop if stop in passing else None
+            store.drop(STABLE_PHASE, content(last_passing))
+        last_passing = epoch if epoch in passing else None
     return finetuner

@@ -1,19 +1,18 @@
-"""One category from images to maps, as a chain of stages that runs of different settings share.
+"""One category from images to score maps: a chain of artifacts that runs share.
 
-    data + backbone + seed -> trunk at epoch t -> finetuned at epoch E -> flows of depth D -> maps
-    of the validation images
+    data + backbone + seed -> stable phase up to epoch t -> finetuned after E joint epochs
+    -> flows of depth D -> score maps of images
 
-Every method looks its stage up by content and computes it only where nobody has; see
-:mod:`clsnf.training.artifacts`. What a caller changes last (the flow's depth, then the fusion
-weight, which needs no training at all) is therefore the cheapest to change.
+Every method looks its artifact up by content and computes it only where it is missing (see
+:mod:`clsnf.training.artifacts`). What stands last in the chain is cheapest to change: another depth
+trains new flows alone, and another fusion weight trains nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -39,14 +38,21 @@ from clsnf.streams.stream import DefectRecipe, MemoryStream, Stream
 from clsnf.synthesis.training_defects import DefectMaker
 from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.density import extract_features, fit_flows, level_likelihoods, start_flows
-from clsnf.training.finetune import Finetuner, decay_start, part, train_trunk, trunk_content
+from clsnf.training.finetune import (
+    STABLE_PHASE,
+    Finetuner,
+    decay_start,
+    stable_phase_content,
+    train_stable_phase,
+    without_prefix,
+)
 
 _BATCH = 16
 
 
 @dataclass(frozen=True)
 class PlacedImages:
-    """Images that lie in memory, on the network's canvas.
+    """Images in memory, placed on the network's canvas.
 
     Attributes:
         images: (N, 3, H, W) uint8.
@@ -65,15 +71,17 @@ class PlacedImages:
 
 
 class StreamedImages:
-    """Images that come from a stream, on the network's canvas.
+    """Images from a stream, placed on the network's canvas.
 
     Args:
         stream: brings them.
-        key: as that of :class:`PlacedImages`: a stream changes no figure.
+        key: as that of :class:`PlacedImages`. Where images come from changes no result, so it is no
+            part of the key.
     """
 
     def __init__(self, stream: Stream, key: str) -> None:
-        self.stream, self.key = stream, key
+        self.stream = stream
+        self.key = key
 
     @cached_property
     def valid(self) -> Tensor | None:
@@ -111,55 +119,124 @@ class ScoreMaps:
         return fuse_scores(self.density, self.classifier, fusion, valid)
 
 
-class CategoryPipeline:
-    """Stages of one category.
-
-    Args:
-        settings: all settings; ``finetune.joint_epochs`` and ``flow.depth`` are given anew to each
-            method.
-        backbone: with its pretrained weights; copied, never changed.
-        fit: normal images to train on.
-        polarity: where defects may lie: ``off``, ``dark`` or ``bright`` products (see
-            :mod:`clsnf.synthesis.object_mask`).
-        textures: (T, 3, H, W) uint8 sources of synthetic defects.
-        textures_key: hash of their content.
-        store: where stages lie.
-        device: where to compute.
-        progress: told about long work.
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What a category is trained on.
 
     Attributes:
-        most_features: of how many backbones the fit images' features stay in memory (N * P * C * 2
-            bytes a level each).
+        fit: normal images.
+        mask_mode: where defects may lie: ``off``, ``dark`` or ``bright`` products (see
+            :mod:`clsnf.synthesis.object_mask`).
+        textures: (T, 3, H, W) uint8, of the images' size, to make defects from.
+        textures_key: hash of their content.
+    """
+
+    fit: Images
+    mask_mode: str
+    textures: Tensor
+    textures_key: str
+    _donors: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def donor_indices(self) -> Tensor:
+        """Indices of the fit images that fill other images' defects."""
+        height, width = self.textures.shape[2:]
+        return donor_indices(len(self.fit.stream), (height, width))
+
+    def donors(self, device: torch.device) -> Tensor:
+        """The fit images that fill other images' defects, (K, 3, H, W) uint8; read once."""
+        if device not in self._donors:
+            self._donors[device] = self.fit.stream.load_shared(self.donor_indices, device)
+        return self._donors[device]
+
+
+class FeatureCache:
+    """Features in memory: of the fit images under a few backbones, of others under the last one.
+
+    Flows of every depth need the same features. A set of features takes 2 N P C bytes a level.
+
+    Args:
+        backbones: number of backbones whose features of the fit images stay in memory.
+    """
+
+    def __init__(self, backbones: int = 1) -> None:
+        self._backbones = backbones
+        self._of_fit_images: dict[str, list[Tensor]] = {}
+        self._of_other_images: dict[str, list[Tensor]] = {}
+
+    def resize(self, backbones: int) -> None:
+        """Keep features of the fit images under this many backbones from now on."""
+        self._backbones = backbones
+
+    def of_fit_images(self, key: str, extract: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Features of the fit images; `key` says under which backbone."""
+        return _get_bounded(self._of_fit_images, self._backbones, key, extract)
+
+    def of_other_images(self, key: str, extract: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Features of other images; `key` says of which, and under which backbone."""
+        return _get_bounded(self._of_other_images, 1, key, extract)
+
+
+def _get_bounded(
+    kept: dict[str, list[Tensor]], most: int, key: str, extract: Callable[[], list[Tensor]]
+) -> list[Tensor]:
+    if key not in kept:
+        while len(kept) >= most:  # free the oldest before the new ones fill the memory
+            del kept[next(iter(kept))]
+        kept[key] = extract()
+    return kept[key]
+
+
+class CategoryPipeline:
+    """Artifacts of one category.
+
+    Args:
+        settings: all settings; each method gets ``finetune.joint_epochs`` and ``flow.depth`` anew.
+        backbone: with its pretrained weights; copied, never changed.
+        data: what to train on.
+        store: finds and keeps artifacts.
+        device: where to compute.
+        progress: called with the progress of long work.
+        feature_cache: shared with other pipelines of the same category; None for a new one.
     """
 
     def __init__(
         self,
         settings: DetectorSettings,
         backbone: Backbone,
-        fit: Images,
-        mask_mode: str,
-        textures: Tensor,
-        textures_key: str,
+        data: TrainingData,
         store: ArtifactStore,
         device: torch.device,
         progress: Progress = silent,
+        feature_cache: FeatureCache | None = None,
     ) -> None:
-        self.settings, self.pretrained, self.fit = settings, backbone, fit
-        self.mask_mode, self.textures, self.textures_key = mask_mode, textures, textures_key
-        self.store, self.device, self.progress = store, device, progress
-        self._donors: Tensor | None = None
-        self._features: dict[str, list[Tensor]] = {}
-        self._other_features: tuple[tuple[str, str], list[Tensor]] | None = None
-        self.most_features = 1
+        self.settings = settings
+        self.pretrained = backbone
+        self.data = data
+        self.store = store
+        self.device = device
+        self.progress = progress
+        self.feature_cache = FeatureCache() if feature_cache is None else feature_cache
 
     def with_settings(self, settings: DetectorSettings) -> CategoryPipeline:
-        """The same category under other settings; those of images, backbone and where defects may
-        lie must be the same.
+        """The same category under other settings; both pipelines share the features in memory.
+
+        The settings of images, backbone and object mask must be the same.
         """
-        other = copy(self)  # the features that are in memory are for both
-        other.settings = settings
-        other.__dict__.pop("_root_content", None)
-        return other
+        return CategoryPipeline(
+            settings,
+            self.pretrained,
+            self.data,
+            self.store,
+            self.device,
+            self.progress,
+            self.feature_cache,
+        )
+
+    @property
+    def fit(self) -> Images:
+        """The normal images to train on."""
+        return self.data.fit
 
     @property
     def info(self) -> BackboneInfo:
@@ -168,7 +245,7 @@ class CategoryPipeline:
 
     @cached_property
     def _root_content(self) -> dict[str, Any]:
-        """What every stage of this category rests on."""
+        """What every artifact of this category depends on."""
         return {
             "fit": self.fit.key,
             "image": to_dict(self.settings.image),
@@ -184,41 +261,40 @@ class CategoryPipeline:
     def _flow(self, depth: int) -> FlowSettings:
         return dataclasses.replace(self.settings.flow, depth=depth)
 
-    def _trunk_content(self, epochs: int) -> dict[str, Any]:
+    def _stable_phase_content(self, epochs: int) -> dict[str, Any]:
         content = self._root_content | {
-            "finetune": trunk_content(self._finetune(epochs)),
+            "finetune": stable_phase_content(self._finetune(epochs)),
             "defects": to_dict(self.settings.defects),
-            "polarity": self.mask_mode,
-            "textures": self.textures_key,
+            "polarity": self.data.mask_mode,  # its name in the keys of stored artifacts
+            "textures": self.data.textures_key,
         }
-        n = len(self.fit.stream)
-        donors = len(donor_indices(n, self.settings.image.size))
-        return content if donors == n else content | {"donors": donors}
+        donors = len(self.data.donor_indices)
+        return content if donors == len(self.fit.stream) else content | {"donors": donors}
 
     def _finetuned_content(self, epochs: int) -> dict[str, Any]:
-        return self._trunk_content(epochs) | {
+        return self._stable_phase_content(epochs) | {
             "joint_epochs": epochs,
             "decay_epochs": self.settings.finetune.decay_epochs,
         }
 
     def _flow_content(self, epochs: int, depth: int) -> dict[str, Any]:
-        # A backbone that was never finetuned depends on no defect: its flows are the same whatever
-        # stage one does.
-        backbone = self._finetuned_content(epochs) if epochs else self._root_content
-        return backbone | {"flow": to_dict(self._flow(depth))}
+        return self._backbone_content(epochs) | {"flow": to_dict(self._flow(depth))}
+
+    def _backbone_content(self, epochs: int) -> dict[str, Any]:
+        """What the backbone depends on; without joint epochs, on no setting of stage one."""
+        return self._finetuned_content(epochs) if epochs else self._root_content
 
     def _new_finetuner(self, settings: FinetuneSettings) -> Finetuner:
-        backbone = self._copy_of_backbone()
-        if self._donors is None:
-            chosen = donor_indices(len(self.fit.stream), self.settings.image.size)
-            self._donors = self.fit.stream.load_shared(chosen, self.device)
-        maker = DefectMaker(self.settings.defects, self.textures.to(self.device), self._donors)
-        decoder = build_decoder(self.info, self.settings.image, settings, self.settings.seed)
+        maker = DefectMaker(
+            self.settings.defects,
+            self.data.textures.to(self.device),
+            self.data.donors(self.device),
+        )
         return Finetuner(
-            backbone,
-            decoder,
+            self._copy_of_backbone(),
+            build_decoder(self.info, self.settings.image, settings, self.settings.seed),
             self.fit.stream,
-            DefectRecipe(maker, self.mask_mode),
+            DefectRecipe(maker, self.data.mask_mode),
             settings,
             self.settings.seed,
             self.device,
@@ -231,53 +307,64 @@ class CategoryPipeline:
         copy.load_state_dict(self.pretrained.state_dict())
         return copy
 
-    def finetuned(self, epochs: int, stops: Collection[int] = ()) -> tuple[Backbone, PixelDecoder]:
+    def finetuned(
+        self, epochs: int, joint_epochs_choices: Collection[int] = ()
+    ) -> tuple[Backbone, PixelDecoder]:
         """Backbone and decoder after `epochs` joint epochs, in evaluation mode on the device.
 
         Args:
-            epochs: joint epochs; 0 leaves the backbone as it is and trains the decoder alone.
-            stops: other numbers of joint epochs that somebody will ask for: the trunk is stored
-                where they leave it. A cosine has no trunk, and so no use for them.
+            epochs: joint epochs. With 0 the backbone keeps its pretrained weights, and the decoder
+                alone trains.
+            joint_epochs_choices: other numbers of joint epochs that runs may ask for. The stable
+                phase is stored where their decay starts. With the schedule ``cosine``, runs share
+                nothing, and these are ignored.
         """
-        compute = partial(self._finetune_to_the_end, epochs, stops)
-        stage = self.store.get("finetuned", self._finetuned_content(epochs), compute)
-        if (
-            self.settings.finetune.schedule == "cosine"
-        ):  # now that the run is whole, nobody else will go on from a point on its way
+        compute = partial(self._finetune_to_the_end, epochs, joint_epochs_choices)
+        artifact = self.store.get("finetuned", self._finetuned_content(epochs), compute)
+        if self.settings.finetune.schedule == "cosine":
+            # The run is whole, and no other run resumes from its stored epochs.
             for epoch in range(1, decay_start(self._finetune(epochs)) + 1):
-                self.store.drop("trunk", self._trunk_point(epochs, epoch))
-        return self._classifier_of(stage, epochs)
+                self.store.drop(STABLE_PHASE, self._stable_phase_point(epochs, epoch))
+        return self._classifier_of(artifact, epochs)
 
-    def _trunk_point(self, epochs: int, epoch: int) -> dict[str, Any]:
-        return self._trunk_content(epochs) | {"epoch": epoch}
+    def _stable_phase_point(self, epochs: int, epoch: int) -> dict[str, Any]:
+        return self._stable_phase_content(epochs) | {"epoch": epoch}
 
     def _snapshot_point(self, epochs: int, epoch: int) -> dict[str, Any]:
         return self._finetuned_content(epochs) | {"epoch": epoch}
 
-    def _finetune_to_the_end(
-        self, epochs: int, stops: Collection[int] = (), snapshots: bool = False
-    ) -> Artifact:
-        settings = self._finetune(epochs)
-        leave = decay_start(settings)
-        finetuner = train_trunk(
-            partial(self._new_finetuner, settings),
+    def _stable_phase(
+        self, epochs: int, until: int, decay_starts: Collection[int] = ()
+    ) -> Finetuner:
+        return train_stable_phase(
+            partial(self._new_finetuner, self._finetune(epochs)),
             self.store,
-            partial(self._trunk_point, epochs),
-            leave,
-            [decay_start(self._finetune(e)) for e in stops] if settings.schedule == "wsd" else [],
+            partial(self._stable_phase_point, epochs),
+            until,
+            decay_starts,
             self.progress,
         )
 
-        def keep(epoch: int) -> None:
+    def _finetune_to_the_end(
+        self, epochs: int, joint_epochs_choices: Collection[int] = (), snapshots: bool = False
+    ) -> Artifact:
+        settings = self._finetune(epochs)
+        start = decay_start(settings)
+        others = [] if settings.schedule == "cosine" else joint_epochs_choices
+        finetuner = self._stable_phase(
+            epochs, start, [decay_start(self._finetune(other)) for other in others]
+        )
+
+        def store_snapshot(epoch: int) -> None:
             if snapshots and epoch >= settings.frozen_epochs:
                 self.store.get(
                     "snapshots", self._snapshot_point(epochs, epoch), lambda: _weights_of(finetuner)
                 )
 
-        finetuner.run(settings.epochs, decay_from=leave, progress=self.progress, before_epoch=keep)
+        finetuner.run(settings.epochs, start, self.progress, before_epoch=store_snapshot)
         return _weights_of(finetuner)
 
-    def on_trunk(
+    def get_on_stable_phase(
         self,
         kind: str,
         epochs: int,
@@ -285,60 +372,57 @@ class CategoryPipeline:
         content: dict[str, Any],
         compute: Callable[[], Artifact],
     ) -> Artifact:
-        """A stage that rests on the trunk at epoch `step` of a run of `epochs` joint epochs and on
-        `content`.
-        """
-        return self.store.get(kind, self._trunk_point(epochs, step) | content, compute)
+        """An artifact of a caller's own that depends on the stable phase at epoch `step`.
 
-    def trunk_maps(self, epochs: int, step: int, images: PlacedImages) -> Tensor:
-        """The classifier's maps of images (N, H, W) as it is on the trunk after `step` epochs,
-        before its learning rate falls.
+        Args:
+            kind: of artifact.
+            epochs: joint epochs of the run.
+            step: epochs of the stable phase.
+            content: what else decides the artifact.
+            compute: makes it where it is missing.
         """
-        make = partial(self._new_finetuner, self._finetune(epochs))
-        finetuner = train_trunk(
-            make, self.store, partial(self._trunk_point, epochs), step, progress=self.progress
-        )
+        return self.store.get(kind, self._stable_phase_point(epochs, step) | content, compute)
+
+    def stable_phase_maps(self, epochs: int, step: int, images: PlacedImages) -> Tensor:
+        """The classifier's maps of images (N, H, W) after `step` epochs of the stable phase."""
+        finetuner = self._stable_phase(epochs, step)
         return classifier_maps(
             finetuner.backbone.eval(), finetuner.decoder.eval(), images.images, self.device
         )
 
     def _snapshot_epochs(self, epochs: int) -> range:
-        """The epochs in which the learning rate falls to its end, as far as they are joint ones."""
+        """The joint epochs among those in which the learning rate decays."""
         settings = self._finetune(epochs)
         return range(max(decay_start(settings), settings.frozen_epochs), settings.epochs)
 
     def finetune_with_snapshots(self, epochs: int) -> None:
-        """Train to the end as :meth:`finetuned` does, and keep what the classifier was after each
-        of the last joint epochs.
-        """
-        points = [
+        """As :meth:`finetuned`; stores the classifier after each of the last joint epochs too."""
+        keys = [
             self.store.key(self._snapshot_point(epochs, epoch))
             for epoch in self._snapshot_epochs(epochs)
         ]
-        if any(
-            self.store.find("snapshots", point) is None for point in points
-        ):  # one pass of the run's end stores all of them
+        if any(self.store.find("snapshots", key) is None for key in keys):
+            # One pass over the decay stores all of them.
             end = self._finetune_to_the_end(epochs, snapshots=True)
             self.store.get("finetuned", self._finetuned_content(epochs), lambda: end)
 
-    def _classifier_of(self, stage: Artifact, epochs: int) -> tuple[Backbone, PixelDecoder]:
+    def _classifier_of(self, artifact: Artifact, epochs: int) -> tuple[Backbone, PixelDecoder]:
         backbone = self._copy_of_backbone()
-        backbone.load_state_dict(part(stage.tensors, "backbone."))
+        backbone.load_state_dict(without_prefix(artifact.tensors, "backbone."))
         decoder = build_decoder(
             self.info, self.settings.image, self._finetune(epochs), self.settings.seed
         )
-        decoder.load_state_dict(part(stage.tensors, "decoder."))
+        decoder.load_state_dict(without_prefix(artifact.tensors, "decoder."))
         return backbone.to(self.device), decoder.to(self.device).eval()
 
     def _backbone(self, epochs: int) -> Backbone:
         return self.finetuned(epochs)[0] if epochs else self._copy_of_backbone()
 
     def features(self, epochs: int, images: Images) -> list[Tensor]:
-        """Features of images under the backbone after `epochs` joint epochs, for each level (N, P,
-        C) on the CPU.
+        """Features of images under the backbone after `epochs` joint epochs.
 
-        The last answers are kept, because the flows of every depth want the same: for the fit
-        images, and one for others.
+        Returns:
+            For each level (N, P, C) on the CPU. :attr:`feature_cache` keeps the last ones.
         """
         neighbourhood = self.settings.flow.neighbourhood
 
@@ -347,25 +431,13 @@ class CategoryPipeline:
                 self._backbone(epochs), images.stream, self.device, neighbourhood, self.progress
             )
 
-        backbone = self._finetuned_content(epochs) if epochs else self._root_content
-        wanted = content_key([backbone, neighbourhood])
-        if images.key != self.fit.key:
-            if self._other_features is None or self._other_features[0] != (wanted, images.key):
-                self._other_features = None
-                self._other_features = ((wanted, images.key), extract())
-            return self._other_features[1]
-        if wanted not in self._features:
-            while len(self._features) >= self.most_features:
-                del self._features[
-                    next(iter(self._features))
-                ]  # free the old ones before the new ones fill the memory
-            self._features[wanted] = extract()
-        return self._features[wanted]
+        key = content_key([self._backbone_content(epochs), neighbourhood])
+        if images.key == self.fit.key:
+            return self.feature_cache.of_fit_images(key, extract)
+        return self.feature_cache.of_other_images(f"{key} {images.key}", extract)
 
     def flows(self, epochs: int, depth: int) -> tuple[torch.nn.ModuleList, list[LevelScale]]:
-        """The flows of `depth` blocks on the backbone after `epochs` joint epochs, and their
-        levels' scales.
-        """
+        """Flows of `depth` blocks on the backbone after `epochs` joint epochs, and their scales."""
         settings = self._flow(depth)
 
         def compute() -> Artifact:
@@ -384,15 +456,14 @@ class CategoryPipeline:
             )
             return Artifact(dict(flows.state_dict()), {"scales": scales, "losses": curves})
 
-        stage = self.store.get("flows", self._flow_content(epochs, depth), compute)
+        artifact = self.store.get("flows", self._flow_content(epochs, depth), compute)
         flows = empty_flows(self.info, settings)
-        flows.load_state_dict(stage.tensors)
-        return flows.to(self.device).eval(), [LevelScale(*scale) for scale in stage.facts["scales"]]
+        flows.load_state_dict(artifact.tensors)
+        scales = [LevelScale(*scale) for scale in artifact.facts["scales"]]
+        return flows.to(self.device).eval(), scales
 
     def _flow_start(self, epochs: int) -> Artifact:
-        """What flows of every depth on the backbone after `epochs` joint epochs begin with:
-        whitening layers and memories.
-        """
+        """Whitening layers and memory banks, which flows of every depth on this backbone share."""
         flow = self.settings.flow
         given = {
             "start": flow.start,
@@ -420,12 +491,12 @@ class CategoryPipeline:
                 {name: value for name, value in state.items() if ".blocks." not in name}, {}
             )
 
-        backbone = self._finetuned_content(epochs) if epochs else self._root_content
-        return self.store.get("flow_starts", backbone | {"flow_start": given}, compute)
+        content = self._backbone_content(epochs) | {"flow_start": given}
+        return self.store.get("flow_starts", content, compute)
 
     def losses(self, epochs: int, depth: int) -> dict[str, Any]:
-        """Learning curves of the finished run: ``finetuning``, the loss of every epoch, and
-        ``flows``, for each level its curve.
+        """Learning curves of a finished run: ``finetuning``, one loss per epoch, and ``flows``, one
+        curve per level.
         """
         finetuned = self.store.find("finetuned", self.store.key(self._finetuned_content(epochs)))
         flows = self.store.find("flows", self.store.key(self._flow_content(epochs, depth)))
@@ -447,17 +518,14 @@ class CategoryPipeline:
         return ScoreNetwork(backbone, decoder, flows, scales, fusion).eval()
 
     def maps(self, epochs: int, depth: int, images: PlacedImages) -> ScoreMaps:
-        """Both score maps of images: stored, so that any fusion weight costs no more than a
-        weighted sum.
+        """Both score maps of images. They are stored, so another fusion weight costs a weighted
+        sum.
         """
-        density, classifier = (
-            self.density_maps(epochs, depth, images),
-            self.classifier_maps(epochs, images),
-        )
-        return ScoreMaps(density, classifier, self.settings.smoothing)
+        density = self.density_maps(epochs, depth, images)
+        return ScoreMaps(density, self.classifier_maps(epochs, images), self.settings.smoothing)
 
     def density_maps(self, epochs: int, depth: int, images: PlacedImages) -> Tensor:
-        """The density's map of images (N, H, W): flows of `depth` blocks on the backbone after
+        """The density's maps of images (N, H, W), by flows of `depth` blocks on the backbone after
         `epochs` joint epochs.
         """
 
@@ -477,7 +545,7 @@ class CategoryPipeline:
         ).tensors["map"]
 
     def classifier_maps(self, epochs: int, images: PlacedImages) -> Tensor:
-        """The classifier's map of images (N, H, W), after `epochs` joint epochs."""
+        """The classifier's maps of images (N, H, W) after `epochs` joint epochs."""
 
         def compute() -> Artifact:
             return Artifact(
@@ -487,63 +555,59 @@ class CategoryPipeline:
         content = self._finetuned_content(epochs) | {"images": images.key}
         return self.store.get("classifier_maps", content, compute).tensors["map"]
 
-    def classifier_maps_on_the_way(self, epochs: int, images: PlacedImages) -> dict[int, Tensor]:
-        """The classifier's maps of images (N, H, W) after each of a run's last joint epochs, as it
-        was then.
+    def classifier_maps_by_epoch(self, epochs: int, images: PlacedImages) -> dict[int, Tensor]:
+        """The classifier's maps of images (N, H, W) after each of a run's last joint epochs.
 
         Returns:
-            Number of joint epochs -> maps, the last one (`epochs`) included: those epochs in which
-            the learning rate falls to its end.
+            Number of joint epochs -> maps, for the epochs in which the learning rate decays, up to
+            `epochs`.
         """
-        result = {}
-        for epoch in self._snapshot_epochs(epochs):
-            point = self._snapshot_point(epochs, epoch)
-
-            def compute(point: dict[str, Any] = point) -> Artifact:
-                self.finetune_with_snapshots(epochs)
-                stage = self.store.find("snapshots", self.store.key(point))
-                assert stage is not None
-                return Artifact(
-                    {
-                        "map": classifier_maps(
-                            *self._classifier_of(stage, epochs), images.images, self.device
-                        )
-                    },
-                    {},
-                )
-
-            content = point | {"images": images.key}
-            result[epoch - self.settings.finetune.frozen_epochs] = self.store.get(
-                "classifier_maps", content, compute
-            ).tensors["map"]
+        frozen = self.settings.finetune.frozen_epochs
+        result = {
+            epoch - frozen: self._snapshot_maps(epochs, epoch, images)
+            for epoch in self._snapshot_epochs(epochs)
+        }
         result[epochs] = self.classifier_maps(epochs, images)
         return result
+
+    def _snapshot_maps(self, epochs: int, epoch: int, images: PlacedImages) -> Tensor:
+        """The classifier's maps after `epoch` of all epochs of a run of `epochs` joint ones."""
+        point = self._snapshot_point(epochs, epoch)
+
+        def compute() -> Artifact:
+            self.finetune_with_snapshots(epochs)
+            snapshot = self.store.find("snapshots", self.store.key(point))
+            assert snapshot is not None
+            backbone, decoder = self._classifier_of(snapshot, epochs)
+            maps = classifier_maps(backbone, decoder, images.images, self.device)
+            return Artifact({"map": maps}, {})
+
+        content = point | {"images": images.key}
+        return self.store.get("classifier_maps", content, compute).tensors["map"]
 
 
 _DONOR_BYTES = 256 << 20
 
 
 def donor_indices(n: int, size: tuple[int, int]) -> Tensor:
-    """Which of N fit images fill other images' defects: all, or as many as 256 MiB hold, evenly
-    spread over them.
+    """Indices of the fit images, N in all, that fill other images' defects.
 
-    How many decides defects, and so does not depend on the machine's memory.
+    All of them, or as many as 256 MiB hold, evenly spread. The limit is the same on every machine,
+    because the choice of images decides the defects.
     """
     most = max(2, _DONOR_BYTES // (3 * size[0] * size[1]))
-    return (
-        torch.arange(n)
-        if n <= most
-        else torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()
-    )
+    if n <= most:
+        return torch.arange(n)
+    return torch.linspace(0, n - 1, most, dtype=torch.float64).round().long()
 
 
 def _weights_of(finetuner: Finetuner) -> Artifact:
-    """What a trained classifier is, without what training would need to go on."""
-    whole = finetuner.stage()
-    return Artifact(
-        {name: value for name, value in whole.tensors.items() if not name.startswith("optimizer.")},
-        whole.facts,
-    )
+    """The state of a finetuner without its optimizer."""
+    state = finetuner.state()
+    tensors = {
+        name: value for name, value in state.tensors.items() if not name.startswith("optimizer.")
+    }
+    return Artifact(tensors, state.facts)
 
 
 @torch.inference_mode()

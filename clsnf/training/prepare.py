@@ -1,7 +1,6 @@
-"""From a category's table to a pipeline that is ready to compute: images placed, backbone loaded,
-product mask decided.
+"""From a category's table to a pipeline: images placed, backbone loaded, object mask decided.
 
-Called by :class:`clsnf.detector.Detector` and by every trial of a study.
+:class:`clsnf.detector.Detector` and every trial of a study call it.
 """
 
 from __future__ import annotations
@@ -26,21 +25,26 @@ from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
 from clsnf.synthesis.object_mask import MaskDecision, choose_mask_mode, decision_indices
 from clsnf.synthesis.textures import draw_textures, load_textures
 from clsnf.training.artifacts import ArtifactStore
-from clsnf.training.pipeline import CategoryPipeline, Images, PlacedImages, StreamedImages
+from clsnf.training.pipeline import (
+    CategoryPipeline,
+    Images,
+    PlacedImages,
+    StreamedImages,
+    TrainingData,
+)
 
-# More textures than this only cost memory: each is cropped, turned and recoloured anew for every
-# defect.
+# More textures only cost memory: each is cropped, rotated and recoloured anew for every defect.
 MAX_TEXTURES = 256
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A category, ready to train on.
+    """A category that is ready to train on.
 
     Attributes:
-        pipeline: its stages.
-        polarity: ``off``, ``dark`` or ``bright``.
-        mask_reason: one line for people.
+        pipeline: computes and finds its artifacts.
+        mask_mode: where defects may lie: ``off``, ``dark`` or ``bright`` products.
+        mask_reason: why, in one line for people.
     """
 
     pipeline: CategoryPipeline
@@ -64,8 +68,7 @@ def _images_key(table: pa.Table, settings: DetectorSettings) -> str:
 
 
 def check_ingredients(settings: DetectorSettings, textures: str | Path | None, device: str) -> None:
-    """Load what training needs besides the product's images, so that what is wrong with it is said
-    before the long work.
+    """Load what training needs besides the product's images: errors come before the long work.
 
     Raises:
         DataError, ImageError, SettingsError, WeightsError: as :func:`prepare` would later.
@@ -77,8 +80,14 @@ def check_ingredients(settings: DetectorSettings, textures: str | Path | None, d
 
 
 def texture_bank(settings: DetectorSettings, textures: str | Path | None) -> Tensor:
-    """The textures that defects are made from, uint8 (T, 3, H, W): of a folder, or drawn by code.
-    Raises DataError, ImageError.
+    """The textures that defects are made from, uint8 (T, 3, H, W).
+
+    Args:
+        settings: their size and seed count.
+        textures: a folder of pictures; None for textures drawn by code.
+
+    Raises:
+        DataError, ImageError: the folder holds no pictures, or one can't be read.
     """
     if textures is None:
         return draw_textures(64, settings.image.size, settings.seed)
@@ -97,14 +106,14 @@ def prepare(
     """Load what training needs.
 
     Args:
-        table: one category; rows of split ``fit`` are trained on, others are left alone.
+        table: one category. Training uses the rows of split ``fit``.
         settings: all settings.
         textures: a folder of pictures to make defects from; None for textures drawn by code.
-        store: where stages lie.
+        store: finds and keeps artifacts.
         device: where to compute.
-        progress: told about long work.
-        stream: how the images come to training; None for memory where they fit into it, else
-            decoded by this process.
+        progress: called with the progress of long work.
+        stream: how the images come to training. None: from memory where they fit into it, else
+            this process decodes them.
 
     Raises:
         DataError, ImageError, SettingsError, WeightsError: see the functions called.
@@ -120,16 +129,13 @@ def prepare(
     decision = fit_mask_mode(fit, settings)
     bank = texture_bank(settings, textures)
     textures_key = hashlib.sha256(bank.numpy().data).hexdigest()
-    pipeline = CategoryPipeline(
-        settings, backbone, fit, decision.mode, bank, textures_key, store, device, progress
-    )
+    data = TrainingData(fit, decision.mode, bank, textures_key)
+    pipeline = CategoryPipeline(settings, backbone, data, store, device, progress)
     return Prepared(pipeline, decision.mode, decision.reason)
 
 
 def fit_rows_in_order(table: pa.Table) -> pa.Table:
-    """The rows to train on, sorted by content: neither names nor the order of folders decide what
-    is trained.
-    """
+    """The rows to train on, sorted by content, so that names and folders change no result."""
     return rows_of(table, "fit").sort_by("sha256")
 
 
@@ -147,7 +153,7 @@ def open_fit_rows(
 
 
 def fit_mask_mode(fit: Images, settings: DetectorSettings) -> MaskDecision:
-    """Where defects may lie on these images, by as many of them as that needs."""
+    """Where defects may lie on these images, decided from a sample of them."""
     return choose_mask_mode(
         fit.stream.take(decision_indices(len(fit.stream))), settings.defects.object_mask
     )

@@ -1,4 +1,6 @@
-"""Stage one: a trunk that runs of every length share bit for bit, and nothing lost or done twice."""
+"""Stage one: runs of every length share the stable phase bit for bit, and nothing is lost or done
+twice.
+"""
 
 import copy
 import dataclasses
@@ -22,6 +24,7 @@ from clsnf.core.config import (
     ImageSettings,
 )
 from clsnf.core.errors import TrainingError
+from clsnf.core.hashing import content_key
 from clsnf.data.images import write_image
 from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
 from clsnf.model.network import build_decoder
@@ -33,15 +36,17 @@ from clsnf.training.finetune import (
     Finetuner,
     cosine_scale,
     decay_start,
-    train_trunk,
-    trunk_content,
+    stable_phase_content,
+    train_stable_phase,
 )
 from clsnf.training.losses import soft_targets
 from clsnf.training.pipeline import (
     CategoryPipeline,
+    FeatureCache,
     Images,
     PlacedImages,
     StreamedImages,
+    TrainingData,
     donor_indices,
 )
 
@@ -92,6 +97,10 @@ def finetuner(
     )
 
 
+def data_of(fit: Images) -> TrainingData:
+    return TrainingData(fit, "off", TEXTURES, "five blobs")
+
+
 def pipeline(
     pretrained: Backbone, root: Path, valid: Tensor | None = None, **changes: Any
 ) -> CategoryPipeline:
@@ -99,9 +108,7 @@ def pipeline(
         SETTINGS, finetune=dataclasses.replace(SETTINGS.finetune, **changes)
     )
     fit = PlacedImages(IMAGES, valid, "six blobs")
-    return CategoryPipeline(
-        settings, pretrained, fit, "off", TEXTURES, "five blobs", ArtifactStore(root), CPU
-    )
+    return CategoryPipeline(settings, pretrained, data_of(fit), ArtifactStore(root), CPU)
 
 
 # ---- what an epoch shows ----
@@ -200,7 +207,7 @@ def test_any_number_of_images_makes_batches(
     assert math.isfinite(trained.losses[0])
 
 
-# ---- the trunk ----
+# ---- the stable phase ----
 
 
 def states_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -214,17 +221,19 @@ def assert_same_networks(one: CategoryPipeline, other: CategoryPipeline, epochs:
         assert states_equal(mine.state_dict(), theirs.state_dict())
 
 
-def test_the_trunk_is_left_as_many_epochs_before_the_end_as_the_rate_needs_to_fall() -> None:
+def test_the_decay_starts_as_many_epochs_before_the_end_as_the_settings_say() -> None:
     settings = FinetuneSettings(frozen_epochs=2, joint_epochs=5, decay_epochs=3)
     assert decay_start(settings) == 4
     assert decay_start(dataclasses.replace(settings, joint_epochs=0)) == 0
 
 
-def test_the_trunk_depends_on_all_settings_but_those_that_say_where_it_is_left() -> None:
-    content = trunk_content(SETTINGS.finetune)
+def test_the_stable_phase_depends_on_all_settings_but_those_that_say_where_it_ends() -> None:
+    content = stable_phase_content(SETTINGS.finetune)
     others: dict[str, Any] = {"joint_epochs": 9, "decay_epochs": 4}
     for name, value in others.items():
-        assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) == content
+        assert (
+            stable_phase_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) == content
+        )
     others = {
         "frozen_epochs": 9,
         "learning_rate": 1e-4,
@@ -234,10 +243,12 @@ def test_the_trunk_depends_on_all_settings_but_those_that_say_where_it_is_left()
     }
     others |= {"loss": "hard", "schedule": "cosine", "skips": False}
     for name, value in others.items():
-        assert trunk_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) != content
+        assert (
+            stable_phase_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) != content
+        )
 
 
-def test_the_rate_is_constant_on_the_trunk_and_falls_to_nothing_on_the_branch(
+def test_the_rate_is_constant_in_the_stable_phase_and_falls_to_nothing_in_the_decay(
     pretrained: Backbone,
 ) -> None:
     settings = dataclasses.replace(SETTINGS.finetune, batch_size=1)
@@ -258,21 +269,21 @@ def test_the_rate_is_constant_on_the_trunk_and_falls_to_nothing_on_the_branch(
     assert decoder[:20] == pytest.approx([settings.learning_rate * (i + 1) / 20 for i in range(20)])
     assert decoder[20:31] == pytest.approx(
         [settings.learning_rate] * 11
-    )  # the branch's first step is still at full rate
+    )  # the first step of the decay is still at full rate
     assert all(later < earlier for earlier, later in itertools.pairwise(decoder[30:]))
     assert decoder[-1] == pytest.approx(settings.learning_rate / 12)
 
 
-def test_a_run_that_leaves_a_stored_trunk_equals_an_undisturbed_one_bit_for_bit(
+def test_a_run_that_resumes_a_stored_stable_phase_equals_an_undisturbed_one_bit_for_bit(
     pretrained: Backbone, tmp_path: Path
 ) -> None:
     longer = pipeline(pretrained, tmp_path / "shared")
-    longer.finetuned(4, stops=[2])
-    longer.finetuned(2, stops=[4])
+    longer.finetuned(4, joint_epochs_choices=[2])
+    longer.finetuned(2, joint_epochs_choices=[4])
     assert longer.store.computed == {
         "finetuned": 2,
         "trunk": 2,
-    }  # at epochs 2 and 4: the shorter run trained its branch alone
+    }  # at epochs 2 and 4: the shorter run trained its decay alone
     alone = pipeline(pretrained, tmp_path / "alone")
     for epochs in (2, 4):
         assert_same_networks(longer, alone, epochs)
@@ -281,18 +292,18 @@ def test_a_run_that_leaves_a_stored_trunk_equals_an_undisturbed_one_bit_for_bit(
     )
 
 
-def test_a_longer_run_goes_on_from_the_trunk_that_a_shorter_one_left(
+def test_a_longer_run_resumes_the_stable_phase_that_a_shorter_one_stored(
     pretrained: Backbone, tmp_path: Path
 ) -> None:
     shared = pipeline(pretrained, tmp_path / "shared")
     shared.finetuned(1)
     shared.finetuned(3)
     assert_same_networks(shared, pipeline(pretrained, tmp_path / "alone"), 3)
-    trunks = [
+    states = [
         shared.store.find("trunk", folder.name)
         for folder in (tmp_path / "shared" / "trunk").iterdir()
     ]
-    assert sorted(trunk.facts["epoch"] for trunk in trunks if trunk is not None) == [1, 3]
+    assert sorted(state.facts["epoch"] for state in states if state is not None) == [1, 3]
 
 
 class Interruption(BaseException):
@@ -310,22 +321,24 @@ def test_an_interrupted_run_goes_on_and_ends_as_an_undisturbed_one(
     broken = pipeline(pretrained, tmp_path / "broken")
     broken.progress = interrupt
     with pytest.raises(Interruption):
-        broken.finetuned(3, stops=[1, 2])
+        broken.finetuned(3, joint_epochs_choices=[1, 2])
     resumed = pipeline(pretrained, tmp_path / "broken")
     seen: list[int] = []
     resumed.progress = lambda task, done, total: seen.append(done)
-    resumed.finetuned(3, stops=[1, 2])
+    resumed.finetuned(3, joint_epochs_choices=[1, 2])
     assert seen[0] == at  # what was stored is not trained again
     assert_same_networks(resumed, pipeline(pretrained, tmp_path / "alone"), 3)
 
 
-def test_two_runs_at_once_train_their_trunk_once(pretrained: Backbone, tmp_path: Path) -> None:
-    stops = [1, 2, 3]
+def test_two_runs_at_once_train_their_stable_phase_once(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
+    choices = [1, 2, 3]
     runs = {epochs: pipeline(pretrained, tmp_path / "shared") for epochs in (2, 3)}
     begun = threading.Event()
     runs[3].progress = lambda task, done, total: begun.set()
     longer, shorter = (
-        threading.Thread(target=runs[epochs].finetuned, args=(epochs, stops)) for epochs in (3, 2)
+        threading.Thread(target=runs[epochs].finetuned, args=(epochs, choices)) for epochs in (3, 2)
     )
     longer.start()
     assert begun.wait(60)  # in the midst of epoch 1, which it is about to store
@@ -345,7 +358,7 @@ def test_a_restored_finetuner_is_where_the_stored_one_was(
 ) -> None:
     store, first = ArtifactStore(tmp_path), finetuner(pretrained)
     first.run(2)
-    store.get("trunk", {}, first.stage)
+    store.get("trunk", {}, first.state)
     found = store.find("trunk", store.key({}))
     assert found is not None
     second = finetuner(pretrained)
@@ -354,7 +367,7 @@ def test_a_restored_finetuner_is_where_the_stored_one_was(
     for run in (first, second):
         run.run(4)
     assert first.losses == second.losses
-    assert states_equal(first.stage().tensors, second.stage().tensors)
+    assert states_equal(first.state().tensors, second.state().tensors)
 
 
 # ---- the authors' cosine ----
@@ -384,7 +397,7 @@ def test_a_cosine_falls_from_the_first_step_to_a_thousandth_over_all_epochs(
 
 def test_a_cosine_s_content_says_where_it_ends() -> None:
     settings = dataclasses.replace(SETTINGS.finetune, schedule="cosine")
-    contents = [trunk_content(dataclasses.replace(settings, joint_epochs=e)) for e in (1, 2)]
+    contents = [stable_phase_content(dataclasses.replace(settings, joint_epochs=e)) for e in (1, 2)]
     assert contents[0] != contents[1]
 
 
@@ -392,8 +405,8 @@ def test_cosines_of_different_length_share_nothing_and_leave_nothing_on_the_way(
     pretrained: Backbone, tmp_path: Path
 ) -> None:
     both = pipeline(pretrained, tmp_path / "both", schedule="cosine")
-    both.finetuned(4, stops=[1, 4])
-    both.finetuned(5, stops=[1, 4])
+    both.finetuned(4, joint_epochs_choices=[1, 4])
+    both.finetuned(5, joint_epochs_choices=[1, 4])
     for epochs in (4, 5):
         assert_same_networks(
             both, pipeline(pretrained, tmp_path / str(epochs), schedule="cosine"), epochs
@@ -404,10 +417,12 @@ def test_cosines_of_different_length_share_nothing_and_leave_nothing_on_the_way(
     ] == []
 
 
-def test_a_cosine_and_a_trunk_never_share_a_stage(pretrained: Backbone, tmp_path: Path) -> None:
+def test_a_cosine_and_a_stable_phase_never_share_an_artifact(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     cosine = pipeline(pretrained, tmp_path, schedule="cosine").finetuned(1)
-    trunk = pipeline(pretrained, tmp_path).finetuned(1)
-    assert not states_equal(cosine[1].state_dict(), trunk[1].state_dict())
+    stable = pipeline(pretrained, tmp_path).finetuned(1)
+    assert not states_equal(cosine[1].state_dict(), stable[1].state_dict())
 
 
 @pytest.mark.parametrize("at", [RESUME_EVERY + 1, 2 * RESUME_EVERY])
@@ -495,9 +510,13 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_mend_and_is_not_stored
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_the_trunk_at_no_epoch_is_a_fresh_finetuner(pretrained: Backbone, tmp_path: Path) -> None:
+def test_the_stable_phase_at_no_epoch_is_a_fresh_finetuner(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
     store = ArtifactStore(tmp_path)
-    fresh = train_trunk(lambda: finetuner(pretrained), store, lambda epoch: {"epoch": epoch}, 0)
+    fresh = train_stable_phase(
+        lambda: finetuner(pretrained), store, lambda epoch: {"epoch": epoch}, 0
+    )
     assert fresh.epoch == 0
     assert store.computed == {}
 
@@ -516,11 +535,13 @@ def test_a_killed_run_goes_on_from_the_latest_resume_point(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_trunk(lambda: finetuner(pretrained), store, content, 4, progress=killed_at_three)
+        train_stable_phase(
+            lambda: finetuner(pretrained), store, content, 4, progress=killed_at_three
+        )
     assert store.find("trunk", store.key(content(2))) is not None
 
     epochs: list[int] = []
-    train_trunk(
+    train_stable_phase(
         lambda: finetuner(pretrained),
         store,
         content,
@@ -530,12 +551,60 @@ def test_a_killed_run_goes_on_from_the_latest_resume_point(
     assert epochs == [3, 4]
 
     undisturbed = ArtifactStore(tmp_path / "undisturbed")
-    train_trunk(lambda: finetuner(pretrained), undisturbed, content, 4)
+    train_stable_phase(lambda: finetuner(pretrained), undisturbed, content, 4)
     assert [
         epoch
         for epoch in range(1, 5)
         if undisturbed.find("trunk", undisturbed.key(content(epoch))) is not None
     ] == [4]
+
+
+# ---- keys of artifacts, and what stays in memory ----
+
+
+def test_the_keys_of_stored_artifacts_stay_what_they_are(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
+    """Another key would leave stored work unused."""
+    content = pipeline(pretrained, tmp_path)._finetuned_content(1)
+    content |= {"backbone": "", "arithmetic": ""}  # the machine's
+    assert content["finetune"]["schedule"] == "trunk"
+    assert content["polarity"] == "off"
+    assert content_key(content) == "b5d7efd45a8056534978cce0895028bffaa7d1cb"
+
+
+def test_features_of_the_fit_images_are_extracted_once_for_each_backbone_that_is_kept() -> None:
+    cache = FeatureCache()
+    extracted: list[str] = []
+
+    def ask(key: str) -> None:
+        def extract() -> list[Tensor]:
+            extracted.append(key)
+            return []
+
+        cache.of_fit_images(key, extract)
+
+    for key in ("a", "a", "b", "a"):
+        ask(key)
+    assert extracted == ["a", "b", "a"]
+    cache.resize(2)
+    for key in ("b", "a", "b", "c", "a"):
+        ask(key)
+    assert extracted[3:] == ["b", "c", "a"]
+    cache.of_other_images("x", list)
+    ask("a")
+    assert extracted[6:] == []
+
+
+def test_pipelines_of_other_settings_share_the_features_in_memory(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
+    one = pipeline(pretrained, tmp_path)
+    other = one.with_settings(dataclasses.replace(SETTINGS, fusion_weight=0.5))
+    kept = one.features(0, one.fit)
+    assert other.features(0, other.fit) is kept
+    seeded = one.with_settings(dataclasses.replace(SETTINGS, seed=5))
+    assert seeded.features(0, seeded.fit) is not kept
 
 
 # ---- streams ----
@@ -550,13 +619,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / f"{number}.png") for number in range(N)]
 
 
-def test_training_from_files_finds_the_stages_of_training_in_memory_and_computes_the_same(
+def test_training_from_files_finds_the_artifacts_of_training_in_memory_and_computes_the_same(
     pretrained: Backbone, files: list[str], tmp_path: Path
 ) -> None:
     def trained(fit: Images, root: Path) -> CategoryPipeline:
-        made = CategoryPipeline(
-            SETTINGS, pretrained, fit, "off", TEXTURES, "five blobs", ArtifactStore(root), CPU
-        )
+        made = CategoryPipeline(SETTINGS, pretrained, data_of(fit), ArtifactStore(root), CPU)
         made.network(1, 0)
         return made
 
@@ -572,7 +639,7 @@ def test_training_from_files_finds_the_stages_of_training_in_memory_and_computes
     assert again.store.computed == {}
 
 
-def test_of_very_many_images_some_fill_the_defects_of_others_and_the_stage_says_so(
+def test_of_very_many_images_some_fill_the_defects_of_others_and_the_key_says_so(
     pretrained: Backbone, tmp_path: Path
 ) -> None:
     assert torch.equal(donor_indices(1365, (256, 256)), torch.arange(1365))
@@ -580,9 +647,9 @@ def test_of_very_many_images_some_fill_the_defects_of_others_and_the_stage_says_
     assert len(chosen) == len(chosen.unique()) == 1365
     assert (int(chosen[0]), int(chosen[-1])) == (0, 19_999)
     few = pipeline(pretrained, tmp_path)
-    assert "donors" not in few._trunk_content(1)
+    assert "donors" not in few._stable_phase_content(1)
     many = PlacedImages(IMAGES[:1].expand(50_000, -1, -1, -1), None, "many blobs")
     content = CategoryPipeline(
-        SETTINGS, pretrained, many, "off", TEXTURES, "", ArtifactStore(tmp_path), CPU
-    )._trunk_content(1)
+        SETTINGS, pretrained, data_of(many), ArtifactStore(tmp_path), CPU
+    )._stable_phase_content(1)
     assert content["donors"] == 256 * 2**20 // (3 * SIZE[0] * SIZE[1])
