@@ -24,8 +24,7 @@ NAMES = ["[bold]part.png", "a[/b].png", "[red]", "x [/] y", ":bug:.png", "ü", "
 def test_names_of_pictures_are_shown_as_they_are(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prediction = FilePrediction(name, 0.25, 0.5, "good", 0.1)
-    Terminal().predictions([prediction], 0.5)
+    Terminal().predictions([FilePrediction(name, 0.25, 0.5, "good", 0.1)], 0.5)
     shown = capsys.readouterr()
     assert name in shown.out
     assert "0.2500" in shown.out

@@ -6,35 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 
 from clsnf.benchmark import cell as cell_module
 from clsnf.benchmark.request import BASE
 from clsnf.benchmark.run import read_cells
-from clsnf.benchmark.systems import (
-    SYSTEMS,
-    Candidate,
-    ComponentMaps,
-    fused_candidates,
-    last_candidate,
-    single_candidates,
-)
-from clsnf.benchmark.tables import Spread, long_rows, overview, spread, system_table
+from clsnf.benchmark.systems import SYSTEMS
 from clsnf.cli import main
 from clsnf.core.errors import TrainingError
-from clsnf.model.score_maps import fuse
-from clsnf.results import (
-    CandidateResult,
-    CellResult,
-    MaskReport,
-    SystemResult,
-    SystemTest,
-    read_result,
-    write_result,
-)
+from clsnf.results import CandidateResult, CellResult, read_result, write_result
 from clsnf.training.pipeline import CategoryPipeline
 from tests.support.small_data import tiny_options, write_category
 
@@ -365,113 +346,3 @@ def test_the_paper_preset_is_each_category_s_own_with_the_authors_baseline(
     ) == (0, 1, "random")
     assert screw.baseline_passes == 200
     assert screw.settings.fusion_weight == 0.25  # w_fe 1 over three levels
-
-
-# ---- systems and candidates ----
-
-
-def component_maps(
-    classifier: torch.Tensor, finetuned: torch.Tensor, pretrained: torch.Tensor
-) -> ComponentMaps:
-    density = {("finetuned", 2): finetuned, ("pretrained", 2): pretrained}
-    return ComponentMaps({8: classifier}, density, None, 0.0)
-
-
-def test_a_system_s_map_is_made_of_its_own_parts() -> None:
-    generator = torch.Generator().manual_seed(0)
-    classifier, finetuned, pretrained = (torch.rand(2, 4, 4, generator=generator) for _ in range(3))
-    maps = component_maps(classifier, finetuned, pretrained)
-    expected = {
-        "classifier": classifier,
-        "flow": finetuned,
-        "fused": fuse(finetuned, classifier, 0.3),
-        "cflow": pretrained,
-        "fused_unshared": fuse(pretrained, classifier, 0.3),
-    }
-    for name, system in SYSTEMS.items():
-        found = maps.scores(system, last_candidate(system, 8, 2, 0.3))
-        torch.testing.assert_close(found.maps, expected[name])
-        torch.testing.assert_close(found.scores, expected[name].amax(dim=(1, 2)))
-
-
-def test_image_scores_come_from_the_map_of_their_own_weight() -> None:
-    classifier, density = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    maps, system = component_maps(classifier, density, density), SYSTEMS["fused"]
-    found = maps.scores(system, Candidate(8, 2, 0.3, 0.0))
-    torch.testing.assert_close(found.scores, density.amax(dim=(1, 2)))
-    torch.testing.assert_close(found.maps, fuse(density, classifier, 0.3))
-    alike = maps.scores(system, Candidate(8, 2, 0.3))
-    assert torch.equal(alike.scores, alike.maps.amax(dim=(1, 2)))
-
-
-def test_the_settings_own_candidate_is_among_those_to_choose_from() -> None:
-    for system in SYSTEMS.values():
-        last = last_candidate(system, 8, 2, 0.33)
-        if system.is_fused:
-            candidates = fused_candidates([7, 8], [0, 2], 0.33)
-        else:
-            candidates = single_candidates(system, [7, 8], [0, 2])
-        assert last in candidates
-        assert len(candidates) == len(set(candidates))
-
-
-def test_fused_candidates_are_given_once_where_validation_prefers_the_last() -> None:
-    assert len(fused_candidates([8, 8], [2, 2], 0.5)) == 11
-    assert len(fused_candidates([7, 8], [2, 2], 0.25)) == 24
-    assert Candidate(8, 2, 0.0) in fused_candidates([7, 8], [2, 2], 0.25)
-
-
-def cell(category: str, seed: int, value: float) -> CellResult:
-    metrics = dict.fromkeys(("image_auroc", "pixel_ap", "pixel_auroc", "au_pro"), value)
-    candidate = CandidateResult(1, 1, 0.5)
-    system = SystemResult(
-        candidates=[candidate],
-        selected=candidate,
-        last=candidate,
-        validation={"pixel_ap": value},
-        families={},
-        test=SystemTest(metrics, metrics, metrics, {"pixel_ap": (0.0, 1.0)}),
-    )
-    return CellResult(
-        variant=BASE,
-        category=category,
-        seed=seed,
-        identity="",
-        at="",
-        systems={"fused": system},
-        object_mask=MaskReport("off"),
-        images={},
-        seconds={},
-        cost=None,
-        artifacts={},
-    )
-
-
-def test_means_are_over_categories_first_and_deviations_over_seeds() -> None:
-    cells = [cell("a", 0, 0.2), cell("b", 0, 0.4), cell("a", 1, 0.6), cell("b", 1, 0.8)]
-    found = spread(cells, "fused", "selected", "pixel_ap")
-    assert found is not None
-    assert found.mean == pytest.approx(0.5)
-    assert found.deviation == pytest.approx(np.std([0.3, 0.7], ddof=1))
-    assert str(Spread(0.5, 0.01, 2)) == "50.00 ± 1.00"
-    assert str(Spread(0.5, None, 1)) == "50.00"
-
-
-def test_a_category_that_some_seed_lacks_is_left_out_of_the_mean() -> None:
-    cells = [cell("a", 0, 0.2), cell("b", 0, 0.9), cell("a", 1, 0.4)]
-    found = spread(cells, "fused", "selected", "pixel_ap")
-    assert found is not None
-    assert found.mean == pytest.approx(0.3)
-    assert spread(cells, "flow", "selected", "pixel_ap") is None
-    assert "30.00" in overview(cells)
-    assert "| a | 2 | 30.00" in system_table(cells, "fused")
-
-
-def test_long_rows_carry_intervals_for_the_selected_alone() -> None:
-    rows = [row for row in long_rows([cell("a", 0, 0.2)]) if row["figure"] == "pixel_ap"]
-    assert [(row["column"], row["low"], row["high"]) for row in rows] == [
-        ("validation", None, None),
-        ("selected", 0.0, 1.0),
-        ("last", None, None),
-        ("oracle", None, None),
-    ]
