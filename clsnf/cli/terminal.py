@@ -290,40 +290,36 @@ class Terminal:
                 self.line(f"note: {category}, trial {failed.trial} failed: {failed.cause}")
 
     def benchmark(self, cells: list[CellResult], out: Path) -> None:
-        """What a benchmark came to, and where everything lies."""
+        """The table of a benchmark, and where its files are."""
         from clsnf.benchmark.systems import SYSTEMS
-        from clsnf.benchmark.tables import SHOWN, spread
+        from clsnf.benchmark.tables import SHOWN, VALIDATION_SHOWN, spread
 
-        shown = ("pixel_ap", "image_auroc", "au_pro")
-        judged = any(found.test for cell in cells for found in cell.systems.values())
-        title = (
-            "Test images: selected on validation defects (an oracle on test images)"
-            if judged
-            else "Validation defects"
-        )
+        tested = any(found.test for cell in cells for found in cell.systems.values())
+        if tested:
+            title = "Test images: selected on validation defects (an oracle on test images)"
+        else:
+            title = "Validation defects"
+        metrics = SHOWN if tested else VALIDATION_SHOWN
         table = Table(title=f"{title}, in percent; ± over seeds", title_justify="left")
-        for column in ("variant", "system", *(SHOWN if judged else shown)):
+        for column in ("variant", "system", *metrics):
             table.add_column(column)
         for variant in dict.fromkeys(cell.variant for cell in cells):
             of_variant = [cell for cell in cells if cell.variant == variant]
             for system in SYSTEMS:
                 values = []
-                for figure in SHOWN if judged else shown:
+                for metric in metrics:
                     found = spread(
-                        of_variant, system, "selected" if judged else "validation", figure
+                        of_variant, system, "selected" if tested else "validation", metric
                     )
-                    best = spread(of_variant, system, "oracle", figure)
-                    values.append(
-                        "-"
-                        if found is None
-                        else str(found) + ("" if best is None else f" ({100 * best.mean:.2f})")
-                    )
+                    best = spread(of_variant, system, "oracle", metric)
+                    oracle = "" if best is None else f" ({100 * best.mean:.2f})"
+                    values.append("-" if found is None else f"{found}{oracle}")
                 table.add_row(variant, system, *values)
             table.add_section()
         self._results.print(table)
         self._results.print(
-            f"tables    {out / 'tables'}\nfigures   {out / 'results.csv'}\nprotocol  "
-            f"{out / 'protocol.json'}",
+            f"tables    {out / 'tables'}\nmetrics   {out / 'results.csv'}\n"
+            f"protocol  {out / 'protocol.json'}",
             soft_wrap=True,
         )
 
