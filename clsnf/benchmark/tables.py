@@ -23,7 +23,7 @@ from typing import Any
 
 from clsnf.benchmark.systems import SYSTEMS
 from clsnf.core.files import atomic_write
-from clsnf.paper.presets import figures_for
+from clsnf.paper.presets import published_metrics
 
 BASE = "base"  # the variant that changes nothing
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
@@ -150,7 +150,7 @@ def system_table(cells: Sequence[Cell], system: str) -> str:
                 spread(group, system, column, figure) for column in ("selected", "last", "oracle")
             )
             published = (
-                (figures_for(name) or {}).get(_PUBLISHED[figure])
+                (published_metrics(name) or {}).get(_PUBLISHED[figure])
                 if system == "fused" and name != "mean"
                 else None
             )

@@ -10,6 +10,7 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, path, setting_options
+from clsnf.core.config import flattened
 from clsnf.core.errors import ClsnfError, SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
 
@@ -81,12 +82,12 @@ def benchmark(**options: Any) -> None:
         raise SettingsError(f"There is no system {strange[0]!r}.{nearest(strange[0], SYSTEMS)}")
 
     def recipe(category: str, changes: dict[str, Any]) -> Recipe:
-        settings = shared.settings_of(options, category, changes=changes, tell=False)
+        settings = shared.settings_of(options, [category], changes=changes, announce=False)
         # The authors train their baseline for as long as they say; a --set flow.passes is meant for
         # both.
         paper = (
             options["preset"] == "paper"
-            and settings.flow.passes == preset_for(category).overrides["flow"]["passes"]
+            and settings.flow.passes == preset_for(category).overrides["flow.passes"]
         )
         return Recipe(
             settings, preset_for(category).baseline_passes if paper else settings.flow.passes
@@ -136,4 +137,4 @@ def _variants(file: Path | None) -> dict[str, dict[str, Any]]:
                 f"{file}: {name!r} must be a name (letters, digits, - and _; not base) with a "
                 "mapping of settings."
             )
-    return {str(name): changes for name, changes in found.items()}
+    return {str(name): flattened(changes) for name, changes in found.items()}

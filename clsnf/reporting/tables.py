@@ -13,7 +13,7 @@ from typing import Any
 
 from clsnf.core.progress import Progress, silent
 from clsnf.metrics import METRICS
-from clsnf.paper.presets import figures_for
+from clsnf.paper.presets import published_metrics
 from clsnf.reporting.advice import advise, gain_figure, gain_of, suspects_of
 from clsnf.reporting.blocks import Column, Table
 from clsnf.reporting.formats import duration, figure_name, setting
@@ -32,7 +32,7 @@ _PUBLISHED = {
 
 def published(product: Product, name: str) -> float | None:
     """The authors' figure of a category of that name; None where they have none."""
-    return (figures_for(product.name) or {}).get(_PUBLISHED.get(name, ""))
+    return (published_metrics(product.name) or {}).get(_PUBLISHED.get(name, ""))
 
 
 def trial_seconds(product: Product) -> float:
