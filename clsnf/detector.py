@@ -1,13 +1,13 @@
-"""The detector: what a Python user imports. Learns from normal images, gives maps, scores and
-verdicts; needs no Ray.
+"""The detector: what a Python user imports. It learns from normal images and gives maps, scores
+and verdicts.
 
     detector = Detector.fit(table, DetectorSettings())
     maps, scores, verdicts = detector.predict(["a.png", "b.png"])
     detector.save("model"); Detector.load("model")
 
-A saved detector is a folder of ``detector.safetensors`` and ``detector.json``; loading runs no
-pickled code. Unusual: every figure in it comes from training and validation normals, so the answer
-for one image never depends on the images asked about with it.
+It needs no Ray. A saved detector is a folder (see :mod:`clsnf.detector_file`); loading it runs no
+pickled code. Every number in it comes from training images and validation normals, so the answer
+for an image does not depend on the images that are predicted together with it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.metadata
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,19 +28,17 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from clsnf.core.config import DetectorSettings, from_dict, to_dict
+from clsnf import detector_file
+from clsnf.core.config import DetectorSettings
 from clsnf.core.device import choose_device
 from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
-from clsnf.core.files import atomic_write, write_json
-from clsnf.core.hashing import sha256_file
 from clsnf.core.memory import allocate_tensor
 from clsnf.core.progress import Progress, silent
 from clsnf.data.image_statistics import statistics_of_normals
 from clsnf.data.images import Placement, image_size, place, read_image, restore_map
-from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD, empty_backbone, fingerprint
-from clsnf.model.flow import LevelScale
+from clsnf.detector_file import Provenance
+from clsnf.model.backbone import empty_backbone, fingerprint
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.streams.choice import StreamChoice, open_stream
 from clsnf.streams.stream import ImageBatch, consecutive, map_in_batches
@@ -50,21 +46,29 @@ from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.calibrate import Threshold, check_rate, threshold_from_normals
 from clsnf.training.prepare import Prepared, data_fingerprint, prepare, rows_of
 
-FORMAT = 2
-TENSORS, FACTS = "detector.safetensors", "detector.json"
+__all__ = [
+    "Detector",
+    "ImageLike",
+    "Prediction",
+    "Provenance",
+    "package_versions",
+    "validation_normals",
+]
 
 ImageLike = str | os.PathLike[str] | NDArray[np.uint8]
+
+_BATCH = 16
 
 
 class Prediction(NamedTuple):
     """Answers for N images.
 
     Attributes:
-        maps: (N, H, W) float32 in [0, 1] on the network's canvas, 0 on padding;
+        maps: (N, H, W) float32 in [0, 1] on the network's canvas, 0 on padding.
             :meth:`Detector.predict_each` gives them at the images' own sizes.
-        scores: (N,) float32, the largest value of each map, or, with a ``score_weight`` of its own,
-            of the map of that weight.
-        verdicts: (N,) bool, True for a defect: a score above the threshold.
+        scores: (N,) float32, the largest value of each map; where the settings have a
+            ``score_weight``, of the map that is fused with that weight.
+        verdicts: (N,) bool, True for a defect: the score is above the threshold.
     """
 
     maps: NDArray[np.float32]
@@ -72,56 +76,27 @@ class Prediction(NamedTuple):
     verdicts: NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where a detector comes from.
+class _ScoredBatch(NamedTuple):
+    """Maps and scores of the images from `start` on, with where each lies on its canvas."""
 
-    Attributes:
-        category: the product's name.
-        architecture: timm's name of the backbone.
-        backbone_fingerprint: sha256 of the pretrained weights that training started from; of an
-            imported detector, of its backbone.
-        data_fingerprint: hash of the contents of the images it was fitted on; of an imported
-            detector, its level constants.
-        validation_fingerprint: hash of the contents of the held-out normal images.
-        object_mask: where training defects could lie (``off``, ``dark``, ``bright``; ``unknown``
-            for an imported detector).
-        fit_images: number of images it was fitted on.
-        validation_scores: sorted image scores of the held-out normal images; what the threshold
-            rests on.
-        versions: of the packages that made it.
-        imported: the sha256, by name, of the checkpoint files that the network comes from; empty
-            where it was trained by clsnf.
-        validation_peaks: sorted largest map values of the held-out normal images; what pictures for
-            people are drawn by.
-        looks: mean and standard deviation of each of :data:`clsnf.data.image_statistics.STATISTICS` over
-            the held-out normal images: what a server compares the pictures of the day with. Empty
-            in detectors saved before there were looks.
-    """
-
-    category: str
-    architecture: str
-    backbone_fingerprint: str
-    data_fingerprint: str
-    validation_fingerprint: str
-    object_mask: str
-    fit_images: int
-    validation_scores: tuple[float, ...]
-    versions: dict[str, str]
-    imported: dict[str, str] = field(default_factory=dict)
-    validation_peaks: tuple[float, ...] = ()
-    looks: dict[str, list[float]] = field(default_factory=dict)
+    start: int
+    maps: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    placements: list[Placement]
 
 
 class Detector:
-    """A trained network with its preprocessing, fusion weight and threshold.
+    """A trained network with its preprocessing, fusion and threshold.
 
     Args:
-        network: maps images to both score maps.
-        settings: everything that decided it.
-        threshold: from validation normals.
-        provenance: where it comes from.
+        network: gives maps and scores; its fusion is that of `settings`.
+        settings: everything that training was asked for, with the fusion that is in use.
+        threshold: in use. Its false-reject rate may be another than the one that training was asked
+            for, ``settings.validation.false_reject_rate``: see :meth:`calibrate`.
+        provenance: where the detector comes from.
         device: where it computes.
+
+    The arguments are attributes too.
     """
 
     def __init__(
@@ -133,14 +108,12 @@ class Detector:
         device: torch.device,
     ) -> None:
         if network.fusion != settings.fusion:
-            raise ValueError(f"{network.fusion} of the network is not {settings.fusion}.")
-        self.network = network.to(device).to(memory_format=torch.channels_last).eval()
-        self.settings, self.threshold, self.provenance, self.device = (
-            settings,
-            threshold,
-            provenance,
-            device,
-        )
+            raise ValueError(f"The network uses {network.fusion}, not {settings.fusion}.")
+        self.network = _ready(network, device)
+        self.settings = settings
+        self.threshold = threshold
+        self.provenance = provenance
+        self.device = device
 
     @property
     def fusion_weight(self) -> float:
@@ -149,8 +122,9 @@ class Detector:
 
     @property
     def shown_from(self) -> float:
-        """Map values up to here are what normal images show everywhere: pictures for people leave
-        them uncoloured.
+        """The map value from which pictures for people are coloured.
+
+        Below it lies what normal images show everywhere.
         """
         return 0.8 * float(
             np.median(self.provenance.validation_peaks or self.provenance.validation_scores)
@@ -158,15 +132,14 @@ class Detector:
 
     @property
     def map_threshold(self) -> float:
-        """The value that normal images' maps stay below at the threshold's false-reject rate: where
-        pictures for people draw the line.
+        """The map value at which pictures for people draw the outline of a defect.
+
+        The largest map values of normal images exceed it at the threshold's false-reject rate.
         """
         peaks = self.provenance.validation_peaks
-        return (
-            threshold_from_normals(np.array(peaks), self.threshold.false_reject_rate).value
-            if peaks
-            else self.threshold.value
-        )
+        if not peaks:
+            return self.threshold.value
+        return threshold_from_normals(np.array(peaks), self.threshold.false_reject_rate).value
 
     # ---- fit ----
 
@@ -186,16 +159,16 @@ class Detector:
 
         Args:
             table: a category as :func:`clsnf.data.layouts.read_category` gives it, split by
-                :func:`clsnf.data.splits.assign_splits`; only rows of the splits ``fit`` and
-                ``validation`` are read, and of the latter only the normal ones.
+                :func:`clsnf.data.splits.assign_splits`. It reads rows of the split ``fit`` and the
+                normal ones of ``validation``, no others.
             settings: defaults where None.
             textures: a folder of pictures to make defects from; None for textures drawn by code.
-            work: a folder for finished stages: training that was interrupted goes on from there. A
-                temporary one where None.
+            work: a folder for artifacts. Training that was interrupted continues from there. None
+                for a temporary folder.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-            progress: told about long work.
-            stream: how the images come to training; None for memory where they fit into it, else
-                decoded by this process.
+            progress: called with the progress of long work.
+            stream: how the images come to training. None: from memory where they fit into it, else
+                this process decodes them.
 
         Raises:
             ClsnfError: whatever a user can mend; see :mod:`clsnf.core.errors`.
@@ -221,8 +194,13 @@ class Detector:
         settings: DetectorSettings,
         progress: Progress = silent,
     ) -> Detector:
-        """The detector of one setting of a pipeline, its threshold taken from the table's
-        validation normals.
+        """The detector of a prepared category, with a threshold from its validation normals.
+
+        Args:
+            prepared: trains, or finds what was trained already.
+            table: the category's; see :meth:`fit`.
+            settings: joint epochs, depth and fusion count; all others are those of the pipeline.
+            progress: called with the progress of long work.
         """
         pipeline = prepared.pipeline
         normals = validation_normals(table)
@@ -253,11 +231,11 @@ class Detector:
         device: torch.device,
         progress: Progress = silent,
     ) -> Detector:
-        """The detector of a finished network, its threshold and validation scores taken from the
-        rows `normals`.
+        """The detector of a trained network, with threshold and validation scores from the rows
+        `normals`.
         """
-        unset = Threshold(0.0, settings.validation.false_reject_rate, 1.0, 0)
-        detector = cls(network, settings, unset, provenance, device)
+        uncalibrated = Threshold(0.0, settings.validation.false_reject_rate, 1.0, 0)
+        detector = cls(network, settings, uncalibrated, provenance, device)
         detector.calibrate(normals, progress=progress)
         return detector
 
@@ -268,15 +246,15 @@ class Detector:
         false_reject_rate: float | None = None,
         progress: Progress = silent,
     ) -> None:
-        """Take the threshold anew: for another false-reject rate, from other normal images, or
-        both. Nothing is trained.
+        """Set the threshold for another false-reject rate, from other normal images, or both.
+
+        Nothing is trained, and the settings stay what training was asked for.
 
         Args:
-            normals: rows of normal images that training did not see; their scores take the place of
-                those that the threshold rested on. None for the scores of the images that it rests
-                on now.
+            normals: rows of normal images that training did not see. Their scores replace those
+                that the threshold rested on. None keeps these.
             false_reject_rate: in (0, 1); None for the threshold's own.
-            progress: told about every batch.
+            progress: called after every batch.
 
         Raises:
             MetricError: a rate outside (0, 1), or no images.
@@ -294,7 +272,9 @@ class Detector:
                 validation_fingerprint=data_fingerprint(normals),
                 validation_scores=tuple(float(s) for s in np.sort(found_scores)),
                 validation_peaks=tuple(float(m) for m in np.sort(found_peaks)),
-                looks=statistics_of_normals(normals["path"].to_pylist(), self.settings.image),
+                image_statistics=statistics_of_normals(
+                    normals["path"].to_pylist(), self.settings.image
+                ),
             )
         self.threshold = threshold_from_normals(
             np.array(provenance.validation_scores, np.float32), rate
@@ -304,14 +284,12 @@ class Detector:
     def _scores_and_peaks(
         self, paths: list[str], progress: Progress
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score and largest map value of each image, both (N,); no more maps in memory than a few
-        batches'.
-        """
+        """Score and largest map value of each image, both (N,), with few maps in memory at once."""
         scores, peaks = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
-        for start, (maps, batch_scores, _) in self._batches(paths, 16):
-            scores.append(batch_scores)
-            peaks.append(maps.max(axis=(1, 2)))
-            progress("threshold", start + len(maps), len(paths))
+        for batch in self._batches(paths, _BATCH):
+            scores.append(batch.scores)
+            peaks.append(batch.maps.max(axis=(1, 2)))
+            progress("threshold", batch.start + len(batch.maps), len(paths))
         return np.concatenate(scores), np.concatenate(peaks)
 
     # ---- predict ----
@@ -329,10 +307,12 @@ class Detector:
 
         Args:
             images: paths, or RGB arrays (h, w, 3) uint8 of any size, or one array (N, h, w, 3).
-            batch_size: images looked at together; it changes no figure beyond float rounding.
-            progress: told about every batch.
-            stream: the workers of a Ray cluster score files where it says so, else this process
-                does.
+            batch_size: images that the network takes at once; it changes answers by no more than
+                float rounding.
+            progress: called after every batch.
+            task: the name of this work in `progress`.
+            stream: of kind ``ray``, the workers of a Ray cluster score files; else this process
+                scores them.
 
         Raises:
             ImageError: a file can't be read, or an array is not (h, w, 3) uint8.
@@ -340,14 +320,14 @@ class Detector:
         """
         _check_request(images, batch_size)
         n = len(images)
-        maps = allocate_tensor(
-            (n, *self.settings.image.size), torch.float32
-        ).numpy()  # on disk where they would fill the memory
+        # In a file where they would fill the memory.
+        maps = allocate_tensor((n, *self.settings.image.size), torch.float32).numpy()
         scores = np.empty(n, np.float32)
-        for start, (batch_maps, batch_scores, _) in self._batches(images, batch_size, stream):
-            maps[start : start + len(batch_maps)] = batch_maps
-            scores[start : start + len(batch_maps)] = batch_scores
-            progress(task, start + len(batch_maps), n)
+        for batch in self._batches(images, batch_size, stream):
+            end = batch.start + len(batch.maps)
+            maps[batch.start : end] = batch.maps
+            scores[batch.start : end] = batch.scores
+            progress(task, end, n)
         return Prediction(maps, scores, self.verdicts(scores))
 
     def verdicts(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -363,14 +343,13 @@ class Detector:
         stream: StreamChoice | None = None,
     ) -> Iterator[tuple[NDArray[np.float32], float, bool]]:
         """Score images one by one, each with its map at its own size: (map (h, w), score, verdict).
-        Memory: a few batches.
 
-        `stream` as for :meth:`predict`.
+        A few batches lie in memory at a time. `stream` as for :meth:`predict`.
         """
         _check_request(images, batch_size)
-        for _, (maps, scores, placements) in self._batches(images, batch_size, stream):
+        for batch in self._batches(images, batch_size, stream):
             for canvas_map, score, verdict, placement in zip(
-                maps, scores, self.verdicts(scores), placements, strict=True
+                batch.maps, batch.scores, self.verdicts(batch.scores), batch.placements, strict=True
             ):
                 yield restore_map(canvas_map, placement), float(score), bool(verdict)
 
@@ -379,13 +358,10 @@ class Detector:
         images: Sequence[ImageLike] | NDArray[np.uint8],
         batch_size: int,
         stream: StreamChoice | None = None,
-    ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.float32], list[Placement]]]]:
-        starts = range(0, len(images), batch_size)
-        if (
-            stream is not None
-            and stream.kind == "ray"
-            and not any(isinstance(image, np.ndarray) for image in images)
-        ):
+    ) -> Iterator[_ScoredBatch]:
+        on_workers = stream is not None and stream.kind == "ray"
+        if on_workers and not any(isinstance(image, np.ndarray) for image in images):
+            assert stream is not None
             paths = [os.fspath(image) for image in images]  # type: ignore[arg-type]
             yield from self._batches_of_workers(paths, batch_size, stream)
             return
@@ -393,64 +369,37 @@ class Detector:
         def placed(image: ImageLike) -> tuple[torch.Tensor, Placement]:
             return place(_as_array(image), self.settings.image)
 
+        starts = range(0, len(images), batch_size)
         parts: Iterator[Any] = (images[start : start + batch_size] for start in starts)
         for start, batch in zip(starts, map_in_batches(placed, parts), strict=True):
             placements = [placement for _, placement in batch]
-            valid = (
-                torch.stack([p.valid for p in placements])
-                if any(p.padded for p in placements)
-                else None
-            )
+            padded = any(placement.padded for placement in placements)
+            valid = torch.stack([p.valid for p in placements]) if padded else None
             maps, scores = self.score_placed(torch.stack([tensor for tensor, _ in batch]), valid)
-            yield start, (maps, scores, placements)
+            yield _ScoredBatch(start, maps, scores, placements)
 
     def _batches_of_workers(
         self, paths: list[str], batch_size: int, choice: StreamChoice
-    ) -> Iterator[tuple[int, tuple[NDArray[np.float32], NDArray[np.float32], list[Placement]]]]:
-        """What the workers of a stream, each with a copy of this detector, say of files."""
+    ) -> Iterator[_ScoredBatch]:
+        """Batches of files that a stream's workers score, each with a copy of the network."""
         stream = open_stream(choice, paths, self.settings.image)
+        make_worker = partial(ScoreWorker, _on_cpu(self.network))
+        batches = consecutive(len(paths), batch_size)
         start = 0
-        for found in stream.map_batches(
-            partial(_Scorer, self._on_cpu()), consecutive(len(paths), batch_size), self.device
-        ):
-            batch = paths[start : start + len(found["scores"])]
-            yield (
-                start,
-                (
-                    found["maps"],
-                    found["scores"],
-                    [Placement.of(image_size(path), self.settings.image) for path in batch],
-                ),
-            )
-            start += len(batch)
-
-    def _on_cpu(self) -> Detector:
-        """A copy that can travel to a machine without a GPU."""
-        if self.device.type == "cpu":
-            return self
-        return Detector(
-            copy.deepcopy(self.network),
-            self.settings,
-            self.threshold,
-            self.provenance,
-            torch.device("cpu"),
-        )
-
-    def score_batch(self, batch: ImageBatch) -> dict[str, NDArray[np.float32]]:
-        """``maps`` (B, H, W) and ``scores`` (B,) of images on the canvas, as :meth:`predict` gives
-        them.
-        """
-        maps, scores = self.score_placed(batch.images, batch.valid)
-        return {"maps": maps, "scores": scores}
+        for found in stream.map_batches(make_worker, batches, self.device):
+            files = paths[start : start + len(found["scores"])]
+            placements = [Placement.of(image_size(file), self.settings.image) for file in files]
+            yield _ScoredBatch(start, found["maps"], found["scores"], placements)
+            start += len(files)
 
     def score_placed(
         self, images: torch.Tensor, valid: torch.Tensor | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score images that lie on the canvas already (:func:`clsnf.data.images.place`).
+        """Score images that :func:`clsnf.data.images.place` put on the canvas already.
 
         Args:
             images: (B, 3, H, W) uint8.
-            valid: (B, H, W) bool, False on padding; None where none of them is padded.
+            valid: (B, H, W) bool, False on padding; None where no image is padded.
 
         Returns:
             Fused maps (B, H, W) and scores (B,), both float32.
@@ -462,19 +411,12 @@ class Detector:
 
     @staticmethod
     def check_folder(folder: str | os.PathLike[str]) -> Path:
-        """Refuse a folder that :meth:`save` would refuse, before the long work.
+        """Check that :meth:`save` may write to this folder, before long work.
 
         Raises:
             ModelError: it holds something else than a detector.
         """
-        path = Path(folder)
-        if path.exists() and not (
-            path.is_dir() and all(p.name in (TENSORS, FACTS) for p in path.iterdir())
-        ):
-            raise ModelError(
-                f"{path} holds other files: choose a folder that is empty or holds a detector."
-            )
-        return path
+        return detector_file.check_folder(folder)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``detector.safetensors`` and ``detector.json`` into a folder, which appears whole
@@ -483,33 +425,14 @@ class Detector:
         Raises:
             ModelError: the folder holds something else than a detector.
         """
-        path = self.check_folder(folder)
-        tensors = {
-            name: value.detach().cpu().contiguous()
-            for name, value in self.network.state_dict().items()
-        }
-        with atomic_write(path) as draft:
-            draft.mkdir()
-            save_file(tensors, draft / TENSORS)
-            facts = {
-                "format": FORMAT,
-                "settings": to_dict(self.settings),
-                "preprocessing": {
-                    "colour": "RGB",
-                    "range": [0, 1],
-                    "mean": list(IMAGENET_MEAN),
-                    "std": list(IMAGENET_STD),
-                    "resize": "bilinear, antialiased",
-                    **to_dict(self.settings.image),
-                },
-                "channels": list(self.network.backbone.info.channels),
-                "level_scales": [list(scale) for scale in self.network.scales],
-                "fusion_weight": self.fusion_weight,
-                "threshold": dataclasses.asdict(self.threshold),
-                "provenance": dataclasses.asdict(self.provenance),
-                "tensors_sha256": sha256_file(draft / TENSORS),
-            }
-            write_json(draft / FACTS, facts)
+        detector_file.write_detector(
+            folder,
+            self.network.state_dict(),
+            self.settings,
+            self.network.scales,
+            self.threshold,
+            self.provenance,
+        )
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Detector:
@@ -518,61 +441,51 @@ class Detector:
         Raises:
             ModelError: the folder is no detector, is damaged, or was written by a newer version.
         """
-        path = Path(folder)
-        facts = read_facts(path)
+        saved = detector_file.read_description(folder)
         try:
-            settings = from_dict(DetectorSettings, facts["settings"], f"{path / FACTS}: settings")
-            provenance = from_dict(Provenance, facts["provenance"], f"{path / FACTS}: provenance")
-            threshold = from_dict(Threshold, facts["threshold"], f"{path / FACTS}: threshold")
+            settings = saved.settings
             backbone = empty_backbone(
-                provenance.architecture, settings.backbone.levels, settings.image.size
+                saved.provenance.architecture, settings.backbone.levels, settings.image.size
             )
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
             flows = empty_flows(backbone.info, settings.flow)
-            scales = facts["level_scales"]
-            if len(scales) != len(flows) or not all(_is_pair(scale) for scale in scales):
-                raise ModelError(
-                    f"{path / FACTS}: level_scales are {scales!r}: they must be {len(flows)} "
-                    "pairs of numbers."
-                )
-            network = ScoreNetwork(
-                backbone,
-                decoder,
-                flows,
-                [LevelScale(*scale) for scale in scales],
-                settings.fusion,
-            )
-            if sha256_file(path / TENSORS) != facts["tensors_sha256"]:
-                raise ModelError(
-                    f"{path / TENSORS} is damaged: its checksum is not the one in {FACTS}. Save "
-                    "the detector again."
-                )
-            network.load_state_dict(load_file(path / TENSORS))
-        except KeyError as error:
-            raise ModelError(
-                f"{path / FACTS} is damaged (no entry {error}): save the detector again."
-            ) from error
+            network = ScoreNetwork(backbone, decoder, flows, saved.level_scales, saved.fusion)
+            network.load_state_dict(detector_file.read_tensors(folder, saved))
         except (TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
-            raise ModelError(
-                f"{path} can't be loaded: {' '.join(str(error).split())[:300]}"
-            ) from error
-        return cls(network, settings, threshold, provenance, choose_device(device))
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"{os.fspath(folder)} can't be loaded: {reason}") from error
+        return cls(network, settings, saved.threshold, saved.provenance, choose_device(device))
 
 
-class _Scorer:
-    """Holds a detector where a stream's worker computes."""
+class ScoreWorker:
+    """Scores batches where a stream computes: ``maps`` (B, H, W) and ``scores`` (B,), float32.
 
-    def __init__(self, detector: Detector, device: torch.device) -> None:
-        self._detector = Detector(
-            detector.network, detector.settings, detector.threshold, detector.provenance, device
-        )
+    Args:
+        network: moved to `device`.
+        device: where to compute.
+    """
+
+    def __init__(self, network: ScoreNetwork, device: torch.device) -> None:
+        self._network = _ready(network, device)
 
     def __call__(self, batch: ImageBatch) -> dict[str, NDArray[np.float32]]:
-        return self._detector.score_batch(batch)
+        answers = self._network.score(batch.images, batch.valid)
+        return {"maps": answers.maps.cpu().numpy(), "scores": answers.scores.cpu().numpy()}
+
+
+def _ready(network: ScoreNetwork, device: torch.device) -> ScoreNetwork:
+    """The network in evaluation mode on `device`, its weights in channels-last memory."""
+    return network.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _on_cpu(network: ScoreNetwork) -> ScoreNetwork:
+    """The network on the CPU, from where any machine can load it: a copy if it is elsewhere."""
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    return network if on_cpu else copy.deepcopy(network).to("cpu")
 
 
 def validation_normals(table: pa.Table) -> pa.Table:
-    """The rows that a threshold rests on.
+    """The normal rows of the split ``validation``, which the threshold rests on.
 
     Raises:
         DataError: there are none.
@@ -605,31 +518,8 @@ def _as_array(image: ImageLike) -> NDArray[np.uint8]:
     return image
 
 
-def _is_pair(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value)
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """What ``detector.json`` of a saved detector says, its format checked. Raises ModelError."""
-    if not (path / FACTS).is_file() or not (path / TENSORS).is_file():
-        raise ModelError(f"{path} is no saved detector: it needs {TENSORS} and {FACTS}.")
-    try:
-        facts: dict[str, Any] = json.loads((path / FACTS).read_text())
-        version = facts["format"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError(
-            f"{path / FACTS} is damaged ({error}): save the detector again."
-        ) from error
-    if version != FORMAT:
-        raise ModelError(
-            f"{path} has format {version!r}, this version of clsnf reads format {FORMAT}: use a "
-            "version that matches."
-        )
-    return facts
-
-
 def package_versions() -> dict[str, str]:
-    """Versions of what a detector's figures rest on."""
+    """Versions of the packages that a detector's answers depend on."""
     return {
         name: importlib.metadata.version(name)
         for name in ("clsnf", "torch", "timm", "FrEIA", "numpy")

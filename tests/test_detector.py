@@ -33,7 +33,8 @@ from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.data.images import load_images, read_image
 from clsnf.data.layouts import CATEGORY_SCHEMA, read_category
 from clsnf.data.splits import assign_splits
-from clsnf.detector import FORMAT, Detector, _Scorer
+from clsnf.detector import Detector, ScoreWorker
+from clsnf.detector_file import FORMAT, read_description
 from clsnf.model.score_maps import fuse
 from clsnf.streams.choice import StreamChoice
 from clsnf.streams.stream import ImageBatch
@@ -215,7 +216,7 @@ def test_too_few_images_are_said_before_anything_is_trained(
     assert tasks == []
 
 
-def test_a_texture_that_changed_makes_other_stages(
+def test_a_texture_that_changed_makes_other_artifacts(
     table: pa.Table, settings: DetectorSettings, tmp_path: Path
 ) -> None:
     (tmp_path / "textures").mkdir()
@@ -447,14 +448,103 @@ def test_a_detector_of_other_training_settings_comes_back_equal(
     assert (loaded.predict(paths).maps == detector.predict(paths).maps).all()
 
 
-def test_the_facts_are_readable_without_clsnf(detector: Detector, saved: Path) -> None:
-    facts = json.loads((saved / "detector.json").read_text())
-    assert facts["format"] == FORMAT
-    assert facts["settings"] == to_dict(detector.settings)
-    assert facts["threshold"] == dataclasses.asdict(detector.threshold)
-    assert facts["fusion_weight"] == detector.settings.fusion_weight
-    assert facts["level_scales"] == [list(scale) for scale in detector.network.scales]
-    assert facts["preprocessing"]["height"] == 64
+def test_the_description_is_readable_without_clsnf_and_says_each_fact_once(
+    detector: Detector, saved: Path
+) -> None:
+    said = json.loads((saved / "detector.json").read_text())
+    assert said["format"] == FORMAT
+    uses = said["uses"]
+    fusion = ("fusion_weight", "score_weight", "smoothing")
+    assert said["trained_with"] | {name: uses[name] for name in fusion} == to_dict(
+        detector.settings
+    )
+    assert not set(fusion) & set(said["trained_with"])
+    assert uses["threshold"] == dataclasses.asdict(detector.threshold)
+    assert uses["level_scales"] == [list(scale) for scale in detector.network.scales]
+    assert set(said["preprocessing"]) == {"colour", "resize", "range", "mean", "std"}
+    assert said["provenance"]["image_statistics"] == detector.provenance.image_statistics != {}
+
+
+def test_a_description_is_what_was_saved_whatever_its_tensors_are(
+    detector: Detector, saved: Path
+) -> None:
+    said = read_description(saved)
+    assert said.settings == detector.settings
+    assert said.fusion == detector.network.fusion
+    assert said.threshold == detector.threshold
+    assert said.provenance == detector.provenance
+    assert list(said.level_scales) == list(detector.network.scales)
+    edit_uses(fusion_weight=0.5)(saved)
+    flip(saved)
+    assert read_description(saved).version != said.version
+    assert read_description(saved).fusion.fusion_weight == 0.5
+
+
+def test_another_false_reject_rate_stands_beside_the_one_of_training(
+    detector: Detector, saved: Path
+) -> None:
+    other = Detector.load(saved, device="cpu")
+    other.calibrate(false_reject_rate=0.2)
+    other.save(saved)
+    said = json.loads((saved / "detector.json").read_text())
+    assert said["trained_with"]["validation"]["false_reject_rate"] == 0.01
+    assert said["uses"]["threshold"]["false_reject_rate"] == 0.2
+    assert Detector.load(saved, device="cpu").settings == detector.settings
+
+
+def as_format_2(folder: Path) -> None:
+    """Rewrite a description as versions before format 3 did."""
+    said = json.loads((folder / "detector.json").read_text())
+    uses = said.pop("uses")
+    scales, threshold = uses.pop("level_scales"), uses.pop("threshold")
+    asked = said.pop("trained_with")
+    said["provenance"]["looks"] = said["provenance"].pop("image_statistics")
+    said |= {
+        "format": 2,
+        "settings": asked | uses,
+        "preprocessing": said["preprocessing"] | asked["image"],
+        "channels": [64, 128],
+        "level_scales": scales,
+        "fusion_weight": uses["fusion_weight"],
+        "threshold": threshold,
+    }
+    (folder / "detector.json").write_text(json.dumps(said))
+
+
+def test_a_detector_of_format_2_is_the_same_detector(
+    detector: Detector, saved: Path, paths: list[str]
+) -> None:
+    as_format_2(saved)
+    loaded = Detector.load(saved, device="cpu")
+    assert_same_detector(loaded, detector)
+    assert (loaded.predict(paths).maps == detector.predict(paths).maps).all()
+    loaded.save(saved)
+    assert json.loads((saved / "detector.json").read_text())["format"] == FORMAT
+    assert_same_detector(Detector.load(saved, device="cpu"), detector)
+
+
+def test_the_fusion_weight_of_format_2_that_no_detector_used_counts_for_nothing(
+    detector: Detector, saved: Path
+) -> None:
+    as_format_2(saved)
+    edit(fusion_weight=0.99)(saved)
+    assert read_description(saved).fusion == detector.settings.fusion
+    assert Detector.load(saved, device="cpu").fusion_weight == detector.fusion_weight
+
+
+def test_settings_that_the_first_detectors_of_format_2_did_not_have_are_defaults(
+    detector: Detector, saved: Path
+) -> None:
+    as_format_2(saved)
+    said = json.loads((saved / "detector.json").read_text())
+    for name in ("fusion_weight", "score_weight", "smoothing", "seed"):
+        del said["settings"][name]
+    for name in ("imported", "validation_peaks", "looks"):
+        del said["provenance"][name]
+    (saved / "detector.json").write_text(json.dumps(said))
+    loaded = Detector.load(saved, device="cpu")
+    assert loaded.settings == detector.settings
+    assert loaded.provenance.image_statistics == {}
 
 
 def test_loading_runs_no_pickle_fetches_nothing_and_needs_no_weights_file(
@@ -464,7 +554,7 @@ def test_loading_runs_no_pickle_fetches_nothing_and_needs_no_weights_file(
         raise AssertionError("called")
 
     facts = json.loads((saved / "detector.json").read_text())
-    facts["settings"]["backbone"]["weights"] = "/none/weights.safetensors"
+    facts["trained_with"]["backbone"]["weights"] = "/none/weights.safetensors"
     (saved / "detector.json").write_text(json.dumps(facts))
     for owner, name in (
         (pickle, "load"),
@@ -507,7 +597,19 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 def edit_settings(section: str, **changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         facts = json.loads((folder / "detector.json").read_text())
-        facts["settings"][section] |= changes
+        facts["trained_with"][section] |= changes
+        (folder / "detector.json").write_text(json.dumps(facts))
+
+    return change
+
+
+def edit_uses(**changes: Any) -> Callable[[Path], None]:
+    """As :func:`edit`, what the detector uses."""
+
+    def change(folder: Path) -> None:
+        facts = json.loads((folder / "detector.json").read_text())
+        uses = facts["uses"] | changes
+        facts["uses"] = {name: value for name, value in uses.items() if value is not None}
         (folder / "detector.json").write_text(json.dumps(facts))
 
     return change
@@ -540,14 +642,21 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is damaged",
     ),
     "a newer format": (edit(format=FORMAT + 1), f"format {FORMAT + 1}"),
+    "an older format": (edit(format=1), "format 1"),
     "an unknown setting": (edit_settings("flow", glow=3), "unknown setting 'glow'"),
     "a setting out of range": (edit_settings("flow", depth=-3), "depth is -3"),
     "another depth": (edit_settings("flow", depth=2), "blocks"),
-    "no scales": (edit(level_scales=None), "level_scales"),
-    "a scale too few": (edit(level_scales=[[1.0, 1.0]]), "level_scales"),
-    "scales that are words": (edit(level_scales=[["a", "b"], ["a", "b"]]), "level_scales"),
-    "no threshold": (edit(threshold=None), "threshold"),
-    "half a threshold": (edit(threshold={"value": 0.5}), "threshold"),
+    "a fact twice": (edit(trained_with={"fusion_weight": 0.99}), "fusion_weight stands under"),
+    "no settings": (edit(trained_with=None), "trained_with"),
+    "nothing in use": (edit(uses=None), "uses"),
+    "no fusion weight": (edit_uses(fusion_weight=None), "fusion_weight must be given"),
+    "a fusion weight out of range": (edit_uses(fusion_weight=1.5), "fusion_weight is 1.5"),
+    "no scales": (edit_uses(level_scales=None), "level_scales"),
+    "a scale too few": (edit_uses(level_scales=[[1.0, 1.0]]), "level_scales"),
+    "scales that are words": (edit_uses(level_scales=[["a", "b"], ["a", "b"]]), "level_scales"),
+    "no threshold": (edit_uses(threshold=None), "threshold"),
+    "half a threshold": (edit_uses(threshold={"value": 0.5}), "threshold"),
+    "no provenance": (edit(provenance=None), "provenance"),
 }
 
 
@@ -618,7 +727,7 @@ def test_workers_with_a_copy_of_the_detector_say_what_it_says(
     detector: Detector, table: pa.Table
 ) -> None:
     paths = table["path"].to_pylist()[:5]
-    worker = cloudpickle.loads(cloudpickle.dumps(partial(_Scorer, detector)))(
+    worker = cloudpickle.loads(cloudpickle.dumps(partial(ScoreWorker, detector.network)))(
         CPU
     )  # as Ray sends it
     loaded = load_images(paths, detector.settings.image)

@@ -153,7 +153,7 @@ def predict(
         found = predict_files(detector, files, out, max_bad=max_bad, stream=choice)
         if as_json:
             for record in found:
-                click.echo(json.dumps(record))
+                click.echo(json.dumps(record.to_plain()))
             return
         with terminal.live():
             records = []
@@ -210,7 +210,7 @@ def evaluate(
             result = evaluate_detector(detector, test, terminal.progress, stream=choice)
     if json_file is not None:
         write_result(json_file, result)
-    terminal.figures(result)
+    terminal.metrics(result)
 
 
 @main.command(short_help="All settings with their defaults.")

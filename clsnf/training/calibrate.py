@@ -88,3 +88,21 @@ def threshold_from_normals(scores: np.ndarray, false_reject_rate: float) -> Thre
         max(false_reject_rate, 1 / (n + 1)),
         n,
     )
+
+
+def p_value(score: float, normal_scores: np.ndarray) -> float:
+    """The share of normal images that score at least as high, counted with the image itself.
+
+    The split-conformal p-value (1 + number of scores >= `score`) / (n + 1). A normal image gets a
+    p-value of at most t with a probability of at most t, whatever the scores' distribution, as long
+    as the images are exchangeable (Vovk et al., 2005).
+
+    Args:
+        score: of the image.
+        normal_scores: (n,) image scores of normal images that training did not see.
+
+    Returns:
+        In (0, 1].
+    """
+    higher = int((np.asarray(normal_scores) >= score).sum())
+    return (higher + 1) / (len(normal_scores) + 1)

@@ -22,7 +22,7 @@ from clsnf.core.errors import OutputError
 from clsnf.core.hashing import sha256_file
 from clsnf.reporting.build import build_report, headline
 from clsnf.reporting.page import script_json
-from clsnf.reporting.pictures import Budget
+from clsnf.reporting.pictures import PictureBudget
 from clsnf.reporting.study_files import read_study
 from clsnf.reporting.tables import TABLES
 from clsnf.study.space import DEFAULT_SPACE, Space
@@ -80,8 +80,8 @@ def test_a_report_is_one_page_and_every_table_as_csv_and_markdown(run: Path) -> 
         assert len(table) == 2 + len(rows(built.tables, name)), name
     verdicts = rows(built.tables, "verdicts")
     assert [row["category"] for row in verdicts] == ["alpha", "beta"]
-    figures = read_study(run).products[0].figures
-    assert float(verdicts[0]["pixel_ap"]) == figures["pixel_ap"]
+    metrics = read_study(run).products[0].metrics
+    assert float(verdicts[0]["pixel_ap"]) == metrics["pixel_ap"]
 
 
 def test_the_page_needs_no_outside_host(run: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_place_that_cant_be_written_is_refused_before_the_work(run: Path, tmp_
         build_report(run, tmp_path / "file")
 
 
-def test_figures_that_are_not_finite_are_shown_as_such_and_never_as_zero(run: Path) -> None:
+def test_metrics_that_are_not_finite_are_shown_as_such_and_never_as_zero(run: Path) -> None:
     strange = {"pixel_ap": float("nan"), "au_pro": float("inf"), "image_auroc": float("-inf")}
     test = json.loads((run / "summary.json").read_text())["categories"]["alpha"]["test"]
     change(run, "alpha", test=test | {"figures": test["figures"] | strange})
@@ -191,7 +191,7 @@ def test_a_study_of_an_earlier_version_has_a_report_that_says_what_is_missing(ru
     assert any("alpha: the study left no evidence" in line for line in built.missing)
     text = read(built.page)
     assert "The study left no pictures of this product." in text
-    assert "The baseline was not judged." in text
+    assert "The baseline was not evaluated." in text
 
 
 def test_a_study_under_way_is_reported_from_its_journal_as_far_as_it_came(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_names_that_would_leave_the_studys_folder_get_no_files(run: Path) -> Non
     put(run / "summary.json", summary)
     study = read_study(run)
     (product,) = [product for product in study.products if product.name == "../night/beta"]
-    assert product.facts == {}
+    assert product.facts is None
     assert any("no name of a category" in line for line in study.missing)
 
 
@@ -335,6 +335,6 @@ def test_pictures_are_shared_out_evenly_where_room_is_short(tmp_path: Path) -> N
         * 4
         // 3
     )
-    assert Budget(products, every + 100).cases_of_a_kind == 4
-    assert Budget(products, every // 2).cases_of_a_kind == 2
-    assert Budget(products, 0).cases_of_a_kind == 1
+    assert PictureBudget(products, every + 100).cases_per_kind == 4
+    assert PictureBudget(products, every // 2).cases_per_kind == 2
+    assert PictureBudget(products, 0).cases_per_kind == 1

@@ -59,8 +59,8 @@ class Cluster:
         for number in (
             1,
             2,
-            # one after the other: two raylets that start at once on one machine may miss each other's
-            # ports
+            # One after the other: two raylets that start at once on one machine may use the same
+            # ports.
         ):
             self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
             self._wait(

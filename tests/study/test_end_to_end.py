@@ -262,10 +262,8 @@ def test_trials_share_stages(study: Study) -> None:
             (t["category"], t["config/finetune_epochs"], kind == "flows" and t["config/flow_depth"])
             for t in finite
         }
-        if (
-            kind == "flows"
-            # the baseline beside the winner: on the pretrained backbone, before training and after it
-        ):
+        # The baseline beside the winner: on the pretrained backbone, before training and after it.
+        if kind == "flows":
             kinds |= {
                 (category, 0, depth)
                 for category in study.summary()["categories"]
@@ -351,9 +349,9 @@ def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
     built = build_report(study.out, tmp_path / "report")
     found = study.summary()["categories"]
     assert list(built.decisions) == sorted(found)
-    assert all("no test pictures" in line or "failed" in line for line in built.missing)
+    assert all("no test images" in line or "failed" in line for line in built.missing)
     assert (
-        sum(line.startswith(UNTESTED) and "no test pictures" in line for line in built.missing) == 1
+        sum(line.startswith(UNTESTED) and "no test images" in line for line in built.missing) == 1
     )
     facts = {
         name: json.loads((study.out / "evidence" / name / "facts.json").read_text())

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clsnf.core.errors import MetricError
-from clsnf.training.calibrate import threshold_from_normals
+from clsnf.training.calibrate import p_value, threshold_from_normals
 
 SCORES = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=200).map(
     lambda values: np.array(values, np.float32)
@@ -109,3 +109,9 @@ def test_an_interval_lies_in_zero_to_one_and_around_what_is_expected(n: int, rat
     low, high = threshold.interval
     assert 0 <= low < high <= 1
     assert low < threshold.supported_rate
+
+
+def test_a_p_value_is_the_share_of_scores_as_high_counted_with_the_image_itself() -> None:
+    normals = np.array([0.1, 0.2, 0.2, 0.4])
+    assert [p_value(score, normals) for score in (0.0, 0.2, 0.3, 0.5)] == [1.0, 0.8, 0.4, 0.2]
+    assert p_value(0.5, np.empty(0)) == 1.0

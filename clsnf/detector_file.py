@@ -1,0 +1,278 @@
+"""The folder of a saved detector: ``detector.safetensors`` and ``detector.json``.
+
+``detector.json`` says each fact once:
+
+    format            of this file
+    trained_with      settings that training was asked for, its false-reject rate among them
+    uses              what the detector computes with now: the fusion, the levels' scales, and the
+                      threshold, with the false-reject rate that it was taken for
+    preprocessing     what an image goes through before the network
+    provenance        where the detector comes from
+    tensors_sha256    of detector.safetensors
+
+:func:`read_description` reads it without loading the network, format 2 included. Older formats are
+read as if they were of the present one (see :func:`_from_format_2`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clsnf.core.config import DetectorSettings, Fusion, from_dict, to_dict
+from clsnf.core.errors import ModelError, SettingsError
+from clsnf.core.files import atomic_write, write_json
+from clsnf.core.hashing import content_key, sha256_file
+from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from clsnf.model.flow import LevelScale
+from clsnf.training.calibrate import Threshold
+
+FORMAT = 3
+READABLE_FORMATS = (2, FORMAT)
+TENSORS, DESCRIPTION = "detector.safetensors", "detector.json"
+
+_FUSION = tuple(f.name for f in dataclasses.fields(Fusion))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a detector comes from.
+
+    Attributes:
+        category: the product's name.
+        architecture: timm's name of the backbone.
+        backbone_fingerprint: sha256 of the pretrained weights that training started from; of an
+            imported detector, of its backbone.
+        data_fingerprint: hash of the contents of the images it was fitted on; of an imported
+            detector, of those that its level constants come from.
+        validation_fingerprint: hash of the contents of the held-out normal images.
+        object_mask: where training defects could lie (``off``, ``dark``, ``bright``; ``unknown``
+            for an imported detector).
+        fit_images: number of images it was fitted on.
+        validation_scores: sorted image scores of the held-out normal images. The threshold rests on
+            them.
+        versions: of the packages that made it.
+        imported: the sha256, by name, of the checkpoint files that the network comes from; empty
+            where clsnf trained it.
+        validation_peaks: sorted largest map values of the held-out normal images. The colours and
+            outlines of pictures for people rest on them.
+        image_statistics: mean and standard deviation of each of
+            :data:`clsnf.data.image_statistics.STATISTICS` over the held-out normal images. A server
+            compares the images of the day with them. Empty in detectors saved by versions without
+            these statistics.
+    """
+
+    category: str
+    architecture: str
+    backbone_fingerprint: str
+    data_fingerprint: str
+    validation_fingerprint: str
+    object_mask: str
+    fit_images: int
+    validation_scores: tuple[float, ...]
+    versions: dict[str, str]
+    imported: dict[str, str] = field(default_factory=dict)
+    validation_peaks: tuple[float, ...] = ()
+    image_statistics: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DetectorDescription:
+    """What ``detector.json`` says.
+
+    Attributes:
+        settings: what training was asked for, with the fusion that the detector uses.
+        level_scales: of each level (see :meth:`clsnf.model.flow.LevelFlow.relative_likelihood`).
+        threshold: in use, with the false-reject rate that it was taken for;
+            ``settings.validation.false_reject_rate`` is the one that training was asked for.
+        provenance: where the detector comes from.
+        tensors_sha256: of ``detector.safetensors``.
+        version: 12 hex digits, a hash of the whole file. It covers `tensors_sha256`, so detectors
+            of equal versions answer equally.
+    """
+
+    settings: DetectorSettings
+    level_scales: tuple[LevelScale, ...]
+    threshold: Threshold
+    provenance: Provenance
+    tensors_sha256: str
+    version: str
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the detector makes one map of both score maps."""
+        return self.settings.fusion
+
+
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """Check that a detector may be written to this folder, before long work.
+
+    Raises:
+        ModelError: it holds something else than a detector.
+    """
+    path = Path(folder)
+    if path.exists() and not (
+        path.is_dir() and all(p.name in (TENSORS, DESCRIPTION) for p in path.iterdir())
+    ):
+        raise ModelError(
+            f"{path} holds other files: choose a folder that is empty or holds a detector."
+        )
+    return path
+
+
+def write_detector(
+    folder: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    settings: DetectorSettings,
+    level_scales: Sequence[LevelScale],
+    threshold: Threshold,
+    provenance: Provenance,
+) -> None:
+    """Write a detector's folder. It appears whole or not at all.
+
+    Args:
+        folder: empty, absent, or an older detector, which is replaced.
+        tensors: the network's state.
+        settings, level_scales, threshold, provenance: see :class:`DetectorDescription`.
+
+    Raises:
+        ModelError: the folder holds something else than a detector.
+    """
+    path = check_folder(folder)
+    trained_with = to_dict(settings)
+    fusion = {name: trained_with.pop(name) for name in _FUSION}
+    with atomic_write(path) as draft:
+        draft.mkdir()
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+            draft / TENSORS,
+        )
+        content = {
+            "format": FORMAT,
+            "trained_with": trained_with,
+            "uses": fusion
+            | {
+                "level_scales": [list(scale) for scale in level_scales],
+                "threshold": dataclasses.asdict(threshold),
+            },
+            "preprocessing": {
+                "colour": "RGB",
+                "resize": "bilinear, antialiased, to trained_with.image",
+                "range": [0, 1],
+                "mean": list(IMAGENET_MEAN),
+                "std": list(IMAGENET_STD),
+            },
+            "provenance": dataclasses.asdict(provenance),
+            "tensors_sha256": sha256_file(draft / TENSORS),
+        }
+        write_json(draft / DESCRIPTION, content)
+
+
+def read_description(folder: str | os.PathLike[str]) -> DetectorDescription:
+    """Read what a saved detector is, without its tensors.
+
+    Raises:
+        ModelError: the folder is no detector, its description is damaged, or a newer version of
+            clsnf wrote it.
+    """
+    path = Path(folder)
+    file = path / DESCRIPTION
+    content = _read_content(path)
+    try:
+        now = _from_format_2(content) if content["format"] == 2 else content
+        uses = dict(now["uses"])
+        scales, threshold = uses.pop("level_scales"), uses.pop("threshold")
+        fusion = from_dict(Fusion, uses, f"{file}: uses")
+        asked = from_dict(DetectorSettings, now["trained_with"], f"{file}: trained_with")
+        twice = [name for name in _FUSION if name in now["trained_with"]]
+        if twice:
+            raise ModelError(
+                f"{file}: {', '.join(twice)} stands under trained_with: say it under uses alone."
+            )
+        settings = dataclasses.replace(asked, **to_dict(fusion))
+        levels = len(settings.backbone.levels)
+        if len(scales) != levels or not all(_is_pair(scale) for scale in scales):
+            raise ModelError(
+                f"{file}: level_scales are {scales!r}: they must be {levels} pairs of numbers."
+            )
+        return DetectorDescription(
+            settings,
+            tuple(LevelScale(*scale) for scale in scales),
+            from_dict(Threshold, threshold, f"{file}: threshold"),
+            from_dict(Provenance, now["provenance"], f"{file}: provenance"),
+            str(now["tensors_sha256"]),
+            content_key(content)[:12],
+        )
+    except KeyError as error:
+        raise ModelError(f"{file} is damaged (no entry {error}): save the detector again.") from (
+            error
+        )
+    except (TypeError, ValueError, SettingsError) as error:
+        raise ModelError(f"{path} can't be loaded: {' '.join(str(error).split())[:300]}") from error
+
+
+def read_tensors(
+    folder: str | os.PathLike[str], description: DetectorDescription
+) -> dict[str, Tensor]:
+    """Read the tensors of a saved detector.
+
+    Raises:
+        ModelError: they are not those that the description names.
+    """
+    file = Path(folder) / TENSORS
+    if sha256_file(file) != description.tensors_sha256:
+        raise ModelError(
+            f"{file} is damaged: its checksum is not the one in {DESCRIPTION}. Save the detector "
+            "again."
+        )
+    return load_file(file)
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    file = path / DESCRIPTION
+    if not file.is_file() or not (path / TENSORS).is_file():
+        raise ModelError(f"{path} is no saved detector: it needs {TENSORS} and {DESCRIPTION}.")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+        version = content["format"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError(f"{file} is damaged ({error}): save the detector again.") from error
+    if version not in READABLE_FORMATS:
+        raise ModelError(
+            f"{path} has format {version!r}, this version of clsnf reads formats "
+            f"{' and '.join(map(str, READABLE_FORMATS))}: use a version that matches."
+        )
+    return content
+
+
+def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of format 2 in the order of format 3.
+
+    Format 2 kept the fusion among the settings, and a copy of the fusion weight that no detector
+    used. The image's statistics were called ``looks``.
+    """
+    asked = dict(content["settings"])
+    fusion = {name: asked.pop(name) for name in _FUSION if name in asked}
+    provenance = dict(content["provenance"])
+    if "looks" in provenance:
+        provenance["image_statistics"] = provenance.pop("looks")
+    return {
+        "trained_with": asked,
+        "uses": {"fusion_weight": DetectorSettings().fusion_weight}
+        | fusion
+        | {name: content[name] for name in ("level_scales", "threshold")},
+        "provenance": provenance,
+        "tensors_sha256": content["tensors_sha256"],
+    }
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value)
