@@ -1,17 +1,18 @@
-"""What serving costs above the detector itself, how many images a second are left, and whether
-memory grows: ``clsnf serve`` under load.
+"""``clsnf serve`` under load: its own cost, its images per second, and whether its memory grows.
 
-    python benchmarks/serve_load.py                                              # a product of the
-    demo, trained here in a minute python benchmarks/serve_load.py --model runs/NAME/winners/screw
-    --pictures MVTEC/screw/test python benchmarks/serve_load.py --requests 500
-    # a short look RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serve_load.py                  #
-    with HAProxy; see docs/serving.md
+    # a product of the demo, trained here in a minute
+    python benchmarks/serve_load.py
+    python benchmarks/serve_load.py --model runs/NAME/winners/screw --pictures MVTEC/screw/test
+    # a short run
+    python benchmarks/serve_load.py --requests 500
+    # with HAProxy, see docs/serving.md
+    RAY_SERVE_ENABLE_HA_PROXY=1 python benchmarks/serve_load.py
 
-Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. What is
-compared runs in turns in the same run: a request to the server, the same picture through the
-detector in this process; a round with 32 clients, a round of the detector at its best batch size. A
-request's *own cost* is the client's time less what the server's answer says that reading and
-network took.
+Everything happens on this machine's loopback, and ends after ``--minutes`` at the latest. Server
+and detector take turns in the same run: first a request to the server and the same picture through
+the detector in this process, then a round with 32 clients and a round of the detector at its best
+batch size. The *own cost* of a request is the client's time less the times for reading and network
+in the server's answer.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ BOUNDS = {
     "growth": 0.05,
 }
 BATCHES = (1, 2, 4, 8, 16)
+Row = tuple[str, str, str, bool | None]  # name, value, bound, whether it held
 
 
 @dataclass
@@ -105,15 +107,8 @@ def server(model: Path, folder: Path) -> Iterator[tuple[int, str]]:
     }
     environment |= {"HOME": str(folder / "home"), "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "log").open("wb") as log:
-        command = [
-            sys.executable,
-            "-c",
-            "from clsnf.cli import main; main()",
-            "serve",
-            str(model),
-            "--port",
-            "0",
-        ]
+        command = [sys.executable, "-c", "from clsnf.cli import main; main()"]
+        command += ["serve", str(model), "--port", "0"]
         process = subprocess.Popen(
             [*command, "--set", f"state={folder / 'state'}"],
             env=environment,
@@ -170,39 +165,48 @@ def bodies(folder: Path) -> list[bytes]:
     return [p.read_bytes() for p in files]
 
 
-def one_client(
-    port: int, category: str, detector: Detector, pictures: Sequence[bytes], count: int
-) -> tuple[Client, list[float]]:
-    """Requests of one client, in turns with the detector in this process; seconds of the latter."""
-    client, alone = Client(port, category), []
+@dataclass(frozen=True)
+class Load:
+    """A running server, the same detector in this process, and pictures to ask about."""
+
+    port: int
+    category: str
+    detector: Detector
+    pictures: Sequence[bytes]
+
+    def picture(self, turn: int) -> bytes:
+        return self.pictures[turn % len(self.pictures)]
+
+
+def one_client(load: Load, count: int) -> tuple[Client, list[float]]:
+    """Requests of one client, in turns with the detector; gives the client and those seconds."""
+    client, alone = Client(load.port, load.category), []
     for index in range(count + 5):
-        body = pictures[index % len(pictures)]
+        body = load.picture(index)
         client.ask(body)
         started = time.perf_counter()
-        detector.predict([decode_image(body, "picture")])
+        load.detector.predict([decode_image(body, "picture")])
         alone.append(time.perf_counter() - started)
-    client.seconds, client.own = (
-        client.seconds[5:],
-        client.own[5:],
-    )  # the first requests load the model
+    # The first requests load the model.
+    client.seconds, client.own = client.seconds[5:], client.own[5:]
     return client, alone[5:]
 
 
-def in_process(detector: Detector, pictures: Sequence[bytes], batch: int, seconds: float) -> float:
+def in_process(load: Load, batch: int, seconds: float) -> float:
     """Images per second of the detector, reading included."""
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        some = [decode_image(pictures[(done + i) % len(pictures)], "picture") for i in range(batch)]
-        detector.predict(some, batch_size=batch)
+        some = [decode_image(load.picture(done + i), "picture") for i in range(batch)]
+        load.detector.predict(some, batch_size=batch)
         done += batch
     return done / (time.perf_counter() - started)
 
 
 def many_clients(
-    port: int, category: str, pictures: Sequence[bytes], *, seconds: float, most: int = sys.maxsize
+    load: Load, *, seconds: float, most: int = sys.maxsize
 ) -> tuple[float, list[str], int]:
-    """Images per second of 32 clients, what went wrong, and how many were answered."""
-    clients = [Client(port, category) for _ in range(CLIENTS)]
+    """Images per second of 32 clients, their errors, and the number of answers."""
+    clients = [Client(load.port, load.category) for _ in range(CLIENTS)]
     started, left, lock = time.perf_counter(), [most], threading.Lock()
 
     def work(number: int, client: Client) -> None:
@@ -212,7 +216,7 @@ def many_clients(
                 if left[0] <= 0:
                     return
                 left[0] -= 1
-            client.ask(pictures[turn % len(pictures)])
+            client.ask(load.picture(turn))
             turn += 1
 
     threads = [threading.Thread(target=work, args=pair) for pair in enumerate(clients)]
@@ -228,7 +232,7 @@ def many_clients(
     )
 
 
-def show(console: Console, rows: Sequence[tuple[str, str, str, bool | None]]) -> bool:
+def show(console: Console, rows: Sequence[Row]) -> bool:
     table = Table("", "measured", "bound", "held", box=None)
     for name, value, bound, held in rows:
         table.add_row(name, value, bound, "" if held is None else "yes" if held else "NO")
@@ -271,7 +275,8 @@ def main() -> None:
         )
         detector = Detector.load(model, device="cpu")
         with server(model.absolute(), folder) as (port, category):
-            rows = measure(console, port, category, detector, pictures, given)
+            load = Load(port, category, detector, pictures)
+            rows = measure(console, load, given.requests, given.minutes)
     console.print(
         f"{os.cpu_count()} cores, torch {torch.get_num_threads()} threads, {len(pictures)} "
         f"pictures of {len(pictures[0]) / 1e3:.0f} kB"
@@ -279,82 +284,80 @@ def main() -> None:
     raise SystemExit(0 if show(console, rows) else 1)
 
 
-def measure(
-    console: Console,
-    port: int,
-    category: str,
-    detector: Detector,
-    pictures: Sequence[bytes],
-    given: argparse.Namespace,
-) -> list[tuple[str, str, str, bool | None]]:
-    count = max(40, min(400, given.requests // 20))
+def measure(console: Console, load: Load, requests: int, minutes: float) -> list[Row]:
+    count = max(40, min(400, requests // 20))
     console.print(f"one client, {count} requests ...")
-    client, alone = one_client(port, category, detector, pictures, count)
-    own, p99 = statistics.median(client.own), float(np.quantile(client.own, 0.99))
-
+    rows, errors = measure_own_cost(load, count)
     console.print(f"{CLIENTS} clients ...")
-    rates = {batch: in_process(detector, pictures, batch, 2) for batch in BATCHES}
-    best = max(rates, key=lambda batch: rates[batch])
-    many_clients(port, category, pictures, seconds=2)
-    rounds = [
-        (in_process(detector, pictures, best, 5), many_clients(port, category, pictures, seconds=5))
-        for _ in range(3)
-    ]
-    detectors, servers = (
-        statistics.median(r)
-        for r in zip(*((base, served[0]) for base, served in rounds), strict=True)
-    )
-    errors = client.errors + [e for _, served in rounds for e in served[1]]
+    more, wrong = measure_throughput(load)
+    rows, errors = rows + more, errors + wrong
+    console.print(f"{requests} requests, {minutes:g} minutes at most ...")
+    answered, memory, wrong = long_run(load, requests, minutes)
+    errors += wrong
+    if errors:
+        console.print("errors, the first five:", *errors[:5], sep="\n  ")
+    rows.append((f"errors in {answered} requests", str(len(errors)), "0", not errors))
+    return [*rows, memory_row(memory)]
 
-    console.print(f"{given.requests} requests, {given.minutes:g} minutes at most ...")
-    until, answered, memory = time.monotonic() + 60 * given.minutes, 0, []
-    while answered < given.requests and time.monotonic() < until:
-        part = max(1, min(given.requests // 20, given.requests - answered))
-        _, wrong, done = many_clients(
-            port, category, pictures, seconds=until - time.monotonic(), most=part
-        )
+
+def measure_own_cost(load: Load, count: int) -> tuple[list[Row], list[str]]:
+    """What one client waits beside reading and network; rows and errors."""
+    client, alone = one_client(load, count)
+    own, p99 = statistics.median(client.own), float(np.quantile(client.own, 0.99))
+    median_bound, p99_bound = BOUNDS["own cost, median"], BOUNDS["own cost, p99"]
+    rows: list[Row] = [
+        ("detector alone, median / p99", milliseconds(alone), "", None),
+        ("one client, median / p99", milliseconds(client.seconds), "", None),
+        ("own cost, median", f"{own:.1f} ms", f"{median_bound:g} ms", own <= median_bound),
+        ("own cost, p99", f"{p99:.1f} ms", f"{p99_bound:g} ms", p99 <= p99_bound),
+    ]
+    return rows, client.errors
+
+
+def measure_throughput(load: Load) -> tuple[list[Row], list[str]]:
+    """Images per second of the detector at its best batch size and of the server; rows, errors."""
+    rates = {batch: in_process(load, batch, 2) for batch in BATCHES}
+    best = max(rates, key=lambda batch: rates[batch])
+    many_clients(load, seconds=2)
+    rounds = [(in_process(load, best, 5), many_clients(load, seconds=5)) for _ in range(3)]
+    detector = statistics.median(base for base, _ in rounds)
+    server = statistics.median(served[0] for _, served in rounds)
+    share, bound = server / detector, BOUNDS["share of the detector's images/s"]
+    rows: list[Row] = [
+        (f"detector alone, batches of {best}", f"{detector:.1f} images/s", "", None),
+        (
+            f"{CLIENTS} clients",
+            f"{server:.1f} images/s, {share:.0%}",
+            format(bound, ".0%"),
+            share >= bound,
+        ),
+    ]
+    return rows, [error for _, served in rounds for error in served[1]]
+
+
+def long_run(load: Load, requests: int, minutes: float) -> tuple[int, list[int], list[str]]:
+    """Number of answers, the replica's memory after each twentieth of the requests, errors."""
+    until, answered, memory, errors = time.monotonic() + 60 * minutes, 0, [], []
+    while answered < requests and time.monotonic() < until:
+        part = max(1, min(requests // 20, requests - answered))
+        _, wrong, done = many_clients(load, seconds=until - time.monotonic(), most=part)
         errors += wrong
         answered += done
         memory.append(replica_bytes())
         if wrong and not done:
             break
-    # The allocator's caches fill in the first fifth; from there on the medians of two quarters are
-    # compared.
+    return answered, memory, errors
+
+
+def memory_row(memory: Sequence[int]) -> Row:
+    # The allocator's caches fill in the first fifth. Of the rest, the medians of the first and the
+    # last quarter are compared.
     settled = memory[len(memory) // 5 :]
     quarter = max(1, len(settled) // 4)
     growth = statistics.median(settled[-quarter:]) / statistics.median(settled[:quarter]) - 1
-    if errors:
-        console.print("errors, the first five:", *errors[:5], sep="\n  ")
-    return [
-        ("detector alone, median / p99", milliseconds(alone), "", None),
-        ("one client, median / p99", milliseconds(client.seconds), "", None),
-        (
-            "own cost, median",
-            f"{own:.1f} ms",
-            f"{BOUNDS['own cost, median']:g} ms",
-            own <= BOUNDS["own cost, median"],
-        ),
-        (
-            "own cost, p99",
-            f"{p99:.1f} ms",
-            f"{BOUNDS['own cost, p99']:g} ms",
-            p99 <= BOUNDS["own cost, p99"],
-        ),
-        (f"detector alone, batches of {best}", f"{detectors:.1f} images/s", "", None),
-        (
-            f"{CLIENTS} clients",
-            f"{servers:.1f} images/s, {servers / detectors:.0%}",
-            format(BOUNDS["share of the detector's images/s"], ".0%"),
-            servers / detectors >= BOUNDS["share of the detector's images/s"],
-        ),
-        (f"errors in {answered} requests", str(len(errors)), "0", not errors),
-        (
-            "the replica's memory",
-            f"{memory[0] / 2**20:.0f} to {memory[-1] / 2**20:.0f} MiB, {growth:+.1%} once settled",
-            f"{BOUNDS['growth']:+.0%}",
-            growth <= BOUNDS["growth"],
-        ),
-    ]
+    first, last, bound = memory[0] / 2**20, memory[-1] / 2**20, BOUNDS["growth"]
+    value = f"{first:.0f} to {last:.0f} MiB, {growth:+.1%} once settled"
+    return ("the replica's memory", value, f"{bound:+.0%}", growth <= bound)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The app's door for Ray Serve.
+"""The application for Ray Serve.
 
     serve run serve.app:app models=runs/NAME/winners
 
-Arguments are listed by ``clsnf serve --help`` and in docs/serving.md.
+docs/serving.md lists the arguments.
 """
 
 from clsnf.serving.deployment import app

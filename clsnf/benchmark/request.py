@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clsnf.benchmark.systems import SYSTEMS, WEIGHTS
-from clsnf.core.config import DetectorSettings, to_dict
+from clsnf.core.config import DetectorSettings, key_content
 from clsnf.core.hashing import content_key
 from clsnf.data.checks import MAX_BAD
 from clsnf.synthesis.textures import texture_files_key
@@ -72,7 +72,7 @@ class Cell:
     def identity(self, textures: Path | None) -> str:
         """Hash of everything that decides the cell's result."""
         content = {
-            "settings": to_dict(self.settings),
+            "settings": key_content(self.settings),
             "baseline_passes": self.recipe.baseline_passes,
             "data": data_fingerprint(self.table),
             "textures": None if textures is None else texture_files_key(textures),

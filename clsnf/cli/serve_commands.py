@@ -12,11 +12,11 @@ from clsnf.cli.group import main
 from clsnf.cli.options import device_option, path
 
 
-def _settings(
-    ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+def _parse_assignments(
+    ctx: click.Context, parameter: click.Parameter, assignments: tuple[str, ...]
 ) -> dict[str, str]:
     given = {}
-    for assignment in value:
+    for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise click.BadParameter(f"{assignment!r}: give NAME=VALUE, such as batch_size=8")
@@ -30,7 +30,7 @@ def _settings(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; 0.0.0.0 for all of this machine's.",
+    help="Address to listen on; 0.0.0.0 for all addresses of this machine.",
 )
 @click.option(
     "--port",
@@ -46,7 +46,7 @@ def _settings(
     "--set",
     "assignments",
     multiple=True,
-    callback=_settings,
+    callback=_parse_assignments,
     metavar="NAME=VALUE",
     help="Any setting of docs/serving.md.",
 )
@@ -59,32 +59,33 @@ def serve(
     assignments: dict[str, str],
     device: str,
 ) -> None:
-    """Serve a study's winners, or one detector, over HTTP: an interface for programs, and a page
-    for people at /.
+    """Serve a study's winners, or one detector, over HTTP.
 
-    MODELS is a folder of saved detectors, such as runs/NAME/winners. The token that changes
-    thresholds is read from CLSNF_TOKEN_FILE or CLSNF_TOKEN, the paths for HTTPS from CLSNF_TLS_CERT
-    and CLSNF_TLS_KEY.
+    Programs use the interface below /v1 and /v2, people the page at /.
+
+    MODELS is a folder of saved detectors, such as runs/NAME/winners, or one saved detector. The
+    token that allows to change thresholds is read from CLSNF_TOKEN_FILE or CLSNF_TOKEN, the paths
+    of certificate and key for HTTPS from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
     """
+    from clsnf.serving.catalogue import read_catalogue_within
     from clsnf.serving.settings import MiB, ServingSettings
-    from clsnf.serving.store import read_fitting
     from clsnf.serving.tokens import read_token
 
     arguments: dict[str, Any] = {"device": device} | assignments | {"models": str(models)}
     settings = ServingSettings.from_args(arguments)
-    catalogue = read_fitting(Path(settings.models), settings.memory_mb * MiB)
+    catalogue = read_catalogue_within(Path(settings.models), settings.memory_mb * MiB)
     token = read_token(settings.token_file)
 
     from clsnf.core.device import choose_device
-    from clsnf.serving.launcher import Door, serve_until_told
+    from clsnf.serving.launcher import ListenAddress, serve_until_stopped
 
     if address is None:
         choose_device(settings.device)
-    door = Door.of(host, port)
+    listen = ListenAddress.from_environment(host, port)
     click.echo(f"{len(catalogue.entries)} models: {', '.join(catalogue.categories)}", err=True)
     if token is None:
         click.echo("no token: thresholds can't be set over HTTP", err=True)
-    serve_until_told(settings, door, address, lambda line: click.echo(line, err=True))
+    serve_until_stopped(settings, listen, address, lambda line: click.echo(line, err=True))
 
 
 @main.command(short_help="Write a detector's network as ONNX or as a torch program.")
@@ -104,11 +105,10 @@ def serve(
     help="Pictures or folders of the product to compare on as well.",
 )
 def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -> None:
-    """Write a saved detector's network to one file for other runtimes, and check that its maps
-    equal the detector's.
+    """Write a saved detector's network to one file for other runtimes.
 
-    The network takes pictures on its canvas, (N, 3, H, W) uint8; size, threshold and category stand
-    in the file's metadata.
+    The command checks that the maps of the file equal the detector's. The network takes pictures on
+    its canvas, (N, 3, H, W) uint8; the file's metadata hold size, threshold and category.
     """
     from clsnf.detector import Detector
     from clsnf.evaluation.predict_files import picture_files
@@ -117,9 +117,9 @@ def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -
     files = picture_files(pictures)
     detector = Detector.load(model, "cpu")
     file = out or model.with_name(model.name + FORMATS[kind])
-    checked = export_detector(detector, file, kind, files)
+    comparison = export_detector(detector, file, kind, files)
     click.echo(
-        f"{file}: on {checked.pictures} pictures its maps, from {checked.lowest:.3f} to "
-        f"{checked.highest:.3f}, "
-        f"differ from the detector's by {checked.difference:.1e} at most"
+        f"{file}: on {comparison.pictures} pictures its maps, from {comparison.lowest:.3f} to "
+        f"{comparison.highest:.3f}, "
+        f"differ from the detector's by {comparison.difference:.1e} at most"
     )

@@ -131,7 +131,8 @@ def study(**options: Any) -> None:
             options["data"], options["normals"], options["categories"]
         )
 
-    from clsnf.study.run import StudyRequest, names_of, run_study
+    from clsnf.study.request import StudyRequest
+    from clsnf.study.run import run_study
 
     request = StudyRequest(
         tables=tables,
@@ -153,10 +154,10 @@ def study(**options: Any) -> None:
     )
     with terminal.live():
         summary = run_study(
-            request, terminal.reporter(settings, names_of(tables), study_settings.trials)
+            request, terminal.reporter(settings, request.categories, study_settings.trials)
         )
     terminal.summary(summary, out)
-    if all("winner" not in found for found in summary["categories"].values()):
+    if all(found.winner is None for found in summary.categories.values()):
         raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")
 
 

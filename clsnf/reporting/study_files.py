@@ -189,8 +189,8 @@ def read_study(folder: Path) -> StudyFiles:
     finished = bool(content)
     if not finished:
         missing.append(
-            "The study has not come to its end: categories without a winner are shown as far as "
-            "they came."
+            "The study is not finished: of categories without a winner, the report shows what "
+            "there is."
         )
     results = _results(content.pop("categories", None), missing)
     summary = _typed(
@@ -312,10 +312,12 @@ def _read(path: Path, read: Callable[[Path], T], missing: list[str]) -> T | None
     """What `read` makes of a file; None, and a line in `missing`, where it raises."""
     try:
         return read(path)
+    except OutputError as error:  # names the file
+        missing.append(str(error))
     except Exception as error:  # every library has errors of its own for a damaged file
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         missing.append(f"{_name(path)} can't be read ({line}).")
-        return None
+    return None
 
 
 def _name(path: Path) -> str:

@@ -190,6 +190,28 @@ def calibration_chart(product: Product) -> Chart | None:
     if not len(held_out) or not len(normals):
         return None
     n = len(held_out)
+    data = _calibration_traces(held_out, normals, defects)
+    layout = {
+        "xaxis": axis(
+            "false-reject rate that the threshold stands for",
+            tickformat=".0%",
+            range=[0, max(0.3, 4 / (n + 1))],
+        ),
+        "yaxis": axis("share rejected", tickformat=".0%", range=[-0.02, 1.02]),
+    }
+    reading = (
+        f"Each point is a threshold that {n} held-out normals allow. Inside the band, test normals "
+        "behave as promised. Above it, they are not like the normals of the calibration. The "
+        "dashed line shows the recall that a lower threshold would give."
+    )
+    return Chart("Calibration: promised and seen", {"data": data, "layout": layout}, reading, 340)
+
+
+def _calibration_traces(
+    held_out: np.ndarray, normals: np.ndarray, defects: np.ndarray
+) -> list[dict[str, Any]]:
+    """The band, the promise, and the rates on the test images; `held_out` are sorted scores."""
+    n = len(held_out)
     ranks = np.arange(1, n + 1)
     promised = [float(rate) for rate in 1 - ranks / (n + 1)]
     low, high = (beta.ppf(q, n + 1 - ranks, ranks).tolist() for q in (0.025, 0.975))
@@ -234,20 +256,7 @@ def calibration_chart(product: Product) -> Chart | None:
                 hovertemplate="promised %{x:.1%}, recall %{y:.1%}<extra></extra>",
             )
         )
-    layout = {
-        "xaxis": axis(
-            "false-reject rate that the threshold stands for",
-            tickformat=".0%",
-            range=[0, max(0.3, 4 / (n + 1))],
-        ),
-        "yaxis": axis("share rejected", tickformat=".0%", range=[-0.02, 1.02]),
-    }
-    reading = (
-        f"Each point is a threshold that {n} held-out normals allow. Inside the band, test normals "
-        "behave as promised. Above it, they are not like the normals of the calibration. The "
-        "dashed line shows the recall that a lower threshold would give."
-    )
-    return Chart("Calibration: promised and seen", {"data": data, "layout": layout}, reading, 340)
+    return data
 
 
 def _scores(product: Product, split: str, *, defects: bool) -> np.ndarray:

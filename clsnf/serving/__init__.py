@@ -1,3 +1,5 @@
-"""Winners behind HTTP: FastAPI on Ray Serve. All but ``deployment.py`` and ``local.py`` runs
-without Ray.
+"""Saved detectors behind HTTP: FastAPI on Ray Serve.
+
+Three modules import Ray: ``deployment.py``, ``launcher.py`` and ``ray_metrics.py``. The others run
+under any ASGI server.
 """

@@ -1,96 +1,84 @@
-"""What is answered about pictures and models: plain JSON types, and pictures as PNG."""
+"""What is answered about pictures and models: the types of ``schemas.py``, and maps as files."""
 
 from __future__ import annotations
 
 import base64
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from clsnf.data.images import png_bytes, restore_map
 from clsnf.detector import Detector
 from clsnf.evaluation.pictures import heat_map, overlay
-from clsnf.serving.catalogue import Entry
+from clsnf.serving.catalogue import ModelEntry
+from clsnf.serving.inference import NetworkOutput
 from clsnf.serving.preprocess import Picture
-from clsnf.serving.thresholds import InForce, Setting, resolve
-
-MAPS = ("none", "png", "npy", "overlay")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the network says about one picture.
-
-    Attributes:
-        canvas_map: (H, W) float32 on the network's canvas.
-        score: in [0, 1].
-        seconds: the network took for the whole batch.
-        batch: images in it.
-    """
-
-    canvas_map: np.ndarray
-    score: float
-    seconds: float
-    batch: int
+from clsnf.serving.schemas import (
+    ImageAnswer,
+    MapChoice,
+    MapFile,
+    Milliseconds,
+    ModelLine,
+    ModelPage,
+    ThresholdState,
+    TrainedOn,
+    Verdict,
+)
+from clsnf.serving.thresholds import ActiveThreshold, ThresholdSetting, resolve_threshold
+from clsnf.training.calibrate import p_value
 
 
 @dataclass(frozen=True)
-class Answer:
+class Inspection:
     """All about one picture.
 
     Attributes:
-        fields: the JSON answer but for the map.
-        seen: from the network.
-        picture: a PNG or an NPY file, as asked for; None where none was.
+        answer: without the map.
+        score_map: (H, W) float32 on the network's canvas.
+        map_file: a PNG or an NPY file, as asked for; None where none was.
     """
 
-    fields: dict[str, Any]
-    seen: Seen
-    picture: bytes | None
+    answer: ImageAnswer
+    score_map: np.ndarray
+    map_file: bytes | None
 
-    def json(self, kind: str) -> dict[str, Any]:
-        """The fields, with the map in base64 where there is one."""
-        if self.picture is None:
-            return self.fields
-        return {
-            **self.fields,
-            "map": {"format": kind, "base64": base64.b64encode(self.picture).decode()},
-        }
+    def answer_with_map(self, choice: MapChoice) -> ImageAnswer:
+        """The answer, with the map in base64 unless `choice` is ``none``."""
+        if self.map_file is None or choice == "none":
+            return self.answer
+        text = base64.b64encode(self.map_file).decode()
+        return self.answer.model_copy(update={"map": MapFile(format=choice, base64=text)})
 
 
-def p_value(score: float, normals: tuple[float, ...]) -> float:
-    """The share of validation normals that score at least as high, counted with the picture itself
-    (split-conformal), in (0, 1].
-    """
-    return (int((np.asarray(normals) >= score).sum()) + 1) / (len(normals) + 1)
+def verdict_of(score: float, threshold: ActiveThreshold) -> Verdict:
+    return "defect" if score > threshold.value else "good"
 
 
-def verdict_of(score: float, in_force: InForce) -> str:
-    return "defect" if score > in_force.value else "good"
-
-
-def answer(
-    picture: Picture, seen: Seen, entry: Entry, detector: Detector, in_force: InForce, kind: str
-) -> Answer:
-    """What is answered about one picture, with a map of `kind` (one of :data:`MAPS`)."""
-    normals = entry.provenance.validation_scores
-    higher = int((np.asarray(normals) >= seen.score).sum())
-    verdict = verdict_of(seen.score, in_force)
-    fields = {
-        "name": picture.name,
-        "category": entry.category,
-        "version": entry.version,
-        "verdict": verdict,
-        "score": seen.score,
-        "threshold": in_force.value,
-        "p_value": p_value(seen.score, normals),
-        "reading": _reading(higher, len(normals)),
-        "width": picture.placement.source[1],
-        "height": picture.placement.source[0],
-    }
-    return Answer(fields, seen, _drawn(picture, seen, detector, in_force, kind))
+def image_answer(
+    picture: Picture,
+    output: NetworkOutput,
+    entry: ModelEntry,
+    threshold: ActiveThreshold,
+    milliseconds: Milliseconds,
+) -> ImageAnswer:
+    """The answer about one picture, without a map."""
+    normals = np.asarray(entry.provenance.validation_scores)
+    height, width = picture.placement.source
+    return ImageAnswer(
+        name=picture.name,
+        category=entry.category,
+        version=entry.version,
+        verdict=verdict_of(output.score, threshold),
+        score=output.score,
+        threshold=threshold.value,
+        p_value=p_value(output.score, normals),
+        reading=_reading(int((normals >= output.score).sum()), len(normals)),
+        width=width,
+        height=height,
+        milliseconds=milliseconds,
+        batch=output.batch,
+    )
 
 
 def _reading(higher: int, normals: int) -> str:
@@ -102,67 +90,72 @@ def _reading(higher: int, normals: int) -> str:
     )
 
 
-def _drawn(
-    picture: Picture, seen: Seen, detector: Detector, in_force: InForce, kind: str
-) -> bytes | None:
-    if kind == "none":
-        return None
-    score_map = restore_map(seen.canvas_map, picture.placement)
-    if kind == "npy":
+def draw_map(
+    picture: Picture,
+    output: NetworkOutput,
+    detector: Detector,
+    threshold: ActiveThreshold,
+    choice: MapChoice,
+) -> bytes:
+    """A picture's map as a file; `choice` is not ``none``."""
+    score_map = restore_map(output.score_map, picture.placement)
+    if choice == "npy":
         file = io.BytesIO()
         np.save(file, score_map, allow_pickle=False)
         return file.getvalue()
-    if kind == "png":
-        return png_bytes(heat_map(score_map, detector.shown_from, 1.2 * in_force.map_value))
-    return png_bytes(overlay(picture.image(), score_map, detector.shown_from, in_force.map_value))
+    if choice == "png":
+        return png_bytes(heat_map(score_map, detector.shown_from, 1.2 * threshold.map_value))
+    return png_bytes(overlay(picture.image(), score_map, detector.shown_from, threshold.map_value))
 
 
-def model_line(entry: Entry, setting: Setting | None, loaded: bool) -> dict[str, Any]:
+def model_line(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool) -> ModelLine:
     """A model in the list of models."""
-    threshold, source = resolve(entry, setting)
-    return {
-        "category": entry.category,
-        "version": entry.version,
-        "loaded": loaded,
-        "threshold": threshold.value,
-        "threshold_source": source,
-        "image_size": list(entry.image_size),
-    }
+    threshold, source = resolve_threshold(entry, setting)
+    return ModelLine(
+        category=entry.category,
+        version=entry.version,
+        loaded=loaded,
+        threshold=threshold.value,
+        threshold_source=source,
+        image_size=list(entry.image_size),
+    )
 
 
-def model_page(entry: Entry, setting: Setting | None, loaded: bool) -> dict[str, Any]:
-    """All that is known about a model: what it was trained on, its figures, its threshold, the
-    scores of its validation normals.
-    """
-    threshold, source = resolve(entry, setting)
-    low, high = threshold.interval if source != "value" else (None, None)
-    said = entry.provenance
-    return {
-        "category": entry.category,
-        "version": entry.version,
-        "loaded": loaded,
-        "trained_on": {
-            "images": said.fit_images,
-            "backbone": said.architecture,
-            "object_mask": said.object_mask,
-            "data_fingerprint": said.data_fingerprint,
-            "validation_fingerprint": said.validation_fingerprint,
-            "versions": said.versions,
-            "imported": said.imported,
-        },
-        "image_size": list(entry.image_size),
-        "fusion_weight": entry.fusion_weight,
-        "megabytes": round(entry.size / 1e6, 1),
-        "figures": entry.figures,
-        "threshold": {
-            "value": threshold.value,
-            "source": source,
-            "false_reject_rate": threshold.false_reject_rate,
-            "supported_rate": threshold.supported_rate,
-            "interval": [low, high],
-            "normals": threshold.normals,
-            "models_own": entry.threshold.value,
-        },
-        "validation_scores": list(said.validation_scores),
-        "looks": said.looks,
-    }
+def model_page(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool) -> ModelPage:
+    """All that is known about a model."""
+    provenance = entry.provenance
+    return ModelPage(
+        category=entry.category,
+        version=entry.version,
+        loaded=loaded,
+        trained_on=TrainedOn(
+            images=provenance.fit_images,
+            backbone=provenance.architecture,
+            object_mask=provenance.object_mask,
+            data_fingerprint=provenance.data_fingerprint,
+            validation_fingerprint=provenance.validation_fingerprint,
+            versions=provenance.versions,
+            imported=provenance.imported,
+        ),
+        image_size=list(entry.image_size),
+        fusion_weight=entry.fusion_weight,
+        megabytes=round(entry.size / 1e6, 1),
+        figures=entry.test_metrics,
+        threshold=_threshold_state(entry, setting),
+        validation_scores=list(provenance.validation_scores),
+        looks=provenance.image_statistics,
+    )
+
+
+def _threshold_state(entry: ModelEntry, setting: ThresholdSetting | None) -> ThresholdState:
+    threshold, source = resolve_threshold(entry, setting)
+    return ThresholdState(
+        value=threshold.value,
+        source=source,
+        false_reject_rate=threshold.false_reject_rate,
+        supported_rate=threshold.supported_rate,
+        # The interval belongs to a rate; a value that was set promises none.
+        interval=list(threshold.interval) if source != "value" else [None, None],
+        normals=threshold.normals,
+        models_own=entry.threshold.value,
+    )

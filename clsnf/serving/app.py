@@ -1,5 +1,6 @@
-"""The FastAPI application around an :class:`InspectionService`: v1, health, metrics, the page. Runs
-under Ray Serve or any ASGI server.
+"""The FastAPI application around an :class:`InspectionService`: v1, health, metrics, the page.
+
+Runs under Ray Serve or any ASGI server.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,31 +18,43 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from clsnf import __version__
-from clsnf.serving import schemas
-from clsnf.serving.answers import model_line, model_page
-from clsnf.serving.errors import NotAcceptable, RequestError, Unavailable
+from clsnf.serving.answers import Inspection, model_line, model_page
+from clsnf.serving.errors import NotAcceptable, RequestError, ServiceUnavailable
 from clsnf.serving.metrics import CONTENT_TYPE
-from clsnf.serving.middleware import Measured
-from clsnf.serving.request_body import MULTIPART, body_before, image_files, media_type, read_body
-from clsnf.serving.routes_v2 import open_inference_routes
+from clsnf.serving.middleware import INSPECT, RequestMetrics
+from clsnf.serving.openapi import IMAGE_BODY, problems
+from clsnf.serving.request_body import MULTIPART, image_files, media_type, read_before, read_body
+from clsnf.serving.routes_v2 import routes_v2
+from clsnf.serving.schemas import (
+    Answers,
+    Health,
+    ImageAnswer,
+    MapChoice,
+    ModelList,
+    ModelPage,
+    NewThreshold,
+    Problem,
+    Readiness,
+)
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB
 from clsnf.serving.tokens import check_token, read_token
 
 log = logging.getLogger("clsnf.serving")
 
-_ABOUT = """Finds defects in pictures of products. Each category has a model of its own, trained on good pictures alone.
-
-A score in [0, 1] is compared with the category's threshold; the p-value says where it stands among the held-out good pictures.
-"""
+_ABOUT = (
+    "Finds defects in pictures of products. "
+    "Each category has a model of its own, trained on good pictures alone.\n\n"
+    "A score in [0, 1] is compared with the category's threshold; "
+    "the p-value says where it stands among the held-out good pictures.\n"
+)
 _BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with.")
-# Nothing on the page comes from elsewhere; the documentation's own page starts itself by a line of
-# script.
+# The page loads nothing from another host.
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
-_DOCS_POLICY = f"{_POLICY}; script-src 'self' 'unsafe-inline'"
 
 
 def build_app(service: InspectionService) -> FastAPI:
@@ -66,14 +79,19 @@ def build_app(service: InspectionService) -> FastAPI:
         redoc_url=None,
         static_url="/docs-static",
     )
-    app.add_middleware(Measured, service=service)
+    app.add_middleware(RequestMetrics, service=service)
     _add_problems(app)
     _add_models(app, service, token)
     _add_inspection(app, service)
     _add_health(app, service)
-    app.include_router(open_inference_routes(service))
+    app.include_router(routes_v2(service))
     _add_page(app)
     return app
+
+
+def _json(answer: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON answer, with the keys that are set."""
+    return JSONResponse(answer.model_dump(exclude_unset=True), status, headers)
 
 
 # ---- problems ----
@@ -82,25 +100,26 @@ def build_app(service: InspectionService) -> FastAPI:
 def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return JSONResponse(error.content, error.status, error.headers)
+        return _json(Problem(error=str(error), **error.details), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def wrong(request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         found = [
             f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}"
             for e in error.errors()
         ]
-        return JSONResponse({"error": "; ".join(found)[:1000]}, 422)
+        return _json(Problem(error="; ".join(found)[:1000]), 422)
 
     @app.exception_handler(HTTPException)
-    async def known(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        headers = None if error.headers is None else dict(error.headers)
+        return _json(Problem(error=str(error.detail)), error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return JSONResponse(
-            {"error": "This is a bug in clsnf; the server's log has the details."}, 500
+        return _json(
+            Problem(error="This is a bug in clsnf; the server's log has the details."), 500
         )
 
 
@@ -108,7 +127,7 @@ def _add_problems(app: FastAPI) -> None:
 
 
 def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> None:
-    def allowed(
+    def authorize(
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
     ) -> None:
         check_token(token, credentials.credentials if credentials else None)
@@ -116,89 +135,86 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
     def loaded_versions() -> set[tuple[str, str]]:
         return {(m.entry.category, m.entry.version) for m in service.store.loaded}
 
-    def page_of(category: str) -> dict[str, Any]:
+    def page_of(category: str) -> Response:
         entry = service.store.entry(category)
         setting = service.thresholds.settings.get(category)
-        return model_page(entry, setting, (entry.category, entry.version) in loaded_versions())
+        loaded = (entry.category, entry.version) in loaded_versions()
+        return _json(model_page(entry, setting, loaded))
 
-    @app.get("/v1/models", response_model=schemas.ModelList, tags=["models"])
+    @app.get("/v1/models", response_model=ModelList, tags=["models"])
     async def models() -> Response:
         """All models, with the threshold in force."""
-        catalogue, loaded, settings = (
-            service.store.catalogue,
-            loaded_versions(),
-            service.thresholds.settings,
-        )
+        catalogue, settings = service.store.catalogue, service.thresholds.settings
+        loaded = loaded_versions()
         lines = [
             model_line(entry, settings.get(category), (category, entry.version) in loaded)
             for category, entry in sorted(catalogue.entries.items())
         ]
-        return JSONResponse(
-            {"models": lines, "folder": str(catalogue.folder), "refused": service.store.refused}
-        )
+        folder = str(catalogue.folder)
+        return _json(ModelList(models=lines, folder=folder, refused=service.store.refused))
 
     @app.get(
         "/v1/models/{category}",
-        response_model=schemas.ModelPage,
-        responses=schemas.problems(404),
+        response_model=ModelPage,
+        responses=problems(404),
         tags=["models"],
     )
     async def model(category: str) -> Response:
-        """What a model was trained on, its figures, its threshold, the scores of its validation
-        normals.
-        """
-        return JSONResponse(page_of(category))
+        """All about a model: training, test metrics, threshold, validation scores."""
+        return page_of(category)
 
     @app.put(
         "/v1/models/{category}/threshold",
-        dependencies=[Depends(allowed)],
-        response_model=schemas.ModelPage,
-        responses=schemas.problems(400, 401, 403, 404, 422, 503),
+        dependencies=[Depends(authorize)],
+        response_model=ModelPage,
+        responses=problems(400, 401, 403, 404, 422, 503),
         tags=["models"],
     )
-    async def set_threshold(category: str, new: schemas.NewThreshold) -> Response:
-        """Set a category's threshold, on all replicas and for good: a false-reject rate, or a value
-        for this version of the model.
+    async def set_threshold(category: str, new: NewThreshold) -> Response:
+        """Set a category's threshold, on all replicas, until it is set again or deleted.
+
+        Give a false-reject rate, or a value for this version of the model.
         """
         entry = service.store.entry(category)
         await asyncio.to_thread(service.thresholds.set, entry, **new.model_dump(exclude_unset=True))
-        return JSONResponse(page_of(category))
+        return page_of(category)
 
     @app.delete(
         "/v1/models/{category}/threshold",
-        dependencies=[Depends(allowed)],
-        response_model=schemas.ModelPage,
-        responses=schemas.problems(401, 403, 404, 503),
+        dependencies=[Depends(authorize)],
+        response_model=ModelPage,
+        responses=problems(401, 403, 404, 503),
         tags=["models"],
     )
     async def reset_threshold(category: str) -> Response:
         """Go back to the model's own threshold."""
         entry = service.store.entry(category)
         await asyncio.to_thread(service.thresholds.set, entry)
-        return JSONResponse(page_of(category))
+        return page_of(category)
 
 
 # ---- inspection ----
 
 
 def _add_inspection(app: FastAPI, service: InspectionService) -> None:
-    limit, most = service.settings.max_megabytes * MiB, service.settings.images_per_request
+    limit, max_images = service.settings.max_megabytes * MiB, service.settings.images_per_request
 
     @app.post(
         "/v1/models/{category}/inspect",
-        response_model=schemas.ImageAnswer | schemas.Answers,
+        name=INSPECT,
+        response_model=ImageAnswer | Answers,
         responses={
             200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **schemas.problems(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
+            **problems(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
         },
-        openapi_extra=schemas.IMAGE_BODY,
+        openapi_extra=IMAGE_BODY,
         tags=["inspection"],
     )
     async def inspect(
         request: Request,
         category: str,
-        kind: Annotated[
-            Literal["none", "png", "npy", "overlay"],
+        map_choice: Annotated[
+            MapChoice,
             Query(
                 alias="map",
                 description=(
@@ -210,38 +226,45 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
     ) -> Response:
         """Inspect images.
 
-        An image as the body gets one answer; the images of a multipart body are looked at as one
-        batch and get a list of answers. With `Accept: image/png` the overlay alone is answered,
-        with the figures in headers `Clsnf-Score` and so on.
+        An image as the body gets one answer. The images of a multipart body are one batch and get
+        a list of answers. With `Accept: image/png` the answer is the overlay alone, with the score
+        and the rest in headers such as `Clsnf-Score`.
         """
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         service.store.entry(category)
-        with service.room():
-            body = await body_before(deadline, read_body(request, limit))
-            files = await image_files(request, body, most)
-            alone = _wants_picture(request.headers.get("accept", ""))
-            if alone and len(files) > 1:
+        with service.admit():
+            body = await read_before(deadline, read_body(request, limit))
+            files = await image_files(request, body, max_images)
+            overlay_alone = _prefers_png(request.headers.get("accept", ""))
+            if overlay_alone and len(files) > 1:
                 raise NotAcceptable(
                     f"There are {len(files)} images: with Accept: image/png send one at a time."
                 )
-            async with service.before(deadline):
-                answers = await service.inspect(
-                    category, files, "overlay" if alone else kind, admitted=1
+            async with service.answer_before(deadline):
+                inspections = await service.inspect(
+                    category, files, "overlay" if overlay_alone else map_choice, admitted=1
                 )
-        if alone:
-            shown = ("score", "threshold", "verdict", "p_value", "version")
-            headers = {
-                f"Clsnf-{name.replace('_', '-').title()}": str(answers[0].fields[name])
-                for name in shown
-            }
-            return Response(answers[0].picture, media_type="image/png", headers=headers)
-        if media_type(request) == MULTIPART:
-            return JSONResponse({"answers": [a.json(kind) for a in answers]})
-        return JSONResponse(answers[0].json(kind))
+        if overlay_alone:
+            return _overlay_response(inspections[0])
+        answers = [inspection.answer_with_map(map_choice) for inspection in inspections]
+        return _json(Answers(answers=answers) if media_type(request) == MULTIPART else answers[0])
 
 
-def _wants_picture(accept: str) -> bool:
-    """Whether a PNG is preferred to JSON."""
+def _overlay_response(inspection: Inspection) -> Response:
+    """The overlay as a PNG, with the answer in headers."""
+    answer = inspection.answer
+    headers = {
+        "Clsnf-Score": str(answer.score),
+        "Clsnf-Threshold": str(answer.threshold),
+        "Clsnf-Verdict": answer.verdict,
+        "Clsnf-P-Value": str(answer.p_value),
+        "Clsnf-Version": answer.version,
+    }
+    return Response(inspection.map_file, media_type="image/png", headers=headers)
+
+
+def _prefers_png(accept: str) -> bool:
+    """Whether an Accept header prefers PNG to JSON."""
     weights: dict[str, float] = {}
     for part in accept.split(","):
         kind, _, parameters = part.strip().partition(";")
@@ -259,20 +282,19 @@ def _wants_picture(accept: str) -> bool:
 
 def _add_health(app: FastAPI, service: InspectionService) -> None:
     @app.get("/healthz", tags=["health"])
-    async def healthz() -> dict[str, str]:
+    async def healthz() -> Health:
         """The process answers."""
-        return {"status": "ok"}
+        return Health(status="ok")
 
-    @app.get("/readyz", responses=schemas.problems(503), tags=["health"])
-    async def readyz() -> dict[str, Any]:
+    @app.get("/readyz", responses=problems(503), tags=["health"])
+    async def readyz() -> Readiness:
         """Models can be asked."""
         if not service.ready:
-            raise Unavailable("The server is closing.")
-        return {
-            "status": "ready",
-            "models": len(service.store.catalogue.entries),
-            "loaded": len(service.store.loaded),
-        }
+            raise ServiceUnavailable("The server is closing.")
+        store = service.store
+        return Readiness(
+            status="ready", models=len(store.catalogue.entries), loaded=len(store.loaded)
+        )
 
     @app.get(
         "/metrics",
@@ -282,7 +304,7 @@ def _add_health(app: FastAPI, service: InspectionService) -> None:
     )
     async def metrics() -> Response:
         """Counters and histograms of this replica, for Prometheus."""
-        return Response(service.meters.text(), media_type=CONTENT_TYPE)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
 # ---- page ----

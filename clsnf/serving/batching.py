@@ -1,8 +1,7 @@
-"""Images that wait for the network go through it together: dynamic batches, one model at a time.
+"""Dynamic batches: images that wait for the network go through it together, one model at a time.
 
-Unusual: a batch is formed at the moment at which the network is free, from whatever waits by then,
-    so that waiting for a batch to fill
-is hardly ever worth it (the wait is 0 by default). A request's images are never torn apart, images
+A batch is formed when the network becomes free, from whatever waits by then, so waiting for a batch
+to fill hardly ever pays (the wait is 0 by default). The images of a request stay together, images
 of different models are never mixed, and models take turns by the age of their oldest request.
 Requests whose client has given up are dropped before they cost anything. Ray Serve's own
 ``@serve.batch`` knows no groups and no turns, and does not run without Ray.
@@ -28,7 +27,7 @@ class _Group(Generic[Item, Result]):
 
     number: int
     items: Sequence[Item]
-    answer: asyncio.Future[Sequence[Result]]
+    results: asyncio.Future[Sequence[Result]]
 
 
 class Batcher(Generic[Key, Item, Result]):
@@ -38,7 +37,7 @@ class Batcher(Generic[Key, Item, Result]):
         run: takes a key and items, gives one result for each, in their order.
         executor: where `run` runs.
         size: items in a batch at most; a request that has more is a batch of its own.
-        wait: seconds that a batch which is not full waits for more items of its key.
+        wait: seconds that a batch waits for more items of its key while it is not full.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Batcher(Generic[Key, Item, Result]):
         self._run, self._executor, self._size, self._wait = run, executor, size, wait
         self._queues: OrderedDict[Key, deque[_Group[Item, Result]]] = OrderedDict()
         self._count = 0
-        self._came = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
 
     async def submit(self, key: Key, items: Sequence[Item]) -> Sequence[Result]:
@@ -63,8 +62,8 @@ class Batcher(Generic[Key, Item, Result]):
         self._count += 1
         group = _Group[Item, Result](self._count, items, asyncio.get_running_loop().create_future())
         self._queues.setdefault(key, deque()).append(group)
-        self._came.set()
-        return await group.answer
+        self._arrived.set()
+        return await group.results
 
     async def close(self) -> None:
         """End the worker; what waits is cancelled."""
@@ -73,7 +72,7 @@ class Batcher(Generic[Key, Item, Result]):
             await asyncio.gather(self._worker, return_exceptions=True)
         for queue in self._queues.values():
             for group in queue:
-                group.answer.cancel()
+                group.results.cancel()
         self._queues.clear()
 
     async def _work(self) -> None:
@@ -81,8 +80,8 @@ class Batcher(Generic[Key, Item, Result]):
         while True:
             key = self._oldest()
             if key is None:
-                self._came.clear()
-                await self._came.wait()
+                self._arrived.clear()
+                await self._arrived.wait()
                 continue
             if self._wait > 0:
                 await self._fill(key)
@@ -94,43 +93,44 @@ class Batcher(Generic[Key, Item, Result]):
                 results = await loop.run_in_executor(self._executor, self._run, key, items)
             except Exception as error:
                 for group in groups:
-                    if not group.answer.done():
-                        group.answer.set_exception(error)
+                    if not group.results.done():
+                        group.results.set_exception(error)
                 continue
             start = 0
             for group in groups:
-                if not group.answer.done():
-                    group.answer.set_result(results[start : start + len(group.items)])
+                if not group.results.done():
+                    group.results.set_result(results[start : start + len(group.items)])
                 start += len(group.items)
 
     def _oldest(self) -> Key | None:
-        """The key whose first request is the oldest; requests that nobody waits for any more are
-        dropped on the way.
-        """
+        """The key whose first request is the oldest; drops requests that nobody waits for."""
         for key in list(self._queues):
             queue = self._queues[key]
-            while queue and queue[0].answer.done():
+            while queue and queue[0].results.done():
                 queue.popleft()
             if not queue:
                 del self._queues[key]
         return min(self._queues, key=lambda key: self._queues[key][0].number, default=None)
 
     async def _fill(self, key: Key) -> None:
-        """Wait until a batch is full, or as long as is allowed."""
+        """Wait until a batch is full, or until its time is up."""
         until = asyncio.get_running_loop().time() + self._wait
         while sum(len(group.items) for group in self._queues[key]) < self._size:
-            self._came.clear()
+            self._arrived.clear()
             try:
-                await asyncio.wait_for(self._came.wait(), until - asyncio.get_running_loop().time())
+                await asyncio.wait_for(
+                    self._arrived.wait(), until - asyncio.get_running_loop().time()
+                )
             except TimeoutError:
                 return
 
     def _take(self, key: Key) -> list[_Group[Item, Result]]:
-        queue, room = self._queues[key], self._size
+        """The groups of the next batch; a group that is larger than a batch goes alone."""
+        queue, free = self._queues[key], self._size
         taken: list[_Group[Item, Result]] = []
-        while queue and (not taken or len(queue[0].items) <= room):
+        while queue and (not taken or len(queue[0].items) <= free):
             group = queue.popleft()
-            if not group.answer.done():
+            if not group.results.done():
                 taken.append(group)
-                room -= len(group.items)
+                free -= len(group.items)
         return taken

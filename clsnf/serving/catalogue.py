@@ -1,9 +1,8 @@
-"""What a folder of models holds, read from the models' facts without loading a network.
+"""What a folder of models holds, read without loading a network.
 
-Unusual: a name from a request is looked up in the catalogue and never made into a path, so that no
-    name leads out of the folder. A
-model's version is the hash of its facts, in which the hash of its tensors stands: equal versions
-answer equally.
+A name from a request is looked up in the catalogue and never made into a path, so no name leads out
+of the folder. A model's version is the hash of its ``detector.json``, which holds the hash of its
+tensors: equal versions answer equally.
 """
 
 from __future__ import annotations
@@ -11,17 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from clsnf.core.config import from_dict
-from clsnf.core.errors import ClsnfError, ModelError, SettingsError
-from clsnf.core.hashing import content_key
-from clsnf.detector import FACTS, TENSORS, Provenance, read_facts
+from clsnf.core.errors import ModelError, SettingsError
+from clsnf.detector_file import DESCRIPTION, TENSORS, Provenance, read_description
 from clsnf.training.calibrate import Threshold
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """One model as it lies in the folder.
 
     Attributes:
@@ -30,9 +26,10 @@ class Entry:
         folder: of the saved detector.
         size: bytes of its tensors.
         image_size: (height, width) of the network's canvas.
-        fusion_weight, threshold, provenance: as saved.
-        architecture: of the backbone.
-        figures: of the test images, as the study that made it noted them; empty where it did not.
+        fusion_weight: the one that the detector uses.
+        threshold, provenance: as saved.
+        test_metrics: of the test images, as the study that made the model noted them; empty where
+            it did not.
     """
 
     category: str
@@ -43,17 +40,15 @@ class Entry:
     fusion_weight: float
     threshold: Threshold
     provenance: Provenance
-    figures: dict[str, float]
+    test_metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All models of a folder; immutable, so that a request that holds one sees one state of
-    affairs.
-    """
+    """All models of a folder; immutable, so a request that holds one sees one state of affairs."""
 
     folder: Path
-    entries: dict[str, Entry]
+    entries: dict[str, ModelEntry]
 
     @property
     def categories(self) -> list[str]:
@@ -73,68 +68,81 @@ def read_catalogue(folder: Path) -> Catalogue:
         raise SettingsError(
             f"{folder} can't be read as a folder of models ({error.strerror}): check the path."
         ) from error
-    if (folder / FACTS).is_file():
-        facts = read_facts(folder)
-        places = {_category_of(folder, facts): folder}
+    if (folder / DESCRIPTION).is_file():
+        places = {_category_of(folder): folder}
     else:
         root = folder.resolve()
         # A link out of the folder would let whoever may write links in it serve any model of the
         # machine.
         places = {
-            p.name: p for p in inside if (p / FACTS).is_file() and p.resolve().is_relative_to(root)
+            p.name: p
+            for p in inside
+            if (p / DESCRIPTION).is_file() and p.resolve().is_relative_to(root)
         }
     if not places:
         raise SettingsError(
             f"{folder} holds no saved detectors: give a study's winners folder, or a detector's."
         )
-    figures = _figures(folder.parent / "summary.json")
+    metrics = _test_metrics(folder.parent / "summary.json")
     return Catalogue(
-        folder, {name: _entry(name, place, figures.get(name, {})) for name, place in places.items()}
+        folder, {name: _entry(name, place, metrics.get(name, {})) for name, place in places.items()}
     )
 
 
-def _category_of(folder: Path, facts: dict[str, Any]) -> str:
-    name = (
-        facts.get("provenance", {}).get("category")
-        if isinstance(facts.get("provenance"), dict)
-        else None
-    )
-    return name if isinstance(name, str) and name else folder.name
+def read_catalogue_within(folder: Path, memory: int) -> Catalogue:
+    """:func:`read_catalogue`, with each model checked against the bytes that all of them share.
+
+    Raises:
+        SettingsError: as :func:`read_catalogue`, or a model is larger than that.
+        ModelError: as :func:`read_catalogue`.
+    """
+    catalogue = read_catalogue(folder)
+    for entry in catalogue.entries.values():
+        if entry.size > memory:
+            raise SettingsError(
+                f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models "
+                "together may have "
+                f"{memory / 2**20:.0f}: raise memory_mb."
+            )
+    return catalogue
 
 
-def _entry(category: str, folder: Path, figures: dict[str, float]) -> Entry:
-    facts = read_facts(folder)
-    where = folder / FACTS
+def _category_of(folder: Path) -> str:
+    """The category that a single detector names, else the folder's name."""
+    return read_description(folder).provenance.category or folder.name
+
+
+def _entry(category: str, folder: Path, test_metrics: dict[str, float]) -> ModelEntry:
+    described = read_description(folder)
     try:
-        image = facts["settings"]["image"]
-        return Entry(
-            category=category,
-            version=content_key(facts)[:12],
-            folder=folder,
-            size=(folder / TENSORS).stat().st_size,
-            image_size=(int(image["height"]), int(image["width"])),
-            fusion_weight=float(facts["fusion_weight"]),
-            threshold=from_dict(Threshold, facts["threshold"], f"{where}: threshold"),
-            provenance=from_dict(Provenance, facts["provenance"], f"{where}: provenance"),
-            figures=figures,
-        )
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise ModelError(f"{where} is damaged ({error}): save the detector again.") from error
-    except ClsnfError as error:
-        raise ModelError(str(error)) from error
+        size = (folder / TENSORS).stat().st_size
+    except OSError as error:
+        raise ModelError(f"{folder / TENSORS} can't be read ({error.strerror}).") from error
+    return ModelEntry(
+        category=category,
+        version=described.version,
+        folder=folder,
+        size=size,
+        image_size=described.settings.image.size,
+        fusion_weight=described.fusion.fusion_weight,
+        threshold=described.threshold,
+        provenance=described.provenance,
+        test_metrics=test_metrics,
+    )
 
 
-def _figures(summary: Path) -> dict[str, dict[str, float]]:
-    """The test figures of each category, as a study's summary beside its winners holds them; none
-    where there is no such file.
+def _test_metrics(summary: Path) -> dict[str, dict[str, float]]:
+    """The test metrics of each category, from a study's summary beside its winners.
+
+    Empty where there is no such file, or where it can't be read.
     """
     try:
         categories = json.loads(summary.read_text())["categories"]
         tests = {name: found.get("test") or {} for name, found in categories.items()}
         return {
             name: {
-                figure: float(value)
-                for figure, value in (test.get("figures") or {}).items()
+                metric: float(value)
+                for metric, value in (test.get("figures") or {}).items()
                 if isinstance(value, (int, float))
             }
             for name, test in tests.items()

@@ -2,11 +2,10 @@
 
     serve run clsnf.serving.deployment:app models=runs/NAME/winners
 
-Unusual: the folder of models travels in the deployment's ``user_config``, because Serve hands a new
-    one to running replicas without
-restarting them: ``serve deploy`` of a config that differs there alone rolls new winners in. What
-can't be rolled in is refused, and the replicas go on with what they have; raising would make Serve
-replace them by replicas that can't start.
+The folder of models travels in the deployment's ``user_config``, because Serve gives a new one to
+running replicas without a restart: ``serve deploy`` of a config that differs in it alone rolls new
+models in. Models that can't be used are refused, and the replicas go on with what they have. An
+exception would make Serve replace them by replicas that can't start.
 """
 
 from __future__ import annotations
@@ -22,24 +21,28 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from clsnf.core.errors import ClsnfError, SettingsError
+from clsnf.core.memory import keep_freed_memory
 from clsnf.core.threads import PASSIVE_THREADS
 from clsnf.serving.app import build_app
-from clsnf.serving.metrics import Meters
+from clsnf.serving.catalogue import read_catalogue_within
+from clsnf.serving.metrics import ServerMetrics
 from clsnf.serving.ray_metrics import RaySink
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB, ServingSettings
-from clsnf.serving.store import read_fitting
 
 log = logging.getLogger("ray.serve")
 
 
 @serve.ingress()
 class Inspector:
-    """A replica: the service, and the app around it."""
+    """A replica: a process of its own with the service, and the app around it."""
 
     def __init__(self, settings: ServingSettings) -> None:
+        keep_freed_memory()
         replica = serve.get_replica_context().replica_id.unique_id
-        self._service = InspectionService(settings, Meters(replica, RaySink), open_models=False)
+        metrics = ServerMetrics(replica, RaySink)
+        # Serve calls reconfigure before the first request: it opens the models.
+        self._service = InspectionService(settings, metrics, open_models=False)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(self._service)
@@ -48,7 +51,7 @@ class Inspector:
         """Roll in the models of ``config["models"]``.
 
         Raises:
-            ClsnfError: they can't be used, and there are none before them.
+            ClsnfError: they can't be used, and the replica has no others.
         """
         try:
             if set(config) != {"models"} or not isinstance(config["models"], str):
@@ -60,26 +63,27 @@ class Inspector:
             log.error("new models are refused, those of before go on: %s", error)
 
     async def check_health(self) -> None:
-        """Raise where this replica must be replaced."""
+        """Raise RuntimeError where Serve must replace this replica."""
         self._service.check_alive()
 
 
 def app(args: dict[str, Any]) -> Application:
-    """The application for ``serve run`` and ``serve deploy``; arguments are the fields of
-    :class:`ServingSettings`.
+    """The application for ``serve run`` and ``serve deploy``.
+
+    Args:
+        args: fields of :class:`ServingSettings`.
 
     Raises:
         SettingsError: an argument is wrong, or there are no models that fit.
         ModelError: a model is damaged.
     """
     settings = ServingSettings.from_args(args)
-    read_fitting(
-        Path(settings.models), settings.memory_mb * MiB
-    )  # now, because replicas that can't start are tried again for minutes
-    return bound(settings)
+    # Checked now, because Serve tries replicas that can't start again for minutes.
+    read_catalogue_within(Path(settings.models), settings.memory_mb * MiB)
+    return bind_application(settings)
 
 
-def bound(settings: ServingSettings) -> Application:
+def bind_application(settings: ServingSettings) -> Application:
     """The application of resolved settings."""
     scaling: dict[str, Any] = {"num_replicas": settings.min_replicas}
     if settings.max_replicas > settings.min_replicas:
@@ -96,8 +100,7 @@ def bound(settings: ServingSettings) -> Application:
         name="Inspector",
         logging_config=LoggingConfig(enable_access_log=False),
         user_config={"models": settings.models},
-        # A replica refuses by itself, with what it knows of its queue; Serve's own queue is the net
-        # behind it.
+        # A replica refuses by itself, because it knows its queue; these limits stand behind it.
         max_ongoing_requests=2 * settings.queue,
         max_queued_requests=settings.queue,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),

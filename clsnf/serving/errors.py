@@ -1,6 +1,9 @@
-"""What a request is refused with: one line for people, and the HTTP status that goes with it."""
+"""Why a request is refused: one line for people, and the HTTP status that goes with it.
 
-# ruff: noqa: N818  (names say what is wrong with a request; that they are errors shows in their base)
+The classes have the names that HTTP gives to the statuses.
+"""
+
+# ruff: noqa: N818  (HTTP's own names do not end in "Error"; the base class does)
 
 from __future__ import annotations
 
@@ -14,81 +17,80 @@ class RequestError(ClsnfError):
 
     Attributes:
         status: of the HTTP answer.
-        more: further entries of the JSON answer, beside ``error``.
+        details: further entries of the JSON answer, beside ``error``.
         headers: of the HTTP answer.
     """
 
     status = 400
 
     def __init__(
-        self, reason: str, more: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+        self,
+        reason: str,
+        details: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(reason)
-        self.more, self.headers = more or {}, headers or {}
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """The JSON answer."""
-        return {"error": str(self), **self.more}
+        self.details, self.headers = details or {}, headers or {}
 
 
 class BadRequest(RequestError):
-    """400: no image, half an image, a body that is not what it says."""
+    """400: not an image, half an image, a body that is not what it says."""
 
 
-class NotAllowed(RequestError):
+class Unauthorized(RequestError):
     """401: no token or a wrong one."""
 
     status = 401
 
 
-class SwitchedOff(RequestError):
+class Forbidden(RequestError):
     """403: this server was started without what the request needs."""
 
     status = 403
 
 
-class Unknown(RequestError):
+class NotFound(RequestError):
     """404: there is no such model."""
 
     status = 404
 
 
 class NotAcceptable(RequestError):
-    """406: the answer can't be given in the asked form."""
+    """406: the answer can't be given in the form that was asked for."""
 
     status = 406
 
 
-class TooSlow(RequestError):
+class RequestTimeout(RequestError):
     """408: the body did not arrive before the deadline."""
 
     status = 408
 
 
-class TooLarge(RequestError):
+class ContentTooLarge(RequestError):
     """413: more bytes or images than one request may hold."""
 
     status = 413
 
 
-class WrongKind(RequestError):
+class UnsupportedMediaType(RequestError):
     """415: a body of a kind that is not read."""
 
     status = 415
 
 
-class WrongParameters(RequestError):
-    """422: well-formed, but not what can be asked."""
+class UnprocessableContent(RequestError):
+    """422: well-formed, but with values that make no sense."""
 
     status = 422
 
 
-class Busy(RequestError):
+class TooManyRequests(RequestError):
     """429: the queue is full.
 
     Args:
-        seconds: after which it is worth to come again.
+        reason: as for every refusal.
+        seconds: after which the client should ask again.
     """
 
     status = 429
@@ -97,13 +99,13 @@ class Busy(RequestError):
         super().__init__(reason, {"retry_after": seconds}, {"Retry-After": str(seconds)})
 
 
-class Unavailable(RequestError):
+class ServiceUnavailable(RequestError):
     """503: the model can't be used now, through no fault of the request."""
 
     status = 503
 
 
-class Late(RequestError):
+class GatewayTimeout(RequestError):
     """504: the answer was not there at the deadline."""
 
     status = 504

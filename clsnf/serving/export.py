@@ -1,10 +1,10 @@
-"""A detector as one file for other runtimes: ONNX, or a program of ``torch.export``; checked
-against the detector before it is kept.
+"""A detector as one file for other runtimes: ONNX, or a program of ``torch.export``.
 
-The exported network takes pictures that lie on the canvas, ``images`` (N, 3, H, W) uint8, and where
-the detector keeps the shape of pictures also ``valid`` (N, H, W) bool, False on padding; it gives
-``maps`` (N, H, W) and ``scores`` (N,), float32, N of any size. Reading, resizing and the threshold
-stay with the caller: the file's metadata say which.
+The file is checked against the detector before it is kept. The exported network takes pictures on
+the canvas, ``images`` (N, 3, H, W) uint8. If the detector keeps the shape of pictures, it also
+takes ``valid`` (N, H, W) bool, False on padding. It gives ``maps`` (N, H, W) and ``scores`` (N,),
+float32, for any N. The caller reads and resizes pictures and applies the threshold; the file's
+metadata say how.
 """
 
 from __future__ import annotations
@@ -30,15 +30,20 @@ from clsnf.detector import Detector
 from clsnf.model.score_maps import fuse, image_scores
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
-# Largest difference of maps and scores, which lie in [0, 1]: rounding of float32 in another order
-# of operations.
+# Largest difference of maps and scores, which lie in [0, 1]: float32 rounds differently in another
+# order of operations.
 TOLERANCE = {"onnx": 1e-4, "torch": 1e-4}
 _METADATA = "clsnf.json"  # name of the metadata inside a torch program
 
 
-class Checked(NamedTuple):
-    """How an exported network compares: pictures looked at, largest difference, the detector's
-    lowest and highest map value.
+class Comparison(NamedTuple):
+    """How an exported network compares with its detector.
+
+    Attributes:
+        pictures: number of pictures compared.
+        difference: the largest, of maps and scores.
+        lowest: map value of the detector.
+        highest: map value of the detector.
     """
 
     pictures: int
@@ -48,17 +53,13 @@ class Checked(NamedTuple):
 
 
 class ExportedNetwork(nn.Module):
-    """What is exported: from pictures on the canvas to fused maps and scores, as
-    :meth:`Detector.score_placed`.
-    """
+    """What is exported: pictures on the canvas to maps and scores, as in ``score_placed``."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.network = detector.network
-        self.fusion_weight, self.image_weight = (
-            detector.fusion_weight,
-            detector.settings.image_weight,
-        )
+        self.fusion_weight = detector.fusion_weight
+        self.image_weight = detector.settings.image_weight
         self.smoothing = detector.settings.smoothing
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -72,14 +73,14 @@ class ExportedNetwork(nn.Module):
 
 def export_detector(
     detector: Detector, file: Path, kind: str, pictures: Sequence[Path] = ()
-) -> Checked:
-    """Write a detector's network to a file, if what is written gives the detector's maps.
+) -> Comparison:
+    """Write a detector's network to a file, if the file gives the detector's maps.
 
     Args:
         detector: on the CPU.
         file: to write, whole or not at all.
         kind: ``onnx`` or ``torch``.
-        pictures: of the product, to compare on, beside some that are drawn here.
+        pictures: of the product, to compare on, beside some that are drawn by code.
 
     Raises:
         SettingsError: the packages for ONNX are not installed.
@@ -91,12 +92,10 @@ def export_detector(
     if kind == "onnx":
         _need_onnx()
     images, valid = _examples(detector, pictures)
-    # First the detector itself: what it keeps between calls (resampling matrices) must be made of
-    # real numbers, not of a tracer's.
-    counts = (
-        len(images),
-        1,
-    )  # all at once, and the first alone: the number of pictures must not be built in
+    # The detector computes before it is traced: what it keeps between calls (resampling matrices)
+    # must hold real numbers, not those of the tracer.
+    # All pictures at once, and the first alone: N must not be fixed in the file.
+    counts = (len(images), 1)
     expected = [
         detector.score_placed(images[:n], None if valid is None else valid[:n]) for n in counts
     ]
@@ -109,14 +108,14 @@ def export_detector(
             if kind == "onnx"
             else _write_torch(program, draft, metadata)
         )
-        checked = _compare(expected, run, images, valid)
-        if not checked.difference <= TOLERANCE[kind]:
+        comparison = _compare(expected, run, images, valid)
+        if not comparison.difference <= TOLERANCE[kind]:
             raise ModelError(
                 "The exported network's maps differ from the detector's by "
-                f"{checked.difference:.2g}, more than {TOLERANCE[kind]:g}: "
+                f"{comparison.difference:.2g}, more than {TOLERANCE[kind]:g}: "
                 f"nothing was written. Report it with the detector's settings."
             )
-    return checked
+    return comparison
 
 
 Run = Callable[[Tensor, "Tensor | None"], tuple[np.ndarray, np.ndarray]]
@@ -136,7 +135,7 @@ def _program(
                 dynamic_shapes=tuple({0: batch} for _ in arguments),
                 strict=False,
             )
-    except Exception as error:  # torch raises errors of its compiler's own
+    except Exception as error:  # the compiler of torch raises errors of its own
         raise ModelError(f"This network can't be exported ({_line(error)}).") from error
 
 
@@ -210,7 +209,7 @@ def _compare(
     run: Run,
     images: Tensor,
     valid: Tensor | None,
-) -> Checked:
+) -> Comparison:
     worst, lowest, highest = 0.0, 1.0, 0.0
     for maps, scores in expected:
         count = len(maps)
@@ -221,12 +220,13 @@ def _compare(
             float(np.abs(found_scores - scores).max()),
         )
         lowest, highest = min(lowest, float(maps.min())), max(highest, float(maps.max()))
-    return Checked(len(images), worst, lowest, highest)
+    return Comparison(len(images), worst, lowest, highest)
 
 
 def _examples(detector: Detector, pictures: Sequence[Path]) -> tuple[Tensor, Tensor | None]:
-    """Pictures on the canvas, and where they are valid if the detector keeps shapes: grey, noise,
-    waves, and those given.
+    """Pictures on the canvas: grey, noise, waves, and those given.
+
+    Beside them the mask of pixels that are not padding, if the detector keeps shapes.
     """
     height, width = detector.settings.image.size
     rng = np.random.default_rng(0)
@@ -239,14 +239,14 @@ def _examples(detector: Detector, pictures: Sequence[Path]) -> tuple[Tensor, Ten
     ]
     images = [image.astype(np.uint8) for image in drawn] + [read_image(path) for path in pictures]
     placed = [place(image, detector.settings.image) for image in images]
-    keeps = detector.settings.image.aspect == "fit"
-    return torch.stack([p for p, _ in placed]), torch.stack(
-        [p.valid for _, p in placed]
-    ) if keeps else None
+    stacked = torch.stack([image for image, _ in placed])
+    if detector.settings.image.aspect != "fit":
+        return stacked, None
+    return stacked, torch.stack([placement.valid for _, placement in placed])
 
 
 def _metadata(detector: Detector) -> dict[str, Any]:
-    """What a caller needs beside the network."""
+    """What a caller needs to know beside the network."""
     return {
         "category": detector.provenance.category,
         "image": to_dict(detector.settings.image),

@@ -1,4 +1,7 @@
-"""Counts and times requests that ask a model something, by category, endpoint and status."""
+"""Counts and times the requests that ask a model, by category, endpoint and status.
+
+A route is measured by the name that it is registered with, not by the name of its handler function.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,16 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clsnf.serving.metrics import OTHER
+from clsnf.serving.metrics import UNKNOWN_CATEGORY
 from clsnf.serving.service import InspectionService
 
-_MEASURED = {
-    "inspect": "inspect",
-    "infer": "infer",
-    "infer_version": "infer",
-}  # endpoint functions to names
+# Names of routes, for `name=` where they are registered.
+INSPECT, INFER, INFER_VERSION = "inspect", "infer", "infer_version"
+# The metrics' label "endpoint" of each measured route.
+_ENDPOINTS = {INSPECT: "inspect", INFER: "infer", INFER_VERSION: "infer"}
 
 
-class Measured:
+class RequestMetrics:
     """ASGI middleware."""
 
     def __init__(self, app: ASGIApp, service: InspectionService) -> None:
@@ -28,22 +30,22 @@ class Measured:
             return
         status, started = 500, time.perf_counter()
 
-        async def noting(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, send_and_note)
         finally:
-            endpoint = _MEASURED.get(getattr(scope.get("endpoint"), "__name__", ""))
+            endpoint = _ENDPOINTS.get(getattr(scope.get("route"), "name", ""))
             if endpoint is not None:
-                asked = scope.get("path_params", {}).get("category")
-                category = asked if asked in self._service.store.catalogue.entries else OTHER
-                self._service.meters.record(
-                    "clsnf_requests_total", 1, category, endpoint, str(status)
-                )
-                self._service.meters.record(
-                    "clsnf_request_seconds", time.perf_counter() - started, category, endpoint
-                )
+                self._record(scope, endpoint, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, endpoint: str, status: int, seconds: float) -> None:
+        asked = scope.get("path_params", {}).get("category")
+        category = asked if asked in self._service.store.catalogue.entries else UNKNOWN_CATEGORY
+        record = self._service.metrics.record
+        record("clsnf_requests_total", 1, category, endpoint, str(status))
+        record("clsnf_request_seconds", seconds, category, endpoint)

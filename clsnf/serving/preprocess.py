@@ -1,5 +1,7 @@
-"""From a request's bytes to pictures on the canvas: limits first, by the header, then the one
-reader and the one preprocessing.
+"""From a request's bytes to pictures on the network's canvas.
+
+The limits come first, by the image's header. Then the same reader and the same preprocessing as in
+training.
 """
 
 from __future__ import annotations
@@ -15,27 +17,27 @@ from clsnf.data.image_statistics import statistics_of
 from clsnf.data.images import Placement, announced_size, decode_image, place
 from clsnf.serving.errors import BadRequest
 
-# Sides of an image in pixels: less shows no product, and OpenCV draws in no more.
+# Sides of an image in pixels: a smaller image shows no product, and OpenCV draws no larger one.
 SHORTEST, LONGEST = 16, 32_000
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture that is about to be looked at.
+    """A picture that is ready for the network.
 
     Attributes:
         name: for messages and answers.
         placed: (3, H, W) uint8 on the canvas.
         placement: where it lies there.
-        looks: (5,), see :func:`clsnf.data.image_statistics.statistics_of`.
-        source: what it came as, a file's bytes or (h, w, 3) uint8: an overlay decodes it again,
-            because the decoded pictures of all that wait could fill the memory.
+        statistics: (5,), see :func:`clsnf.data.image_statistics.statistics_of`.
+        source: what it came as, a file's bytes or (h, w, 3) uint8. An overlay decodes it again:
+            the decoded pictures of all requests that wait could fill the memory.
     """
 
     name: str
     placed: torch.Tensor
     placement: Placement
-    looks: np.ndarray
+    statistics: np.ndarray
     source: bytes | np.ndarray
 
     def image(self) -> np.ndarray:
@@ -45,27 +47,29 @@ class Picture:
         )
 
 
-def take_file(data: bytes, name: str, settings: ImageSettings, max_megapixels: int) -> Picture:
+def picture_from_file(
+    data: bytes, name: str, settings: ImageSettings, max_megapixels: int
+) -> Picture:
     """The picture of a file's bytes.
 
     Raises:
-        BadRequest: no image, half an image, or one of absurd dimensions, with the reason.
+        BadRequest: not an image, half an image, or one of absurd dimensions, with the reason.
     """
     try:
         check_sides(announced_size(data, name), name, max_megapixels)
-        return _taken(decode_image(data, name), data, name, settings)
+        return _place(decode_image(data, name), data, name, settings)
     except ImageError as error:
         raise BadRequest(str(error)) from error
     except MemoryError as error:
         raise BadRequest(f"{name} needs more memory than there is: scale it down.") from error
 
 
-def take_array(image: np.ndarray, name: str, settings: ImageSettings) -> Picture:
-    """The picture of an RGB array (h, w, 3) uint8."""
-    return _taken(image, image, name, settings)
+def picture_from_array(image: np.ndarray, name: str, settings: ImageSettings) -> Picture:
+    """The picture of an RGB array (h, w, 3) uint8, whose sides the caller has checked."""
+    return _place(image, image, name, settings)
 
 
-def _taken(
+def _place(
     image: np.ndarray, source: bytes | np.ndarray, name: str, settings: ImageSettings
 ) -> Picture:
     placed, placement = place(image, settings)

@@ -1,4 +1,4 @@
-"""Figures told to Ray, whose own Prometheus endpoint shows those of all replicas of a node."""
+"""The server's metrics for Ray, whose Prometheus endpoint shows all replicas of a node."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from typing import Any
 
 from ray.serve import metrics
 
-from clsnf.serving.metrics import METERS
+from clsnf.serving.metrics import METRICS
 
 
 class RaySink:
-    """A :class:`clsnf.serving.metrics.Sink`; made inside a replica, whose name Ray adds."""
+    """A :class:`clsnf.serving.metrics.MetricSink`; made inside a replica, whose name Ray adds."""
 
     def __init__(self) -> None:
         self._series: dict[str, Any] = {}
-        for name, meter in METERS.items():
-            labels: Any = meter.labels  # Ray's annotation speaks of one label
-            if meter.kind == "histogram":
+        for name, metric in METRICS.items():
+            labels: Any = metric.labels  # Ray's annotation allows one label only; Ray takes several
+            if metric.kind == "histogram":
                 self._series[name] = metrics.Histogram(
-                    name, meter.about, list(meter.bounds), labels
+                    name, metric.help, list(metric.bounds), labels
                 )
-            elif meter.kind == "counter":
+            elif metric.kind == "counter":  # Ray adds the suffix again
                 self._series[name] = metrics.Counter(
-                    name.removesuffix("_total"), meter.about, labels
-                )  # Ray adds it again
+                    name.removesuffix("_total"), metric.help, labels
+                )
             else:
-                self._series[name] = metrics.Gauge(name, meter.about, labels)
+                self._series[name] = metrics.Gauge(name, metric.help, labels)
 
     def record(self, name: str, value: float, labels: tuple[str, ...]) -> None:
-        tags = dict(zip(METERS[name].labels, labels, strict=True))
+        tags = dict(zip(METRICS[name].labels, labels, strict=True))
         series = self._series[name]
-        match METERS[name].kind:
+        match METRICS[name].kind:
             case "histogram":
                 series.observe(value, tags)
             case "counter":
@@ -38,5 +38,5 @@ class RaySink:
             case _:
                 series.set(value, tags)
 
-    def forget(self, name: str) -> None:
-        """Ray keeps a gauge until its process ends."""
+    def clear(self, name: str) -> None:
+        """Nothing: Ray keeps a gauge until its process ends."""

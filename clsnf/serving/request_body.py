@@ -1,4 +1,7 @@
-"""Bodies of HTTP requests, within limits: raw, multipart, compressed. What arrives may be anything."""
+"""Bodies of HTTP requests, within limits: raw, multipart, compressed.
+
+Nothing about a body is trusted: clients may send anything.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from clsnf.serving.errors import BadRequest, TooLarge, TooSlow, WrongKind
+from clsnf.serving.errors import BadRequest, ContentTooLarge, RequestTimeout, UnsupportedMediaType
 
 IMAGE_TYPES = (
     "image/png",
@@ -21,26 +24,25 @@ IMAGE_TYPES = (
     "application/octet-stream",
 )
 MULTIPART = "multipart/form-data"
-_UNSAID = (
-    "",
-    "application/x-www-form-urlencoded",
-)  # the latter is what curl says of a body where nobody told it
+# Both say nothing about the body: the second one is curl's default.
+_UNSPECIFIED = ("", "application/x-www-form-urlencoded")
 
 
 def media_type(request: Request) -> str:
-    """Of the body, without parameters, in lower case; ``application/octet-stream`` where none is
-    said.
+    """The body's type, without parameters, in lower case.
+
+    ``application/octet-stream`` where the request names none.
     """
-    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return "application/octet-stream" if said in _UNSAID else said
+    named = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return "application/octet-stream" if named in _UNSPECIFIED else named
 
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The body, decompressed, of at most `limit` bytes.
 
     Raises:
-        TooLarge: more.
-        WrongKind: an encoding that is not read.
+        ContentTooLarge: it has more bytes.
+        UnsupportedMediaType: an encoding that is not read.
         BadRequest: it is damaged or broke off.
     """
     announced = request.headers.get("content-length", "")
@@ -60,49 +62,54 @@ async def read_body(request: Request, limit: int) -> bytes:
     )
 
 
-async def body_before(deadline: float, reading: Awaitable[bytes]) -> bytes:
-    """A body that is being read, if it is there by `deadline` in the event loop's time. Raises
-    TooSlow.
+async def read_before(deadline: float, reading: Awaitable[bytes]) -> bytes:
+    """The result of `reading` a body, if it is there by `deadline`, a time of the event loop.
+
+    Raises:
+        RequestTimeout: it is not.
     """
     try:
         async with asyncio.timeout_at(deadline):
             return await reading
     except TimeoutError as error:
-        raise TooSlow(
+        raise RequestTimeout(
             "The body did not arrive before the deadline: is the network slow?"
         ) from error
 
 
-async def image_files(request: Request, body: bytes, most: int) -> list[tuple[str, bytes]]:
+async def image_files(request: Request, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
     """Names and bytes of the images in a raw or multipart body.
 
     Raises:
-        WrongKind: a body of another kind.
-        TooLarge: more than `most` of them.
+        UnsupportedMediaType: a body of another kind.
+        ContentTooLarge: more than `max_images` of them.
         BadRequest: a multipart body that is damaged or holds none.
     """
-    kind = media_type(request)
-    if kind == MULTIPART:
-        return await _files(request.headers, body, most)
-    if kind not in IMAGE_TYPES:
-        raise WrongKind(
-            f"A body of type {kind[:100]!r} is not read: send one of "
+    found = media_type(request)
+    if found == MULTIPART:
+        return await _multipart_files(request.headers, body, max_images)
+    if found not in IMAGE_TYPES:
+        raise UnsupportedMediaType(
+            f"A body of type {found[:100]!r} is not read: send one of "
             f"{', '.join((*IMAGE_TYPES, MULTIPART))}."
         )
     return [("the image", body)]
 
 
-async def _files(headers: Headers, body: bytes, most: int) -> list[tuple[str, bytes]]:
+async def _multipart_files(
+    headers: Headers, body: bytes, max_images: int
+) -> list[tuple[str, bytes]]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(headers, stream(), max_files=most + 1, max_fields=most + 1)
+    limit = max_images + 1
+    parser = MultiPartParser(headers, stream(), max_files=limit, max_fields=limit)
     parser.spool_max_size = len(body) + 1  # the body is in memory already: no files on the disk
     try:
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise TooLarge(_too_many(most)) from error
+            raise _too_many_images(max_images) from error
         raise BadRequest(f"The multipart body can't be read: {error.message}") from error
     except Exception as error:  # the parser raises nearly anything on damaged headers
         raise BadRequest(
@@ -116,20 +123,20 @@ async def _files(headers: Headers, body: bytes, most: int) -> list[tuple[str, by
     await form.close()
     if not files:
         raise BadRequest("The multipart body holds no files: send one or more images.")
-    if len(files) > most:
-        raise TooLarge(_too_many(most))
+    if len(files) > max_images:
+        raise _too_many_images(max_images)
     return files
 
 
-def _too_many(most: int) -> str:
-    return (
-        f"There are more than {most} images in one request: at most that many are looked at "
+def _too_many_images(max_images: int) -> ContentTooLarge:
+    return ContentTooLarge(
+        f"There are more than {max_images} images in one request: at most that many are looked at "
         "together. Send them in several requests."
     )
 
 
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(
+def _too_large(limit: int) -> ContentTooLarge:
+    return ContentTooLarge(
         f"The body is larger than {limit / 2**20:g} MiB: scale images down, or send fewer of them."
     )
 
@@ -138,16 +145,16 @@ def _decompressed(data: bytes, encoding: str, limit: int) -> bytes:
     if encoding in ("", "identity"):
         return data
     if encoding not in ("gzip", "deflate"):
-        raise WrongKind(
+        raise UnsupportedMediaType(
             f"The encoding {encoding[:100]!r} is not read: send gzip, deflate, or as it is."
         )
-    expander = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
+    decompressor = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
     try:
-        plain = expander.decompress(data, limit + 1)
+        plain = decompressor.decompress(data, limit + 1)
     except zlib.error as error:
         raise BadRequest(f"The body is no whole {encoding} stream: {error}.") from error
     if len(plain) > limit:
         raise _too_large(limit)
-    if not expander.eof:
+    if not decompressor.eof:
         raise BadRequest(f"The body is cut short: its {encoding} stream has no end.")
     return plain

@@ -1,170 +1,226 @@
-"""The Open Inference Protocol (KServe v2) over HTTP: health, metadata, inference, for clients such
-as ``tritonclient[http]``.
+"""The Open Inference Protocol (KServe v2) over HTTP: health, metadata, inference.
 
-A model takes either ``images``, pixels of N pictures of one size, or ``files``, N encoded pictures
-of any size. ``map`` is on the network's canvas, as :meth:`clsnf.Detector.predict` gives it.
+For clients such as ``tritonclient[http]``. A model takes either ``images``, pixels of N pictures of
+one size, or ``files``, N encoded pictures of any size. ``map`` is on the network's canvas, as
+:meth:`clsnf.Detector.predict` gives it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from clsnf import __version__
-from clsnf.serving import schemas
-from clsnf.serving.answers import Answer
-from clsnf.serving.catalogue import Entry
-from clsnf.serving.errors import Unavailable, Unknown
+from clsnf.serving.answers import Inspection
+from clsnf.serving.catalogue import ModelEntry
+from clsnf.serving.errors import NotFound, ServiceUnavailable
+from clsnf.serving.middleware import INFER, INFER_VERSION
+from clsnf.serving.openapi import INFER_BODY, problems
 from clsnf.serving.preprocess import check_sides
-from clsnf.serving.request_body import body_before, read_body
+from clsnf.serving.request_body import read_before, read_body
+from clsnf.serving.schemas import (
+    ModelMetadata,
+    ModelReady,
+    RepositoryModel,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    TensorMetadata,
+)
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB
-from clsnf.serving.tensors import INPUTS, OUTPUTS, Question, read_question, write_answer
+from clsnf.serving.store import ModelStore
+from clsnf.serving.tensors import (
+    FILES,
+    INPUTS,
+    OUTPUTS,
+    PIXELS,
+    InferRequest,
+    InferResponse,
+    read_request,
+    write_response,
+)
 
 _LENGTH = "Inference-Header-Content-Length"
-_ERRORS = schemas.problems(400, 404, 408, 413, 415, 422, 429, 503, 504)
+_INPUT_SHAPES = {PIXELS: [-1, -1, -1, 3], FILES: [-1]}
 
 
-def open_inference_routes(service: InspectionService) -> APIRouter:
+def routes_v2(service: InspectionService) -> APIRouter:
     """The routes below ``/v2``."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
-    limit = service.settings.max_megabytes * MiB
-
-    def entry_of(category: str, version: str | None = None) -> Entry:
-        entry = service.store.entry(category)
-        if version is not None and version != entry.version:
-            raise Unknown(
-                f"{category!r} has no version {version[:50]!r}: it serves {entry.version}.",
-                {"versions": [entry.version]},
-            )
-        return entry
-
-    @routes.get("")
-    async def server() -> dict[str, Any]:
-        """The server's name and extensions."""
-        return {
-            "name": "clsnf",
-            "version": __version__,
-            "extensions": ["binary_tensor_data", "model_repository"],
-        }
-
-    @routes.get("/health/live")
-    async def live() -> dict[str, bool]:
-        """The process answers."""
-        return {"live": True}
-
-    @routes.get("/health/ready", responses=schemas.problems(503))
-    async def ready() -> dict[str, bool]:
-        """Models can be asked."""
-        if not service.ready:
-            raise Unavailable("The server is closing.")
-        return {"ready": True}
-
-    @routes.post("/repository/index")
-    async def repository() -> list[dict[str, str]]:
-        """All models; those that are not loaded are on their first use."""
-        entries = service.store.catalogue.entries
-        return [
-            {"name": c, "version": e.version, "state": "READY", "reason": ""}
-            for c, e in sorted(entries.items())
-        ]
-
-    async def answer(request: Request, category: str, version: str | None) -> Response:
-        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
-        entry_of(category, version)
-        with service.room():
-            body = await body_before(deadline, read_body(request, limit))
-            async with service.before(deadline):
-                question: Question = await service.aside(
-                    partial(read_question, body, request.headers.get(_LENGTH))
-                )
-                images: list[tuple[str, bytes | np.ndarray]] = []
-                for index, image in enumerate(question.images):
-                    if isinstance(image, np.ndarray):
-                        check_sides(
-                            (image.shape[0], image.shape[1]),
-                            f"image {index}",
-                            service.settings.max_megapixels,
-                        )
-                    images.append((f"image {index}", image))
-                answers = await service.inspect(category, images, admitted=1)
-                head = {"model_name": category, "model_version": answers[0].fields["version"]}
-                if question.id is not None:
-                    head["id"] = question.id
-                content, length = await service.aside(
-                    partial(write_answer, head, _tensors(answers), question.outputs)
-                )
-        if length is None:
-            return Response(content, media_type="application/json")
-        return Response(
-            content, media_type="application/octet-stream", headers={_LENGTH: str(length)}
-        )
-
-    @routes.get("/models/{category}", responses=schemas.problems(404))
-    async def metadata(category: str) -> Response:
-        """A model's inputs and outputs."""
-        return JSONResponse(_metadata(entry_of(category)))
-
-    @routes.get("/models/{category}/versions/{version}", responses=schemas.problems(404))
-    async def metadata_version(category: str, version: str) -> Response:
-        """The same, of the version that is served."""
-        return JSONResponse(_metadata(entry_of(category, version)))
-
-    @routes.get("/models/{category}/ready", responses=schemas.problems(404))
-    async def model_ready(category: str) -> dict[str, Any]:
-        """The model can be asked; it is loaded on its first use."""
-        return {"name": category, "ready": bool(entry_of(category))}
-
-    @routes.get("/models/{category}/versions/{version}/ready", responses=schemas.problems(404))
-    async def model_version_ready(category: str, version: str) -> dict[str, Any]:
-        """The same, of the version that is served."""
-        return {"name": category, "ready": bool(entry_of(category, version))}
-
-    @routes.post("/models/{category}/infer", responses=_ERRORS, openapi_extra=schemas.INFER_BODY)
-    async def infer(request: Request, category: str) -> Response:
-        """Inspect images: JSON, or JSON followed by binary tensors."""
-        return await answer(request, category, None)
-
-    @routes.post(
-        "/models/{category}/versions/{version}/infer",
-        responses=_ERRORS,
-        openapi_extra=schemas.INFER_BODY,
-    )
-    async def infer_version(request: Request, category: str, version: str) -> Response:
-        """The same, of the version that is served."""
-        return await answer(request, category, version)
-
+    _add_server(routes, service)
+    _add_metadata(routes, service.store)
+    _add_inference(routes, service)
     return routes
 
 
-def _metadata(entry: Entry) -> dict[str, Any]:
-    height, width = entry.image_size
-    shapes = {"map": [-1, height, width]}
-    outputs = [
-        {"name": name, "datatype": kind, "shape": shapes.get(name, [-1])}
-        for name, kind in OUTPUTS.items()
-    ]
-    return {
-        "name": entry.category,
-        "versions": [entry.version],
-        "platform": "clsnf",
-        "inputs": INPUTS,
-        "outputs": outputs,
-    }
+def _entry(store: ModelStore, category: str, version: str | None = None) -> ModelEntry:
+    """The served model of a category; raises NotFound where it is not of that version."""
+    entry = store.entry(category)
+    if version is not None and version != entry.version:
+        raise NotFound(
+            f"{category!r} has no version {version[:50]!r}: it serves {entry.version}.",
+            {"versions": [entry.version]},
+        )
+    return entry
 
 
-def _tensors(answers: list[Answer]) -> dict[str, np.ndarray]:
+# ---- the server ----
+
+
+def _add_server(routes: APIRouter, service: InspectionService) -> None:
+    @routes.get("")
+    async def server() -> ServerMetadata:
+        """The server's name and extensions."""
+        return ServerMetadata(
+            name="clsnf",
+            version=__version__,
+            extensions=["binary_tensor_data", "model_repository"],
+        )
+
+    @routes.get("/health/live")
+    async def live() -> ServerLive:
+        """The process answers."""
+        return ServerLive(live=True)
+
+    @routes.get("/health/ready", responses=problems(503))
+    async def ready() -> ServerReady:
+        """Models can be asked."""
+        if not service.ready:
+            raise ServiceUnavailable("The server is closing.")
+        return ServerReady(ready=True)
+
+    @routes.post("/repository/index")
+    async def repository() -> list[RepositoryModel]:
+        """All models; those that are not loaded are on their first use."""
+        return [
+            RepositoryModel(name=category, version=entry.version, state="READY", reason="")
+            for category, entry in sorted(service.store.catalogue.entries.items())
+        ]
+
+
+# ---- models ----
+
+
+def _add_metadata(routes: APIRouter, store: ModelStore) -> None:
+    @routes.get("/models/{category}", responses=problems(404), response_model_exclude_unset=True)
+    async def metadata(category: str) -> ModelMetadata:
+        """A model's inputs and outputs."""
+        return _metadata(_entry(store, category))
+
+    @routes.get(
+        "/models/{category}/versions/{version}",
+        responses=problems(404),
+        response_model_exclude_unset=True,
+    )
+    async def metadata_version(category: str, version: str) -> ModelMetadata:
+        """The same, of the version that is served."""
+        return _metadata(_entry(store, category, version))
+
+    @routes.get("/models/{category}/ready", responses=problems(404))
+    async def model_ready(category: str) -> ModelReady:
+        """The model can be asked; it is loaded on its first use."""
+        return ModelReady(name=category, ready=bool(_entry(store, category)))
+
+    @routes.get("/models/{category}/versions/{version}/ready", responses=problems(404))
+    async def model_version_ready(category: str, version: str) -> ModelReady:
+        """The same, of the version that is served."""
+        return ModelReady(name=category, ready=bool(_entry(store, category, version)))
+
+
+def _metadata(entry: ModelEntry) -> ModelMetadata:
+    map_shape = [-1, *entry.image_size]
+    return ModelMetadata(
+        name=entry.category,
+        versions=[entry.version],
+        platform="clsnf",
+        inputs=[
+            TensorMetadata(
+                name=name,
+                datatype=datatype,
+                shape=_INPUT_SHAPES[name],
+                parameters={"optional": True},
+            )
+            for name, datatype in INPUTS.items()
+        ],
+        outputs=[
+            TensorMetadata(name=name, datatype=datatype, shape=map_shape if name == "map" else [-1])
+            for name, datatype in OUTPUTS.items()
+        ],
+    )
+
+
+# ---- inference ----
+
+
+def _add_inference(routes: APIRouter, service: InspectionService) -> None:
+    responses = problems(400, 404, 408, 413, 415, 422, 429, 503, 504)
+
+    @routes.post(
+        "/models/{category}/infer", name=INFER, responses=responses, openapi_extra=INFER_BODY
+    )
+    async def infer(request: Request, category: str) -> Response:
+        """Inspect images: JSON, or JSON followed by binary tensors."""
+        return await _infer(service, request, category, None)
+
+    @routes.post(
+        "/models/{category}/versions/{version}/infer",
+        name=INFER_VERSION,
+        responses=responses,
+        openapi_extra=INFER_BODY,
+    )
+    async def infer_version(request: Request, category: str, version: str) -> Response:
+        """The same, of the version that is served."""
+        return await _infer(service, request, category, version)
+
+
+async def _infer(
+    service: InspectionService, request: Request, category: str, version: str | None
+) -> Response:
+    settings = service.settings
+    deadline = asyncio.get_running_loop().time() + settings.deadline_s
+    _entry(service.store, category, version)
+    with service.admit():
+        body = await read_before(deadline, read_body(request, settings.max_megabytes * MiB))
+        async with service.answer_before(deadline):
+            asked: InferRequest = await service.run_in_reader(
+                partial(read_request, body, request.headers.get(_LENGTH))
+            )
+            images = _named(asked.images, settings.max_megapixels)
+            inspections = await service.inspect(category, images, admitted=1)
+            response = InferResponse(
+                category, inspections[0].answer.version, asked.id, _outputs(inspections)
+            )
+            content, length = await service.run_in_reader(
+                partial(write_response, response, asked.outputs)
+            )
+    if length is None:
+        return Response(content, media_type="application/json")
+    return Response(content, media_type="application/octet-stream", headers={_LENGTH: str(length)})
+
+
+def _named(
+    images: Sequence[np.ndarray | bytes], max_megapixels: int
+) -> list[tuple[str, np.ndarray | bytes]]:
+    """Each image with a name for messages. Raises BadRequest for arrays of absurd sides."""
+    named = [(f"image {index}", image) for index, image in enumerate(images)]
+    for name, image in named:
+        if isinstance(image, np.ndarray):
+            check_sides((image.shape[0], image.shape[1]), name, max_megapixels)
+    return named
+
+
+def _outputs(inspections: list[Inspection]) -> dict[str, np.ndarray]:
     """Outputs for N images: (N,) each, the map (N, H, W)."""
-    fields = [a.fields for a in answers]
+    answers = [inspection.answer for inspection in inspections]
     return {
-        "score": np.array([f["score"] for f in fields]),
-        "threshold": np.array([f["threshold"] for f in fields]),
-        "verdict": np.array([f["verdict"] == "defect" for f in fields]),
-        "p_value": np.array([f["p_value"] for f in fields]),
-        "map": np.stack([a.seen.canvas_map for a in answers]),
+        "score": np.array([answer.score for answer in answers]),
+        "threshold": np.array([answer.threshold for answer in answers]),
+        "verdict": np.array([answer.verdict == "defect" for answer in answers]),
+        "p_value": np.array([answer.p_value for answer in answers]),
+        "map": np.stack([inspection.score_map for inspection in inspections]),
     }

@@ -1,5 +1,7 @@
-"""Shapes of requests and answers, for the OpenAPI page and for checking what is set. Answers
-themselves are made in :mod:`answers`.
+"""What requests and answers look like: the types of the server's JSON.
+
+The routes build their answers from these models, and FastAPI makes the OpenAPI document from them.
+The order of the fields is the order of the keys. Keys that are not set are left out of an answer.
 """
 
 from __future__ import annotations
@@ -8,7 +10,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from clsnf.serving.request_body import IMAGE_TYPES, MULTIPART
+Verdict = Literal["good", "defect"]
+MapChoice = Literal["none", "png", "npy", "overlay"]
+ThresholdSource = Literal["model", "rate", "value"]
+
+# ---- inspection ----
 
 
 class MapFile(BaseModel):
@@ -18,13 +24,23 @@ class MapFile(BaseModel):
     base64: str
 
 
+class Milliseconds(BaseModel):
+    """How long the parts of a request took; ``wait`` is the time in the queue."""
+
+    read: float
+    wait: float
+    network: float
+    draw: float
+    total: float
+
+
 class ImageAnswer(BaseModel):
     """The answer about one image."""
 
     name: str
     category: str
     version: str = Field(description="of the model; equal versions answer equally")
-    verdict: Literal["good", "defect"]
+    verdict: Verdict
     score: float
     threshold: float = Field(description="scores above it are defects")
     p_value: float = Field(
@@ -35,7 +51,7 @@ class ImageAnswer(BaseModel):
     reading: str = Field(description="the same in words")
     width: int
     height: int
-    milliseconds: dict[str, float] = Field(description="read, wait, network, draw, total")
+    milliseconds: Milliseconds
     batch: int = Field(description="images that went through the network together")
     map: MapFile | None = None
 
@@ -46,61 +62,88 @@ class Answers(BaseModel):
     answers: list[ImageAnswer]
 
 
+# ---- models ----
+
+
 class ModelLine(BaseModel):
+    """A model in the list of models."""
+
     category: str
     version: str
     loaded: bool
     threshold: float
-    threshold_source: Literal["model", "rate", "value"]
+    threshold_source: ThresholdSource
     image_size: list[int] = Field(description="height and width of the network's input")
 
 
 class ModelList(BaseModel):
+    """All models of the server."""
+
     models: list[ModelLine]
     folder: str
     refused: str | None = Field(
-        description="why the last winners that should have rolled in were not"
+        description="why the server refused the newest models; null if it serves them"
     )
 
 
 class ThresholdState(BaseModel):
+    """A model's threshold: its value, where it comes from, and what it promises."""
+
     value: float
-    source: Literal["model", "rate", "value"]
+    source: ThresholdSource
     false_reject_rate: float
     supported_rate: float
     interval: list[float | None] = Field(
-        description="what the false-reject rate really is, with 95 % confidence"
+        description="low and high of the true false-reject rate, with 95 % confidence"
     )
     normals: int
     models_own: float
 
 
+class TrainedOn(BaseModel):
+    """What a model was trained on."""
+
+    images: int
+    backbone: str
+    object_mask: str
+    data_fingerprint: str
+    validation_fingerprint: str
+    versions: dict[str, str]
+    imported: dict[str, str]
+
+
 class ModelPage(BaseModel):
+    """All that the server knows about a model."""
+
     category: str
     version: str
     loaded: bool
-    trained_on: dict[str, Any]
-    image_size: list[int]
+    trained_on: TrainedOn
+    image_size: list[int] = Field(description="height and width of the network's input")
     fusion_weight: float
     megabytes: float
     figures: dict[str, float] = Field(
-        description="of the test images, where the study that made the model noted them"
+        description="metrics of the test images, if the study that made the model noted them"
     )
     threshold: ThresholdState
     validation_scores: list[float]
-    looks: dict[str, list[float]]
+    looks: dict[str, list[float]] = Field(
+        description="mean and standard deviation of each image statistic of the validation normals"
+    )
 
 
 class NewThreshold(BaseModel):
-    """One of both: a false-reject rate keeps its meaning when new winners roll in, a value holds
-    for this version of the model alone.
+    """A false-reject rate, or a value: one of both.
+
+    A false-reject rate keeps its meaning when new models roll in. A value holds for this version of
+    the model only.
     """
 
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"minProperties": 1, "maxProperties": 1}
     )
 
-    # absent, never null
+    # None stands for "absent" and is never sent: null is not a number.
     false_reject_rate: float = Field(default=None, gt=0, lt=1)  # type: ignore[assignment]
     value: float = Field(default=None, ge=0, le=1)  # type: ignore[assignment]
 
@@ -111,6 +154,23 @@ class NewThreshold(BaseModel):
         return self
 
 
+# ---- health and refusals ----
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """The server can be asked about its models."""
+
+    status: Literal["ready"]
+    models: int
+    loaded: int
+
+
 class Problem(BaseModel):
     """Why a request was refused, in one line."""
 
@@ -119,55 +179,59 @@ class Problem(BaseModel):
     error: str
 
 
-REASONS = {
-    400: "No image, half an image, absurd dimensions, or a body that is not what it says.",
-    401: "No token, or a wrong one.",
-    403: "The server was started without a token.",
-    404: "No such model; the answer lists the categories.",
-    406: "An overlay can be answered for one image alone.",
-    408: "The body did not arrive before the deadline.",
-    413: "More bytes or images than one request may hold.",
-    415: "A body of a kind that is not read.",
-    422: "Parameters that make no sense.",
-    429: "The queue is full: come again after Retry-After seconds.",
-    503: "The model can't be used now.",
-    504: "There was no answer before the deadline.",
-}
+# ---- the Open Inference Protocol ----
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The refusals of an endpoint, for OpenAPI."""
-    return {status: {"model": Problem, "description": REASONS[status]} for status in statuses}
+class ServerMetadata(BaseModel):
+    """The server's name, version and protocol extensions."""
+
+    name: str
+    version: str
+    extensions: list[str]
 
 
-_BINARY = {"type": "string", "format": "binary"}
-IMAGE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            **{kind: {"schema": _BINARY} for kind in IMAGE_TYPES},
-            MULTIPART: {
-                "schema": {
-                    "type": "object",
-                    "properties": {"images": {"type": "array", "items": _BINARY, "minItems": 1}},
-                    "required": ["images"],
-                }
-            },
-        },
-    }
-}
-INFER_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"inputs": {"type": "array", "minItems": 1}},
-                    "required": ["inputs"],
-                }
-            },
-            "application/octet-stream": {"schema": _BINARY},
-        },
-    }
-}
+class ServerLive(BaseModel):
+    """The process answers."""
+
+    live: bool
+
+
+class ServerReady(BaseModel):
+    """The server can be asked about its models."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """The server can be asked about this model."""
+
+    name: str
+    ready: bool
+
+
+class RepositoryModel(BaseModel):
+    """A model in the repository's index."""
+
+    name: str
+    version: str
+    state: Literal["READY"]
+    reason: str
+
+
+class TensorMetadata(BaseModel):
+    """An input or output of a model; -1 in the shape stands for any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, Any] | None = None
+
+
+class ModelMetadata(BaseModel):
+    """A model's versions, inputs and outputs."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]

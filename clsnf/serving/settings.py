@@ -1,6 +1,4 @@
-"""How a server serves: one settings type, from which the app's arguments, the command's options and
-the documentation come.
-"""
+"""How a server serves: the app's arguments and the command's ``--set`` are fields of one type."""
 
 from __future__ import annotations
 
@@ -19,46 +17,40 @@ MiB = 2**20
 
 @dataclass(frozen=True)
 class ServingSettings:
-    """What decides how a server answers, apart from its models. Sizes are per replica."""
+    """What decides how a server answers, beside its models. Sizes are per replica."""
 
     models: str = setting(
         "", "folder of saved detectors, such as a study's winners; or one detector"
     )
     state: str | None = setting(
-        None, "folder for thresholds that were set by hand (null: serving beside models)"
+        None, "folder of thresholds that people set (null: serving, beside models)"
     )
     token_file: str | None = setting(
-        None, "file with the token that changes thresholds (null: the environment's CLSNF_TOKEN)"
+        None, "file of the token for setting thresholds (null: the environment)"
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting(
         "auto",
-        "auto: mixed on CUDA, float32 elsewhere; mixed: bfloat16 in backbone and decoder",
+        "auto: mixed on CUDA, else float32; mixed: bfloat16 in backbone and decoder",
         ("auto", "float32", "mixed"),
     )
     memory_mb: int = setting(
-        2048, "parameters of the models that are kept loaded, in MiB; least recently used out first"
+        2048, "MiB of the parameters of loaded models; the least recently used go first"
     )
     preload: bool = setting(
         False, "load as many models as fit at the start; false: each on its first use"
     )
-    batch_size: int = setting(
-        0,
-        "images that the network looks at together; 0: 4 on a CPU, whose caches hold no more, "
-        "else 16",
-    )
+    batch_size: int = setting(0, "images in a batch of the network; 0: 4 on a CPU, else 16")
     images_per_request: int = setting(
-        16, "images that one request may hold; they are looked at together whatever batch_size is"
+        16, "images that one request may hold; they are always one batch"
     )
-    batch_wait_ms: float = setting(
-        0.0, "how long a batch that is not full waits for more; 0: never, what waits goes together"
-    )
+    batch_wait_ms: float = setting(0.0, "how long a batch that is not full waits for more images")
     queue: int = setting(64, "images that may wait in a replica; beyond, requests get 429")
     deadline_s: float = setting(30.0, "seconds from a request's start after which it gets 504")
     max_megabytes: int = setting(64, "size of a request's body in MiB; beyond, requests get 413")
     max_megapixels: int = setting(50, "size of an image by its header; beyond, requests get 400")
     threads: int = setting(
-        0, "threads of the network; 0: the machine's cores divided by max_replicas"
+        0, "threads of the network; 0: the machine's cores, divided by max_replicas"
     )
     readers: int = setting(2, "threads that decode and resize images")
     min_replicas: int = setting(1, "replicas that always run")
@@ -111,8 +103,10 @@ class ServingSettings:
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ServingSettings:
-        """Settings from an app's arguments: plain values from a config file, or texts from ``serve
-        run ... NAME=VALUE``.
+        """Settings from an app's arguments.
+
+        Args:
+            args: plain values of a config file, or texts of ``serve run ... NAME=VALUE``.
 
         Raises:
             SettingsError: an unknown name, or a value that makes no sense.
@@ -120,19 +114,15 @@ class ServingSettings:
         kinds = {f.name: f.type for f in dataclasses.fields(cls)}
 
         def plain(name: str, value: Any) -> Any:
-            is_text = "str" in str(kinds.get(name, "str"))
-            return (
-                value
-                if is_text or not isinstance(value, str)
-                else parse_yaml(value, f"serving.{name}")
-            )
+            if not isinstance(value, str) or "str" in str(kinds.get(name, "str")):
+                return value
+            return parse_yaml(value, f"serving.{name}")
 
-        return from_dict(
-            cls, {name: plain(name, value) for name, value in args.items()}, "serving"
-        ).resolved()
+        values = {name: plain(name, value) for name, value in args.items()}
+        return from_dict(cls, values, "serving").resolved()
 
     def resolved(self) -> ServingSettings:
-        """The same with whole paths.
+        """The same settings with absolute paths.
 
         Raises:
             SettingsError: there is no such folder of models.

@@ -1,10 +1,8 @@
-"""Tensors of the Open Inference Protocol (KServe v2), as JSON or with the binary extension that
-Triton's clients speak.
+"""Tensors of the Open Inference Protocol (KServe v2), as JSON or with Triton's binary extension.
 
-Source: the protocol's REST specification of KServe, and Triton's "binary tensor data" extension:
-    the JSON comes first, its length in the
-header ``Inference-Header-Content-Length``, then the tensors' bytes in the order of the inputs that
-say ``binary_data_size``.
+Source: the protocol's REST specification of KServe, and Triton's "binary tensor data" extension.
+The JSON comes first, its length in the header ``Inference-Header-Content-Length``, then the bytes
+of the tensors, in the order of those that say ``binary_data_size``.
 """
 
 from __future__ import annotations
@@ -22,15 +20,7 @@ import numpy as np
 from clsnf.serving.errors import BadRequest
 
 PIXELS, FILES = "images", "files"
-INPUTS = [
-    {
-        "name": PIXELS,
-        "datatype": "UINT8",
-        "shape": [-1, -1, -1, 3],
-        "parameters": {"optional": True},
-    },
-    {"name": FILES, "datatype": "BYTES", "shape": [-1], "parameters": {"optional": True}},
-]
+INPUTS = {PIXELS: "UINT8", FILES: "BYTES"}  # datatypes
 OUTPUTS = {
     "score": "FP32",
     "threshold": "FP32",
@@ -41,13 +31,13 @@ OUTPUTS = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """What an inference request asks.
+class InferRequest:
+    """An inference request.
 
     Attributes:
-        id: of the request; comes back with the answer.
+        id: of the request; the response repeats it.
         images: N RGB arrays (h, w, 3) uint8, or N files' bytes.
-        outputs: names asked for, each with whether it shall come as binary data.
+        outputs: names of the outputs, each with whether it shall come as binary data.
     """
 
     id: str | None
@@ -55,16 +45,46 @@ class Question:
     outputs: dict[str, bool]
 
 
-def read_question(body: bytes, header_length: str | None) -> Question:
-    """The question in a body; `header_length` is the header's text. Raises BadRequest."""
-    text, rest = body, b""
-    if header_length is not None:
-        if not header_length.isdecimal() or int(header_length) > len(body):
-            raise BadRequest(
-                f"Inference-Header-Content-Length is {header_length[:30]!r}, the body has "
-                f"{len(body)} bytes."
-            )
-        text, rest = body[: int(header_length)], body[int(header_length) :]
+@dataclass(frozen=True)
+class InferResponse:
+    """An inference response; `outputs` holds all of :data:`OUTPUTS`, also those not asked for."""
+
+    model_name: str
+    model_version: str
+    id: str | None
+    outputs: dict[str, np.ndarray]
+
+
+def read_request(body: bytes, header_length: str | None) -> InferRequest:
+    """The request in a body; `header_length` is the header's text. Raises BadRequest."""
+    text, binary = _split(body, header_length)
+    content = _parse(text)
+    tensors = _read_tensors(content["inputs"], binary)
+    if len(tensors) != 1:
+        raise BadRequest(
+            f"There are {len(tensors)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} "
+            "(BYTES)."
+        )
+    request_id = content.get("id")
+    if request_id is not None and not isinstance(request_id, str):
+        raise BadRequest("id must be a text.")
+    return InferRequest(request_id, tensors[0].images(), _outputs(content))
+
+
+def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    """The JSON and the binary data of a body."""
+    if header_length is None:
+        return body, b""
+    if not header_length.isdecimal() or int(header_length) > len(body):
+        raise BadRequest(
+            f"Inference-Header-Content-Length is {header_length[:30]!r}, the body has "
+            f"{len(body)} bytes."
+        )
+    return body[: int(header_length)], body[int(header_length) :]
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """The JSON of a request, with a list of ``inputs``."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -75,54 +95,50 @@ def read_question(body: bytes, header_length: str | None) -> Question:
         raise BadRequest(
             'The body must be {"inputs": [...]}, as the Open Inference Protocol has it.'
         )
+    return content
+
+
+def _read_tensors(inputs: list[Any], binary: bytes) -> list[_Tensor]:
+    """The inputs, those with binary data filled from it, in order."""
     tensors = []
-    for tensor in content["inputs"]:
-        checked = _Tensor.of(tensor)
-        if checked.binary is not None:
-            if checked.binary > len(rest):
+    for content in inputs:
+        tensor = _Tensor.of(content)
+        if tensor.binary is not None:
+            if tensor.binary > len(binary):
                 raise BadRequest(
-                    f"The input {checked.name!r} announces {checked.binary} bytes, {len(rest)} "
+                    f"The input {tensor.name!r} announces {tensor.binary} bytes, {len(binary)} "
                     "are left in the body."
                 )
-            checked = checked.filled(rest[: checked.binary])
-            rest = rest[checked.binary or 0 :]
-        tensors.append(checked)
-    if rest:
-        raise BadRequest(f"{len(rest)} bytes of the body belong to no input.")
-    if len(tensors) != 1:
-        raise BadRequest(
-            f"There are {len(tensors)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} "
-            "(BYTES)."
-        )
-    request_id = content.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise BadRequest("id must be a text.")
-    return Question(request_id, tensors[0].images(), _outputs(content))
+            size = tensor.binary
+            tensor, binary = tensor.filled(binary[:size]), binary[size:]
+        tensors.append(tensor)
+    if binary:
+        raise BadRequest(f"{len(binary)} bytes of the body belong to no input.")
+    return tensors
 
 
 @dataclass(frozen=True)
 class _Tensor:
+    """An input; `binary` counts the bytes after the JSON that belong to it, None where none do."""
+
     name: str
-    datatype: str
     shape: tuple[int, ...]
     data: Any
-    binary: int | None  # bytes that follow the JSON
+    binary: int | None
 
     @classmethod
     def of(cls, content: Any) -> _Tensor:
+        """The tensor that an entry of ``inputs`` describes, checked. Raises BadRequest."""
         if not isinstance(content, dict):
             raise BadRequest("An input must be an object with name, shape, datatype and data.")
-        name, shape, parameters = (
-            content.get("name"),
-            content.get("shape"),
-            content.get("parameters") or {},
-        )
+        name, shape = content.get("name"), content.get("shape")
+        parameters = content.get("parameters") or {}
         if name not in (PIXELS, FILES):
             raise BadRequest(
                 f"There is no input {str(name)[:100]!r}: give {PIXELS!r} (UINT8) or {FILES!r} "
                 "(BYTES)."
             )
-        expected = "UINT8" if name == PIXELS else "BYTES"
+        expected = INPUTS[name]
         if content.get("datatype") != expected:
             raise BadRequest(
                 f"The input {name!r} has the datatype {str(content.get('datatype'))[:30]!r}: it "
@@ -144,12 +160,14 @@ class _Tensor:
             raise BadRequest("binary_data_size must be a whole number.")
         if binary is None and "data" not in content:
             raise BadRequest(f"The input {name!r} has no data.")
-        return cls(name, expected, tuple(shape), content.get("data"), binary)
+        return cls(name, tuple(shape), content.get("data"), binary)
 
     def filled(self, raw: bytes) -> _Tensor:
-        return _Tensor(self.name, self.datatype, self.shape, raw, len(raw))
+        """The tensor with its binary data."""
+        return _Tensor(self.name, self.shape, raw, len(raw))
 
     def images(self) -> Sequence[np.ndarray | bytes]:
+        """N RGB arrays (h, w, 3) uint8, or N files' bytes. Raises BadRequest."""
         if self.name == PIXELS:
             return list(self._pixels())
         files = _unpacked(self.data) if self.binary is not None else _from_base64(self.data)
@@ -211,7 +229,7 @@ def _from_base64(data: Any) -> list[bytes]:
 
 
 def _outputs(content: dict[str, Any]) -> dict[str, bool]:
-    """Names of outputs and whether they are binary; all of them where none is asked for."""
+    """Names of outputs and whether they are binary; all of them where the request names none."""
     parameters = content.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise BadRequest("parameters must be an object.")
@@ -238,13 +256,16 @@ def _outputs(content: dict[str, Any]) -> dict[str, bool]:
 _TYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 
 
-def write_answer(
-    head: dict[str, Any], tensors: dict[str, np.ndarray], outputs: dict[str, bool]
-) -> tuple[bytes, int | None]:
-    """An answer's body, and the length of its JSON where binary data follow (else None)."""
+def write_response(response: InferResponse, outputs: dict[str, bool]) -> tuple[bytes, int | None]:
+    """A response's body, and the length of its JSON where binary data follow (else None).
+
+    Args:
+        response: to write.
+        outputs: those to write, each with whether it comes as binary data.
+    """
     described, raw = [], []
     for name, binary in outputs.items():
-        values = np.ascontiguousarray(tensors[name], _TYPES[OUTPUTS[name]])
+        values = np.ascontiguousarray(response.outputs[name], _TYPES[OUTPUTS[name]])
         entry: dict[str, Any] = {
             "name": name,
             "datatype": OUTPUTS[name],
@@ -256,5 +277,8 @@ def write_answer(
         else:
             entry["data"] = values.ravel().tolist()
         described.append(entry)
+    head = {"model_name": response.model_name, "model_version": response.model_version}
+    if response.id is not None:
+        head["id"] = response.id
     text = json.dumps({**head, "outputs": described}).encode()
     return b"".join((text, *raw)), len(text) if raw else None

@@ -1,10 +1,8 @@
-"""Thresholds that people set at run time: kept in a file, shared by all replicas, tied to what they
-mean.
+"""Thresholds that people set at run time: kept in a file that all replicas share.
 
-Unusual: a threshold may be set as a *false-reject rate*, which keeps its meaning when new winners
-    roll in (it is taken anew from their
-validation normals), or as a *value*, which means nothing on another model's scale: it holds for the
-version of the model that it was set for, rests while another serves, and holds again after a roll
+A *false-reject rate* keeps its meaning when new models roll in: the threshold is taken anew from
+their validation normals. A *value* means nothing on another model's scale. It holds for the version
+of the model that it was set for, rests while another version serves, and holds again after a roll
 back.
 """
 
@@ -23,17 +21,19 @@ from clsnf.core.config import from_dict
 from clsnf.core.errors import ClsnfError, OutputError, SettingsError
 from clsnf.core.files import write_json
 from clsnf.detector import Detector
-from clsnf.serving.catalogue import Entry
-from clsnf.serving.errors import Unavailable, WrongParameters
+from clsnf.serving.catalogue import ModelEntry
+from clsnf.serving.errors import ServiceUnavailable, UnprocessableContent
+from clsnf.serving.schemas import ThresholdSource
 from clsnf.training.calibrate import Threshold, threshold_from_normals
 
 _FILE = "thresholds.json"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What somebody set: a rate, or a value for one version of the model. ``at`` is seconds since
-    1970.
+class ThresholdSetting:
+    """What somebody set: a rate, or a value for one version of the model.
+
+    ``at`` is the time of it, in seconds since 1970.
     """
 
     false_reject_rate: float | None = None
@@ -43,28 +43,28 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class InForce:
-    """The threshold that verdicts of a model are given by.
+class ActiveThreshold:
+    """The threshold that decides the verdicts of a model now.
 
     Attributes:
         value: scores above it are rejected.
-        map_value: what overlays outline, on the map's scale.
-        threshold: what it rests on; of a value that was set, the share of the validation normals
-            that it rejects stands in for the rate.
+        map_value: overlays outline map values above it.
+        threshold: what `value` rests on. For a value that was set, the rate is the share of the
+            validation normals that it rejects.
         source: ``model``, ``rate`` or ``value``.
     """
 
     value: float
     map_value: float
     threshold: Threshold
-    source: str
+    source: ThresholdSource
 
 
 class Thresholds:
-    """Settings by category, in a file that all replicas read.
+    """What people set, by category, in a file that all replicas read.
 
     Args:
-        folder: of the file; made when something is set.
+        folder: of the file; made when a threshold is set.
 
     Raises:
         SettingsError: the file that is there can't be read.
@@ -73,11 +73,11 @@ class Thresholds:
     def __init__(self, folder: Path) -> None:
         self._file = folder / _FILE
         self._stamp: tuple[int, int] | None = None
-        self._settings: dict[str, Setting] = {}
+        self._settings: dict[str, ThresholdSetting] = {}
         self.refresh()
 
     @property
-    def settings(self) -> dict[str, Setting]:
+    def settings(self) -> dict[str, ThresholdSetting]:
         """As last read; never changed in place."""
         return self._settings
 
@@ -98,23 +98,27 @@ class Thresholds:
             self._stamp = stamp
 
     def set(
-        self, entry: Entry, *, false_reject_rate: float | None = None, value: float | None = None
+        self,
+        entry: ModelEntry,
+        *,
+        false_reject_rate: float | None = None,
+        value: float | None = None,
     ) -> None:
         """Set a category's threshold for all replicas; with neither, go back to the model's own.
 
         Raises:
-            WrongParameters: both are given, or one makes no sense.
-            Unavailable: the file can't be written.
+            UnprocessableContent: both are given, or one makes no sense.
+            ServiceUnavailable: the file can't be written.
         """
         if false_reject_rate is not None and value is not None:
-            raise WrongParameters("Give false_reject_rate or value, not both.")
+            raise UnprocessableContent("Give false_reject_rate or value, not both.")
         if false_reject_rate is not None and not 0 < false_reject_rate < 1:
-            raise WrongParameters(
+            raise UnprocessableContent(
                 f"false_reject_rate is {false_reject_rate!r}: it must lie between 0 and 1, both "
                 "excluded."
             )
         if value is not None and not 0 <= value <= 1:
-            raise WrongParameters(
+            raise UnprocessableContent(
                 f"value is {value!r}: scores lie in [0, 1], and so must the threshold."
             )
         try:
@@ -123,26 +127,26 @@ class Thresholds:
                 settings = dict(self._read()) if self._file.exists() else {}
                 settings.pop(entry.category, None)
                 if false_reject_rate is not None:
-                    settings[entry.category] = Setting(
+                    settings[entry.category] = ThresholdSetting(
                         false_reject_rate=false_reject_rate, at=time.time()
                     )
                 elif value is not None:
-                    settings[entry.category] = Setting(
+                    settings[entry.category] = ThresholdSetting(
                         value=value, version=entry.version, at=time.time()
                     )
                 write_json(self._file, {category: asdict(s) for category, s in settings.items()})
         except (OSError, Timeout, OutputError, SettingsError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise Unavailable(
+            raise ServiceUnavailable(
                 f"The threshold can't be kept in {self._file.parent} ({reason}): nothing was "
                 "changed."
             ) from error
         self.refresh()
 
-    def in_force(self, entry: Entry, detector: Detector) -> InForce:
+    def active(self, entry: ModelEntry, detector: Detector) -> ActiveThreshold:
         """The threshold of a loaded model."""
         setting = self._settings.get(entry.category)
-        threshold, source = resolve(entry, setting)
+        threshold, source = resolve_threshold(entry, setting)
         peaks = detector.provenance.validation_peaks
         if source == "model":
             map_value = detector.map_threshold
@@ -150,15 +154,15 @@ class Thresholds:
             map_value = threshold_from_normals(np.array(peaks), threshold.false_reject_rate).value
         elif detector.settings.image_weight == detector.fusion_weight:
             map_value = threshold.value
-        else:  # the score comes from another map: a value on its scale says nothing about this one
+        else:  # the score comes from another map: a value on its scale says nothing here
             map_value = detector.map_threshold
-        return InForce(threshold.value, map_value, threshold, source)
+        return ActiveThreshold(threshold.value, map_value, threshold, source)
 
-    def _read(self) -> dict[str, Setting]:
+    def _read(self) -> dict[str, ThresholdSetting]:
         try:
             content: Any = json.loads(self._file.read_text())
             return {
-                str(c): from_dict(Setting, values, f"{self._file}: {c}")
+                str(c): from_dict(ThresholdSetting, values, f"{self._file}: {c}")
                 for c, values in content.items()
             }
         except ClsnfError:
@@ -170,10 +174,10 @@ class Thresholds:
             ) from error
 
 
-def resolve(entry: Entry, setting: Setting | None) -> tuple[Threshold, str]:
-    """The threshold in force for a model, and where it comes from: ``model``, ``rate`` or
-    ``value``.
-    """
+def resolve_threshold(
+    entry: ModelEntry, setting: ThresholdSetting | None
+) -> tuple[Threshold, ThresholdSource]:
+    """The active threshold of a model, and where it comes from."""
     scores = np.array(entry.provenance.validation_scores)
     if setting is not None and setting.false_reject_rate is not None and len(scores):
         return threshold_from_normals(scores, setting.false_reject_rate), "rate"

@@ -1,5 +1,7 @@
-"""The token that may change thresholds: from a file or the environment, never from an argument or a
-configuration that others can read.
+"""The token that allows to change thresholds.
+
+It comes from a file or the environment, never from an argument or a configuration that others can
+read.
 """
 
 from __future__ import annotations
@@ -9,15 +11,16 @@ import os
 from pathlib import Path
 
 from clsnf.core.errors import SettingsError
-from clsnf.serving.errors import NotAllowed, SwitchedOff
+from clsnf.serving.errors import Forbidden, Unauthorized
 
 VARIABLE, FILE_VARIABLE = "CLSNF_TOKEN", "CLSNF_TOKEN_FILE"
 _SHORTEST = 16
 
 
 def read_token(file: str | None) -> str | None:
-    """The token, None where there is none: from `file`, else from the file that CLSNF_TOKEN_FILE
-    names, else from CLSNF_TOKEN.
+    """The token, or None where there is none.
+
+    It is read from `file`, else from the file that CLSNF_TOKEN_FILE names, else from CLSNF_TOKEN.
 
     Raises:
         SettingsError: the file can't be read, or the token is so short that it could be guessed.
@@ -43,18 +46,18 @@ def read_token(file: str | None) -> str | None:
 
 
 def check_token(token: str | None, given: str | None) -> None:
-    """Let pass whoever gives the token; compared in constant time.
+    """Refuse a request that does not give the token; the comparison takes constant time.
 
     Raises:
-        SwitchedOff: the server has none, so nobody may.
-        NotAllowed: none or another one is given.
+        Forbidden: the server has no token, so nobody may change thresholds.
+        Unauthorized: the request gives none, or another one.
     """
     if token is None:
-        raise SwitchedOff(
+        raise Forbidden(
             f"This server was started without a token: set {FILE_VARIABLE} or {VARIABLE} where "
             "its replicas start."
         )
     if given is None or not hmac.compare_digest(given.encode(), token.encode()):
-        raise NotAllowed(
+        raise Unauthorized(
             "Give the token: Authorization: Bearer TOKEN.", headers={"WWW-Authenticate": "Bearer"}
         )

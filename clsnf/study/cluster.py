@@ -31,6 +31,9 @@ _ENVIRONMENT = {
 }
 
 
+Node = Mapping[str, float]  # the resources of a node: ``CPU``, ``GPU``, ``memory`` in bytes
+
+
 @dataclass(frozen=True)
 class Shares:
     """What each trial gets.
@@ -143,7 +146,7 @@ def node_resources() -> list[dict[str, float]]:
 def share_out(
     settings: StudySettings,
     categories: int,
-    nodes: Sequence[Mapping[str, float]],
+    nodes: Sequence[Node],
     stream_cpus: int = 0,
 ) -> Shares:
     """Divide the cluster's nodes among trials.
@@ -162,6 +165,28 @@ def share_out(
     Raises:
         SettingsError: no node can hold a trial; Ray would wait for ever.
     """
+    cpus, gpus, usable = _resources_of_a_trial(settings, categories, nodes, stream_cpus)
+    fits = sum(
+        min(
+            int(node.get("CPU", 0)) // cpus, int(node["GPU"] / gpus + 1e-9) if gpus else sys.maxsize
+        )
+        for node in usable
+    )
+    if stream_cpus:
+        fits = min(fits, _trials_with_streams(cpus, gpus, stream_cpus, nodes))
+        if fits < 1:
+            total = int(sum(node.get("CPU", 0) for node in nodes))
+            raise SettingsError(
+                f"A trial of {cpus} CPUs and its ray stream of {stream_cpus} do not fit on the "
+                f"Ray cluster ({total} CPUs): say --stream local, or give the cluster more."
+            )
+    return Shares(cpus, gpus, min(settings.concurrent_trials or fits, fits), stream_cpus)
+
+
+def _resources_of_a_trial(
+    settings: StudySettings, categories: int, nodes: Sequence[Node], stream_cpus: int
+) -> tuple[int, float, list[Node]]:
+    """A trial's CPUs and GPUs, and the nodes that have enough GPUs for one."""
     gpus = settings.gpus_per_trial
     most_gpus = max(node.get("GPU", 0) for node in nodes)
     if gpus > most_gpus:
@@ -186,22 +211,7 @@ def share_out(
             f"cpus_per_trial is {cpus}, but the largest node{where} has {most_cpus}: choose that "
             "or fewer."
         )
-    fits = sum(
-        min(
-            int(node.get("CPU", 0)) // cpus, int(node["GPU"] / gpus + 1e-9) if gpus else sys.maxsize
-        )
-        for node in usable
-    )
-    if stream_cpus:
-        fits = min(fits, _trials_with_streams(cpus, gpus, stream_cpus, nodes))
-        if fits < 1:
-            total = int(sum(node.get("CPU", 0) for node in nodes))
-            raise SettingsError(
-                f"A trial of {cpus} CPUs and its ray stream of {stream_cpus} do not fit on the "
-                f"Ray cluster ({total} CPUs): "
-                "say --stream local, or give the cluster more."
-            )
-    return Shares(cpus, gpus, min(settings.concurrent_trials or fits, fits), stream_cpus)
+    return cpus, gpus, usable
 
 
 @dataclass
@@ -212,9 +222,7 @@ class _FreeNode:
     gpus: float
 
 
-def _trials_with_streams(
-    cpus: int, gpus: float, stream_cpus: int, nodes: Sequence[Mapping[str, float]]
-) -> int:
+def _trials_with_streams(cpus: int, gpus: float, stream_cpus: int, nodes: Sequence[Node]) -> int:
     """How many trials fit at once, each with its stream's CPUs on one node.
 
     Streams take nodes without GPUs first.

@@ -105,12 +105,7 @@ def _check_images(table: pa.Table, request: StudyRequest, reporter: Reporter) ->
 def _read_identity(out: Path) -> StudyIdentity | None:
     """The identity of the study in a folder; None where there is none."""
     path = out / "study.json"
-    if not path.is_file():
-        return None
-    try:
-        return read_result(StudyIdentity, path)
-    except OutputError as error:
-        raise OutputError(f"{str(error).rstrip('.')}: choose another --out.") from error
+    return read_result(StudyIdentity, path, "choose another --out") if path.is_file() else None
 
 
 def _check_same_study(

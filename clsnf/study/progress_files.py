@@ -40,9 +40,7 @@ class ProgressNote:
 
 
 class FileProgress:
-    """A :class:`clsnf.core.progress.Progress` that writes this process's note, at most twice a
-    second.
-    """
+    """A :class:`clsnf.core.progress.Progress` that writes a note, at most twice a second."""
 
     def __init__(self, out: Path, category: str) -> None:
         self._file = out / _FOLDER / f"{category}.{os.getpid()}.json"

@@ -72,9 +72,7 @@ def fetch_state(remote: RemoteFolder, copy: Path) -> None:
 
 @contextmanager
 def upload_state(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
-    """Upload the study's state every few seconds while the block runs, and at its end, however it
-    ends.
-    """
+    """Upload the study's state every few seconds while the block runs, and once at its end."""
     if remote is None:
         yield
         return

@@ -125,7 +125,7 @@ def _make_context(
         folder=StudyFolder(str(out), request.out if isinstance(request.out, str) else None),
         settings=settings,
         study=request.study,
-        joint_epochs_choices=tuple(space.leaving_epochs(settings)),
+        joint_epochs_choices=tuple(space.joint_epochs(settings)),
         pruning_epochs=tuple(space.rungs(settings)) if request.study.stop_hopeless else (),
         fusion_weights=space.fusion_weights(),
         textures=None if request.textures is None else str(request.textures.absolute()),
@@ -161,7 +161,7 @@ class _Driver:
         for category, table in self.inputs.tables.items():
             validation = self.write_validation_set(category, table)
             self.context.folder.write_tables(category, table, validation)
-        self.say_plan()
+        self.announce()
         self.reporter.earlier(_results(trials_of))
         search = PerCategorySearch(
             trials_of,
@@ -255,7 +255,7 @@ class _Driver:
         self.reporter.progress(task, 1, 1)
         return written
 
-    def say_plan(self) -> None:
+    def announce(self) -> None:
         """One line: how many trials, and what each gets."""
         shares, trials, categories = self.shares, self.request.study.trials, self.inputs.tables
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"

@@ -67,8 +67,9 @@ class PerCategorySearch(Searcher):
         return sum(max(0, self._trials - own.begun) for own in self._trials_of.values())
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's values with its category and number (a dict), FINISHED, or None where a
-        running trial must end first.
+        """The next trial's values with its category and number, as a dict.
+
+        FINISHED where no trial is left; None where a running trial must end first.
         """
         begun = {category: own.begun for category, own in self._trials_of.items()}
         unfinished = [category for category in begun if begun[category] < self._trials]
@@ -142,8 +143,9 @@ class PerCategorySearch(Searcher):
 
 
 class FailureCallback(Callback):
-    """Tells the searcher why a trial ended without a report: its process was killed, or ran out of
-    memory.
+    """Tells the searcher why a trial ended without a report.
+
+    Its process was killed, or ran out of memory.
     """
 
     def __init__(self, search: PerCategorySearch) -> None:

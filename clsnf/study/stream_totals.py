@@ -10,9 +10,7 @@ STEPS = ("read", "decode", "defects")
 
 
 def stream_totals(trials: Iterable[TrialResult]) -> StreamTotals:
-    """Images that came to training, seconds that training waited for them, and the images a second
-    of one worker at each step.
-    """
+    """What the trials' streams did, added up."""
     sums: dict[str, float] = {}
     for trial in trials:
         for name, value in trial.measured.stream.items():

@@ -3,14 +3,20 @@
 from rich.console import Console
 
 from clsnf.cli.study_board import Board
-from clsnf.results import Measurements, TrialResult
+from clsnf.results import Measurements, TrialResult, TrialStatus
 
 
 def trial(
-    category: str, objective: float | None, reused: int = 0, computed: int = 0, **stream: float
+    category: str,
+    objective: float | None,
+    reused: int = 0,
+    computed: int = 0,
+    stream: dict[str, int | float] | None = None,
 ) -> TrialResult:
-    measured = Measurements(artifacts_reused=reused, artifacts_computed=computed, stream={**stream})
-    status = "failed" if objective is None else "finished"
+    measured = Measurements(
+        artifacts_reused=reused, artifacts_computed=computed, stream=stream or {}
+    )
+    status: TrialStatus = "failed" if objective is None else "finished"
     return TrialResult(category, 0, status, objective=objective, measured=measured)
 
 
@@ -28,8 +34,13 @@ def test_counts_best_values_and_the_time_to_go() -> None:
     for category in ("nut", "[bold]bolt"):
         board.begun(category)
     now = 130.0
-    stream = {"images": 40, "waited": 2.5, "decode_images": 40, "decode_seconds": 0.5}
-    board.trial(trial("nut", 0.4, reused=5, **stream))
+    stream: dict[str, int | float] = {
+        "images": 40,
+        "waited": 2.5,
+        "decode_images": 40,
+        "decode_seconds": 0.5,
+    }
+    board.trial(trial("nut", 0.4, reused=5, stream=stream))
     assert board.seconds_to_go() == 30 * 7, "one trial took 30 s, seven are left"
     assert (board.ended, board.total, board.rows["nut"].best, board.rows["nut"].running) == (
         3,

@@ -60,6 +60,6 @@ def test_normals_are_summed_up_in_any_order_with_room_for_a_breath_of_change(
 
 def test_a_detector_remembers_the_looks_of_the_normals_it_was_calibrated_on(winners: Path) -> None:
     detector = Detector.load(winners / "plate", device="cpu")
-    mean, spread = detector.provenance.looks["brightness"]
+    mean, spread = detector.provenance.image_statistics["brightness"]
     assert mean == pytest.approx(110, abs=15)
     assert spread >= 1

@@ -88,7 +88,7 @@ def test_the_map_comes_as_values_or_as_a_picture_at_the_images_size(
     assert "map" not in ask(client, encoded(image)).json()
 
 
-def test_who_prefers_a_picture_gets_the_overlay_with_the_figures_in_headers(
+def test_who_prefers_a_picture_gets_the_overlay_with_the_answer_in_headers(
     client: TestClient, plate: Detector
 ) -> None:
     image = picture(5)
@@ -153,16 +153,16 @@ def test_health_and_documentation_answer(client: TestClient) -> None:
     assert client.get("/openapi.json").json()["info"]["title"] == "clsnf"
 
 
-def test_figures_for_prometheus_count_what_happened(client: TestClient) -> None:
-    def figure(name: str) -> float:
+def test_metrics_for_prometheus_count_what_happened(client: TestClient) -> None:
+    def metric(name: str) -> float:
         lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(name)]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
     asked = 'clsnf_requests_total{category="plate",endpoint="inspect",replica="0",status="200"}'
-    before, images = figure(asked), figure("clsnf_verdicts_total")
+    before, images = metric(asked), metric("clsnf_verdicts_total")
     ask(client, encoded(picture()))
-    assert figure(asked) == before + 1
-    assert figure("clsnf_verdicts_total") == images + 1
+    assert metric(asked) == before + 1
+    assert metric("clsnf_verdicts_total") == images + 1
     ask(client, b"", "nothing-" + "x" * 100)
     assert "nothing-" not in client.get("/metrics").text, "names from requests make no series"
     assert 'clsnf_drift{category="plate",look="brightness"' in client.get("/metrics").text
@@ -400,11 +400,9 @@ def test_a_body_that_does_not_come_gets_a_408_and_its_place_is_free_again(
     )
     with http_server(made) as address:
         host, _, port = address.partition(":")
-        for _ in range(
-            2
-        ):  # with room for one image, the second would be refused if the first still held it
+        # The queue has one place: it would refuse the second if the first still held it.
+        for _ in range(2):
             with socket.create_connection((host, int(port)), timeout=60) as slow:
-                slow.sendall(
-                    b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
-                )
+                head = b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: x\r\n"
+                slow.sendall(head + b"Content-Length: 100\r\n\r\nhalf")
                 assert slow.recv(1000).split()[1] == b"408"

@@ -126,8 +126,7 @@ def test_pictures_get_the_detectors_answer_with_an_overlay(
     )
     assert len(page.all("#chart circle")) == 6
     assert page.all("#chart rect.normal")
-    # With room for two images in the server's queue some requests were told to come again; nothing
-    # else went wrong.
+    # The queue holds two images, so the server refused some requests with 429. Nothing else failed.
     assert [e["message"] for e in errors_of(page.driver) if "429" not in e["message"]] == []
 
 

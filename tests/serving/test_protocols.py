@@ -1,6 +1,4 @@
-"""Clients that clsnf did not write: Triton's for the Open Inference Protocol, schemathesis on the
-server's own OpenAPI document.
-"""
+"""Clients that others wrote: Triton's for v2, schemathesis on the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -40,9 +40,7 @@ BODY = encoded(picture(7))
 
 
 def until(holds: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
-    """What `holds` gives as soon as it gives something; connections that fail meanwhile do not
-    count.
-    """
+    """The first true result of `holds`; failed connections are tried again."""
     end = time.monotonic() + 180
     while True:
         assert process.poll() is None, log.read_text()
@@ -88,46 +86,15 @@ class Head:
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
-        names = (
-            "dashboard-agent-listen-port",
-            "dashboard-agent-grpc-port",
-            "runtime-env-agent-port",
-            "metrics-export-port",
-        )
-        command = [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--head",
-            "--block",
-            "--num-cpus",
-            "4",
-        ]
-        command += [
-            "--port",
-            self.port,
-            "--node-ip-address",
-            "127.0.0.1",
-            "--temp-dir",
-            str(self.folder / "ray"),
-        ]
-        command += [
-            "--dashboard-host",
-            "127.0.0.1",
-            "--dashboard-port",
-            self.dashboard,
-            "--ray-client-server-port",
-            str(free_port()),
-        ]
-        command += [
-            "--object-store-memory",
-            "100000000",
-            "--min-worker-port",
-            "0",
-            "--max-worker-port",
-            "0",
-        ]
+        port, dashboard = self.port, self.dashboard
+        names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port"]
+        names += ["runtime-env-agent-port", "metrics-export-port"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+        command += f"--num-cpus 4 --port {port} --node-ip-address 127.0.0.1".split()
+        command += ["--temp-dir", str(self.folder / "ray")]
+        command += f"--dashboard-host 127.0.0.1 --dashboard-port {dashboard}".split()
+        command += f"--ray-client-server-port {free_port()} --object-store-memory 100000000".split()
+        command += ["--min-worker-port", "0", "--max-worker-port", "0"]
         command += [part for name in names for part in (f"--{name}", str(free_port()))]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -210,8 +177,9 @@ def head(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[He
 
 
 class Clients:
-    """Two clients that ask without a pause while the block runs, each request retried `retries`
-    times at most.
+    """Two clients that ask without a pause while the block runs.
+
+    Each request is retried `retries` times at most.
     """
 
     def __init__(self, head: Head, retries: int = 0) -> None:
@@ -309,16 +277,9 @@ def test_a_killed_replica_comes_back_and_no_client_needs_more_than_one_retry(hea
     assert clients.failed == []
 
 
-def test_serve_run_takes_the_door_of_the_project(head: Head) -> None:
-    options = [
-        "--non-blocking",
-        "--name",
-        "second",
-        "--route-prefix",
-        "/second",
-        "--address",
-        f"127.0.0.1:{head.port}",
-    ]
+def test_serve_run_takes_the_projects_own_app(head: Head) -> None:
+    options = ["--non-blocking", "--name", "second", "--route-prefix", "/second"]
+    options += ["--address", f"127.0.0.1:{head.port}"]
     settings = [f"models={head.folder / 'second'}", "device=cpu", "threads=1", "batch_size=4"]
     head.serve("run", *options, "serve.app:app", *settings)
     head.until(lambda: requests.get(head.url("second/readyz"), timeout=60).ok)
@@ -348,16 +309,8 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         for line in (ROOT / "README.md").read_text().splitlines()
         if line.startswith("clsnf serve ")
     ]
-    command = [
-        sys.executable,
-        "-c",
-        "from clsnf.cli import main; main()",
-        *in_readme,
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
+    command = [sys.executable, "-c", "from clsnf.cli import main; main()", *in_readme]
+    command += ["--port", str(port), "--device", "cpu"]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, "--set", "threads=1"], env=environment, cwd=folder, stdout=file, stderr=file
@@ -415,26 +368,9 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 and its key."""
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=127.0.0.1",
-    ]
-    command += [
-        "-addext",
-        "subjectAltName=IP:127.0.0.1",
-        "-keyout",
-        str(folder / "key.pem"),
-        "-out",
-        str(folder / "cert.pem"),
-    ]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
     subprocess.run(command, check=True, capture_output=True)
     return folder / "cert.pem", folder / "key.pem"
 

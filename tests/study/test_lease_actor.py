@@ -59,7 +59,7 @@ def ray_here() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_machines_that_share_a_remote_folder_alone_compute_a_stage_once(
+def test_machines_that_share_a_remote_folder_alone_compute_an_artifact_once(
     ray_here: Any, tmp_path: Path
 ) -> None:
     """Four tasks, each with a local folder of its own, as on four machines."""
@@ -71,18 +71,18 @@ def test_machines_that_share_a_remote_folder_alone_compute_a_stage_once(
         store = ArtifactStore(
             tmp_path / f"machine{number}", RemoteFolder(uri), ActorLeases("test-leases")
         )
-        stage = store.get(
+        artifact = store.get(
             "maps", {"seed": 1}, lambda: Artifact({"map": torch.full((3,), float(number))}, {})
         )
-        return float(stage.tensors["map"][0]), store.computed
+        return float(artifact.tensors["map"][0]), store.computed
 
     found = ray_here.get([worker.remote(number) for number in range(4)])
-    assert len({value for value, _ in found}) == 1, "all have the same stage"
+    assert len({value for value, _ in found}) == 1, "all have the same artifact"
     assert sum(computed.get("maps", 0) for _, computed in found) == 1
     del actor
 
 
-def test_a_stage_in_the_remote_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_an_artifact_in_the_remote_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     remote = RemoteFolder(f"file://{tmp_path}/remote")
     first, second = (ArtifactStore(tmp_path / name, remote) for name in ("one", "two"))
     first.get("maps", {"seed": 1}, lambda: Artifact({"map": torch.ones(2)}, {"of": "first"}))

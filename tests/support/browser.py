@@ -1,5 +1,6 @@
-"""A real headless Chromium for tests of pages: Debian's packages chromium and chromium-driver,
-which ``.ci/run`` installs.
+"""A real headless Chromium for tests of pages.
+
+It comes from Debian's packages chromium and chromium-driver, which ``.ci/run`` installs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ needs_chromium = pytest.mark.skipif(
     CHROMIUM is None or DRIVER is None,
     reason="needs Debian's packages chromium and chromium-driver (apt-get install)",
 )
-# Everything that would look for a host outside is off; root may not have Chromium's sandbox.
+# Chromium must ask no host outside. Its sandbox does not work for root.
 _OPTIONS = (
     "--headless=new",
     "--no-sandbox",
@@ -36,9 +37,7 @@ _OPTIONS = (
 
 @contextmanager
 def browser(profile: Path) -> Iterator[webdriver.Chrome]:
-    """A browser with an empty profile in the folder `profile`; what its pages log is in
-    :func:`errors_of`.
-    """
+    """A browser with an empty profile in the folder `profile`; see also :func:`errors_of`."""
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
     for option in (*_OPTIONS, f"--user-data-dir={profile}"):
@@ -52,7 +51,8 @@ def browser(profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def errors_of(driver: webdriver.Chrome) -> list[dict[str, Any]]:
-    """What went wrong in the pages since the last call: failed requests, thrown errors, blocked
-    content.
+    """Errors of the pages since the last call.
+
+    They are failed requests, errors that scripts raise, and blocked content.
     """
     return [entry for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]

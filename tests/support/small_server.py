@@ -1,4 +1,4 @@
-"""Small winners, pictures as bytes, and a server in a thread, for tests of serving."""
+"""Two tiny saved detectors, pictures as bytes, and a server in a thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = "a token of the tests 123"
 
 
 def write_winners(folder: Path, weights: Path, seed: int = 0) -> Path:
-    """Two tiny detectors."""
+    """Save two tiny detectors, plate and sheet; sheet keeps the shape of pictures."""
     data = folder.parent / "data"
     for number, (category, image) in enumerate(
         {"plate": {}, "sheet": {"width": 96, "aspect": "fit"}}.items()
@@ -47,7 +47,7 @@ def write_winners(folder: Path, weights: Path, seed: int = 0) -> Path:
 
 
 def small_settings(models: Path, **more: Any) -> ServingSettings:
-    """For one core, with a state folder beside the models unless another is given."""
+    """Settings for one core; `more` may name any setting."""
     return ServingSettings.from_args({"models": str(models), "device": "cpu", "threads": 1} | more)
 
 
@@ -71,7 +71,7 @@ def free_port() -> int:
 
 @contextmanager
 def http_server(settings: ServingSettings) -> Iterator[str]:
-    """The app behind real HTTP, without Ray; gives ``127.0.0.1:PORT``."""
+    """Serve the app over real HTTP, without Ray; gives ``127.0.0.1:PORT``."""
     port = free_port()
     server = uvicorn.Server(
         uvicorn.Config(build_app(InspectionService(settings)), port=port, log_level="error")

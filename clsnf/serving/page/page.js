@@ -1,17 +1,22 @@
-// The page for people: asks the server about pictures, one request each, and compares scores with a threshold that can be moved here.
+// The page for people: asks the server about pictures, one request each, and compares their scores
+// with a threshold that people can move on the page.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const AT_ONCE = 4; // requests under way
+const SOURCES = { // of the server's threshold
+  model: "the model's own", rate: "set for a false-reject rate", value: "set by hand",
+};
 const state = { model: null, threshold: 0, items: [], queue: [], running: 0, large: -1 };
 
 // ---- models ----
 
 async function json(path, options) {
   const answer = await fetch(path, options);
-  const content = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-  if (!answer.ok) throw Object.assign(new Error(content.error), { status: answer.status, retry: answer.headers.get("Retry-After") });
-  return content;
+  const { ok, status, headers } = answer;
+  const content = await answer.json().catch(() => ({ error: `the server answered ${status}` }));
+  if (ok) return content;
+  throw Object.assign(new Error(content.error), { status, retry: headers.get("Retry-After") });
 }
 
 async function start() {
@@ -30,15 +35,18 @@ async function choose(category) {
   clear();
   state.model = await json(`v1/models/${encodeURIComponent(category)}`);
   history.replaceState(null, "", `#${encodeURIComponent(category)}`);
-  const model = state.model, figures = Object.entries(model.figures);
+  const model = state.model;
+  const headline = ["image_auroc", "pixel_ap", "au_pro"];
+  const metrics = Object.keys(model.figures).filter((name) => headline.includes(name));
   const facts = [
     ["trained on", `${model.trained_on.images} good pictures`],
     ["backbone", model.trained_on.backbone],
     ["version", model.version],
     ["input", `${model.image_size[1]} × ${model.image_size[0]} pixels`],
-    ...figures.filter(([name]) => ["image_auroc", "pixel_ap", "au_pro"].includes(name)).map(([n, v]) => [n.replace("_", " "), v.toFixed(3)]),
+    ...metrics.map((name) => [name.replace("_", " "), model.figures[name].toFixed(3)]),
   ];
-  $("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  const terms = facts.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
+  $("facts").replaceChildren(...terms.flat());
   move(model.threshold.value);
 }
 
@@ -55,8 +63,9 @@ function move(value) {
 
 function domain() {
   const all = [...normals(), ...answered().map((i) => i.answer.score), state.model.threshold.value];
-  const low = Math.min(...all), high = Math.max(...all), room = Math.max(0.15 * (high - low), 0.01);
-  return [Math.max(0, low - room), Math.min(1, high + room)];
+  const low = Math.min(...all), high = Math.max(...all);
+  const margin = Math.max(0.15 * (high - low), 0.01);
+  return [Math.max(0, low - margin), Math.min(1, high + margin)];
 }
 
 function draw() {
@@ -66,49 +75,65 @@ function draw() {
   $("threshold-value").textContent = state.threshold.toFixed(4);
   const n = normals().length, above = normals().filter((s) => s > state.threshold).length;
   const own = Math.abs(state.threshold - state.model.threshold.value) < 1e-9;
-  const source = { model: "the model's own", rate: "set for a false-reject rate", value: "set by hand" }[state.model.threshold.source];
+  const { value, source } = state.model.threshold;
   $("threshold-text").textContent =
-    `${above} of ${n} normal pictures lie above. ` + (own ? `This is the server's threshold (${source}).` : `The server's is ${state.model.threshold.value.toFixed(4)}.`);
+    `${above} of ${n} normal pictures lie above. ` +
+    (own
+      ? `This is the server's threshold (${SOURCES[source]}).`
+      : `The server's is ${value.toFixed(4)}.`);
   $("reset").disabled = own;
   chart(low, high);
   cards();
 }
 
 function chart(low, high) {
-  const width = 320, floor = 122, x = (s) => 8 + ((s - low) / (high - low)) * (width - 16), parts = [], bins = 32;
-  const counts = new Array(bins).fill(0);
-  for (const s of normals()) counts[Math.min(bins - 1, Math.floor(((s - low) / (high - low)) * bins))]++;
+  const width = 320, floor = 122, bins = 32, parts = [];
+  const share = (s) => (s - low) / (high - low), x = (s) => 8 + share(s) * (width - 16);
+  const line = x(state.threshold), counts = new Array(bins).fill(0);
+  for (const s of normals()) counts[Math.min(bins - 1, Math.floor(share(s) * bins))]++;
   const tallest = Math.max(1, ...counts), step = (width - 16) / bins;
-  parts.push(shape("rect", { class: "above", x: x(state.threshold), y: 0, width: Math.max(0, width - 8 - x(state.threshold)), height: floor }));
-  counts.forEach((c, i) => c && parts.push(shape("rect", { class: "normal", x: 8 + i * step + 0.5, width: step - 1, y: floor - (c / tallest) * 84, height: (c / tallest) * 84 })));
+  const beyond = Math.max(0, width - 8 - line);
+  parts.push(shape("rect", { class: "above", x: line, y: 0, width: beyond, height: floor }));
+  counts.forEach((count, i) => {
+    if (!count) return;
+    const height = (count / tallest) * 84, place = { x: 8 + i * step + 0.5, y: floor - height };
+    parts.push(shape("rect", { class: "normal", ...place, width: step - 1, height }));
+  });
   const rows = new Map();
-  for (const item of answered()) { // pictures as dots above the bars, stacked where they would cover each other
+  for (const item of answered()) { // dots above the bars, stacked where they would cover each other
     const at = x(item.answer.score), slot = Math.round(at / 6), row = rows.get(slot) ?? 0;
     rows.set(slot, row + 1);
-    parts.push(shape("circle", { class: verdict(item), cx: at, cy: 30 - Math.min(row, 4) * 6, r: 3.2 }));
+    const cy = 30 - Math.min(row, 4) * 6;
+    parts.push(shape("circle", { class: verdict(item), cx: at, cy, r: 3.2 }));
   }
   parts.push(shape("line", { class: "axis", x1: 8, x2: width - 8, y1: floor, y2: floor }));
   for (const value of [low, (low + high) / 2, high]) {
     const anchor = value === low ? "start" : value === high ? "end" : "middle";
-    parts.push(shape("text", { x: x(value), y: floor + 14, "text-anchor": anchor }, value.toFixed(2)));
+    const place = { x: x(value), y: floor + 14, "text-anchor": anchor };
+    parts.push(shape("text", place, value.toFixed(2)));
   }
-  parts.push(shape("line", { class: "line", x1: x(state.threshold), x2: x(state.threshold), y1: 0, y2: floor + 4 }));
+  parts.push(shape("line", { class: "line", x1: line, x2: line, y1: 0, y2: floor + 4 }));
   $("chart").replaceChildren(...parts);
+  const least = Math.min(...normals()).toFixed(3), most = Math.max(...normals()).toFixed(3);
   $("chart-text").textContent =
-    `Scores of ${normals().length} normal pictures from ${Math.min(...normals()).toFixed(3)} to ${Math.max(...normals()).toFixed(3)}; threshold ${state.threshold.toFixed(3)}.`;
+    `Scores of ${normals().length} normal pictures from ${least} to ${most}; ` +
+    `threshold ${state.threshold.toFixed(3)}.`;
 }
 
 // ---- pictures ----
 
 function add(files) {
   const category = state.model?.category;
-  const pictures = [...files].filter((f) => f.type.startsWith("image/") || /\.(png|jpe?g|bmp|tiff?|webp)$/i.test(f.name));
+  const named = (file) => /\.(png|jpe?g|bmp|tiff?|webp)$/i.test(file.name);
+  const pictures = [...files].filter((file) => file.type.startsWith("image/") || named(file));
   if (!category || !pictures.length) {
-    $("summary").textContent = category ? "There are no pictures among those files." : "Choose a category first.";
+    $("summary").textContent =
+      category ? "There are no pictures among those files." : "Choose a category first.";
     return;
   }
   for (const file of pictures) {
-    const item = { file, category, name: file.webkitRelativePath || file.name, picture: URL.createObjectURL(file), overlay: null, answer: null, problem: null };
+    const name = file.webkitRelativePath || file.name, picture = URL.createObjectURL(file);
+    const item = { file, category, name, picture, overlay: null, answer: null, problem: null };
     state.items.push(item);
     state.queue.push(item);
   }
@@ -126,14 +151,14 @@ function pump() {
 async function inspect(item) {
   for (;;) {
     try {
-      const answer = await json(`v1/models/${encodeURIComponent(item.category)}/inspect?map=overlay`, {
-        method: "POST", body: item.file, headers: { "Content-Type": "application/octet-stream" },
-      });
+      const headers = { "Content-Type": "application/octet-stream" };
+      const path = `v1/models/${encodeURIComponent(item.category)}/inspect?map=overlay`;
+      const answer = await json(path, { method: "POST", body: item.file, headers });
       item.overlay = `data:image/png;base64,${answer.map.base64}`;
       delete answer.map;
       item.answer = answer;
     } catch (error) {
-      if (error.status === 429 && state.items.includes(item)) { // the queue is full: come again when the server says so
+      if (error.status === 429 && state.items.includes(item)) { // full: ask again when it says so
         await new Promise((done) => setTimeout(done, 1000 * (Number(error.retry) || 1)));
         continue;
       }
@@ -154,17 +179,20 @@ function clear() {
 
 function shown() {
   const show = $("show").value;
-  const items = state.items.filter((item) => show === "all" || (item.answer && verdict(item) === show));
-  return $("order").value === "score" ? [...items].sort((a, b) => (b.answer?.score ?? -1) - (a.answer?.score ?? -1)) : items;
+  const wanted = (item) => show === "all" || (item.answer && verdict(item) === show);
+  const items = state.items.filter(wanted), score = (item) => item.answer?.score ?? -1;
+  return $("order").value === "score" ? [...items].sort((a, b) => score(b) - score(a)) : items;
 }
 
 function cards() {
   const items = shown(), list = $("cards");
   for (const item of items) item.card ??= card(item);
   const wanted = items.map((item) => item.card.node);
-  if (wanted.length !== list.children.length || wanted.some((node, i) => node !== list.children[i])) list.replaceChildren(...wanted);
+  const same = wanted.length === list.children.length;
+  if (!same || wanted.some((node, i) => node !== list.children[i])) list.replaceChildren(...wanted);
   for (const item of items) update(item);
-  const done = answered(), defects = done.filter((i) => verdict(i) === "defect").length, problems = state.items.filter((i) => i.problem).length;
+  const done = answered(), defects = done.filter((i) => verdict(i) === "defect").length;
+  const problems = state.items.filter((i) => i.problem).length;
   const waiting = state.items.length - done.length - problems, words = [];
   if (done.length) words.push(`${defects} with a defect`, `${done.length - defects} good`);
   if (problems) words.push(`${problems} can't be read`);
@@ -180,7 +208,10 @@ function card(item) {
   const image = element("img", { src: item.picture, alt: "", loading: "lazy" });
   const button = element("button", { type: "button", "aria-label": `Enlarge ${item.name}` }, image);
   const text = element("div", {});
-  button.addEventListener("click", () => { $("large").showModal(); enlarge(shown().indexOf(item)); });
+  button.addEventListener("click", () => {
+    $("large").showModal();
+    enlarge(shown().indexOf(item));
+  });
   return { node: element("li", { class: "card" }, button, text), image, button, text, now: null };
 }
 
@@ -192,7 +223,10 @@ function update(item) {
   node.className = `card ${item.answer ? verdict(item) : ""}`;
   if (item.problem) {
     button.hidden = true;
-    text.replaceChildren(element("span", { class: "name" }, item.name), element("p", { class: "problem" }, item.problem));
+    text.replaceChildren(
+      element("span", { class: "name" }, item.name),
+      element("p", { class: "problem" }, item.problem),
+    );
   } else if (item.answer) {
     if (image.src !== item.overlay) image.src = item.overlay;
     image.alt = `${item.name} with its heat map`;
@@ -204,7 +238,10 @@ function update(item) {
       element("span", { class: "reading" }, a.reading),
     );
   } else {
-    text.replaceChildren(element("span", { class: "name" }, item.name), element("br", {}), element("span", { class: "reading" }, "waits …"));
+    text.replaceChildren(
+      element("span", { class: "name" }, item.name), element("br", {}),
+      element("span", { class: "reading" }, "waits …"),
+    );
   }
 }
 
@@ -215,17 +252,26 @@ function enlarge(index) {
   const item = items[state.large], a = item.answer;
   $("large-title").textContent = item.name;
   $("large-text").textContent = a
-    ? `${verdict(item)}: score ${a.score.toFixed(4)}, threshold ${state.threshold.toFixed(4)}; ${a.reading} (p = ${a.p_value.toFixed(3)}); ${a.width} × ${a.height} pixels; ${a.milliseconds.total.toFixed(0)} ms`
+    ? `${verdict(item)}: score ${a.score.toFixed(4)}, threshold ${state.threshold.toFixed(4)}; ` +
+      `${a.reading} (p = ${a.p_value.toFixed(3)}); ${a.width} × ${a.height} pixels; ` +
+      `${a.milliseconds.total.toFixed(0)} ms`
     : item.problem ?? "waits …";
   $("large-picture").src = item.picture; $("large-picture").alt = item.name;
-  $("large-overlay").src = item.overlay ?? item.picture; $("large-overlay").alt = `${item.name} with its heat map`;
+  $("large-overlay").src = item.overlay ?? item.picture;
+  $("large-overlay").alt = `${item.name} with its heat map`;
 }
 
 function table() {
   const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
-  const rows = answered().map((i) => [quoted(i.name), i.category, i.answer.version, i.answer.score, state.threshold, verdict(i), i.answer.p_value].join(","));
-  const text = ["name,category,version,score,threshold,verdict,p_value", ...rows].join("\r\n") + "\r\n";
-  const link = element("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: `${state.model.category}.csv` });
+  const rows = answered().map((item) => {
+    const { version, score, p_value } = item.answer;
+    const cells = [version, score, state.threshold, verdict(item), p_value];
+    return [quoted(item.name), item.category, ...cells].join(",");
+  });
+  const head = "name,category,version,score,threshold,verdict,p_value";
+  const text = [head, ...rows].join("\r\n") + "\r\n";
+  const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  const link = element("a", { href, download: `${state.model.category}.csv` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
@@ -234,10 +280,11 @@ function table() {
 
 async function keep(method) {
   const body = method === "PUT" ? JSON.stringify({ value: state.threshold }) : undefined;
+  const authorization = `Bearer ${$("token").value}`;
+  const headers = { "Content-Type": "application/json", Authorization: authorization };
+  const path = `v1/models/${encodeURIComponent(state.model.category)}/threshold`;
   try {
-    state.model = await json(`v1/models/${encodeURIComponent(state.model.category)}/threshold`, {
-      method, body, headers: { "Content-Type": "application/json", Authorization: `Bearer ${$("token").value}` },
-    });
+    state.model = await json(path, { method, body, headers });
     $("keeping").close();
     move(state.model.threshold.value);
   } catch (error) {
@@ -280,10 +327,14 @@ async function filesIn(entry) {
 
 // ---- what people do ----
 
-$("category").addEventListener("change", (e) => choose(e.target.value).catch((error) => { $("summary").textContent = error.message; }));
+$("category").addEventListener("change", (e) => {
+  choose(e.target.value).catch((error) => { $("summary").textContent = error.message; });
+});
 $("threshold").addEventListener("input", (e) => move(Number(e.target.value)));
 $("reset").addEventListener("click", () => move(state.model.threshold.value));
-for (const id of ["files", "folder"]) $(id).addEventListener("change", (e) => { add(e.target.files); e.target.value = ""; });
+for (const id of ["files", "folder"]) {
+  $(id).addEventListener("change", (e) => { add(e.target.files); e.target.value = ""; });
+}
 for (const id of ["show", "order"]) $(id).addEventListener("change", draw);
 $("clear").addEventListener("click", clear);
 $("table").addEventListener("click", table);
@@ -303,8 +354,15 @@ $("keep").addEventListener("click", () => {
 $("keeping-form").addEventListener("submit", (e) => { e.preventDefault(); keep("PUT"); });
 $("keeping-own").addEventListener("click", () => keep("DELETE"));
 $("keeping-cancel").addEventListener("click", () => $("keeping").close());
-for (const kind of ["dragenter", "dragover"]) document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.add("over"); });
-for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => $("drop").classList.remove("over"));
-document.addEventListener("drop", async (e) => { e.preventDefault(); add(await dropped(e.dataTransfer)); });
+for (const kind of ["dragenter", "dragover"]) {
+  document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.add("over"); });
+}
+for (const kind of ["dragleave", "drop"]) {
+  document.addEventListener(kind, () => $("drop").classList.remove("over"));
+}
+document.addEventListener("drop", async (e) => {
+  e.preventDefault();
+  add(await dropped(e.dataTransfer));
+});
 
 start();
