@@ -7,6 +7,7 @@ import pytest
 
 from clsnf.cli.terminal import Terminal
 from clsnf.core.config import DetectorSettings, StudySettings, replaced
+from clsnf.evaluation.predict_files import FilePrediction
 from clsnf.results import (
     CategoryResult,
     FailedTrial,
@@ -23,8 +24,7 @@ NAMES = ["[bold]part.png", "a[/b].png", "[red]", "x [/] y", ":bug:.png", "ü", "
 def test_names_of_pictures_are_shown_as_they_are(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = {"path": name, "score": 0.25, "threshold": 0.5, "verdict": "good", "p_value": 0.1}
-    Terminal().predictions([record], 0.5)
+    Terminal().predictions([FilePrediction(name, 0.25, 0.5, "good", 0.1)], 0.5)
     shown = capsys.readouterr()
     assert name in shown.out
     assert "0.2500" in shown.out
