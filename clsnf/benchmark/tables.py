@@ -24,7 +24,7 @@ from typing import Any, Literal
 from clsnf.benchmark.request import BASE
 from clsnf.benchmark.systems import METHOD, SYSTEMS
 from clsnf.core.files import atomic_write
-from clsnf.paper.presets import figures_for
+from clsnf.paper.presets import published_metrics
 from clsnf.results import CellResult, Metrics, SystemResult
 
 SHOWN = ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
@@ -138,7 +138,7 @@ def system_table(cells: Sequence[CellResult], system: str) -> str:
         rows = []
         for name, group in groups:
             authors = (
-                (figures_for(name) or {}).get(_AUTHORS[metric])
+                (published_metrics(name) or {}).get(_AUTHORS[metric])
                 if system == METHOD and name != "mean"
                 else None
             )

@@ -10,6 +10,7 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, path, setting_options
+from clsnf.core.config import flattened
 from clsnf.core.errors import ClsnfError, SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
 
@@ -119,18 +120,18 @@ def _recipe(options: dict[str, Any], category: str, changes: dict[str, Any]) -> 
     from clsnf.benchmark.request import Recipe
     from clsnf.paper.presets import preset_for
 
-    settings = shared.settings_of(options, category, changes=changes, tell=False)
+    settings = shared.settings_of(options, [category], changes=changes, announce=False)
     passes = settings.flow.passes
     # The authors train their baseline for another time; --set flow.passes sets both times.
     if options["preset"] == "paper":
         preset = preset_for(category)
-        if passes == preset.overrides["flow"]["passes"]:
+        if passes == preset.overrides["flow.passes"]:
             passes = preset.baseline_passes
     return Recipe(settings, passes)
 
 
 def _variants(file: Path | None) -> dict[str, dict[str, Any]]:
-    """Name of a variant -> changes to the settings."""
+    """Name of a variant -> the settings that it changes, by dotted name."""
     if file is None:
         return {}
     found = read_yaml_mapping(file, "shared_covariance: {flow: {covariance: shared}}")
@@ -144,4 +145,4 @@ def _variants(file: Path | None) -> dict[str, dict[str, Any]]:
                 f"{file}: {name!r} must be a name (letters, digits, - and _; not base) with a "
                 "mapping of settings."
             )
-    return {str(name): changes for name, changes in found.items()}
+    return {str(name): flattened(changes) for name, changes in found.items()}

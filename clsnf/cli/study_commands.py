@@ -162,12 +162,13 @@ def study(**options: Any) -> None:
 
 
 _DEMO_SETTINGS: dict[str, Any] = {
-    "backbone": {"name": "demo"},
-    "image": {"height": 160, "width": 160},
-    "validation": {"fraction": 0.25},
-    # A small backbone from drawings needs more of the decoder; chosen on the demo's validation
+    "backbone.name": "demo",
+    "image.height": 160,
+    "image.width": 160,
+    "validation.fraction": 0.25,
+    # The small backbone needs a longer training of the decoder. Chosen on the demo's validation
     # defects.
-    "finetune": {"frozen_epochs": 16},
+    "finetune.frozen_epochs": 16,
 }
 
 

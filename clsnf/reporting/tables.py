@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 
 from clsnf.core.progress import Progress, silent
 from clsnf.metrics import METRICS
-from clsnf.paper.presets import figures_for
+from clsnf.paper.presets import published_metrics
 from clsnf.reporting.advice import advise, gain_metric, gain_of, suspects_of
 from clsnf.reporting.blocks import Column, Table
 from clsnf.reporting.formats import duration, metric_name, setting, settings
@@ -31,7 +31,7 @@ _PUBLISHED = {  # metric -> its name among the authors' figures
 
 def published(product: Product, name: str) -> float | None:
     """The metric that the authors published for a category of that name; None without one."""
-    return (figures_for(product.name) or {}).get(_PUBLISHED.get(name, ""))
+    return (published_metrics(product.name) or {}).get(_PUBLISHED.get(name, ""))
 
 
 def chosen_settings(product: Product) -> str:

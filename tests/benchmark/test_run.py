@@ -274,7 +274,7 @@ def test_variants_stand_beside_the_base_and_test_images_stay_locked(
     [
         ("base: {}", "'base' must be a name"),
         ("x: 3", "'x' must be a name"),
-        ("x: {flow: {dept: 3}}", "unknown setting 'dept'"),
+        ("x: {flow: {dept: 3}}", "There is no setting 'flow.dept'"),
         ("'../x': {}", "must be a name"),
     ],
 )
