@@ -1,6 +1,6 @@
 """Convolutions that pad by reflection, fast on CPUs.
 
-On CPUs, ``torch.nn.functional.pad(mode="reflect")`` leaves channels-last memory and copies the
+On CPUs, ``torch.nn.functional.pad(mode="reflect")`` loses the channels-last format and copies the
 whole map several times. That makes it the most expensive operation of a small network
 (``benchmarks/cpu_operators.py``). Here the border rows and columns are copied one by one, in the
 map's own memory format, and the backward pass costs the same. Other devices use PyTorch's padding.
