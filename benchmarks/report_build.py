@@ -1,13 +1,14 @@
-"""How long a large study's report takes to build and to open, and how large it is: made-up figures,
-real pictures.
+"""How long a large study's report takes to build and to open, and how large it is.
+
+The study is made up; its pictures are real.
 
     python benchmarks/report_build.py                      # pictures of the demo's products
     python benchmarks/report_build.py --data MVTEC         # pictures of a data set in MVTec AD's
     layout
 
-The bounds are those of 15 products x 40 trials: built in 60 s, 25 MB, first content in 2 s in
-headless Chromium on 2 cores. Opening is measured in a fresh browser each time: nothing is warm but
-the file system's cache.
+The bounds are those of 15 products x 40 trials on 2 cores: built in 60 s, 25 MB, first content in
+headless Chromium after 2 s. Each opening is measured in a fresh browser, with the file in the file
+system's cache.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,20 +28,19 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))  # the made-up study and the browser are the tests'
-
-from browser import browser  # noqa: E402
-from made_up_study import write_study  # noqa: E402
+sys.path.insert(0, str(ROOT))  # the made-up study and the browser are the tests'
 
 from clsnf.data.images import IMAGE_SUFFIXES, read_image  # noqa: E402
 from clsnf.datasets.demo import write_demo  # noqa: E402
+from tests.support.browser import browser  # noqa: E402
+from tests.support.made_up_study import write_study  # noqa: E402
 
 SECONDS, MEGABYTES, FIRST_CONTENT = 60, 25, 2.0
-_SIDE = 224  # of a study's pictures
+_SIDE = 224  # longer side of a study's pictures, in pixels
 
 
-def pictures(data: Path, most: int) -> list[np.ndarray]:
-    """Real pictures as small as a study keeps them, from all over a data set."""
+def read_pictures(data: Path, most: int) -> list[np.ndarray]:
+    """Up to `most` pictures, spread over a data set, as small as a study keeps them."""
     files = sorted(
         p
         for p in data.rglob("*")
@@ -56,10 +57,16 @@ def pictures(data: Path, most: int) -> list[np.ndarray]:
     return found
 
 
-def opened(page: Path, profile: Path) -> tuple[float, float, float]:
-    """Seconds from asking for the page to its first content, to its last script's end, and those
-    that printing it takes.
-    """
+class PageTimes(NamedTuple):
+    """Seconds until the page's first content and until its scripts ended, and to print it."""
+
+    first_content: float
+    ready: float
+    printing: float
+
+
+def measure_page(page: Path, profile: Path) -> PageTimes:
+    """Open the page in a fresh browser, and print it."""
     with browser(profile) as driver:
         driver.get(page.as_uri())
         paint = driver.execute_script(
@@ -74,7 +81,7 @@ def opened(page: Path, profile: Path) -> tuple[float, float, float]:
         driver.execute_cdp_cmd(
             "Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True}
         )
-        return paint / 1000, ready / 1000, time.perf_counter() - started
+        return PageTimes(paint / 1000, ready / 1000, time.perf_counter() - started)
 
 
 def main() -> None:
@@ -94,7 +101,7 @@ def main() -> None:
             data = folder / "demo-data"
             write_demo(data)
         names = [f"product-{number:02d}" for number in range(given.products)]
-        shown = pictures(data, 60)
+        shown = read_pictures(data, 60)
         run = write_study(
             folder / "run",
             names,
@@ -113,10 +120,11 @@ def main() -> None:
         built = time.perf_counter() - started
         page = run / "report" / "report.html"
         size = page.stat().st_size / 1e6
-        looks = [
-            opened(page, Path(scratch) / f"profile-{number}") for number in range(given.repeats)
+        times = [
+            measure_page(page, Path(scratch) / f"profile-{number}")
+            for number in range(given.repeats)
         ]
-    first, ready, printing = (statistics.median(values) for values in zip(*looks, strict=True))
+    first, ready, printing = (statistics.median(values) for values in zip(*times, strict=True))
     table = Table(
         title=(
             f"A report of {given.products} products x {given.trials} trials, with {len(shown)} "

@@ -1,13 +1,12 @@
-"""What sharing stages saves: the same trials of one category with reuse and from scratch, and where
-the time went.
+"""What sharing artifacts saves: the same trials of one category with reuse and from scratch.
 
     python benchmarks/study_reuse.py                                  # a product of the demo
-    python benchmarks/study_reuse.py --data MVTEC --category screw --backbone resnet18 --weights
-    resnet18.safetensors --size 128
+    python benchmarks/study_reuse.py --data MVTEC --category screw \\
+        --backbone resnet18 --weights resnet18.safetensors --size 128
 
-Both studies have one seed and run one trial at a time. The searcher's suggestions depend on the
-seed and on the figures of the trials before, so both run the same list of settings exactly if every
-figure is the same; the benchmark checks all of them to the last bit.
+Both studies have one seed and run one trial at a time. The suggestions depend on the seed and on
+the metrics of the trials before, so both studies run the same list of settings only if every metric
+is the same. The benchmark checks all of them to the last bit.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ import argparse
 import statistics
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -33,11 +31,13 @@ from clsnf.core.config import (
 )
 from clsnf.data.layouts import read_category
 from clsnf.datasets.demo import write_demo
-from clsnf.study.run import Reporter, StudyRequest, run_study
+from clsnf.results import TrialResult, read_trials
+from clsnf.study.request import Reporter, StudyRequest
+from clsnf.study.run import run_study
 from clsnf.study.space import read_space
 
 
-def run(given: argparse.Namespace, data: Path, out: Path, reuse: bool) -> list[dict[str, Any]]:
+def run(given: argparse.Namespace, data: Path, out: Path, reuse: bool) -> list[TrialResult]:
     """Trials of one study, in the order in which they were suggested."""
     settings = DetectorSettings(
         image=ImageSettings(height=given.size, width=given.size),
@@ -53,12 +53,12 @@ def run(given: argparse.Namespace, data: Path, out: Path, reuse: bool) -> list[d
     console = Console(stderr=True, highlight=False)
     done = 0
 
-    def tell(record: dict[str, Any]) -> None:
+    def say(trial: TrialResult) -> None:
         nonlocal done
         done += 1
         console.print(
             f"{'reuse' if reuse else 'from scratch'}: trial {done} of {given.trials}, "
-            f"{record['seconds']:.1f} s"
+            f"{trial.seconds:.1f} s"
         )
 
     request = StudyRequest(
@@ -72,40 +72,44 @@ def run(given: argparse.Namespace, data: Path, out: Path, reuse: bool) -> list[d
         textures=given.textures,
         device=given.device,
     )
-    run_study(request, Reporter(trial=tell))
-    return sorted(pq.read_table(out / "trials.parquet").to_pylist(), key=lambda row: row["trial"])
+    run_study(request, Reporter(trial=say))
+    return sorted(read_trials(out / "trials.parquet"), key=lambda trial: trial.number)
 
 
-def differing(shared: list[dict[str, Any]], scratch: list[dict[str, Any]]) -> int:
-    """Number of trials that differ in a setting or, to the last bit, in a figure."""
-    compared = [
-        name
-        for name in shared[0]
-        if name.startswith(("config/", "validation_", "family_")) or name == "objective"
-    ]
-    return sum(
-        any(a[name] != b[name] for name in compared) for a, b in zip(shared, scratch, strict=True)
-    )
+def differing(shared: Sequence[TrialResult], scratch: Sequence[TrialResult]) -> int:
+    """Number of trials that differ in a setting or, to the last bit, in a metric."""
+
+    def compared(trial: TrialResult) -> tuple[object, ...]:
+        measured = trial.measured
+        return trial.config, trial.objective, measured.validation, measured.families
+
+    return sum(compared(a) != compared(b) for a, b in zip(shared, scratch, strict=True))
 
 
-def by_kind(trials: list[dict[str, Any]]) -> dict[str, float]:
+def by_kind(trials: Sequence[TrialResult]) -> dict[str, float]:
     """Seconds by kind of work."""
     sums: dict[str, float] = defaultdict(float)
     for trial in trials:
-        kinds = {
-            name.removeprefix("seconds_"): value or 0.0
-            for name, value in trial.items()
-            if name.startswith("seconds_")
-        }
+        kinds = trial.measured.seconds_by_kind
         for kind, value in kinds.items():
             sums[kind] += value
-        sums["the rest of the trials"] += trial["seconds"] - sum(kinds.values())
-        sums["Ray and Optuna"] += trial["wall_seconds"] - trial["seconds"]
+        sums["the rest of the trials"] += trial.seconds - sum(kinds.values())
+        sums["Ray and Optuna"] += overhead(trial)
     return sums
 
 
+def elapsed(trial: TrialResult) -> float:
+    """Seconds from suggestion to result."""
+    return trial.wall_seconds or 0.0
+
+
+def overhead(trial: TrialResult) -> float:
+    """Seconds that were no work of the trial's own."""
+    return elapsed(trial) - trial.seconds
+
+
 def show(
-    given: argparse.Namespace, shared: list[dict[str, Any]], scratch: list[dict[str, Any]]
+    given: argparse.Namespace, shared: Sequence[TrialResult], scratch: Sequence[TrialResult]
 ) -> None:
     """The tables."""
     console = Console(highlight=False, width=120)
@@ -120,34 +124,28 @@ def show(
         a, b = (found.get(kind, 0.0) for found in kinds)
         table.add_row(kind, f"{a:.1f}", f"{b:.1f}", f"{b / a:.1f}" if a > 0.05 else "-")
     table.add_section()
-    work = [sum(t["seconds"] for t in trials) for trials in (shared, scratch)]
-    whole = [sum(t["wall_seconds"] for t in trials) for trials in (shared, scratch)]
-    table.add_row("work", f"{work[0]:.1f}", f"{work[1]:.1f}", f"{work[1] / work[0]:.1f}")
-    table.add_row(
-        "from suggestion to result",
-        f"{whole[0]:.1f}",
-        f"{whole[1]:.1f}",
-        f"{whole[1] / whole[0]:.1f}",
-    )
+    work = [sum(trial.seconds for trial in trials) for trials in (shared, scratch)]
+    whole = [sum(map(elapsed, trials)) for trials in (shared, scratch)]
+    for name, (a, b) in (("work", work), ("from suggestion to result", whole)):
+        table.add_row(name, f"{a:.1f}", f"{b:.1f}", f"{b / a:.1f}")
     console.print(table)
     wrong = differing(shared, scratch)
     console.print(
-        "figures: the same in every trial, to the last bit"
+        "metrics: the same in every trial, to the last bit"
         if not wrong
-        else f"figures: {wrong} trials DIFFER"
+        else f"metrics: {wrong} trials DIFFER"
     )
-    known = [t["wall_seconds"] for t in shared if t["stages_computed"] == 0]
+    known = [elapsed(trial) for trial in shared if trial.measured.artifacts_computed == 0]
     if known:
         console.print(
             f"{len(known)} trials needed only a new fusion weight: {statistics.median(known):.2f} "
-            "s from suggestion to result at the "
-            f"median, {max(known):.2f} s at most"
+            f"s from suggestion to result at the median, {max(known):.2f} s at most"
         )
-    overhead = sorted(t["wall_seconds"] - t["seconds"] for t in shared)
+    overheads = sorted(map(overhead, shared))
     console.print(
-        f"engine: {statistics.median(overhead):.2f} s a trial at the median, "
-        f"{statistics.mean(overhead):.2f} s at the mean, "
-        f"{overhead[-1]:.2f} s at most (the first, which starts the worker)"
+        f"engine: {statistics.median(overheads):.2f} s a trial at the median, "
+        f"{statistics.mean(overheads):.2f} s at the mean, {overheads[-1]:.2f} s at most (the "
+        "first, which starts the worker)"
     )
 
 

@@ -36,12 +36,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LATENCY = "latency"  # the objective that is no metric: milliseconds an image
 FORMAT = 1  # of all files below; files without a number are of earlier versions, and are read too
 
 Number = Annotated[float, Field(strict=True)]  # a text or a boolean is none
 Interval = tuple[Number, Number]
 Metrics = dict[str, Number]
 Stored = Annotated[Metrics, Field(alias="figures")]
+
+
+# Keys of these values are left out of a file.
+def _is_missing(value: Any) -> bool:
+    return value is None
+
+
+def _is_empty(value: Any) -> bool:
+    return not value
 
 
 def _settings_type(cls: Any) -> Any:
@@ -92,12 +102,20 @@ class Measurements:
     )
     # Name in the file -> field.
     _SINGLE = (
-        ("latency", "latency"),
+        (LATENCY, "latency"),
         ("seconds", "seconds"),
         ("stages_computed", "artifacts_computed"),
         ("stages_reused", "artifacts_reused"),
         ("traceback", "traceback"),
     )
+
+    def value_of(self, objective: str) -> float:
+        """The value of an objective by its name, ``latency`` or a metric. Raises KeyError."""
+        if objective == LATENCY:
+            if self.latency is None:
+                raise KeyError(objective)
+            return self.latency
+        return self.validation[objective]
 
     def flat(self) -> dict[str, Any]:
         """One plain value a name, as Tune reports, Optuna attributes and table rows hold it."""
@@ -155,11 +173,7 @@ class TrialResult:
 
     def value_of(self, objective: str) -> float:
         """The value of an objective by its name, ``latency`` or a metric. Raises KeyError."""
-        if objective == "latency":
-            if self.measured.latency is None:
-                raise KeyError(objective)
-            return self.measured.latency
-        return self.measured.validation[objective]
+        return self.measured.value_of(objective)
 
     def to_row(self) -> dict[str, Any]:
         """A row of ``trials.parquet``."""
@@ -473,8 +487,10 @@ class EvidenceResult:
     """Where a category's evidence lies; with test defects, intervals and the baseline."""
 
     folder: str
-    intervals: dict[str, Interval] = field(default_factory=dict)
-    baseline: BaselineResult | None = None
+    intervals: Annotated[dict[str, Interval], Field(exclude_if=_is_empty)] = field(
+        default_factory=dict
+    )
+    baseline: Annotated[BaselineResult | None, Field(exclude_if=_is_missing)] = None
 
 
 @dataclass(frozen=True)
@@ -485,11 +501,6 @@ class FrontMember:
     config: dict[str, Any]
     objectives: dict[str, float]
     detector: str
-
-
-def _is_empty(value: Any) -> bool:
-    """Whether the key is left out of the file."""
-    return not value
 
 
 @dataclass(frozen=True)
@@ -741,14 +752,21 @@ class WinnerProvenance:
 
 @dataclass(frozen=True)
 class CandidateResult:
-    """One way to run a system (see :class:`clsnf.benchmark.systems.Candidate`), with its
-    objective."""
+    """One way to run a system, with its objective.
+
+    Attributes:
+        epoch: joint epochs of the classifier; None without one.
+        depth: coupling blocks of the flows; None without flows.
+        weight: fusion weight.
+        score_weight: fusion weight of the map that image scores are taken from; None for `weight`.
+        objective: mean over the validation defect families.
+    """
 
     epoch: int | None
     depth: int | None
     weight: float
     score_weight: float | None = None
-    objective: Annotated[float | None, Field(alias="pixel_ap")] = None
+    objective: Annotated[float | None, Field(alias="pixel_ap", exclude_if=_is_missing)] = None
 
 
 @dataclass(frozen=True)
@@ -766,7 +784,9 @@ class SystemTest:
     last: Metrics
     oracle: Metrics
     intervals: dict[str, Interval]
-    ahead_by: Annotated[dict[str, Gain] | None, Field(alias="fused_ahead_by")] = None
+    ahead_by: Annotated[
+        dict[str, Gain] | None, Field(alias="fused_ahead_by", exclude_if=_is_missing)
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -847,32 +867,40 @@ def check_format(content: Any, where: str) -> None:
         )
 
 
-def from_plain(cls: type[T], content: Any, where: str) -> T:
+def from_plain(cls: type[T], content: Any, where: str, remedy: str = "") -> T:
     """A result from plain JSON types; entries that the type does not know are left out.
 
     Args:
         cls: a type of this module.
         content: what its file holds.
         where: the file, for messages.
+        remedy: what to do about damage, for messages.
 
     Raises:
         OutputError: the content is damaged, or was written by a newer version.
     """
     check_format(content, where)
+    end = f": {remedy}." if remedy else "."
     typed: Any = StoredCategory if cls is CategoryResult else cls
     try:
         result: T = _adapter(typed).validate_python(content)
     except ClsnfError as error:  # of settings
-        raise OutputError(f"{where} is damaged ({error}).") from error
+        raise OutputError(f"{where} is damaged ({error}){end}") from error
     except PydanticError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise OutputError(f"{where} is damaged ({place or 'content'}: {first['msg']}).") from error
+        cause = f"{place or 'content'}: {first['msg']}"
+        raise OutputError(f"{where} is damaged ({cause}){end}") from error
     return result
 
 
-def read_result(cls: type[T], path: Path) -> T:
+def read_result(cls: type[T], path: Path, remedy: str = "") -> T:
     """The content of a JSON file as a type of this module.
+
+    Args:
+        cls: a type of this module.
+        path: its file.
+        remedy: what to do about damage, for messages.
 
     Raises:
         OutputError: the file can't be read, is damaged, or was written by a newer version.
@@ -880,8 +908,9 @@ def read_result(cls: type[T], path: Path) -> T:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OutputError(f"{path} is damaged ({error}).") from error
-    return from_plain(cls, content, str(path))
+        end = f": {remedy}." if remedy else "."
+        raise OutputError(f"{path} is damaged ({error}){end}") from error
+    return from_plain(cls, content, str(path), remedy)
 
 
 def write_result(path: Path, value: Any) -> None:

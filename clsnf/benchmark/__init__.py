@@ -1,7 +1,8 @@
-"""The benchmark: the five systems of the method side by side, over categories and seeds, with what
-a figure can be trusted for.
+"""The benchmark: the method's five systems side by side, over categories and seeds.
 
-``systems`` says what each system is made of and what there is to choose from; ``cell`` trains and
-judges all of them for one category and one seed; ``tables`` sums cells up; ``benchmark`` runs and
-resumes.
+``systems`` says what each system is made of, and what its candidates are. ``request`` holds what a
+user asks for, and the cells of it: one category and one seed each. ``cell`` trains the systems of
+one cell, ``selection`` chooses a candidate of each on validation defects, and ``comparison``
+computes metrics on the test images. ``run`` runs the cells and goes on where a run stopped;
+``protocol`` and ``tables`` write what people read.
 """

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, path, setting_options
+from clsnf.core.config import flattened
 from clsnf.core.errors import ClsnfError, SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
+
+if TYPE_CHECKING:
+    from clsnf.benchmark.request import Recipe
 
 
 @main.command(short_help="Compare the method's five systems over categories and seeds.")
@@ -21,40 +25,37 @@ from clsnf.core.yaml import read_yaml_mapping
     "--out",
     type=path,
     required=True,
-    help="The benchmark's folder; one that was begun before goes on.",
+    help="The benchmark's folder; a run in it that was interrupted goes on.",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="How many seeds, from --seed on.",
+    help="Number of seeds, from --seed on.",
 )
 @click.option(
     "--variants",
     type=path,
-    help=(
-        "A YAML file of changes to the settings, each benchmarked beside the settings as they are."
-    ),
+    help="A YAML file of changes to the settings: each is benchmarked beside the settings.",
 )
 @click.option(
     "--systems",
     help="Names with commas, of classifier, flow, fused, cflow and fused_unshared.  [default: all]",
 )
 @click.option(
-    "--no-test", is_flag=True, help="Validation figures alone: the test images stay locked."
+    "--no-test", is_flag=True, help="Validation metrics only: the test images stay locked."
 )
 @setting_options
 def benchmark(**options: Any) -> None:
-    """Compare the method's five systems over categories and seeds, beside the authors' published
-    figures.
+    """Compare the method's five systems over categories and seeds.
 
-    classifier, flow and fused share one finetuned backbone; cflow is the baseline on the pretrained
-    one, fused_unshared the ablation. For each there are three columns: what was selected on
-    validation defects, what the last epoch gives, and what an oracle that looks at the test images
-    would have given.
+    classifier, flow and fused share one finetuned backbone. cflow is the baseline on the pretrained
+    backbone, and fused_unshared the ablation. Every system has three columns: the candidate that
+    was selected on validation defects, the last epoch, and the best candidate on the test images,
+    which only an oracle could choose. The authors' published metrics stand beside the method's.
 
-    A variants file names changes as --set does:
+    A variants file has a name for each variant, with the settings that it changes:
 
     \b
         shared_covariance: {flow: {covariance: shared}}
@@ -65,36 +66,15 @@ def benchmark(**options: Any) -> None:
     first = shared.settings_of(options, categories_known)
     tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
 
-    from clsnf.benchmark.run import BenchmarkRequest, Recipe, run_benchmark
-    from clsnf.benchmark.systems import SYSTEMS
-    from clsnf.benchmark.tables import BASE
+    from clsnf.benchmark.request import BASE, BenchmarkRequest, category_of
+    from clsnf.benchmark.run import run_benchmark
     from clsnf.cli.terminal import Terminal
-    from clsnf.paper.presets import preset_for
 
-    systems = (
-        tuple(SYSTEMS)
-        if options["systems"] is None
-        else tuple(s.strip() for s in options["systems"].split(","))
-    )
-    strange = [name for name in systems if name not in SYSTEMS]
-    if strange:
-        raise SettingsError(f"There is no system {strange[0]!r}.{nearest(strange[0], SYSTEMS)}")
-
-    def recipe(category: str, changes: dict[str, Any]) -> Recipe:
-        settings = shared.settings_of(options, category, changes=changes, tell=False)
-        # The authors train their baseline for as long as they say; a --set flow.passes is meant for
-        # both.
-        paper = (
-            options["preset"] == "paper"
-            and settings.flow.passes == preset_for(category).overrides["flow"]["passes"]
-        )
-        return Recipe(
-            settings, preset_for(category).baseline_passes if paper else settings.flow.passes
-        )
-
-    names = [str(table["category"][0].as_py()) for table in tables]
+    systems = _systems(options["systems"])
     recipes = {
-        variant: {name: recipe(name, changes) for name in names}
+        variant: {
+            category_of(table): _recipe(options, category_of(table), changes) for table in tables
+        }
         for variant, changes in {BASE: {}, **variants}.items()
     }
     terminal = Terminal()
@@ -122,7 +102,36 @@ def benchmark(**options: Any) -> None:
         )
 
 
+def _systems(names: str | None) -> tuple[str, ...]:
+    """The systems that --systems names; all of them for None."""
+    from clsnf.benchmark.systems import SYSTEMS
+
+    if names is None:
+        return tuple(SYSTEMS)
+    systems = tuple(name.strip() for name in names.split(","))
+    for name in systems:
+        if name not in SYSTEMS:
+            raise SettingsError(f"There is no system {name!r}.{nearest(name, SYSTEMS)}")
+    return systems
+
+
+def _recipe(options: dict[str, Any], category: str, changes: dict[str, Any]) -> Recipe:
+    """Settings of a category under a variant's changes."""
+    from clsnf.benchmark.request import Recipe
+    from clsnf.paper.presets import preset_for
+
+    settings = shared.settings_of(options, [category], changes=changes, announce=False)
+    passes = settings.flow.passes
+    # The authors train their baseline for another time; --set flow.passes sets both times.
+    if options["preset"] == "paper":
+        preset = preset_for(category)
+        if passes == preset.overrides["flow.passes"]:
+            passes = preset.baseline_passes
+    return Recipe(settings, passes)
+
+
 def _variants(file: Path | None) -> dict[str, dict[str, Any]]:
+    """Name of a variant -> the settings that it changes, by dotted name."""
     if file is None:
         return {}
     found = read_yaml_mapping(file, "shared_covariance: {flow: {covariance: shared}}")
@@ -136,4 +145,4 @@ def _variants(file: Path | None) -> dict[str, dict[str, Any]]:
                 f"{file}: {name!r} must be a name (letters, digits, - and _; not base) with a "
                 "mapping of settings."
             )
-    return {str(name): changes for name, changes in found.items()}
+    return {str(name): flattened(changes) for name, changes in found.items()}

@@ -237,7 +237,7 @@ def pack(
     else:
         chosen = [
             (name, partial(read_category, source, name))
-            for name in shared.chosen(list_categories(source), categories, source)
+            for name in shared.choose_categories(list_categories(source), categories, source)
         ]
     terminal = Terminal()
     with terminal.live():

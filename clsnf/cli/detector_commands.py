@@ -22,7 +22,6 @@ from clsnf.cli.options import (
     setting_options,
     stream_option,
 )
-from clsnf.core.config import from_dict
 from clsnf.core.errors import DataError, SettingsError
 
 
@@ -57,7 +56,7 @@ def train(**options: Any) -> None:
         read = shared.check_pictures(found, options["allow_leak"], options["max_bad"], terminal)
         table = assign_splits(read, settings.validation.fraction, settings.seed)
         terminal.backbone(settings)
-        with shared.opened_stream(
+        with shared.open_stream(
             options["stream"], len(rows_of(table, "fit")), settings, terminal
         ) as stream:
             detector = Detector.fit(
@@ -150,11 +149,11 @@ def predict(
     files = picture_files(images)
     detector = Detector.load(model, device)
     terminal = Terminal()
-    with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
+    with shared.open_stream(stream, None, detector.settings, terminal) as choice:
         found = predict_files(detector, files, out, max_bad=max_bad, stream=choice)
         if as_json:
             for record in found:
-                click.echo(json.dumps(record))
+                click.echo(json.dumps(record.to_plain()))
             return
         with terminal.live():
             records = []
@@ -207,11 +206,11 @@ def evaluate(
     terminal = Terminal()
     with terminal.live():
         test = rows_of(shared.check_pictures(table, allow_leak, max_bad, terminal), "test")
-        with shared.opened_stream(stream, None, detector.settings, terminal) as choice:
+        with shared.open_stream(stream, None, detector.settings, terminal) as choice:
             result = evaluate_detector(detector, test, terminal.progress, stream=choice)
     if json_file is not None:
         write_result(json_file, result)
-    terminal.figures(result)
+    terminal.metrics(result)
 
 
 @main.command(short_help="All settings with their defaults.")
@@ -226,5 +225,5 @@ def settings(preset: str | None, category: str | None) -> None:
     if preset == "paper":
         found, about = shared.paper_preset([] if category is None else [category])
         click.echo(f"preset paper: {about}", err=True)
-        shown = from_dict(DetectorSettings, found.overrides)
+        shown = found.settings
     click.echo(settings_yaml(shown), nl=False)

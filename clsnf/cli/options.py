@@ -1,16 +1,16 @@
-"""Options that commands share, and what they become: settings and tables of pictures."""
+"""Options that commands share, and what they stand for: settings, tables of pictures, streams."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from clsnf.core.config import STREAMS, DetectorSettings, from_dict, to_dict
+from clsnf.core.config import STREAMS, DetectorSettings, flattened, from_dict, replaced
 from clsnf.core.errors import DataError, SettingsError
 from clsnf.core.uris import is_uri
 from clsnf.core.yaml import parse_yaml, read_yaml_mapping
@@ -48,6 +48,8 @@ def _levels(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 def combined(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator for several options, which ``--help`` lists in this order."""
+
     def add(command: F) -> F:
         for option in reversed(options):
             command = option(command)
@@ -57,6 +59,7 @@ def combined(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def image_size_option(default: str) -> Callable[[F], F]:
+    """``--image-size``; `default` is what ``--help`` calls the default."""
     return click.option(
         "--image-size",
         callback=_image_size,
@@ -65,7 +68,7 @@ def image_size_option(default: str) -> Callable[[F], F]:
 
 
 class _Path(click.Path):
-    """A path; ~ is the home folder also where a shell leaves it, as in --out=~/x."""
+    """A path. ``~`` is the home folder, also in ``--out=~/x``, which shells leave as it is."""
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None
@@ -74,7 +77,7 @@ class _Path(click.Path):
 
 
 class _Location(click.ParamType):
-    """A folder as a path, or the URI of one, such as s3://bucket/folder, as text."""
+    """A folder: a path, or as text its URI, such as ``s3://bucket/folder``."""
 
     name = "path or URI"
 
@@ -89,8 +92,10 @@ location = _Location()
 stream_option = click.option(
     "--stream",
     type=click.Choice(STREAMS),
-    help="What brings the pictures: local (this process), ray (workers of a Ray cluster), auto (what fits). It changes no figure.  "
-    "[default: auto]",
+    help=(
+        "What loads the pictures: local (this process), ray (workers of a Ray cluster), auto (what "
+        "fits). Results are the same.  [default: auto]"
+    ),
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."
@@ -100,37 +105,46 @@ max_bad_option = click.option(
     type=float,
     default=0.01,
     show_default=True,
-    help="Share of the pictures that may be unreadable: they are left out and named; more end the command.",
+    help=(
+        "Share of the pictures that may be unreadable. They are named and left out; if there are "
+        "more, the command ends."
+    ),
+)
+data_option_help = (
+    "A folder of categories in the layout of MVTec AD, BTAD or VisA (CATEGORY/train/good, "
+    "CATEGORY/test/...), or a pack."
 )
 check_options = combined(
     click.option(
-        "--allow-leak", is_flag=True, help="Go on although the same picture is in train and test."
+        "--allow-leak", is_flag=True, help="Go on even if the same picture is in train and test."
     ),
     max_bad_option,
 )
 picture_options = combined(
-    click.option(
-        "--data",
-        type=location,
-        help="A folder of categories in MVTec AD's, BTAD's or VisA's layout (CATEGORY/train/good, CATEGORY/test/...), or a pack.",
-    ),
+    click.option("--data", type=location, help=data_option_help),
     click.option(
         "--normals",
         type=path,
-        help="A folder of good pictures alone: one category, named after the folder.",
+        help="A folder of good pictures alone: one category, with the folder's name.",
     ),
     check_options,
 )
 textures_option = click.option(
     "--textures",
     type=path,
-    help="A folder of pictures to make training defects from (such as DTD). Default: drawn by code.",
+    help=(
+        "A folder of pictures, such as DTD, that training defects are filled from. Default: "
+        "textures drawn by code."
+    ),
 )
 data_options = combined(picture_options, textures_option)
 preset_option = click.option(
     "--preset",
     type=click.Choice(["fast", "paper"]),
-    help="Where settings start from. fast: the defaults; paper: the authors' for the category.  [default: fast]",
+    help=(
+        "The settings to start from. fast: the defaults; paper: the authors' settings for the "
+        "category.  [default: fast]"
+    ),
 )
 setting_options = combined(
     preset_option,
@@ -139,18 +153,23 @@ setting_options = combined(
     click.option(
         "--aspect",
         type=click.Choice(["squeeze", "fit"]),
-        help="squeeze: resize whatever the shape; fit: keep the shape and pad.",
+        help=(
+            "squeeze: resize and change the aspect ratio; fit: keep the aspect ratio and pad.  "
+            "[default: squeeze]"
+        ),
     ),
     click.option("--backbone", help="A timm model name, or demo.  [default: resnet18]"),
     click.option(
-        "--levels", callback=_levels, help="Feature stages of the backbone.  [default: 1,2,3]"
+        "--levels",
+        callback=_levels,
+        help="Feature levels of the backbone, by timm's numbers.  [default: 1,2,3]",
     ),
     click.option(
         "--weights",
         type=path,
-        help="A weights file of the backbone. Default: timm's pretrained weights, where they can be fetched.",
+        help="A weights file of the backbone. Default: timm's pretrained weights, downloaded.",
     ),
-    click.option("--seed", type=int, help="Seed of everything random.  [default: 0]"),
+    click.option("--seed", type=int, help="Seed of all that is random.  [default: 0]"),
     click.option(
         "--false-reject-rate",
         type=float,
@@ -168,66 +187,75 @@ setting_options = combined(
 
 
 def settings_of(
-    options: dict[str, Any],
-    category: str | Sequence[str] | None = None,
-    base: dict[str, Any] | None = None,
-    changes: dict[str, Any] | None = None,
-    tell: bool = True,
+    options: Mapping[str, Any],
+    categories: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    announce: bool = True,
 ) -> DetectorSettings:
-    """Settings from the defaults, `base`, --preset, a YAML file, the named options, --set and
-    `changes`, each over the one before.
+    """The settings that a command's options stand for.
+
+    Later sources override earlier ones: the defaults, `base`, --preset, the file of --config, the
+    named options, --set, `changes`.
 
     Args:
         options: a command's, as click gives them.
-        category: the category, or all that get these settings, for presets that depend on it; None
-            where it is not known.
-        base: a command's own defaults.
-        changes: what a variant of the settings has its way in.
-        tell: say which settings a preset stands for.
+        categories: the categories that get these settings, for --preset paper; empty if unknown.
+        base: a command's own defaults, by dotted name.
+        changes: what a benchmark's variant changes, by dotted name.
+        announce: print which settings a preset stands for.
     """
-    content = to_dict(DetectorSettings())
-    _merge(content, base or {})
+    values = dict(base or {})
     if options.get("preset") == "paper":
-        preset, about = paper_preset([category] if isinstance(category, str) else category or [])
-        if tell:
+        preset, about = paper_preset(categories)
+        if announce:
             click.echo(f"preset paper: {about}", err=True)
-        _merge(content, preset.overrides)
+        values |= preset.overrides
     if options["config"] is not None:
-        from_file = read_yaml_mapping(options["config"], "seed: 1")
-        try:
-            from_dict(DetectorSettings, from_file)
-        except SettingsError as error:
-            raise SettingsError(f"{options['config']}: {error}") from error
-        _merge(content, from_file)
-    size = options["image_size"] or (None, None)
-    named = {
-        ("image", "height"): size[0],
-        ("image", "width"): size[1],
-        ("image", "aspect"): options["aspect"],
-        ("backbone", "name"): options["backbone"],
-        ("backbone", "levels"): options["levels"],
-        ("backbone", "weights"): None
-        if options["weights"] is None
-        else str(options["weights"].absolute()),
-        ("validation", "false_reject_rate"): options["false_reject_rate"],
-    }
-    for (section, name), value in named.items():
-        if value is not None:
-            content[section][name] = value
-    if options["seed"] is not None:
-        content["seed"] = options["seed"]
+        values |= _values_of_file(options["config"])
+    values |= _values_of_options(options)
     for assignment in options["assignments"]:
-        _assign(content, assignment)
-    _merge(content, changes or {})
-    return from_dict(DetectorSettings, content)
+        values |= _values_of_assignment(assignment)
+    return replaced(DetectorSettings(), values | dict(changes or {}))
+
+
+def _values_of_file(file: Path) -> dict[str, Any]:
+    content = read_yaml_mapping(file, "seed: 1")
+    try:
+        from_dict(DetectorSettings, content)
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error}") from error
+    return flattened(content)
+
+
+def _values_of_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    height, width = options["image_size"] or (None, None)
+    weights = options["weights"]
+    values = {
+        "image.height": height,
+        "image.width": width,
+        "image.aspect": options["aspect"],
+        "backbone.name": options["backbone"],
+        "backbone.levels": options["levels"],
+        "backbone.weights": None if weights is None else str(weights.absolute()),
+        "validation.false_reject_rate": options["false_reject_rate"],
+        "seed": options["seed"],
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _values_of_assignment(assignment: str) -> dict[str, Any]:
+    name, equals, value = assignment.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {assignment!r}: give NAME=VALUE, such as flow.passes=4.")
+    return flattened({name.strip(): parse_yaml(value, f"--set {name.strip()}")})
 
 
 def paper_preset(categories: Sequence[str]) -> tuple[Preset, str]:
-    """The authors' settings that fit all of these categories, and a line for people that says which
-    they are.
+    """The authors' settings for these categories, and a line that says which they are.
 
-    Where their settings for the categories differ, or they have none, those that most of their
-    categories share.
+    If their settings for the categories differ, or if they have none for one of them, these are the
+    settings that most of their categories share.
     """
     from clsnf.paper.presets import common_preset, presets, sharing
 
@@ -235,29 +263,30 @@ def paper_preset(categories: Sequence[str]) -> tuple[Preset, str]:
     most = f"it is what most of their categories share ({', '.join(sharing(common))})"
     if not categories:
         return common, f"no category is named: {most}"
-    strange = [category for category in categories if category not in known]
-    if strange:
-        return common, f"the authors have no settings for {', '.join(strange)}: {most}"
+    names = ", ".join(categories)
+    unknown = [category for category in categories if category not in known]
+    if unknown:
+        return common, f"the authors have no settings for {', '.join(unknown)}: {most}"
     if len({known[category].recipe for category in categories}) > 1:
-        return (
-            common,
-            f"the authors' settings for {', '.join(categories)} differ, and one base serves them all: {most}",
-        )
-    return known[categories[0]], f"the authors' settings for {', '.join(categories)}"
+        return common, f"the authors' settings for {names} differ, and one base serves all: {most}"
+    return known[categories[0]], f"the authors' settings for {names}"
 
 
-def preset_categories(options: dict[str, Any], asked: str | None) -> list[str]:
-    """Names of the categories that a command is about to read, for a preset that depends on them;
-    empty where none does.
+def preset_categories(options: Mapping[str, Any], wanted: str | None) -> list[str]:
+    """The categories that a command will read, if its preset depends on them; else none.
 
-    No picture is read; what is wrong with the data is left for :func:`read_tables` to say.
+    No picture is read. If the data is not valid, :func:`read_tables` says so later.
+
+    Args:
+        options: a command's, as click gives them.
+        wanted: the names that the user gave, with commas; None or ``all`` for all.
     """
     if options.get("preset") != "paper":
         return []
     if options["normals"] is not None:
         return [options["normals"].absolute().name]
-    if asked is not None and asked.strip() != "all":
-        return list(dict.fromkeys(c.strip() for c in asked.split(",") if c.strip()))
+    if wanted is not None and wanted.strip() != "all":
+        return _names(wanted)
     if options["data"] is None:
         return []
     from clsnf.data.sets import list_categories
@@ -265,28 +294,21 @@ def preset_categories(options: dict[str, Any], asked: str | None) -> list[str]:
     return list_categories(options["data"])
 
 
-def _merge(content: dict[str, Any], new: dict[str, Any]) -> None:
-    for name, value in new.items():
-        if isinstance(content.get(name), dict) and isinstance(value, dict):
-            _merge(content[name], value)
-        else:
-            content[name] = value  # unknown names are refused when the settings are built
-
-
-def _assign(content: dict[str, Any], assignment: str) -> None:
-    name, equals, value = assignment.partition("=")
-    if not equals:
-        raise SettingsError(f"--set {assignment!r}: give NAME=VALUE, such as flow.passes=4.")
-    new: Any = parse_yaml(value, f"--set {name.strip()}")
-    for part in reversed(name.strip().split(".")):
-        new = {part: new}
-    _merge(content, new)
+def _names(text: str) -> list[str]:
+    """Different names that are separated by commas."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def read_tables(
     data: Path | str | None, normals: Path | None, categories: str | None
 ) -> tuple[list[pa.Table], str]:
-    """The categories' tables and where they came from."""
+    """The tables of the categories, and the location that they came from.
+
+    Args:
+        data: a data set with several categories, or a pack.
+        normals: a folder of good pictures, which is one category; either this or `data`.
+        categories: names with commas; None or ``all`` for all.
+    """
     from clsnf.data.layouts import read_normals
     from clsnf.data.sets import list_categories, read_category
 
@@ -295,23 +317,31 @@ def read_tables(
     if normals is not None:
         if categories is not None:
             raise SettingsError(
-                f"--normals is one category, named after its folder: leave {categories!r} out, or give --data."
+                f"--normals is one category, named after its folder: leave {categories!r} out, or "
+                "give --data."
             )
         return [read_normals(normals)], str(normals.absolute())
     if data is None:
         raise SettingsError("There is no data: give --data FOLDER or --normals FOLDER.")
-    wanted = chosen(list_categories(data), categories, data)
-    return [read_category(data, category) for category in wanted], data if isinstance(
-        data, str
-    ) else str(data.absolute())
+    wanted = choose_categories(list_categories(data), categories, data)
+    origin = data if isinstance(data, str) else str(data.absolute())
+    return [read_category(data, category) for category in wanted], origin
 
 
-def chosen(known: list[str], categories: str | None, data: Path | str) -> list[str]:
-    """The categories that are asked for, names with commas, of those that are known in `data`; all
-    where nothing is said.
+def choose_categories(known: list[str], categories: str | None, data: Path | str) -> list[str]:
+    """The categories to read.
+
+    Args:
+        known: all categories of the data set.
+        categories: names with commas; None or ``all`` for all.
+        data: the data set's location, for error messages.
+
+    Raises:
+        SettingsError: no category is named.
+        DataError: the data set does not have one that is named.
     """
-    asked = [c.strip() for c in (categories or "all").split(",") if c.strip()]
-    found = known if asked == ["all"] and "all" not in known else list(dict.fromkeys(asked))
+    wanted = _names(categories or "all")
+    found = known if wanted == ["all"] and "all" not in known else wanted
     if not found:
         raise SettingsError(f"{categories!r} names no category: {data} holds {', '.join(known)}.")
     missing = [c for c in found if c not in known]
@@ -321,6 +351,7 @@ def chosen(known: list[str], categories: str | None, data: Path | str) -> list[s
 
 
 def read_one_table(data: Path | str | None, normals: Path | None, category: str | None) -> pa.Table:
+    """The table of one category; see :func:`read_tables`."""
     tables, origin = read_tables(data, normals, category)
     if len(tables) != 1:
         names = ", ".join(str(table["category"][0].as_py()) for table in tables)
@@ -331,49 +362,49 @@ def read_one_table(data: Path | str | None, normals: Path | None, category: str 
 
 
 @contextmanager
-def opened_stream(
-    wanted: str | None, trained: int | None, settings: DetectorSettings, terminal: Terminal
+def open_stream(
+    wanted: str | None, training_images: int | None, settings: DetectorSettings, terminal: Terminal
 ) -> Iterator[StreamChoice]:
-    """What brings pictures to a command, while the block runs; a Ray of its own, or RAY_ADDRESS's,
-    where that is asked for.
+    """Choose a command's stream, and start Ray for the block if the user wants a Ray stream.
+
+    Ray is the cluster of RAY_ADDRESS, or a private one.
 
     Args:
-        wanted: what --stream says.
-        trained: number of pictures that are gone over and over; None where each is needed once.
+        wanted: the value of --stream.
+        training_images: number of images that training reads again and again; None: no training,
+            each image is read once.
+        settings: of the detector.
+        terminal: gets a line that says which stream was chosen and why.
     """
     from clsnf.streams.choice import StreamChoice, choose_stream
 
     if wanted != "ray":
-        if trained is None:  # there is nothing to choose
+        if training_images is None:  # read once: nothing to choose
             yield StreamChoice("local", "")
             return
-        choice = choose_stream(wanted or "auto", [trained], settings.image)
+        choice = choose_stream(wanted or "auto", [training_images], settings.image)
         terminal.line(f"stream: {choice.reason}")
         yield choice
         return
     from clsnf.study.cluster import node_resources, ray_session
 
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # Ray would warn of its own pools of actors, whatever they are
+    # Without this, Ray prints warnings about its own actor pools.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with ray_session(None, 1 << 30):
         nodes = node_resources()
         cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
-        # Whoever trains computes too; whoever asks a detector only waits for the workers.
-        workers = max(1, cpus - 1 if trained is not None else cpus)
-        terminal.line(
-            f"stream: ray: as asked; {workers} CPUs"
-            + (f" and {gpus} GPUs" if gpus and trained is None else "")
-        )
-        yield StreamChoice("ray", "", workers, gpus if trained is None else 0)
+        # Training needs a core of its own; a detector's scoring only waits for the workers.
+        training = training_images is not None
+        workers, gpus = max(1, cpus - 1 if training else cpus), 0 if training else gpus
+        with_gpus = f" and {gpus} GPUs" if gpus else ""
+        terminal.line(f"stream: ray: as asked; {workers} CPUs{with_gpus}")
+        yield StreamChoice("ray", "", workers, gpus)
 
 
 def check_pictures(
     table: pa.Table, allow_leak: bool, max_bad: float, terminal: Terminal
 ) -> pa.Table:
-    """Read every file of a category once; what is doubtful is shown. The rows whose pictures can be
-    read.
-    """
+    """Read every file of a category, print warnings, and return the rows that can be read."""
     from clsnf.data.checks import check_category
 
     def progress(done: int, total: int) -> None:

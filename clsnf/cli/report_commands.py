@@ -22,11 +22,11 @@ from clsnf.core.errors import SettingsError
     help="A folder for the report.  [default: RUN/report, or comparison in the last RUN]",
 )
 def report(runs: tuple[Path, ...], compare: bool, out: Path | None) -> None:
-    """Write what a study came to: one page that opens from disk and prints, and its tables as CSV
-    and Markdown.
+    """Write a study's report: one page that opens from disk and prints, and its tables as CSV and
+    Markdown.
 
-    RUN is the folder that a study wrote. A study that is under way, or failed in parts, is reported
-    as far as it came.
+    RUN is the folder that a study wrote. Of a study that is under way, or failed in parts, the
+    report shows what there is.
     """
     from clsnf.cli.terminal import Terminal
 

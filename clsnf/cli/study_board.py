@@ -1,30 +1,28 @@
-"""The live table of a study: how far each category is, its best value so far, what was shared, how
-long it may take yet.
-"""
+"""The live table of a study: trials, best objective, shared artifacts, and the time to go."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.table import Table
 
-from clsnf.study.stream_totals import STEPS, streamed
+from clsnf.results import TrialResult
+from clsnf.study.stream_totals import STEPS, stream_totals
 
 _MOST_ROWS = 20
 
 
 @dataclass
 class Row:
-    """A category's part.
+    """A category's row.
 
     Attributes:
-        ended, running, failed: numbers of trials; those that were stopped early ended.
-        best: objective so far, None before the first.
-        reused, computed: stages.
-        stream: what the trials say of their streams.
+        ended, running, failed: numbers of trials; failed and stopped trials ended too.
+        best: the highest objective; None before the first.
+        reused, computed: numbers of artifacts.
+        results: the trials that ended.
     """
 
     ended: int = 0
@@ -33,16 +31,16 @@ class Row:
     best: float | None = None
     reused: int = 0
     computed: int = 0
-    stream: list[dict[str, Any]] = field(default_factory=list)
+    results: list[TrialResult] = field(default_factory=list)
 
 
 class Board:
-    """Counts what a study tells.
+    """Counts the trials of a study.
 
     Args:
         categories: their names.
-        trials: of each category.
-        clock: seconds that only rise.
+        trials: number of trials of each category.
+        clock: returns seconds, as :func:`time.monotonic` does.
 
     Attributes:
         rows: category -> counts.
@@ -55,34 +53,30 @@ class Board:
         self.trials, self._clock = trials, clock
         self._started, self._before = clock(), 0
 
-    def earlier(self, records: Sequence[dict[str, Any]]) -> None:
+    def earlier(self, results: Sequence[TrialResult]) -> None:
         """Trials that ended before this run."""
-        for record in records:
-            self._count(record)
+        for result in results:
+            self._count(result)
         self._before = self.ended
 
     def begun(self, category: str) -> None:
         """A trial began."""
         self.rows[category].running += 1
 
-    def trial(self, record: dict[str, Any]) -> None:
+    def trial(self, result: TrialResult) -> None:
         """A trial ended."""
-        self.rows[record["category"]].running -= 1
-        self._count(record)
+        self.rows[result.category].running -= 1
+        self._count(result)
 
-    def _count(self, record: dict[str, Any]) -> None:
-        row = self.rows[record["category"]]
+    def _count(self, result: TrialResult) -> None:
+        row = self.rows[result.category]
         row.ended += 1
-        row.failed += record["status"] == "failed"
-        row.reused += record["figures"].get("stages_reused") or 0
-        row.computed += record["figures"].get("stages_computed") or 0
-        row.stream.append(
-            {"figures": {k: v for k, v in record["figures"].items() if k.startswith("stream_")}}
-        )
-        if record["objective"] is not None:
-            row.best = (
-                record["objective"] if row.best is None else max(row.best, record["objective"])
-            )
+        row.failed += result.status == "failed"
+        row.reused += result.measured.artifacts_reused or 0
+        row.computed += result.measured.artifacts_computed or 0
+        row.results.append(result)
+        if result.objective is not None:
+            row.best = result.objective if row.best is None else max(row.best, result.objective)
 
     @property
     def ended(self) -> int:
@@ -93,8 +87,9 @@ class Board:
         return self.trials * len(self.rows)
 
     def seconds_to_go(self) -> float | None:
-        """At the pace so far, None before a trial ended. Later trials find more to share: it is an
-        upper bound, mostly.
+        """Seconds to go at the pace so far; None before a trial ended.
+
+        Later trials find more artifacts to reuse, so this is mostly an upper bound.
         """
         done = self.ended - self._before
         return (self._clock() - self._started) / done * (self.total - self.ended) if done else None
@@ -111,39 +106,37 @@ class Board:
             "running",
             "failed",
             "best",
-            "stages reused",
+            "artifacts reused",
             "images/s read, decoded, defects",
             "waited for data",
         ):
             table.add_column(column, justify="left" if column == "category" else "right")
-        # Those that something happens in, where there are too many to show.
+        # Categories with running trials come first where there are too many to show.
         shown = sorted(self.rows.items(), key=lambda item: (-item[1].running, item[1].ended))[
             :_MOST_ROWS
         ]
         for category, row in sorted(shown) if len(shown) == len(self.rows) else shown:
-            stages = row.reused + row.computed
+            artifacts = row.reused + row.computed
             table.add_row(
                 category.replace("[", "\\["),
                 f"{row.ended}/{self.trials}",
                 str(row.running),
                 str(row.failed),
                 "-" if row.best is None else f"{row.best:.4f}",
-                f"{row.reused} of {stages}",
-                *_stream(row.stream),
+                f"{row.reused} of {artifacts}",
+                *_stream_cells(row.results),
             )
         if len(self.rows) > _MOST_ROWS:
             table.add_row(f"and {len(self.rows) - _MOST_ROWS} more", *[""] * 7)
         return table
 
 
-def _stream(records: list[dict[str, Any]]) -> tuple[str, str]:
-    """A worker's images a second at each step, and how long training waited for data."""
-    found = streamed(records)
-    pace = [
-        f"{found['images_per_second'][step]:.0f}" if step in found["images_per_second"] else "-"
-        for step in STEPS
-    ]
-    return ", ".join(pace), f"{found['waited_seconds']:.1f} s"
+def _stream_cells(results: Sequence[TrialResult]) -> tuple[str, str]:
+    """A worker's images a second at each step, and how long training waited for images."""
+    totals = stream_totals(results)
+    rates = totals.images_per_second
+    steps = [f"{rates[step]:.0f}" if step in rates else "-" for step in STEPS]
+    return ", ".join(steps), f"{totals.waited_seconds:.1f} s"
 
 
 def _duration(seconds: float) -> str:

@@ -131,7 +131,8 @@ def study(**options: Any) -> None:
             options["data"], options["normals"], options["categories"]
         )
 
-    from clsnf.study.run import StudyRequest, names_of, run_study
+    from clsnf.study.request import StudyRequest
+    from clsnf.study.run import run_study
 
     request = StudyRequest(
         tables=tables,
@@ -153,20 +154,21 @@ def study(**options: Any) -> None:
     )
     with terminal.live():
         summary = run_study(
-            request, terminal.reporter(settings, names_of(tables), study_settings.trials)
+            request, terminal.reporter(settings, request.categories, study_settings.trials)
         )
     terminal.summary(summary, out)
-    if all("winner" not in found for found in summary["categories"].values()):
+    if all(found.winner is None for found in summary.categories.values()):
         raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")
 
 
 _DEMO_SETTINGS: dict[str, Any] = {
-    "backbone": {"name": "demo"},
-    "image": {"height": 160, "width": 160},
-    "validation": {"fraction": 0.25},
-    # A small backbone from drawings needs more of the decoder; chosen on the demo's validation
+    "backbone.name": "demo",
+    "image.height": 160,
+    "image.width": 160,
+    "validation.fraction": 0.25,
+    # The small backbone needs a longer training of the decoder. Chosen on the demo's validation
     # defects.
-    "finetune": {"frozen_epochs": 16},
+    "finetune.frozen_epochs": 16,
 }
 
 

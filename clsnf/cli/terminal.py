@@ -1,5 +1,6 @@
-"""What the command line shows: lines, progress bars, tables. Results go to standard output,
-everything else to standard error.
+"""What the command line shows: lines, progress bars, tables.
+
+Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -27,26 +28,32 @@ from clsnf.cli.study_board import Board
 from clsnf.core.uris import join_uri
 
 if TYPE_CHECKING:
-    from clsnf.benchmark.tables import Cell
     from clsnf.core.config import DetectorSettings
     from clsnf.detector import Detector
-    from clsnf.reporting.build import Built
-    from clsnf.results import TestResult
-    from clsnf.study.run import Reporter
+    from clsnf.evaluation.predict_files import FilePrediction, UnreadableFile
+    from clsnf.reporting.build import ReportFiles
+    from clsnf.results import (
+        CellResult,
+        FrontMember,
+        Metrics,
+        StudySummary,
+        TestResult,
+        TrialResult,
+        WinnerResult,
+    )
+    from clsnf.study.progress_files import ProgressNote
+    from clsnf.study.request import Reporter
     from clsnf.training.calibrate import Threshold
 
-# Names of files and categories are shown as they are: "part[a].png" is no markup, ":bug:" no
-# picture of one.
+# Names of files and categories are shown as they are: "part[a].png" is no markup, and ":bug:" no
+# emoji.
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-_QUIET_FOR = (
-    15.0  # seconds between lines about the same work where there is no terminal to draw a bar on
-)
+_QUIET_FOR = 15.0  # seconds between two lines about the same work, where no bars can be drawn
+_TEST_METRICS = ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
 
 
 class Terminal:
-    """Draws bars on a terminal, and writes a line now and then where there is none (a log, a
-    cluster job).
-    """
+    """Shows progress as bars on a terminal, and as a line now and then elsewhere (a log, a job)."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, **_PLAIN)
@@ -56,7 +63,7 @@ class Terminal:
         self._bars: Progress | None = None
         self._live: Live | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, float] = {}
+        self._last_line: dict[str, float] = {}  # task -> when a line said how far it is
 
     def line(self, text: str) -> None:
         """One line for people."""
@@ -64,7 +71,7 @@ class Terminal:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Draw progress bars for the length of the block."""
+        """Draw progress bars while the block runs."""
         if not self._console.is_terminal:
             yield
             return
@@ -87,11 +94,11 @@ class Terminal:
         """A step of long work (see :class:`clsnf.core.progress.Progress`)."""
         if self._bars is None:
             now = time.monotonic()
-            if done < total and now - self._told.setdefault(task, now) >= _QUIET_FOR:
-                self._told[task] = now
+            if done < total and now - self._last_line.setdefault(task, now) >= _QUIET_FOR:
+                self._last_line[task] = now
                 self.line(f"{task}: {done} of {total}")
             elif done >= total:
-                self._told.pop(task, None)
+                self._last_line.pop(task, None)
             return
         if task not in self._tasks:
             self._tasks[task] = self._bars.add_task(task, total=total)
@@ -100,10 +107,10 @@ class Terminal:
             self._bars.remove_task(self._tasks.pop(task))
 
     def backbone(self, settings: DetectorSettings) -> None:
-        """Which pretrained weights everything rests on."""
+        """The pretrained weights that everything rests on."""
         if settings.backbone.name == "demo":
             self.line(
-                "backbone: demo, pretrained on pictures drawn by code; real products want real "
+                "backbone: demo, pretrained on pictures drawn by code; real products need real "
                 "weights (--backbone, --weights)"
             )
         else:
@@ -113,40 +120,33 @@ class Terminal:
             )
 
     def reporter(self, settings: DetectorSettings, categories: list[str], trials: int) -> Reporter:
-        """What a study of these categories, with so many trials each, tells its steps to."""
-        from clsnf.study.run import Reporter
+        """The callbacks of a study of these categories, with so many trials each."""
+        from clsnf.study.request import Reporter
 
         board = Board(categories, trials)
-        shown: set[str] = set()
+        tasks: set[str] = set()
 
-        def earlier(records: list[dict[str, Any]]) -> None:
-            board.earlier(records)
+        def earlier(results: list[TrialResult]) -> None:
+            board.earlier(results)
             if self._live is not None and self._bars is not None:
                 self._live.update(Group(board, self._bars))
 
-        def trial(record: dict[str, Any]) -> None:
-            category = record["category"]
-            board.trial(record)
-            values = ", ".join(f"{k} {_number(v)}" for k, v in record["config"].items())
-            if record["status"] == "finished":
-                outcome = (
-                    f"{record['objective']:.4f} (best {board.rows[category].best:.4f}), "
-                    f"{record['seconds']:.0f} s"
-                )
-            elif record["status"] == "stopped":
-                outcome = "stopped on its way: far behind the others"
-            else:
-                outcome = f"failed: {record['cause']}"
-            self.line(f"trial {board.ended}/{board.total}  {category}: {values}: {outcome}")
+        def trial(result: TrialResult) -> None:
+            board.trial(result)
+            outcome = _outcome(result, board.rows[result.category].best)
+            self.line(
+                f"trial {board.ended}/{board.total}  {result.category}: {_config(result.config)}: "
+                f"{outcome}"
+            )
 
-        def notes(found: list[dict[str, object]]) -> None:
-            now = {f"{note['category']}: {note['task']}": note for note in found}
-            for gone in shown - set(now):
-                self.progress(gone, 1, 1)
-            shown.clear()
+        def notes(found: list[ProgressNote]) -> None:
+            now = {f"{note.category}: {note.task}": note for note in found}
+            for ended in tasks - set(now):
+                self.progress(ended, 1, 1)
+            tasks.clear()
             for task, note in now.items():
-                shown.add(task)
-                self.progress(task, int(str(note["done"])), int(str(note["total"])))
+                tasks.add(task)
+                self.progress(task, note.done, note.total)
 
         return Reporter(
             say=self.line,
@@ -160,12 +160,31 @@ class Terminal:
 
     # ---- results ----
 
-    def summary(self, summary: dict[str, Any], out: Path | str) -> None:
-        """The table of a finished study, and where everything lies: in a folder, or at a URI."""
+    def summary(self, summary: StudySummary, out: Path | str) -> None:
+        """The tables of a finished study, and where its files are: in a folder, or at a URI."""
 
         def place_of(name: str) -> str:
             return join_uri(out, name) if isinstance(out, str) else str(out / name)
 
+        self._winners(summary)
+        self._regrets(summary)
+        for category, found in summary.categories.items():
+            if found.winner is not None and found.winner.front:
+                self._front(category, found.winner.front, place_of(f"front/{category}"))
+        self._notes(summary)
+        report = f"clsnf report {shlex.quote(str(out))}"
+        self._results.print(
+            f"{summary.seconds:.0f} s\n"
+            f"winners     {place_of('winners')}\n"
+            f"pictures    {place_of('examples')}\n"
+            f"validation  {place_of('validation')}  (the defects that selection looked at)\n"
+            f"metrics     {place_of('summary.json')}, {place_of('trials.parquet')}"
+            + ("" if isinstance(out, str) else f"\nreport      {report}"),
+            soft_wrap=True,
+        )
+
+    def _winners(self, summary: StudySummary) -> None:
+        """The table of winners."""
         table = Table(
             title="Winners: chosen on validation defects, then evaluated once on the test images",
             title_justify="left",
@@ -185,168 +204,127 @@ class Terminal:
             table.add_column(column, justify="left" if column == "category" else "right")
         table.add_column("recall")
         table.add_column("false rejects")
-        untested, sums = [], []
-        for category, found in summary["categories"].items():
-            if "winner" not in found:
-                table.add_row(
-                    category,
-                    "no winner:",
-                    found.get("error") or f"{len(found['failed_trials'])} trials failed",
-                )
-                continue
-            settings, test = found["settings"], found["test"]
-            figures = (test or {}).get("figures", {})
-            if not figures:
-                untested.append(category)
+        for category, found in summary.categories.items():
+            if found.winner is None:
+                cause = found.error or f"{len(found.failed_trials)} trials failed"
+                table.add_row(category, "no winner:", cause)
             else:
-                sums.append(figures)
-            table.add_row(
-                category,
-                str(settings["finetune"]["joint_epochs"]),
-                str(settings["flow"]["depth"]),
-                f"{settings['fusion_weight']:.2f}",
-                f"{found['validation'][summary['study']['objectives'][0]]:.3f}",
-                f"{found['threshold']['value']:.3f}",
-                *(
-                    _figure(figures, name)
-                    for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
-                ),
-                _share(test, "recall"),
-                _share(test, "false_reject_rate"),
-            )
-        if len(sums) > 1:
-            means = (
-                _mean(sums, name) for name in ("image_auroc", "pixel_ap", "pixel_auroc", "au_pro")
-            )
+                table.add_row(category, *_winner_cells(found.winner, summary.study.objectives[0]))
+        tested = [metrics for _, metrics in _test_metrics(summary) if metrics]
+        if len(tested) > 1:
+            means = (_mean(tested, name) for name in _TEST_METRICS)
             table.add_section()
             table.add_row("mean", "", "", "", "", "", *means, "", "")
         self._results.print(table)
-        self._regrets(summary)
-        for category, found in summary["categories"].items():
-            if found.get("front"):
-                self._front(category, found["front"], place_of(f"front/{category}"))
-        thresholds = [
-            found["threshold"] for found in summary["categories"].values() if "winner" in found
-        ]
-        for limit in sorted({(t["supported_rate"], t["false_reject_rate"]) for t in thresholds}):
-            if limit[0] > limit[1]:
-                self.line(
-                    "note: with so few validation normals a threshold can stand for a "
-                    f"false-reject rate of {limit[0]:.3f} at best, "
-                    f"not for {limit[1]:g}"
-                )
-                break
-        for category in untested:
-            self.line(
-                f"note: {category} has no labelled test pictures with defects: test figures are "
-                "left out"
-            )
-        for category, found in summary["categories"].items():
-            if found.get("skipped"):
-                count = len(found["skipped"])
-                self.line(
-                    f"note: {category}: {count} unreadable "
-                    f"{'picture was' if count == 1 else 'pictures were'} left out"
-                )
-            for failed in found["failed_trials"]:
-                self.line(f"note: {category}, trial {failed['trial']} failed: {failed['cause']}")
-        self._results.print(
-            f"{summary['seconds']:.0f} s\n"
-            f"winners     {place_of('winners')}\n"
-            f"pictures    {place_of('examples')}\n"
-            f"validation  {place_of('validation')}  (the defects that selection looked at)\n"
-            f"figures     {place_of('summary.json')}, {place_of('trials.parquet')}"
-            + (
-                ""
-                if isinstance(out, str)
-                else f"\nreport      clsnf report {shlex.quote(str(out))}"
-            ),
-            soft_wrap=True,
-        )
 
-    def _regrets(self, summary: dict[str, Any]) -> None:
+    def _regrets(self, summary: StudySummary) -> None:
         """What the choices lose against an oracle that picks on the test images."""
-        found = {name: c["regret"] for name, c in summary["categories"].items() if c.get("regret")}
-        if not found:
+        regrets = {
+            category: found.winner.regret
+            for category, found in summary.categories.items()
+            if found.winner is not None and found.winner.regret is not None
+        }
+        if not regrets:
             return
         title = (
             "Regret: what an oracle that picks on the test images would have gained (test images "
             "at the network's size)"
         )
         table = Table(title=title, title_justify="left")
+        metrics = ("pixel_ap", "image_auroc")
         table.add_column("category")
-        shown = [
-            (choice, figure)
-            for choice in ("fusion_weight", "trial")
-            for figure in ("pixel_ap", "image_auroc")
-        ]
-        for choice, figure in shown:
-            table.add_column(
-                f"by {'its weight' if choice == 'fusion_weight' else 'any trial'}: {figure}",
-                justify="right",
-            )
-        for category, regret in found.items():
-            table.add_row(
-                category,
-                *(f"{regret[c][f]['regret']:.4f}" if f in regret[c] else "-" for c, f in shown),
-            )
+        for choice in ("its weight", "any trial"):
+            for metric in metrics:
+                table.add_column(f"by {choice}: {metric}", justify="right")
+        for category, regret in regrets.items():
+            cells = [
+                f"{losses[metric].regret:.4f}" if metric in losses else "-"
+                for losses in (regret.fusion_weight, regret.trial)
+                for metric in metrics
+            ]
+            table.add_row(category, *cells)
         self._results.print(table)
 
-    def _front(self, category: str, front: list[dict[str, Any]], place: str) -> None:
-        """The trials of a category that no other one beats in all objectives."""
+    def _front(self, category: str, front: list[FrontMember], place: str) -> None:
+        """The Pareto front of a category's trials."""
         table = Table(title=f"{category}: the Pareto front", title_justify="left")
-        for column in ("trial", *front[0]["objectives"], "settings"):
+        for column in ("trial", *front[0].objectives, "settings"):
             table.add_column(column)
-        for found in front:
-            values = ", ".join(f"{k} {_number(v)}" for k, v in found["config"].items())
+        for member in front:
             objectives = (
-                f"{v:.2f} ms" if k == "latency" else f"{v:.4f}"
-                for k, v in found["objectives"].items()
+                f"{value:.2f} ms" if name == "latency" else f"{value:.4f}"
+                for name, value in member.objectives.items()
             )
-            table.add_row(str(found["trial"]), *objectives, values)
+            table.add_row(str(member.trial), *objectives, _config(member.config))
         self._results.print(table)
         self._results.print(f"each a detector in {place}", soft_wrap=True)
 
-    def benchmark(self, cells: list[Cell], out: Path) -> None:
-        """What a benchmark came to, and where everything lies."""
-        from clsnf.benchmark.systems import SYSTEMS
-        from clsnf.benchmark.tables import SHOWN, spread
+    def _notes(self, summary: StudySummary) -> None:
+        """What a study's results do not say, or do without."""
+        winners = [found.winner for found in summary.categories.values()]
+        rates = {
+            (winner.threshold.supported_rate, winner.threshold.false_reject_rate)
+            for winner in winners
+            if winner is not None
+        }
+        too_high = [(supported, asked) for supported, asked in sorted(rates) if supported > asked]
+        for supported, asked in too_high[:1]:
+            self.line(
+                "note: with so few validation normals a threshold can stand for a "
+                f"false-reject rate of {supported:.3f} at best, not for {asked:g}"
+            )
+        for category, metrics in _test_metrics(summary):
+            if not metrics:
+                self.line(
+                    f"note: {category} has no labelled test pictures with defects: test metrics "
+                    "are left out"
+                )
+        for category, found in summary.categories.items():
+            if found.skipped:
+                count = len(found.skipped)
+                self.line(
+                    f"note: {category}: {count} unreadable "
+                    f"{'picture was' if count == 1 else 'pictures were'} left out"
+                )
+            for failed in found.failed_trials:
+                self.line(f"note: {category}, trial {failed.trial} failed: {failed.cause}")
 
-        shown = ("pixel_ap", "image_auroc", "au_pro")
-        judged = any(found["test"] for cell in cells for found in cell.systems.values())
-        title = (
-            "Test images: selected on validation defects (an oracle on test images)"
-            if judged
-            else "Validation defects"
-        )
+    def benchmark(self, cells: list[CellResult], out: Path) -> None:
+        """The table of a benchmark, and where its files are."""
+        from clsnf.benchmark.systems import SYSTEMS
+        from clsnf.benchmark.tables import SHOWN, VALIDATION_SHOWN, spread
+
+        tested = any(found.test for cell in cells for found in cell.systems.values())
+        if tested:
+            title = "Test images: selected on validation defects (an oracle on test images)"
+        else:
+            title = "Validation defects"
+        metrics = SHOWN if tested else VALIDATION_SHOWN
         table = Table(title=f"{title}, in percent; ± over seeds", title_justify="left")
-        for column in ("variant", "system", *(SHOWN if judged else shown)):
+        for column in ("variant", "system", *metrics):
             table.add_column(column)
         for variant in dict.fromkeys(cell.variant for cell in cells):
             of_variant = [cell for cell in cells if cell.variant == variant]
             for system in SYSTEMS:
                 values = []
-                for figure in SHOWN if judged else shown:
+                for metric in metrics:
                     found = spread(
-                        of_variant, system, "selected" if judged else "validation", figure
+                        of_variant, system, "selected" if tested else "validation", metric
                     )
-                    best = spread(of_variant, system, "oracle", figure)
-                    values.append(
-                        "-"
-                        if found is None
-                        else str(found) + ("" if best is None else f" ({100 * best.mean:.2f})")
-                    )
+                    best = spread(of_variant, system, "oracle", metric)
+                    oracle = "" if best is None else f" ({100 * best.mean:.2f})"
+                    values.append("-" if found is None else f"{found}{oracle}")
                 table.add_row(variant, system, *values)
             table.add_section()
         self._results.print(table)
         self._results.print(
-            f"tables    {out / 'tables'}\nfigures   {out / 'results.csv'}\nprotocol  "
-            f"{out / 'protocol.json'}",
+            f"tables    {out / 'tables'}\nmetrics   {out / 'results.csv'}\n"
+            f"protocol  {out / 'protocol.json'}",
             soft_wrap=True,
         )
 
     def trained(self, detector: Detector, out: Path) -> None:
-        """A freshly trained detector."""
+        """A new detector: where it is, and its threshold."""
         threshold = detector.threshold
         self._results.print(
             f"saved {out}: threshold {threshold.value:.4f} for a false-reject rate of "
@@ -357,7 +335,7 @@ class Terminal:
         )
 
     def calibrated(self, detector: Detector, before: Threshold, out: Path) -> None:
-        """A threshold that was taken anew."""
+        """A new threshold of a saved detector."""
         threshold = detector.threshold
         low, high = threshold.interval
         self._results.print(
@@ -374,8 +352,8 @@ class Terminal:
                 f"{threshold.false_reject_rate:.3g}: give more with --normals."
             )
 
-    def reported(self, built: Built) -> None:
-        """A study's report: its decisions, and where it lies."""
+    def reported(self, built: ReportFiles) -> None:
+        """A study's report: its decisions, and where it is."""
         table = Table()
         for column in ("category", "what to do next"):
             table.add_column(column, overflow="fold")
@@ -386,14 +364,16 @@ class Terminal:
             self.line(f"note: {line}")
         self._results.print(f"report  {built.page}\ntables  {built.tables}", soft_wrap=True)
 
-    def compared(self, built: Built) -> None:
-        """A comparison of studies."""
+    def compared(self, built: ReportFiles) -> None:
+        """A comparison of studies: where it is."""
         for line in built.missing:
             self.line(f"note: {line}")
         self._results.print(f"comparison  {built.page}\ntables      {built.tables}", soft_wrap=True)
 
-    def predictions(self, records: list[dict[str, Any]], threshold: float) -> None:
+    def predictions(self, answers: list[FilePrediction | UnreadableFile], threshold: float) -> None:
         """Scores of pictures."""
+        from clsnf.evaluation.predict_files import UnreadableFile
+
         table = Table(title=f"threshold {threshold:.4f}", title_justify="left")
         for column in ("picture", "score", "p-value", "verdict"):
             table.add_column(
@@ -401,24 +381,21 @@ class Terminal:
                 justify="right" if column in ("score", "p-value") else "left",
                 overflow="fold",
             )
-        for record in records:
-            if "error" in record:
-                self.line(f"warning: left out: {record['error']}")
+        for answer in answers:
+            if isinstance(answer, UnreadableFile):
+                self.line(f"warning: left out: {answer.error}")
                 continue
             table.add_row(
-                record["path"],
-                f"{record['score']:.4f}",
-                f"{record['p_value']:.3f}",
-                record["verdict"],
+                answer.path, f"{answer.score:.4f}", f"{answer.p_value:.3f}", answer.verdict
             )
         self._results.print(table)
 
-    def figures(self, result: TestResult) -> None:
-        """Metrics of an evaluation."""
+    def metrics(self, result: TestResult) -> None:
+        """The metrics of an evaluation."""
         from clsnf.metrics import METRICS
 
         table = Table()
-        for column in ("figure", "value", "what it is"):
+        for column in ("metric", "value", "what it is"):
             table.add_column(column)
         for name, value in result.metrics.items():
             table.add_row(name, f"{value:.4f}", METRICS[name].help)
@@ -431,23 +408,55 @@ class Terminal:
         self._results.print(table)
         if not result.metrics:
             self.line(
-                "note: there are no pictures with defects: figures that need them are left out"
+                "note: there are no pictures with defects: metrics that need them are left out"
             )
 
 
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _outcome(trial: TrialResult, best: float | None) -> str:
+    """What a trial came to, in a few words; `best` is the category's best objective so far."""
+    if trial.status == "finished":
+        return f"{trial.objective:.4f} (best {best:.4f}), {trial.seconds:.0f} s"
+    if trial.status == "stopped":
+        return "stopped early: far behind the others"
+    return f"failed: {trial.cause}"
 
 
-def _figure(figures: dict[str, float], name: str) -> str:
-    return f"{figures[name]:.4f}" if name in figures else "-"
+def _winner_cells(winner: WinnerResult, objective: str) -> list[str]:
+    """A winner's cells in the table of winners."""
+    settings, test = winner.settings, winner.test
+    metrics = test.metrics if test is not None else {}
+    return [
+        str(settings.finetune.joint_epochs),
+        str(settings.flow.depth),
+        f"{settings.fusion_weight:.2f}",
+        f"{winner.validation.metrics[objective]:.3f}",
+        f"{winner.threshold.value:.3f}",
+        *(f"{metrics[name]:.4f}" if name in metrics else "-" for name in _TEST_METRICS),
+        _share(test.recall if test is not None else None),
+        _share(test.false_reject_rate if test is not None else None),
+    ]
 
 
-def _mean(rows: list[dict[str, float]], name: str) -> str:
+def _test_metrics(summary: StudySummary) -> list[tuple[str, Metrics]]:
+    """Each category with a winner, and its test metrics; empty ones without labelled defects."""
+    return [
+        (category, found.winner.test.metrics if found.winner.test is not None else {})
+        for category, found in summary.categories.items()
+        if found.winner is not None
+    ]
+
+
+def _config(config: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in config.items()
+    )
+
+
+def _mean(rows: list[Metrics], name: str) -> str:
     values = [row[name] for row in rows if name in row]
     return f"{sum(values) / len(values):.4f}" if values else "-"
 
 
-def _share(test: dict[str, Any] | None, name: str) -> str:
-    value = None if test is None else test[name]
+def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"

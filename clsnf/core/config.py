@@ -521,7 +521,7 @@ def value_at(settings: Any, name: str) -> Any:
     Raises:
         SettingsError: there is no such setting (the nearest name is given).
     """
-    _check_names(settings, [name])
+    check_names(settings, [name])
     return functools.reduce(getattr, name.split("."), settings)
 
 
@@ -535,7 +535,7 @@ def replaced(settings: T, values: Mapping[str, Any]) -> T:
         SettingsError: an unknown name (the nearest valid one is given), a value of the wrong type,
             or one out of its range.
     """
-    _check_names(settings, values)
+    check_names(settings, values)
     return _replaced(settings, values, "settings")
 
 
@@ -554,11 +554,16 @@ def _replaced(settings: T, values: Mapping[str, Any], where: str) -> T:
     return typing.cast(T, dataclasses.replace(typing.cast(Any, settings), **changes))
 
 
-def _check_names(settings: Any, names: Iterable[str]) -> None:
-    valid = setting_names(settings)
+def check_names(settings: Any, names: Iterable[str], short_names: Iterable[str] = ()) -> None:
+    """Raise SettingsError for a name that is neither a setting's dotted name nor a short name."""
+    valid = [*short_names, *setting_names(settings)]
     for name in names:
         if name not in valid:
-            raise SettingsError(f"There is no setting {name!r}.{nearest(name, valid)}")
+            inside = next((other for other in valid if other.startswith(f"{name}.")), None)
+            hint = f" It is a section: name one of its settings, such as {inside}."
+            if not name or inside is None:
+                hint = nearest(name, valid)
+            raise SettingsError(f"There is no setting {name!r}.{hint}")
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Memory: how much is free, tensors that do not fit into it, and reuse of freed memory."""
+"""Memory: how much is free, tensors that do not fit into it, and reuse of freed memory.
+
+numpy and torch are imported only where a tensor is made, because ``clsnf --help`` imports this
+module.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import psutil
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _SHARE = 0.4  # of the free memory, for one tensor or for the images of a category
 
@@ -48,6 +54,9 @@ def allocate_tensor(shape: Sequence[int], dtype: torch.dtype, budget: int | None
     file lies in TMPDIR, has no name and is deleted with the tensor. The system keeps as much of it
     in memory as fits.
     """
+    import numpy as np
+    import torch
+
     size = math.prod(shape) * dtype.itemsize
     if size <= (memory_budget() if budget is None else budget):
         return torch.empty(tuple(shape), dtype=dtype)

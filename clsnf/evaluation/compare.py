@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from clsnf.core.config import DetectorSettings
 from clsnf.evaluation.evaluate import metrics_of_maps, samples_of_maps
@@ -23,21 +22,10 @@ from clsnf.metrics.bootstrap import (
     intervals,
     replicate_metrics,
 )
+from clsnf.model.score_maps import Scores
 from clsnf.results import Gain, Interval, Metrics
 
 REPLICATES = 1000
-
-
-class Scores(NamedTuple):
-    """A system's answers on images.
-
-    Attributes:
-        maps: (N, H, W) float32 score maps, placed as the images are.
-        scores: (N,) float32 image scores.
-    """
-
-    maps: Tensor
-    scores: Tensor
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures of maps for people: heat maps, overlays, contact sheets of results."""
+"""Pictures for people: heat maps, overlays, contact sheets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ Map = NDArray[np.float32]
 
 
 def heat_map(score_map: Map, low: float, high: float) -> Image:
-    """A map (h, w) as colours (h, w, 3) uint8 RGB, `low` darkest and `high` brightest.
+    """A map (h, w) in colours, (h, w, 3) uint8 RGB.
 
-    Inferno: readable in grey and by the colour-blind.
+    The colour map is Inferno. It can be read in grey, and by people who are colour-blind.
+
+    Args:
+        score_map: (h, w).
+        low, high: map values of the darkest and of the brightest colour.
     """
     scaled = np.clip((score_map - low) / max(high - low, 1e-6), 0, 1)
     coloured = cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
@@ -23,14 +27,13 @@ def heat_map(score_map: Map, low: float, high: float) -> Image:
 
 
 def overlay(image: Image, score_map: Map, low: float, threshold: float) -> Image:
-    """The image with the heat map laid over it where the map is high, and the outline of what lies
-    above the threshold.
+    """An image under its heat map, with an outline around what is above the threshold.
 
     Args:
         image: (h, w, 3) uint8 RGB.
         score_map: (h, w).
-        low: map values up to here leave the image as it is.
-        threshold: outlined in cyan.
+        low: where the map is not above this value, the image stays as it is.
+        threshold: map values above it are outlined in cyan.
     """
     high = max(threshold * 1.2, low + 1e-6)
     heat = heat_map(score_map, low, high).astype(np.float32)
@@ -40,7 +43,7 @@ def overlay(image: Image, score_map: Map, low: float, threshold: float) -> Image
 
 
 def outline(image: Image, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Image:
-    """The image with the mask's outline drawn in; thickness grows with the image."""
+    """A copy of an image with the outline of a mask; lines are thicker on larger images."""
     result = np.ascontiguousarray(image.copy())
     contours, _ = cv2.findContours(
         mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
@@ -50,8 +53,11 @@ def outline(image: Image, mask: NDArray[np.bool_], colour: tuple[int, int, int])
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image]]], cell: int = 200) -> Image:
-    """A contact sheet: rows of pictures, each row with its caption above it; pictures are fitted
-    into cells of `cell` pixels.
+    """A contact sheet, uint8 RGB: rows of pictures, each with a caption above it.
+
+    Args:
+        rows: captions with their pictures.
+        cell: width and height of the square that each picture is fitted into, in pixels.
     """
     lines = []
     columns = max(len(pictures) for _, pictures in rows)
@@ -60,20 +66,21 @@ def sheet(rows: Sequence[tuple[str, Sequence[Image]]], cell: int = 200) -> Image
         cv2.putText(
             strip, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA
         )
-        cells = [_fitted(p, cell) for p in pictures] + [np.full((cell, cell, 3), 255, np.uint8)] * (
-            columns - len(pictures)
-        )
+        empty = np.full((cell, cell, 3), 255, np.uint8)
+        cells = [_fit(picture, cell) for picture in pictures]
+        cells += [empty] * (columns - len(pictures))
         lines += [strip, np.hstack(cells)]
     return np.vstack(lines)
 
 
-def _fitted(picture: Image, cell: int) -> Image:
+def _fit(picture: Image, cell: int) -> Image:
+    """A picture in the middle of a white square of `cell` pixels."""
     h, w = picture.shape[:2]
     scale = (cell - 4) / max(h, w)
     small = cv2.resize(
         picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA
     )
-    canvas = np.full((cell, cell, 3), 255, np.uint8)
+    square = np.full((cell, cell, 3), 255, np.uint8)
     top, left = (cell - small.shape[0]) // 2, (cell - small.shape[1]) // 2
-    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return canvas
+    square[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return square

@@ -1,14 +1,17 @@
-"""Scoring files for people: which files, one record each, pictures of the maps."""
+"""Scores of image files for ``clsnf predict``, and pictures of their maps."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clsnf.core.errors import DataError, ImageError, OutputError
 from clsnf.core.files import check_writable
@@ -18,11 +21,52 @@ from clsnf.data.layouts import natural_key
 from clsnf.detector import Detector
 from clsnf.evaluation.pictures import heat_map, overlay
 from clsnf.streams.choice import StreamChoice
+from clsnf.training.calibrate import p_value
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """A detector's answer about one file.
+
+    Attributes:
+        path: of the file.
+        score: of the image.
+        threshold: scores above it are defects.
+        verdict: ``good`` or ``defect``.
+        p_value: of the score among the validation normals
+            (:func:`clsnf.training.calibrate.p_value`).
+        pictures: paths of the map's pictures; None where none were asked for.
+    """
+
+    path: str
+    score: float
+    threshold: float
+    verdict: Literal["good", "defect"]
+    p_value: float
+    pictures: list[str] | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        content = dataclasses.asdict(self)
+        if self.pictures is None:
+            del content["pictures"]
+        return content
+
+
+@dataclass(frozen=True)
+class UnreadableFile:
+    """A file that could not be read, and why."""
+
+    path: str
+    error: str
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return dataclasses.asdict(self)
 
 
 def picture_files(given: Sequence[Path]) -> list[Path]:
-    """The files themselves, and the pictures in given folders (not in folders below them), in
-    natural order.
+    """The given files, and the pictures that lie directly in given folders, in natural order.
 
     Raises:
         ImageError: a path does not exist.
@@ -55,24 +99,21 @@ def predict_files(
     *,
     max_bad: float = MAX_BAD,
     stream: StreamChoice | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Score files one after the other, after all were read once: many damaged ones must not leave
-    half of the answers.
+) -> Iterator[FilePrediction | UnreadableFile]:
+    """Score files one after the other.
 
-    Memory: a few batches, however many files there are.
+    Every file is read once before the first is scored: too many damaged files end the command
+    before there are any answers. Memory holds a few batches, however many files there are.
 
     Args:
-        detector: what to ask.
+        detector: scores the files.
         files: pictures.
-        out: a folder for ``<name>_map.png`` and ``<name>_overlay.png``; None for none.
+        out: a folder for ``<name>_map.png`` and ``<name>_overlay.png``; None for no pictures.
         max_bad: share of the files that may be unreadable.
-        stream: who scores them, see :meth:`clsnf.detector.Detector.predict`.
+        stream: what brings the images, see :meth:`clsnf.detector.Detector.predict`.
 
     Yields:
-        First for every unreadable file ``path`` and ``error``; then for every other one
-        ``path``, ``score``, ``threshold``, ``verdict`` (``good`` or ``defect``) and ``p_value``
-        (the share of validation normals that score at least as high, counted with the picture
-        itself: split-conformal), and ``pictures`` where `out` is given.
+        First all unreadable files, then an answer for every other file, in the files' order.
 
     Raises:
         ImageError: more files than `max_bad` allows can't be read.
@@ -80,49 +121,48 @@ def predict_files(
     """
     if out is not None:
         check_writable(out, folder=True)
+    errors = _read_errors(files, max_bad)
+    readable = []
+    for file, error in zip(files, errors, strict=True):
+        if error is None:
+            readable.append(file)
+        else:
+            yield UnreadableFile(str(file), str(error))
+    names = [] if out is None else _picture_names(readable)
+    normal_scores = np.asarray(detector.provenance.validation_scores)
+    answers = detector.predict_each(readable, stream=stream)
+    for index, (score_map, score, is_defect) in enumerate(answers):
+        file = readable[index]
+        yield FilePrediction(
+            path=str(file),
+            score=score,
+            threshold=detector.threshold.value,
+            verdict="defect" if is_defect else "good",
+            p_value=p_value(score, normal_scores),
+            pictures=None
+            if out is None
+            else _write_pictures(detector, file, score_map, out, names[index]),
+        )
+
+
+def _read_errors(files: Sequence[Path], max_bad: float) -> list[ImageError | None]:
+    """Why each file can't be read, None where it can.
+
+    Raises:
+        ImageError: more files than `max_bad` allows can't be read.
+    """
     with ThreadPoolExecutor() as pool:
-        errors = list(pool.map(_error_of, files))
+        errors = list(pool.map(_read_error, files))
     bad = [error for error in errors if error is not None]
     if len(bad) > max_bad * len(files):
         share = (
             f" ({len(bad)} of {len(files)} pictures can't be read, more than --max-bad {max_bad:g})"
         )
         raise ImageError(str(bad[0]) + (share if len(bad) > 1 else ""))
-    yield from (
-        {"path": str(f), "error": str(error)}
-        for f, error in zip(files, errors, strict=True)
-        if error is not None
-    )
-    files = [f for f, error in zip(files, errors, strict=True) if error is None]
-    names = _names(files) if out is not None else []
-    normals = np.asarray(detector.provenance.validation_scores)
-    for index, (score_map, score, verdict) in enumerate(
-        detector.predict_each(files, stream=stream)
-    ):
-        record: dict[str, Any] = {
-            "path": str(files[index]),
-            "score": score,
-            "threshold": detector.threshold.value,
-            "verdict": "defect" if verdict else "good",
-            "p_value": (int((normals >= score).sum()) + 1) / (len(normals) + 1),
-        }
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            pictures = [out / f"{names[index]}_map.png", out / f"{names[index]}_overlay.png"]
-            write_image(
-                pictures[0], heat_map(score_map, detector.shown_from, 1.2 * detector.map_threshold)
-            )
-            write_image(
-                pictures[1],
-                overlay(
-                    read_image(files[index]), score_map, detector.shown_from, detector.map_threshold
-                ),
-            )
-            record["pictures"] = [str(p) for p in pictures]
-        yield record
+    return errors
 
 
-def _error_of(file: Path) -> ImageError | None:
+def _read_error(file: Path) -> ImageError | None:
     try:
         read_image(file)
     except ImageError as error:
@@ -130,9 +170,11 @@ def _error_of(file: Path) -> ImageError | None:
     return None
 
 
-def _names(files: Sequence[Path]) -> list[str]:
-    """A name for each file's pictures: its own, with the folder's before it where two files share
-    theirs.
+def _picture_names(files: Sequence[Path]) -> list[str]:
+    """A name for the pictures of each file: the file's own, after its folder's where names repeat.
+
+    Raises:
+        OutputError: two files have the same name in folders of the same name.
     """
     stems = Counter(f.stem for f in files)
     names = [f"{f.absolute().parent.name}_{f.stem}" if stems[f.stem] > 1 else f.stem for f in files]
@@ -143,3 +185,15 @@ def _names(files: Sequence[Path]) -> list[str]:
             "calls with their own --out."
         )
     return names
+
+
+def _write_pictures(
+    detector: Detector, file: Path, score_map: NDArray[np.float32], out: Path, name: str
+) -> list[str]:
+    """Write the map of a file and its overlay into a folder; returns their paths."""
+    low, limit = detector.shown_from, detector.map_threshold
+    map_path, overlay_path = out / f"{name}_map.png", out / f"{name}_overlay.png"
+    out.mkdir(parents=True, exist_ok=True)
+    write_image(map_path, heat_map(score_map, low, 1.2 * limit))
+    write_image(overlay_path, overlay(read_image(file), score_map, low, limit))
+    return [str(map_path), str(overlay_path)]

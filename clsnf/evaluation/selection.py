@@ -1,10 +1,8 @@
-"""What selection looks at: figures on validation normals and on validation defects, family by
-family.
+"""Metrics that choices are based on: of validation normals and validation defects, by family.
 
-Unusual: a family's figure is computed on its own images and all validation normals, and the
-    objective is the plain mean over the
-families, so that a family with large, easy defects can't hide one with small ones. Test images are
-nowhere near.
+A defect family's metric is computed on the family's own images and all validation normals. The
+objective is the plain mean over the families. A family with large, easy defects therefore can't
+hide one with small defects. Nothing here reads test images.
 """
 
 from __future__ import annotations
@@ -18,17 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clsnf.core.config import DetectorSettings
+from clsnf.core.config import DetectorSettings, Fusion
 from clsnf.core.errors import SettingsError, nearest
 from clsnf.data.images import Placement, image_size, place_mask, read_mask
 from clsnf.metrics import METRICS, PixelSample, evaluate, image_auroc
-from clsnf.model.score_maps import image_scores
+from clsnf.model.score_maps import Scores, image_scores
+from clsnf.results import Metrics
 from clsnf.training.pipeline import PlacedImages, ScoreMaps
+
+NORMAL = "good"  # the family of images without defects
 
 
 @dataclass(frozen=True)
 class ValidationLabels:
-    """What is known of the validation images, on the network's canvas.
+    """What is known of the validation images, placed as the images are.
 
     Attributes:
         families: (N,) name of the defect family, ``good`` for a normal.
@@ -40,37 +41,52 @@ class ValidationLabels:
     masks: NDArray[np.bool_]
     valid: Tensor | None
 
+    @property
+    def is_normal(self) -> NDArray[np.bool_]:
+        """(N,), True for a normal."""
+        return np.array(self.families) == NORMAL
+
+    def by_family(self) -> dict[str, NDArray[np.intp]]:
+        """Defect family, in alphabetical order -> indices of all normals, then of its images."""
+        families = np.array(self.families)
+        normals = np.flatnonzero(self.is_normal)
+        return {
+            family: np.concatenate([normals, np.flatnonzero(families == family)])
+            for family in sorted(set(self.families) - {NORMAL})
+        }
+
 
 def validation_labels(
     rows: list[dict[str, Any]], settings: DetectorSettings, images: PlacedImages
 ) -> ValidationLabels:
-    """Families and masks of a table's rows, the masks on the network's canvas."""
+    """Families and masks of a table's rows, the masks placed as the images are."""
     masks = np.zeros((len(rows), *settings.image.size), bool)
-    for canvas, row in zip(masks, rows, strict=True):
+    for placed, row in zip(masks, rows, strict=True):
         if row["mask_path"] is not None:
-            canvas[:] = _placed(
-                read_mask(row["mask_path"]), Placement.of(image_size(row["path"]), settings.image)
-            )
+            placement = Placement.of(image_size(row["path"]), settings.image)
+            placed[:] = _place_visibly(read_mask(row["mask_path"]), placement)
     return ValidationLabels(tuple(row["defect_type"] for row in rows), masks, images.valid)
 
 
-def _placed(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
-    """A mask (h, w) on the canvas (H, W); one that falls between the canvas's pixels marks those
-    that it lies in.
+def _place_visibly(mask: NDArray[np.bool_], placement: Placement) -> NDArray[np.bool_]:
+    """A mask (h, w) placed as its image is, (H, W).
+
+    A defect so small that it vanishes in scaling marks the pixels that it lies in: without a defect
+    pixel, its family's metrics would not be defined.
     """
-    canvas: NDArray[np.bool_] = place_mask(mask, placement).numpy()
-    if mask.any() and not canvas.any():  # or the figures of its family would not be defined
+    placed: NDArray[np.bool_] = place_mask(mask, placement).numpy()
+    if mask.any() and not placed.any():
         rows, columns = mask.nonzero()
         height, width = placement.source
-        canvas[
+        placed[
             placement.top + rows * placement.height // height,
             placement.left + columns * placement.width // width,
         ] = True
-    return canvas
+    return placed
 
 
 def check_objective(name: str) -> None:
-    """Refuse an objective that is no figure, or one that needs an oracle.
+    """Refuse an objective that is no metric, or a metric that is an oracle.
 
     Raises:
         SettingsError: naming the valid ones.
@@ -80,92 +96,117 @@ def check_objective(name: str) -> None:
         raise SettingsError(f"The objective is {name!r}.{nearest(name, usable)}")
 
 
-def family_metrics(
-    maps: ScoreMaps, labels: ValidationLabels, weight: float, names: tuple[str, ...]
-) -> dict[str, dict[str, float]]:
-    """Figures of the fused map for each defect family: :func:`family_metrics_of` at fusion weight
-    `weight`.
-    """
-    return family_metrics_of(maps.fused(weight), labels, names)
-
-
-def family_metrics_of(
-    maps: Tensor, labels: ValidationLabels, names: tuple[str, ...], scored: Tensor | None = None
-) -> dict[str, dict[str, float]]:
-    """Figures of a map for each defect family.
+def scores_of_map(maps: Tensor, valid: Tensor | None) -> Scores:
+    """The answers of a system with a single map: image scores are the maps' largest values.
 
     Args:
-        maps: (N, H, W) of the validation images.
+        maps: (N, H, W).
+        valid: (N, H, W) bool, False on padding; None where there is none.
+    """
+    return Scores(maps if valid is None else maps * valid, image_scores(maps, valid))
+
+
+def scores_at(maps: ScoreMaps, weight: float, valid: Tensor | None) -> Scores:
+    """The answers at one fusion weight, for the fused maps and for the image scores alike.
+
+    Args:
+        maps: of N images.
+        weight: the fusion weight.
+        valid: (N, H, W) bool, False on padding; None where there is none.
+    """
+    return maps.scores(Fusion(weight, smoothing=maps.smoothing), valid)
+
+
+def family_metrics(
+    answers: Scores, labels: ValidationLabels, names: tuple[str, ...]
+) -> dict[str, Metrics]:
+    """Metrics for each defect family.
+
+    Args:
+        answers: maps and scores of the validation images.
         labels: of the same images.
-        names: figures of :data:`clsnf.metrics.METRICS`.
-        scored: (N, H, W) maps whose largest values are the images' scores; None for `maps`.
+        names: metrics of :data:`clsnf.metrics.METRICS`.
 
     Returns:
-        family -> figure -> value in [0, 1].
+        Family -> metric -> value in [0, 1].
     """
-    scores = image_scores(maps if scored is None else scored, labels.valid).numpy()
-    arrays: NDArray[np.float32] = maps.numpy()
+    scores, maps = answers.scores.numpy(), answers.maps.numpy()
     valid = None if labels.valid is None else labels.valid.numpy()
+    is_defect = ~labels.is_normal
 
     def sample(i: int) -> PixelSample:
-        return PixelSample(arrays[i], labels.masks[i], None if valid is None else valid[i])
+        return PixelSample(maps[i], labels.masks[i], None if valid is None else valid[i])
 
-    normals = [i for i, family in enumerate(labels.families) if family == "good"]
-    result = {}
-    for family in sorted(set(labels.families) - {"good"}):
-        chosen = normals + [i for i, f in enumerate(labels.families) if f == family]
-        is_defect = np.array([labels.families[i] != "good" for i in chosen])
-        result[family] = evaluate(
-            scores[chosen], is_defect, [sample(i) for i in chosen], list(names)
+    return {
+        family: evaluate(
+            scores[chosen], is_defect[chosen], [sample(i) for i in chosen], list(names)
         )
-    return result
+        for family, chosen in labels.by_family().items()
+    }
 
 
-def choose_score_weight(
-    candidates: Iterable[tuple[float, Tensor]], labels: ValidationLabels
-) -> float:
-    """The fusion weight whose map gives the best image scores: the largest mean image AUROC over
-    the families, of equals the smallest.
+def mean_over_families(metrics: dict[str, Metrics], name: str) -> float:
+    """The plain mean of one metric over the families; of the objective, what is maximized."""
+    return float(np.mean([family[name] for family in metrics.values()]))
 
-    A map that outlines defects well is chosen by its pixels. Whether an image has one at all is
-    another question: there a single pixel decides, and the classifier is more often wrong about a
-    single pixel than the density is.
 
-    Args:
-        candidates: fusion weights, each with its maps (N, H, W) of the validation images; looked at
-            one after the other, so that a generator needs no memory for all of them.
-        labels: of the same images.
+@dataclass(frozen=True)
+class SweptWeight:
+    """The objective at one fusion weight.
+
+    Attributes:
+        fusion_weight: of the map.
+        families: defect family -> objective.
     """
-    values = {}
-    for weight, maps in candidates:
-        scores = image_scores(maps, labels.valid).numpy()
-        values[weight] = np.mean(list(_family_aurocs(scores, labels).values()))
-    return max(values, key=lambda weight: (values[weight], -weight))
 
+    fusion_weight: float
+    families: dict[str, float]
 
-def _family_aurocs(scores: NDArray[np.float32], labels: ValidationLabels) -> dict[str, float]:
-    families = np.array(labels.families)
-    result = {}
-    for family in sorted(set(labels.families) - {"good"}):
-        chosen = (families == "good") | (families == family)
-        result[family] = image_auroc(scores[chosen], families[chosen] == family)
-    return result
-
-
-def mean_over_families(figures: dict[str, dict[str, float]], name: str) -> float:
-    """The objective: the plain mean of one figure over the families."""
-    return float(np.mean([family[name] for family in figures.values()]))
+    @property
+    def mean(self) -> float:
+        """The plain mean over the families."""
+        return float(np.mean(list(self.families.values())))
 
 
 def sweep_weights(
-    maps: ScoreMaps, labels: ValidationLabels, objective: str, weights: NDArray[np.float64]
-) -> list[tuple[float, dict[str, float]]]:
-    """The figure for every fusion weight, from stored maps: (weight, family -> value) pairs."""
+    maps: ScoreMaps, labels: ValidationLabels, objective: str, weights: Iterable[float]
+) -> list[SweptWeight]:
+    """The objective at each fusion weight, from maps that are computed already."""
     swept = []
     with torch.inference_mode():
-        for weight in weights:
-            figures = family_metrics(maps, labels, float(weight), (objective,))
-            swept.append(
-                (float(weight), {family: values[objective] for family, values in figures.items()})
-            )
+        for weight in map(float, weights):
+            answers = scores_at(maps, weight, labels.valid)
+            metrics = family_metrics(answers, labels, (objective,))
+            families = {family: values[objective] for family, values in metrics.items()}
+            swept.append(SweptWeight(weight, families))
     return swept
+
+
+def choose_score_weight(
+    maps: ScoreMaps, labels: ValidationLabels, weights: Iterable[float]
+) -> float:
+    """The fusion weight whose map gives the best image scores.
+
+    Best is the largest image AUROC, mean over the defect families; of equals, the smallest weight.
+
+    The weight of the map that outlines defects is chosen by pixels. Image scores have a weight of
+    their own: an image's score is its largest pixel, and in single pixels the classifier is wrong
+    more often than the density.
+
+    Args:
+        maps: of the validation images.
+        labels: of the same images.
+        weights: to choose from.
+    """
+    values = {}
+    for weight in map(float, weights):
+        scores = image_scores(maps.fused(weight), labels.valid).numpy()
+        values[weight] = np.mean(_family_aurocs(scores, labels))
+    return max(values, key=lambda weight: (values[weight], -weight))
+
+
+def _family_aurocs(scores: NDArray[np.float32], labels: ValidationLabels) -> list[float]:
+    is_defect = ~labels.is_normal
+    return [
+        image_auroc(scores[chosen], is_defect[chosen]) for chosen in labels.by_family().values()
+    ]

@@ -1,10 +1,11 @@
-"""Selection rules: from each candidate's figure on each validation defect family to one candidate.
+"""Selection rules: pick one candidate by its metric on each validation defect family.
 
-No rule can know which of the families is most like a product's real defects. ``mean`` trusts all
-alike; the others guard against a family that decides alone because it is easy, or because its
-figures are spread widely. The default was fixed by that reasoning before any test figure was seen;
-a study's summary shows what each rule would have picked, and with labelled test images what its
-pick is worth there.
+No rule can know which family is most like a product's real defects. ``mean`` gives all families the
+same weight. The other rules keep one family from deciding alone because it is easy, or because its
+values vary widely. The default was fixed by this reasoning, before any test metric was seen.
+
+A study's summary shows what each rule would have picked and, with labelled test images, the metrics
+of that pick on them.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """A rule.
+    """A rule: the candidate with the largest score is picked; of equals, the first.
 
     Attributes:
-        score: figures (C candidates, F families) to scores (C,); the candidate with the largest is
-            picked, of equals the first.
+        score: metrics (C, F) of C candidates on F families -> scores (C,).
         help: one line for people.
     """
 
@@ -38,9 +38,8 @@ class SelectionRule:
 def _leave_one_out(values: Values) -> Values:
     if values.shape[1] == 1:
         return values[:, 0]
-    others = (values.sum(axis=1, keepdims=True) - values) / (
-        values.shape[1] - 1
-    )  # (C, F): the mean without each family
+    # (C, F): the mean without each family
+    others = (values.sum(axis=1, keepdims=True) - values) / (values.shape[1] - 1)
     smallest: Values = others.min(axis=1)
     return smallest
 
@@ -65,19 +64,27 @@ def pick(rule: str, values: Sequence[Sequence[float]]) -> int:
 
     Args:
         rule: a name in :data:`RULES`.
-        values: (C, F) a figure of each candidate on each family, higher is better.
+        values: (C, F) a metric of C candidates on F families; higher is better.
     """
     return int(np.argmax(RULES[rule].score(np.asarray(values, float))))
 
 
 def order(rule: str, values: Sequence[Sequence[float]]) -> list[int]:
-    """Indices of the candidates, best first, of equals the first first."""
+    """Indices of the candidates, best first; equals keep their order.
+
+    Args:
+        rule, values: see :func:`pick`.
+    """
     return [
         int(i) for i in np.argsort(-RULES[rule].score(np.asarray(values, float)), kind="stable")
     ]
 
 
 def check_rule(name: str) -> None:
-    """Refuse a name that is no rule. Raises SettingsError."""
+    """Refuse a name that is no rule.
+
+    Raises:
+        SettingsError: naming the valid ones.
+    """
     if name not in RULES:
         raise SettingsError(f"The selection rule is {name!r}.{nearest(name, RULES)}")

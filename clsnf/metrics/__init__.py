@@ -1,9 +1,10 @@
-"""Figures for detectors: exact, ties merged, at the masks' own size, in memory bounded by the
-number of defect pixels.
+"""Metrics for detectors, exact and at the masks' own size.
 
-``METRICS`` is the registry. A new figure is one function of :class:`ScoreCounts` (images) or
+Equal scores are one threshold. Memory is bounded by the number of defect pixels.
+
+``METRICS`` is the registry. A new metric is one function of :class:`ScoreCounts` (images) or
 :class:`PixelCounts` (pixels) and one line in it; :func:`evaluate`, its tests and every table that
-names figures then know it.
+names metrics then know it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from numpy.typing import ArrayLike
 from clsnf.core.errors import MetricError, nearest
 from clsnf.metrics import overlap, pimo, ranking
 from clsnf.metrics.counts import ScoreCounts, count_images
-from clsnf.metrics.figures import (
+from clsnf.metrics.pixels import PixelCounts, count_pixels
+from clsnf.metrics.samples import LazySamples, PixelSample
+from clsnf.metrics.single_metrics import (
     au_pro,
     aupimo,
     aupimo_per_image,
@@ -29,8 +32,6 @@ from clsnf.metrics.figures import (
     pixel_auroc,
     pixel_f1_max,
 )
-from clsnf.metrics.pixels import PixelCounts, count_pixels
-from clsnf.metrics.samples import LazySamples, PixelSample
 
 __all__ = [
     "METRICS",
@@ -54,12 +55,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure. All are in [0, 1], higher is better, 1 is perfect.
+    """One metric. All are in [0, 1], higher is better, 1 is perfect.
 
-    kind: "image" figures need scores and labels, "pixel" figures need samples.
-    function: the figure, from the counts that all figures of its kind share: ScoreCounts for
+    kind: "image" metrics need scores and labels, "pixel" metrics need samples.
+    function: the metric, from the counts that all metrics of its kind share: ScoreCounts for
         images, PixelCounts for pixels.
-    oracle: True where the figure chooses a threshold with the labels that it is judged by.
+    oracle: True where the metric chooses a threshold with the labels that it is judged by.
     help: one line for tables and the command line.
     """
 
@@ -69,8 +70,8 @@ class Metric:
     help: str
 
 
-def _of_pixels(figure: Callable[[ScoreCounts], float]) -> Callable[[PixelCounts], float]:
-    return lambda counts: figure(counts.scores)
+def _of_pixels(metric: Callable[[ScoreCounts], float]) -> Callable[[PixelCounts], float]:
+    return lambda counts: metric(counts.scores)
 
 
 METRICS: dict[str, Metric] = {
@@ -122,21 +123,21 @@ def evaluate(
     samples: Iterable[PixelSample] | None,
     names: Iterable[str] | None = None,
 ) -> dict[str, float]:
-    """Compute the figures that ``names`` asks for, by default all of ``METRICS``, in the order
-    asked for.
+    """Compute the metrics that ``names`` asks for, in this order; by default all of ``METRICS``.
 
-    scores: (N,) image scores. labels: (N,), 0 normal, 1 defect. samples: a re-iterable of N samples
-        in the same order, passed over
-    exactly twice whatever the number of pixel figures; None where only image figures are asked for.
+    scores: (N,) image scores.
+    labels: (N,), 0 normal, 1 defect.
+    samples: a re-iterable of N samples in the same order, passed over exactly twice whatever the
+        number of pixel metrics; None where only image metrics are asked for.
 
-    Raises MetricError where a figure is not defined (a set of one class, an image labelled a defect
-    whose mask is empty, scores that are not finite, unknown names, ...): no figure is ever left out
+    Raises MetricError where a metric is not defined (a set of one class, an image labelled a defect
+    whose mask is empty, scores that are not finite, unknown names, ...): no metric is ever left out
     or replaced by a stand-in. A caller with a set of normal images alone asks for none.
     """
     wanted = list(METRICS) if names is None else list(names)
     for name in wanted:
         if name not in METRICS:
-            raise MetricError(f"there is no figure called {name!r}.{nearest(name, METRICS)}")
+            raise MetricError(f"there is no metric called {name!r}.{nearest(name, METRICS)}")
     kinds = {METRICS[name].kind for name in wanted}
     counts: dict[str, ScoreCounts | PixelCounts] = {}
     if "image" in kinds:
@@ -144,8 +145,8 @@ def evaluate(
     if "pixel" in kinds:
         if samples is None:
             raise MetricError(
-                "samples is None: pixel figures need maps and masks; give samples, or names of "
-                "image figures only."
+                "samples is None: pixel metrics need maps and masks; give samples, or names of "
+                "image metrics only."
             )
         counts["pixel"] = count_pixels(samples, labels)
     return {name: METRICS[name].function(counts[METRICS[name].kind]) for name in wanted}

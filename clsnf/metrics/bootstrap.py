@@ -1,12 +1,12 @@
-"""Bootstrap over test images: intervals for every figure, and paired comparisons of two systems on
-the same images.
+"""Bootstrap over test images: intervals for every metric, and paired comparisons of two systems.
 
-Images are drawn with replacement, normal and defective ones apart (the test set's make-up is the
-experimenter's choice, not chance), and a drawn image brings all its pixels. Unusual: no pixel is
-looked at twice. Each image is binned once by score, a replicate's curves are weighted sums of the
-images' bins, and a thousand replicates of all figures take seconds. Bins tie scores that lie close
-together, so replicates are good to about 1e-3; the figures themselves are always exact
-(:func:`clsnf.metrics.evaluate`).
+Images are drawn with replacement, normal and defective ones apart: the shares of the two in a test
+set are the experimenter's choice, not chance. A drawn image brings all its pixels.
+
+Replicates do not read the pixels again. Each image is binned once by score, and a replicate's
+curves are weighted sums of the images' bins; a thousand replicates of all metrics take seconds.
+Bins tie scores that lie close together, so replicates are good to about 1e-3. The metrics
+themselves are always exact (:func:`clsnf.metrics.evaluate`).
 
 Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993 (percentile intervals).
 
@@ -79,17 +79,17 @@ def bin_images(
 
 
 def _edges(samples: Iterable[PixelSample]) -> NDArray[np.float32]:
-    """Rising edges that cut the defect pixels evenly, and the others more finely the higher they
-    score.
+    """Edges of the bins, rising.
+
+    They cut the defect pixels evenly, and the other pixels more finely the higher they score.
     """
     defects: list[NDArray[np.float32]] = []
     others: list[NDArray[np.float32]] = []
     for sample in read_samples(samples):
         background = ~sample.mask if sample.valid is None else sample.valid & ~sample.mask
         values = np.sort(sample.score_map[background])[::-1]
-        others.append(
-            np.concatenate([values[:500], values[500::37]])
-        )  # the highest decide figures at low false-positive rates
+        # The highest scores decide metrics at low false-positive rates: all of them.
+        others.append(np.concatenate([values[:500], values[500::37]]))
         defects.append(
             sample.score_map[sample.mask][::7]
             if sample.mask.sum() > 700
@@ -129,8 +129,9 @@ def _bin_image(sample: PixelSample, edges: NDArray[np.float32]) -> tuple[Floats,
 
 
 def draw_replicates(labels: ArrayLike, replicates: int, seed: int) -> Floats:
-    """(R, N): how often each image occurs in each replicate; the numbers of normal and of defective
-    images stay as they are.
+    """(R, N): how often each image occurs in each replicate.
+
+    The numbers of normal and of defective images are the same in every replicate.
     """
     known = checked_labels(labels)
     generator = np.random.default_rng(seed)
@@ -145,17 +146,18 @@ def draw_replicates(labels: ArrayLike, replicates: int, seed: int) -> Floats:
 
 
 def replicate_metrics(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
-    """Every figure that the images allow, in each replicate: name of :data:`clsnf.metrics.METRICS`
-    -> (R,).
+    """Every metric that the images allow, in each replicate.
+
+    Returns name of :data:`clsnf.metrics.METRICS` -> (R,).
     """
     parts = [
-        _figures(images, weights[start : start + _CHUNK])
+        _metrics(images, weights[start : start + _CHUNK])
         for start in range(0, len(weights), _CHUNK)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _figures(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
+def _metrics(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
     result: dict[str, Floats] = {}
     if images.labels.any() and not images.labels.all():
         _, place = np.unique(-images.scores, return_inverse=True)
@@ -183,8 +185,9 @@ def _figures(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
 
 
 def _ranking(kind: str, hits: Floats, misses: Floats) -> dict[str, Floats]:
-    """AUROC, AP and F1-max of (R, B) counts, scores falling; formulas as in
-    :mod:`clsnf.metrics.ranking`.
+    """AUROC, AP and F1-max of (R, B) counts, scores falling.
+
+    The formulas are those of :mod:`clsnf.metrics.ranking`.
     """
     true, false = np.cumsum(hits, axis=1), np.cumsum(misses, axis=1)
     positives, negatives = true[:, -1:], false[:, -1:]
@@ -198,8 +201,9 @@ def _ranking(kind: str, hits: Floats, misses: Floats) -> dict[str, Floats]:
 
 
 def _area(x: Floats, y: Floats, limit: float) -> Floats:
-    """Area under curves (R, B) from (0, 0) by trapezoids up to x = limit, interpolated there, over
-    the limit.
+    """Area under curves (R, B) up to x = limit, divided by the limit.
+
+    By trapezoids from (0, 0), interpolated at the limit.
     """
     x, y = (np.concatenate([np.zeros((len(v), 1)), v], axis=1) for v in (x, y))
     width = np.diff(x, axis=1)
@@ -208,18 +212,18 @@ def _area(x: Floats, y: Floats, limit: float) -> Floats:
     return (kept * (y[:, :-1] + 0.5 * share * np.diff(y, axis=1))).sum(axis=1) / limit
 
 
-def intervals(figures: Mapping[str, Floats], level: float = 0.95) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of replicated figures."""
+def intervals(metrics: Mapping[str, Floats], level: float = 0.95) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of replicated metrics."""
     tail = (1 - level) / 2
     return {
         name: (float(np.quantile(v, tail)), float(np.quantile(v, 1 - tail)))
-        for name, v in figures.items()
+        for name, v in metrics.items()
     }
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """One system's figure minus another's, on the same images.
+    """One system's metric minus another's, on the same images.
 
     Attributes:
         low, high: 95 % percentile interval.
@@ -234,9 +238,9 @@ class PairedDifference:
 def compare(
     first: Mapping[str, Floats], second: Mapping[str, Floats]
 ) -> dict[str, PairedDifference]:
-    """Paired differences of figures that were replicated with the same weights."""
+    """Paired differences of metrics that were replicated with the same weights."""
     result = {}
-    for name in first.keys() & second.keys():
+    for name in (name for name in first if name in second):
         difference = first[name] - second[name]
         low, high = intervals({name: difference})[name]
         result[name] = PairedDifference(

@@ -1,10 +1,9 @@
-"""Score counts: all that a ranking figure depends on, for whole images and for pixels alike.
+"""Score counts: all that a ranking metric depends on, for whole images and for pixels alike.
 
-Unusual: there is no array of thresholds. AUROC, AP, F1-max and AU-PRO change, or can be largest,
-    only where the threshold meets
-the score of a defect; so it is enough to know, for each *distinct defect score*, how many defects
-have it, and how many normal ones lie above it and on it. Exact, ties merged, and as small as the
-number of defects.
+There is no array of thresholds. AUROC, AP, F1-max and AU-PRO change, or can be largest, only where
+the threshold meets the score of a defect. So it is enough to know, for each *distinct defect
+score*, how many defects have it, and how many normal ones lie above it and on it. This is exact,
+merges ties, and takes memory in proportion to the number of defects.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def count_images(scores: ArrayLike, labels: ArrayLike) -> ScoreCounts:
     if defect.all() or not defect.any():
         only = "defects" if defect.all() else "normal"
         raise MetricError(
-            f"all {len(defect)} images are {only}: image figures compare two classes; give images "
+            f"all {len(defect)} images are {only}: image metrics compare two classes; give images "
             "of both."
         )
     positives, hits = np.unique(score[defect], return_counts=True)
@@ -79,7 +78,7 @@ def checked_labels(labels: ArrayLike) -> NDArray[np.bool_]:
     array = np.asarray(labels)
     if array.size == 0:
         raise MetricError(
-            "no images were given: a figure needs at least one normal image and one defect."
+            "no images were given: a metric needs at least one normal image and one defect."
         )
     if array.ndim != 1 or not np.isin(array, (0, 1)).all():
         raise MetricError(

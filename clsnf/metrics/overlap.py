@@ -1,9 +1,8 @@
-"""AU-PRO: the area under the per-region overlap curve, as MVTec's evaluation defines it (Bergmann
-et al., IJCV 129, 2021).
+"""AU-PRO: the area under the per-region overlap curve.
 
-Unusual: the curve is built from the defect pixels' scores alone. Between two of them PRO stands
-    still, whatever number of
-thresholds the defect-free pixels would add there.
+Defined as in MVTec's evaluation (Bergmann et al., IJCV 129, 2021). The curve is built from the
+defect pixels' scores alone: between two of them PRO does not change, however many thresholds the
+defect-free pixels would add there.
 """
 
 from __future__ import annotations
@@ -45,9 +44,8 @@ def area_under_pro(counts: PixelCounts, limit: float) -> float:
     pro[2:-1:2] = gained
     pro[3::2] = gained
     fpr[-1] = 1.0
-    end = int(
-        np.searchsorted(fpr, limit)
-    )  # the first corner at or beyond the limit: there is one, and it is not (0, 0)
+    # The first corner at or beyond the limit: there is one, and it is not (0, 0).
+    end = int(np.searchsorted(fpr, limit))
     share = (limit - fpr[end - 1]) / (fpr[end] - fpr[end - 1])
     x = np.append(fpr[:end], limit)
     y = np.append(pro[:end], pro[end - 1] + share * (pro[end] - pro[end - 1]))

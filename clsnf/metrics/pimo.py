@@ -1,9 +1,8 @@
 """AUPIMO: per-image recall at very low false-positive rates (Bertoldo et al., "AUPIMO", BMVC 2024).
 
-Unusual: exact and without a curve. An image's recall at rate f is the share of its defect pixels
-    whose score can be a threshold
-within f; so each pixel adds to the area from the rate that its own score costs up to the upper
-bound, and the image's AUPIMO is the mean of that over its pixels.
+Exact, and without a curve. An image's recall at rate f is the share of its defect pixels whose
+score can be a threshold within f. So each pixel adds to the area from the rate that its own score
+costs up to the upper bound, and the image's AUPIMO is the mean of that over its pixels.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ def image_aupimo(counts: PixelCounts) -> NDArray[np.float64]:
 
     Recall at rate f is that of the lowest threshold with FPR(t) <= f, a step function of f; FPR(t)
     is the mean over the *normal* images of the share of their pixels >= t, as published. In closed
-    form, with u, l the bounds and F(p) the rate of pixel p's
-    score: mean over the image's defect pixels of (ln u - ln clip(F(p), l, u)) / (ln u - ln l).
+    form, with u, l the bounds and F(p) the rate of pixel p's score: mean over the image's defect
+    pixels of (ln u - ln clip(F(p), l, u)) / (ln u - ln l).
 
     Differs from the published implementation, which joins 300,000 evenly spaced thresholds by
     trapezoids between the thresholds nearest to the bounds: here every score is a threshold and the
@@ -33,7 +32,7 @@ def image_aupimo(counts: PixelCounts) -> NDArray[np.float64]:
 
     Where the normal images have too few pixels to resolve 1e-5 (fewer than 100,000 in all, for
     images of one size), the recall at rates below the first false pixel is the one without any
-    false pixel; with fewer than 10,000 that is the whole figure. The published implementation
+    false pixel; with fewer than 10,000 that is the whole metric. The published implementation
     leaves such rates out, or refuses.
 
     Returns (N,) float64 in [0, 1], in the samples' order, NaN for normal images. Raises MetricError

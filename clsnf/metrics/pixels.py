@@ -1,12 +1,11 @@
-"""Pixel counts: two passes over the maps of a data set turn it into everything that the pixel
-figures depend on.
+"""Pixel counts: all that the pixel metrics depend on, from two passes over the maps of a data set.
 
 Pass one keeps the scores of the defect pixels (a few per cent of all) and the region that each
 belongs to. Pass two sorts each image's defect-free pixels and looks them up among the distinct
-defect scores. Unusual: exact at native size for any number of images, because memory is bounded by
-the number of defect pixels (about 130 bytes each at the peak) plus two maps; no histogram, no
-subsampling. Called by the figures and by :func:`clsnf.metrics.evaluate`, which shares one result
-among all of them.
+defect scores. The counts are exact at the maps' own size, without histogram and subsampling, for
+any number of images: memory is bounded by the number of defect pixels (about 130 bytes each at the
+peak) plus two maps. Called by the metrics, and by :func:`clsnf.metrics.evaluate`, which shares one
+result among all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from clsnf.metrics.samples import Map, PixelSample, read_samples
 
 @dataclass(frozen=True, eq=False)
 class PixelCounts:
-    """What the pixel figures depend on, for K distinct scores among P defect pixels, highest first.
+    """What the pixel metrics depend on, for K distinct scores among P defect pixels, highest first.
 
     scores: pixels counted by score; negatives are the defect-free pixels of all images.
     region_share: (K,) float64, what PRO gains at each score: sum over its pixels of 1 / (region's
@@ -47,9 +46,7 @@ class PixelCounts:
 
 @dataclass(frozen=True, eq=False)
 class _Defects:
-    """Pass one's result, scores rising: K distinct scores, P pixels sorted by score, and each
-    image's two pixel counts.
-    """
+    """Pass one's result, scores rising: K distinct scores, and P pixels sorted by score."""
 
     scores: Map  # (K,)
     starts: NDArray[np.int64]  # (K,) where each distinct score begins among the P pixels
@@ -105,9 +102,8 @@ def _collect_defects(samples: Iterable[PixelSample]) -> _Defects:
         sizes.append(_sizes(sample))
         if sizes[-1][0] == 0:
             continue
-        _, components = cv2.connectedComponents(
-            sample.mask.astype(np.uint8), connectivity=8
-        )  # 0 = background
+        # 0 is the background.
+        _, components = cv2.connectedComponents(sample.mask.astype(np.uint8), connectivity=8)
         region = np.asarray(components[sample.mask], np.int32) - 1
         region_sizes.append(np.bincount(region))
         region_images.append(np.full(len(region_sizes[-1]), index, np.int32))
@@ -162,27 +158,22 @@ def _count_background(
 
 
 def _among(scores: Map, values: Map) -> tuple[Counts, Counts]:
-    """Which slots of K rising scores sorted values fall into, each slot once, and how many values
-    each gets.
+    """The slots of K rising scores that sorted values fall into, each once, with their counts.
 
     Looks up whichever are fewer, always in sorted order, which stays in the cache: several times
     faster than unsorted look-ups, the sort included.
     """
     if len(scores) < len(values):
-        below, up_to = (
-            np.searchsorted(values, scores, side="left"),
-            np.searchsorted(values, scores, side="right"),
-        )
-        ends = np.empty(
-            2 * len(scores) + 2, np.int64
-        )  # where each slot begins among the values, and the end
+        below = np.searchsorted(values, scores, side="left")
+        up_to = np.searchsorted(values, scores, side="right")
+        # Where each slot begins among the values, and the end.
+        ends = np.empty(2 * len(scores) + 2, np.int64)
         ends[0], ends[1:-1:2], ends[2:-1:2], ends[-1] = 0, below, up_to, len(values)
         count = np.diff(ends)
         slot = np.flatnonzero(count)
         return slot, count[slot]
-    edges = np.append(
-        scores, np.float32(np.inf)
-    )  # no score equals infinity, so the top gap needs no case of its own
+    # No score equals infinity, so the top gap needs no case of its own.
+    edges = np.append(scores, np.float32(np.inf))
     rank = np.searchsorted(edges, values)
     each = 2 * rank + (edges[rank] == values)
     starts = np.flatnonzero(np.append(True, each[1:] != each[:-1]))
@@ -199,16 +190,16 @@ def _sizes(sample: PixelSample) -> tuple[int, int]:
 def _check_classes(sizes: list[tuple[int, int]]) -> None:
     if not sizes:
         raise MetricError(
-            "no images were given: pixel figures need at least one image with defect pixels."
+            "no images were given: pixel metrics need at least one image with defect pixels."
         )
     if not any(defects for defects, _ in sizes):
         raise MetricError(
-            f"all {len(sizes)} images are normal (no mask marks a pixel): pixel figures need "
+            f"all {len(sizes)} images are normal (no mask marks a pixel): pixel metrics need "
             "defect pixels; leave them out."
         )
     if not any(background for _, background in sizes):
         raise MetricError(
-            f"every pixel of all {len(sizes)} images is a defect: pixel figures need defect-free "
+            f"every pixel of all {len(sizes)} images is a defect: pixel metrics need defect-free "
             "pixels; check the masks."
         )
 
@@ -223,8 +214,7 @@ def _check_labels(labels: NDArray[np.bool_], sizes: list[tuple[int, int]]) -> No
         if label and not defects:
             raise MetricError(
                 f"image {index} is labelled a defect and has regions without pixels: its mask "
-                "marks none; "
-                "give its mask, or leave the image out of the pixel figures."
+                "marks none; give its mask, or leave the image out of the pixel metrics."
             )
         if not label and defects:
             raise MetricError(

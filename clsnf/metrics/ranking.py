@@ -1,4 +1,4 @@
-"""Figures of a ranking, the same for images and pixels: AUROC, average precision, F1-max.
+"""Metrics of a ranking, the same for images and pixels: AUROC, average precision, F1-max.
 
 All three read :class:`~clsnf.metrics.counts.ScoreCounts` and are exact: equal scores are one
 threshold. TP and FP below are the positives and negatives at or above the threshold, P and N all of
@@ -13,9 +13,9 @@ from clsnf.metrics.counts import ScoreCounts
 
 
 def auroc(counts: ScoreCounts) -> float:
-    """Area under the ROC curve, in [0, 1]: the chance that a positive scores above a negative, ties
-    counted half.
+    """Area under the ROC curve, in [0, 1].
 
+    The probability that a positive scores above a negative, where ties count half.
     The Mann-Whitney statistic over P * N (Hanley and McNeil, Radiology 143, 1982); equals
     scikit-learn's ``roc_auc_score``.
     """
@@ -26,9 +26,9 @@ def auroc(counts: ScoreCounts) -> float:
 
 
 def average_precision(counts: ScoreCounts) -> float:
-    """Average precision, in (0, 1]: the sum over thresholds of (recall gained) * (precision there),
-    without interpolation.
+    """Average precision, in (0, 1].
 
+    The sum over thresholds of (recall gained) * (precision there), without interpolation.
     A threshold gains recall only at a positive's score. Equals scikit-learn's
     ``average_precision_score``.
     """

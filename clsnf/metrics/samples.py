@@ -1,10 +1,8 @@
-"""What the pixel figures read: one score map with its mask at a time, checked once, at the mask's
-own size.
+"""What the pixel metrics read: score maps with their masks, at the masks' own size, checked once.
 
-Unusual: nothing here holds more than one map. A data set is any *re-iterable* of
-    :class:`PixelSample`; the counting passes over
-it at most twice, so a caller with small maps hands over a :class:`LazySamples` that upsamples when
-asked. Called by :mod:`clsnf.metrics.pixels`; callers outside make the samples.
+Nothing here holds more than one map. A data set is any *re-iterable* of :class:`PixelSample`. The
+counting passes over it at most twice, so a caller with small maps hands over a :class:`LazySamples`
+that upsamples when asked. Called by :mod:`clsnf.metrics.pixels`; callers outside make the samples.
 """
 
 from __future__ import annotations
@@ -40,8 +38,7 @@ class PixelSample:
 
 @dataclass(frozen=True)
 class LazySamples:
-    """A re-iterable that makes each sample when it is asked for, so that one map is in memory at a
-    time.
+    """A re-iterable that makes each sample when it is asked for: one map is in memory at a time.
 
     load: image index in [0, count) -> PixelSample; called up to twice per image, and must give the
         same each time.
@@ -67,8 +64,7 @@ def read_samples(samples: Iterable[PixelSample]) -> Iterator[PixelSample]:
     if isinstance(samples, Iterator):
         raise MetricError(
             f"samples is a {type(samples).__name__}, which can be read only once: the pixel "
-            "figures pass over it twice; "
-            "give a list or LazySamples."
+            "metrics pass over it twice; give a list or LazySamples."
         )
     for index, sample in enumerate(samples):
         yield _checked(sample, index)
@@ -85,8 +81,7 @@ def _checked(sample: PixelSample, index: int) -> PixelSample:
         if mask.any() and not defects.any():
             raise MetricError(
                 f"image {index} has regions without pixels: all {int(mask.sum())} defect pixels "
-                "of its mask are marked invalid; "
-                "check its valid mask."
+                "of its mask are marked invalid; check its valid mask."
             )
     if score_map.size == 0 or (valid is not None and not valid.any()):
         raise MetricError(
@@ -99,8 +94,7 @@ def _checked(sample: PixelSample, index: int) -> PixelSample:
         row, column = np.argwhere(~finite)[0]
         raise MetricError(
             f"the score map of image {index} holds {score_map[row, column]} at row {row}, column "
-            f"{column}: "
-            "scores must be finite; mend the model that made it."
+            f"{column}: scores must be finite; mend the model that made it."
         )
     return PixelSample(score_map, defects, valid)
 
@@ -108,8 +102,9 @@ def _checked(sample: PixelSample, index: int) -> PixelSample:
 def _check_array(
     what: str, array: np.ndarray, dtype: np.dtype, shape: tuple[int, ...], index: int
 ) -> None:
-    """Both must hold before any figure: a uint8 mask would be inverted bitwise, a float64 map
-    compared at another precision.
+    """Refuse an array of another dtype or shape.
+
+    A uint8 mask would be inverted bitwise, and a float64 map compared at another precision.
     """
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__

@@ -1,3 +1,4 @@
-"""Reports of studies: one page that a person decides with, and its tables as files. Knows a study
-through what it left in its folder.
+"""Reports of studies: one HTML page to decide with, and its tables as files.
+
+A report reads the files of a study (:mod:`clsnf.results`). It needs neither the images nor torch.
 """

@@ -1,5 +1,6 @@
-"""What a report is made of: sections, and in them texts, tables, charts, cases. Plain content;
-``page`` knows how it looks.
+"""The content of a report: sections of blocks, which are tables, charts, notes, cases, facts.
+
+Blocks hold plain content. The templates (see :mod:`clsnf.reporting.page`) decide how it looks.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ class Column:
         key: of the row's value.
         title: its heading.
         kind: how values are shown, a name in :data:`clsnf.reporting.formats.FORMATS`.
-        pick: whether readers may pick one of its values to see those rows alone.
+        pick: whether readers may filter the rows by one of its values.
     """
 
     key: str
@@ -31,7 +32,7 @@ class Column:
     pick: bool = False
 
     def text(self, row: dict[str, Any]) -> str:
-        """A row's value for people."""
+        """A row's value as the page shows it."""
         return FORMATS[self.kind](row.get(self.key))
 
     @property
@@ -41,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that the page shows and files hold as CSV and Markdown.
+    """A table of the page, which is also written as CSV and Markdown.
 
     Attributes:
         name: of its files.
@@ -57,17 +58,11 @@ class Table:
     kind: ClassVar[str] = "table"
 
     def without(self, *keys: str) -> Table:
-        """The same without some of its columns."""
-        return Table(
-            self.name,
-            self.title,
-            [c for c in self.columns if c.key not in keys],
-            self.rows,
-            self.note,
-        )
+        """The same table without some of its columns."""
+        return replace(self, columns=[c for c in self.columns if c.key not in keys])
 
     def choices(self, column: Column) -> list[str]:
-        """The values of a column that readers may pick from, in order."""
+        """The different values of a column, sorted."""
         return sorted({column.text(row) for row in self.rows})
 
     @property
@@ -75,8 +70,9 @@ class Table:
         return len(self.rows) > 8
 
     def csv(self) -> str:
-        """Values as they are; texts that a spreadsheet would take for a formula get an apostrophe
-        before them.
+        """The table as CSV, with full precision.
+
+        A text that a spreadsheet would read as a formula gets an apostrophe before it.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -87,7 +83,7 @@ class Table:
         return text.getvalue()
 
     def markdown(self) -> str:
-        """Values as the page shows them."""
+        """The table as Markdown, with values as the page shows them."""
         lines = [f"# {_plain(self.title)}", "", *([_plain(self.note), ""] if self.note else [])]
         lines.append(f"| {' | '.join(_plain(column.title) for column in self.columns)} |")
         lines.append(
@@ -110,7 +106,7 @@ def _cell(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    """A text in which Markdown finds no markup."""
+    """A text with nothing in it that Markdown reads as markup."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
 
 
@@ -121,8 +117,8 @@ class Chart:
     Attributes:
         title: what it shows.
         figure: ``data`` and ``layout``; colours are names of the page's palette, such as ``@1``
-            (see ``report.js``).
-        reading: how to read it, and what it shows in words.
+            (see :mod:`clsnf.reporting.chart_style`).
+        reading: how to read it, and in words what it shows.
         height: in pixels.
     """
 
@@ -157,7 +153,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Cases of one kind."""
+    """Several cases of one kind."""
 
     title: str
     note: str
@@ -167,7 +163,7 @@ class Cases:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names with values."""
+    """A list of names with values."""
 
     title: str
     rows: list[tuple[str, str]]
@@ -187,9 +183,7 @@ class Section:
 
     @property
     def groups(self) -> list[list[Block]]:
-        """The blocks, those charts together that follow each other: the page lays them out beside
-        each other.
-        """
+        """The blocks, with charts that follow each other in one group: they stand side by side."""
         return [
             list(group)
             for _, group in groupby(self.blocks, key=lambda block: block.kind == "chart")

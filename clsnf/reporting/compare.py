@@ -1,40 +1,54 @@
 """What changed from one study to others, category by category: a page and its tables.
 
-Unusual: where both studies kept the scores of the same test images, image AUROC is compared
-    pairwise, image by image. Pixel figures can't
-be, because no study keeps its maps: there only intervals stand beside each other, and the table
-says so.
+Where both studies kept the scores of the same test images, the change of image AUROC is paired,
+image by image. Pixel metrics can't be paired, because no study keeps its maps: their intervals
+stand side by side, and the table says so.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import clsnf
-from clsnf.core.config import differences
+from clsnf.core.config import differences, to_dict
 from clsnf.core.errors import OutputError
 from clsnf.core.files import check_writable
 from clsnf.metrics.bootstrap import bin_images, compare, draw_replicates, replicate_metrics
 from clsnf.reporting.advice import advise
 from clsnf.reporting.blocks import Block, Column, Facts, Note, Section, Table
-from clsnf.reporting.build import Built, write_page, write_tables
-from clsnf.reporting.chart_parts import shown, style
-from clsnf.reporting.charts_of_products import figure_chart, figure_points
-from clsnf.reporting.formats import duration, figure_name, is_finite
+from clsnf.reporting.build import ReportFiles, write_page, write_tables
+from clsnf.reporting.chart_style import escape, style_of
+from clsnf.reporting.formats import duration, is_finite, metric_name
 from clsnf.reporting.page import render
+from clsnf.reporting.study_charts import Series, metric_chart, winner_points
 from clsnf.reporting.study_files import Product, Record, StudyFiles, read_study
-from clsnf.reporting.tables import settings_line, trial_seconds
+from clsnf.reporting.tables import chosen_settings
+from clsnf.results import ImageEvidence
 
 PAGE = "comparison.html"
 _REPLICATES = 1000
-_FIGURES = ("image_auroc", "pixel_ap", "au_pro")
-_NEAR = 0.002  # smaller differences of a figure are told as none
+_METRICS = ("image_auroc", "pixel_ap", "au_pro")
+_NEAR = 0.002  # a smaller difference of a metric is no change
+_FINGERPRINTS = {  # field of a winner's provenance -> what it is the hash of
+    "data_fingerprint": "training images",
+    "validation_fingerprint": "held-out normals",
+    "backbone_fingerprint": "backbone weights",
+}
 
 
-def build_comparison(runs: Sequence[Path], out: Path | None = None) -> Built:
+class _Pair(NamedTuple):
+    """A category in the first study and in another one; None where a study does not have it."""
+
+    category: str
+    before: Product | None
+    number: int  # of the other study
+    now: Product | None
+
+
+def build_comparison(runs: Sequence[Path], out: Path | None = None) -> ReportFiles:
     """Write what changed from the first study to each of the others.
 
     Args:
@@ -51,10 +65,10 @@ def build_comparison(runs: Sequence[Path], out: Path | None = None) -> Built:
     check_writable(out, folder=True)
     names = _names(studies)
     changes, settings = _changes(studies, names), _settings(studies, names)
-    left_out = [f"au_pro_{part}" for part in ("before", "now", "change")]  # the files have them
-    shown_changes = changes.without(*left_out, *(["study"] if len(names) == 2 else []))
+    only_in_files = [f"au_pro_{part}" for part in ("before", "now", "change")]
+    shown = changes.without(*only_in_files, *(["study"] if len(names) == 2 else []))
     sections = [
-        Section("changes", "Category by category", [shown_changes, *_charts(studies, names)]),
+        Section("changes", "Category by category", [shown, *_charts(studies, names)]),
         Section("settings", "Settings, data, decisions", [settings, *_facts(studies, names)]),
     ]
     missing = [
@@ -74,11 +88,11 @@ def build_comparison(runs: Sequence[Path], out: Path | None = None) -> Built:
     )
     write_page(out / PAGE, text)
     write_tables(out / "tables", [changes, settings])
-    return Built(out / PAGE, out / "tables", {}, missing)
+    return ReportFiles(out / PAGE, out / "tables", {}, missing)
 
 
 def _names(studies: Sequence[StudyFiles]) -> list[str]:
-    """A name for each study: its folder's, with what is above it where two share theirs."""
+    """A name for each study: its folder's, with the folder above where two have the same."""
     names = [study.name for study in studies]
     if len(set(names)) < len(names):
         names = [f"{study.folder.parent.name}/{study.name}" for study in studies]
@@ -88,53 +102,43 @@ def _names(studies: Sequence[StudyFiles]) -> list[str]:
     ]
 
 
-def _pairs(studies: Sequence[StudyFiles]) -> list[tuple[str, Product | None, int, Product | None]]:
-    """(category, the first study's, number of another study, that one's) for every category that
-    either has.
-    """
-    found = []
+def _headline(changes: Table, names: list[str]) -> str:
+    if len(names) > 2:
+        return f"{names[0]} compared with {len(names) - 1} other studies"
+    counts = Counter(row["change"] for row in changes.rows)
+    says = ", ".join(
+        f"{count} {change}" for change, count in sorted(counts.items(), key=lambda item: -item[1])
+    )
+    return f"From {names[0]} to {names[1]}: {says or 'no product in either'}"
+
+
+def _pairs(studies: Sequence[StudyFiles]) -> list[_Pair]:
+    """Every category of the first study or another one, study by study."""
+    pairs = []
     first = {product.name: product for product in studies[0].products}
     for number, study in enumerate(studies[1:], 1):
         other = {product.name: product for product in study.products}
-        found += [
-            (name, first.get(name), number, other.get(name)) for name in sorted({*first, *other})
+        pairs += [
+            _Pair(name, first.get(name), number, other.get(name))
+            for name in sorted({*first, *other})
         ]
-    return found
+    return pairs
+
+
+# ---- what changed ----
 
 
 def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
-    rows = []
-    for category, before, number, now in _pairs(studies):
-        row: Record = {"category": category, "study": names[number], "change": _change(before, now)}
-        for name in _FIGURES:
-            old, new = (product.figures.get(name) if product else None for product in (before, now))
-            both = is_finite(old) and is_finite(new)
-            row |= {
-                f"{name}_before": old,
-                f"{name}_now": new,
-                f"{name}_change": new - old if both else None,  # type: ignore[operator]
-            }
-        paired = _paired(before, now)
-        row |= {
-            "low": paired.get("low"),
-            "high": paired.get("high"),
-            "significance": paired["verdict"],
-        }
-        row |= {
-            "decision_before": _decision(studies[0], before),
-            "decision_now": _decision(studies[number], now),
-        }
-        rows.append(row)
-    figures = {
+    metrics = {
         name: [
-            Column(f"{name}_{part}", f"{figure_name(name)}, {title}", kind)
+            Column(f"{name}_{part}", f"{metric_name(name)}, {title}", kind)
             for part, title, kind in (
-                ("before", "before", "figure"),
-                ("now", "now", "figure"),
+                ("before", "before", "metric"),
+                ("now", "now", "metric"),
                 ("change", "change", "gain"),
             )
         ]
-        for name in _FIGURES
+        for name in _METRICS
     }
     columns = [
         Column("category", "product", pick=True),
@@ -142,126 +146,138 @@ def _changes(studies: Sequence[StudyFiles], names: list[str]) -> Table:
         Column("change", "in short", pick=True),
         Column("decision_before", "decision before"),
         Column("decision_now", "decision now", pick=True),
-        *figures["image_auroc"],
+        *metrics["image_auroc"],
         Column("low", "its change, low", "gain"),
         Column("high", "high", "gain"),
         Column("significance", "significance"),
-        *figures["pixel_ap"],
-        *figures["au_pro"],
+        *metrics["pixel_ap"],
+        *metrics["au_pro"],
     ]
     note = (
         f"Before: {names[0]}. Test images; in short: image AUROC and pixel AP moved by more than "
-        f"{_NEAR:g}. The interval is of image "
-        f"AUROC, paired on the test images whose scores both studies kept (95 %, {_REPLICATES} "
-        "bootstrap replicates). Pixel figures can't "
-        "be paired: no study keeps its maps."
+        f"{_NEAR:g}. The interval is of image AUROC, paired on the test images whose scores both "
+        f"studies kept (95 %, {_REPLICATES} bootstrap replicates). Pixel metrics can't be paired: "
+        "no study keeps its maps."
     )
+    rows = [_change(studies, names, pair) for pair in _pairs(studies)]
     return Table("changes", "What changed", columns, rows, note)
 
 
-def _change(before: Product | None, now: Product | None) -> str:
+def _change(studies: Sequence[StudyFiles], names: list[str], pair: _Pair) -> Record:
+    before, now = pair.before, pair.now
+    row: Record = {
+        "category": pair.category,
+        "study": names[pair.number],
+        "change": _change_in_short(before, now),
+    }
+    for name in _METRICS:
+        old, new = (product.metrics.get(name) if product else None for product in (before, now))
+        row |= {
+            f"{name}_before": old,
+            f"{name}_now": new,
+            f"{name}_change": new - old if is_finite(old) and is_finite(new) else None,
+        }
+    change = _paired_change(before, now)
+    return row | {
+        "low": change.low,
+        "high": change.high,
+        "significance": change.verdict,
+        "decision_before": _decision(studies[0], before),
+        "decision_now": _decision(studies[pair.number], now),
+    }
+
+
+def _change_in_short(before: Product | None, now: Product | None) -> str:
     if before is None or now is None:
         return "new" if before is None else "gone"
-    if "winner" not in before.result or "winner" not in now.result:
-        return "no winner" if "winner" not in now.result else "has a winner now"
-    moved = []
+    if now.winner is None:
+        return "no winner"
+    if before.winner is None:
+        return "has a winner now"
+    is_better = []
     for name in ("image_auroc", "pixel_ap"):
-        old, new = before.figures.get(name), now.figures.get(name)
-        if (
-            old is not None
-            and new is not None
-            and is_finite(old)
-            and is_finite(new)
-            and abs(new - old) > _NEAR
-        ):
-            moved.append(new > old)
-    if not moved:
-        return "about the same" if before.figures and now.figures else "not tested"
-    return "better" if all(moved) else "worse" if not any(moved) else "mixed"
+        old, new = before.metrics.get(name), now.metrics.get(name)
+        if is_finite(old) and is_finite(new) and abs(new - old) > _NEAR:
+            is_better.append(new > old)
+    if not is_better:
+        return "about the same" if before.metrics and now.metrics else "not tested"
+    return "better" if all(is_better) else "mixed" if any(is_better) else "worse"
 
 
 def _decision(study: StudyFiles, product: Product | None) -> str:
     return "–" if product is None else advise(study, product).title
 
 
-def _paired(before: Product | None, now: Product | None) -> dict[str, Any]:
-    """Change of image AUROC on the test images that both have, as bootstrap replicates see it."""
+class _PairedChange(NamedTuple):
+    """The change of image AUROC on the same images, with its 95 % interval where it is known."""
+
+    verdict: str
+    low: float | None = None
+    high: float | None = None
+
+
+def _paired_change(before: Product | None, now: Product | None) -> _PairedChange:
     if before is None or now is None:
-        return {"verdict": "–"}
-    old, new = _scores(before), _scores(now)
+        return _PairedChange("–")
+    old, new = _test_images(before), _test_images(now)
     common = sorted(set(old) & set(new))
-    labels = [old[key]["label"] for key in common]
+    labels = [old[key].label for key in common]
     if len(common) < max(len(old), len(new)) or not any(labels) or all(labels):
-        return {"verdict": "not the same test images" if old and new else "no scores kept"}
-    scores = [[found[key]["score"] for key in common] for found in (old, new)]
+        return _PairedChange("not the same test images" if old and new else "no scores kept")
+    scores = [[images[key].score for key in common] for images in (old, new)]
     if not all(is_finite(score) for own in scores for score in own):
-        return {"verdict": "scores that are not finite"}
+        return _PairedChange("scores that are not finite")
     weights = draw_replicates(labels, _REPLICATES, 0)
     first, second = (replicate_metrics(bin_images(own, labels, None), weights) for own in scores)
-    found = asdict(compare(second, first)["image_auroc"])
-    verdict = (
-        "significantly better"
-        if found["low"] > 0
-        else "significantly worse"
-        if found["high"] < 0
-        else "no clear difference"
-    )
-    return found | {"verdict": verdict}
+    found = compare(second, first)["image_auroc"]
+    verdict = "no clear difference"
+    if found.low > 0:
+        verdict = "significantly better"
+    elif found.high < 0:
+        verdict = "significantly worse"
+    return _PairedChange(verdict, found.low, found.high)
 
 
-def _scores(product: Product) -> dict[tuple[str, ...], Record]:
+def _test_images(product: Product) -> dict[tuple[str, ...], ImageEvidence]:
     """Test images by the end of their path: the data may have moved between studies."""
     return {
-        (*Path(row["path"]).parts[-2:], str(row["label"])): row
-        for row in product.images
-        if row["split"] == "test"
+        (*Path(image.path).parts[-2:], str(image.label)): image
+        for image in product.images
+        if image.split == "test"
     }
 
 
 def _charts(studies: Sequence[StudyFiles], names: list[str]) -> list[Block]:
     blocks: list[Block] = []
-    for figure in ("image_auroc", "pixel_ap"):
+    for metric in ("image_auroc", "pixel_ap"):
         data = []
         for index, (study, name) in enumerate(zip(studies, names, strict=True)):
-            products = [p for p in study.products if is_finite(p.figures.get(figure))]
+            products = [p for p in study.products if is_finite(p.metrics.get(metric))]
             if products:
-                look = style(index)
-                data.append(
-                    figure_points(products, figure, shown(name), look["colour"], look["marker"])
-                )
+                style = style_of(index)
+                series = Series(escape(name), style.colour, style.marker)
+                data.append(winner_points(products, metric, series))
         if data:
+            title = f"{metric_name(metric)}, study by study"
             reading = (
                 "Winners on test images, with 95 % intervals over images where the study kept them."
             )
-            blocks.append(
-                figure_chart(f"{figure_name(figure)}, study by study", figure, data, reading)
-            )
+            blocks.append(metric_chart(title, metric, data, reading))
     return blocks
 
 
+# ---- what the winners differ in ----
+
+
 def _settings(studies: Sequence[StudyFiles], names: list[str]) -> Table:
-    """What differs in what the winners are made of and rest on."""
     rows = []
-    for category, before, number, now in _pairs(studies):
-        if (
-            before is None
-            or now is None
-            or "winner" not in before.result
-            or "winner" not in now.result
-        ):
+    for pair in _pairs(studies):
+        if pair.before is None or pair.now is None:
             continue
-        lines = list(
-            differences(before.result.get("settings") or {}, now.result.get("settings") or {})
-        )
-        for what, key in (
-            ("training pictures", "data_fingerprint"),
-            ("held-out normals", "validation_fingerprint"),
-        ):
-            lines += _other(before, now, what, key)
-        lines += _other(before, now, "backbone weights", "backbone_fingerprint")
+        lines = _differences(pair.before, pair.now)
         rows += [
-            {"category": category, "study": names[number], "difference": line}
-            for line in lines or ["nothing"]
+            {"category": pair.category, "study": names[pair.number], "difference": line}
+            for line in lines
         ]
     columns = [
         Column("category", "product", pick=True),
@@ -271,32 +287,28 @@ def _settings(studies: Sequence[StudyFiles], names: list[str]) -> Table:
     return Table("settings", "What the winners differ in", columns, rows)
 
 
-def _other(before: Product, now: Product, what: str, key: str) -> list[str]:
-    old, new = before.provenance.get(key), now.provenance.get(key)
-    return [f"other {what}"] if old and new and old != new else []
+def _differences(before: Product, now: Product) -> list[str]:
+    """What differs in what two winners are made of and rest on; empty without both winners."""
+    if before.winner is None or now.winner is None:
+        return []
+    lines = list(differences(to_dict(before.winner.settings), to_dict(now.winner.settings)))
+    for name, what in _FINGERPRINTS.items():
+        old, new = (getattr(product.provenance, name, None) for product in (before, now))
+        if old and new and old != new:
+            lines.append(f"other {what}")
+    return lines or ["nothing"]
 
 
 def _facts(studies: Sequence[StudyFiles], names: list[str]) -> list[Block]:
     blocks: list[Block] = []
     for study, name in zip(studies, names, strict=True):
+        finished = sum(len(product.finished_trials) for product in study.products)
         rows = [
             ("Folder", str(study.folder)),
-            ("Ended (UTC)", str(study.summary.get("at") or "not yet")),
-            ("Trials", f"{sum(len(p.finished_trials) for p in study.products)} finished"),
-            ("They took", duration(sum(trial_seconds(p) for p in study.products))),
-            *((f"Winner of {p.name}", settings_line(p) or "none") for p in study.products),
+            ("Ended (UTC)", study.summary.at if study.summary else "not yet"),
+            ("Trials", f"{finished} finished"),
+            ("They took", duration(sum(product.trial_seconds for product in study.products))),
+            *((f"Winner of {p.name}", chosen_settings(p) or "none") for p in study.products),
         ]
         blocks.append(Facts(name, rows))
     return blocks or [Note("There is no study.")]
-
-
-def _headline(changes: Table, names: list[str]) -> str:
-    if len(names) > 2:
-        return f"{names[0]} compared with {len(names) - 1} other studies"
-    counts: dict[str, int] = {}
-    for row in changes.rows:
-        counts[row["change"]] = counts.get(row["change"], 0) + 1
-    told = ", ".join(
-        f"{count} {change}" for change, count in sorted(counts.items(), key=lambda item: -item[1])
-    )
-    return f"From {names[0]} to {names[1]}: {told or 'no product in either'}"

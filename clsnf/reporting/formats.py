@@ -1,5 +1,6 @@
-"""Numbers and names as people read them. A figure that is not finite, or not there, never looks
-like a number.
+"""Numbers and names as people read them.
+
+A value that is not finite, or not there, never looks like a number.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from typing import Any, TypeGuard
 
 ABSENT = "–"
-FIGURE_NAMES = {
+METRIC_NAMES = {
     "image_auroc": "Image AUROC",
     "image_ap": "Image AP",
     "image_f1_max": "Image F1-max (oracle)",
@@ -29,7 +30,7 @@ def is_finite(value: Any) -> TypeGuard[float]:
 
 
 def number(value: Any, pattern: str) -> str:
-    """A number as `pattern` (such as ``.3f``) has it; what is none is said in words."""
+    """A number in the format `pattern` (such as ``.3f``); words where it is not finite."""
     if value is None:
         return ABSENT
     if isinstance(value, float) and math.isnan(value):
@@ -39,30 +40,30 @@ def number(value: Any, pattern: str) -> str:
     return format(value, pattern) if is_finite(value) else str(value)
 
 
-def figure(value: Any) -> str:
-    """A figure in [0, 1]."""
+def metric(value: Any) -> str:
+    """The value of a metric in [0, 1]."""
     return number(value, ".3f")
 
 
 def gain(value: Any) -> str:
-    """A difference of figures."""
+    """A difference of two values of a metric, with its sign."""
     return number(value, "+.3f").replace("-", "−")
 
 
 def percent(value: Any) -> str:
-    """A share as a percentage; below ten with two digits."""
+    """A share as a percentage, with two digits below ten percent."""
     if not is_finite(value):
         return number(value, "")
     return f"{100 * value:.0f} %" if value == 0 or abs(value) >= 0.0995 else f"{100 * value:.2g} %"
 
 
-def interval(pair: Any, how: Any = figure) -> str:
-    """``0.912 to 0.987``."""
+def interval(pair: Any, how: Any = metric) -> str:
+    """An interval, such as ``0.912 to 0.987``."""
     return ABSENT if pair is None else f"{how(pair[0])} to {how(pair[1])}"
 
 
 def duration(seconds: Any) -> str:
-    """Seconds as people say them."""
+    """A duration in the unit that suits its length."""
     if not is_finite(seconds):
         return number(seconds, "")
     if seconds < 9.95:
@@ -73,15 +74,20 @@ def duration(seconds: Any) -> str:
 
 
 def setting(value: Any) -> str:
-    """A searched value."""
+    """The value of a setting."""
     if isinstance(value, float):
         return number(value, ".3g")
     return ABSENT if value is None else str(value)
 
 
-def figure_name(name: str) -> str:
-    """A figure's name for people."""
-    return FIGURE_NAMES.get(name, name.replace("_", " "))
+def settings(values: dict[str, Any]) -> str:
+    """Settings in one line, such as ``flow_depth 4, fusion_weight 0.25``."""
+    return ", ".join(f"{name} {setting(value)}" for name, value in values.items())
+
+
+def metric_name(name: str) -> str:
+    """The title of a metric."""
+    return METRIC_NAMES.get(name, name.replace("_", " "))
 
 
 def slug(name: str) -> str:
@@ -89,10 +95,11 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-").lower() or "x"
 
 
+# Kind of a column (:class:`clsnf.reporting.blocks.Column`) -> how its values are shown.
 FORMATS = {
     "text": lambda value: ABSENT if value is None else str(value),
     "count": lambda value: number(value, ",d" if isinstance(value, int) else ".0f"),
-    "figure": figure,
+    "metric": metric,
     "gain": gain,
     "percent": percent,
     "seconds": duration,

@@ -1,9 +1,8 @@
 """From blocks to one HTML file that carries all it needs: styles, scripts, Plotly, pictures.
 
-Unusual: the page forbids itself the network. Its content-security policy lets in no address at all
-    and only the scripts whose hashes it
-names, so that nothing in a user's names could run even if it were not escaped; all of it passes
-Jinja's autoescaping.
+The page forbids itself the network. Its content-security policy allows no address, and only the
+scripts whose hashes it lists. A text in a user's data could not run even if it were not escaped; it
+is, by Jinja's autoescaping.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ def _environment() -> Environment:
 
 
 def script_json(content: Any) -> Markup:
-    """JSON for a script element: values that are not finite become null, no text can end the
-    element.
-    """
+    """JSON for a script element, which no text in it can end; what is not finite becomes null."""
     text = json.dumps(_finite(content), separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
@@ -58,11 +55,11 @@ def _finite(content: Any) -> Any:
 
 
 def render(template: str, **content: Any) -> str:
-    """A template of ``clsnf/reporting/templates`` as a page.
+    """Fill a template of ``clsnf/reporting/templates``.
 
     Args:
-        template: its name.
-        content: what it asks for.
+        template: its file's name.
+        content: its variables.
     """
     from plotly.offline import get_plotlyjs
 

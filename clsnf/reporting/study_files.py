@@ -1,78 +1,120 @@
-"""A study as its folder tells it: read whole where it ended, in part where it did not.
+"""Read what a study left in its folder.
 
-Unusual: nothing that is missing or damaged ends a report. It becomes a line in ``missing``, which
-    the report shows; only a folder that
-holds no study at all is refused.
+A file that is missing or damaged never ends a report: it becomes a line in ``missing``, which the
+page shows. Two things are refused: a folder without a study, and a study of a newer format.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pyarrow.parquet as pq
+from clsnf.core.config import DetectorSettings
+from clsnf.core.errors import ClsnfError, OutputError
+from clsnf.results import (
+    BaselineResult,
+    Case,
+    CategoryResult,
+    EvidenceFacts,
+    FinishedCategory,
+    ImageEvidence,
+    Interval,
+    Metrics,
+    RegionEvidence,
+    StudyIdentity,
+    StudySummary,
+    TestResult,
+    TrialResult,
+    WinnerProvenance,
+    WinnerResult,
+    check_format,
+    from_plain,
+    read_table,
+    trials_of_journal,
+)
 
-from clsnf.core.errors import OutputError
-from clsnf.reporting.journal import trials_of_journal
-
+T = TypeVar("T")
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Product:
-    """A category of a study.
+    """One category of a study.
 
     Attributes:
-        name: as the user's folder has it: any text.
-        result: its part of ``summary.json``; empty where it was not finished.
-        trials: records with ``trial``, ``status``, ``cause``, ``objective``, ``seconds``,
-            ``wall_seconds``, ``config/*`` and figures.
-        images, regions: rows of its evidence; empty where there is none.
-        facts: its evidence's facts; empty where there are none.
-        pictures: folder of its evidence's pictures.
-        provenance: of the saved winner.
+        name: of the category, which is the name of the user's folder: any text.
+        result: what the study says of it; None where it did not come so far.
+        trials: all that began.
+        images, regions: rows of its evidence; empty without evidence.
+        facts: of its evidence; None without evidence.
+        pictures: folder of the evidence's pictures.
+        provenance: of the saved winner; None without one.
     """
 
     name: str
-    result: Record = field(default_factory=dict)
-    trials: list[Record] = field(default_factory=list)
-    images: list[Record] = field(default_factory=list)
-    regions: list[Record] = field(default_factory=list)
-    facts: Record = field(default_factory=dict)
+    result: CategoryResult | None = None
+    trials: list[TrialResult] = field(default_factory=list)
+    images: list[ImageEvidence] = field(default_factory=list)
+    regions: list[RegionEvidence] = field(default_factory=list)
+    facts: EvidenceFacts | None = None
     pictures: Path = Path()
-    provenance: Record = field(default_factory=dict)
+    provenance: WinnerProvenance | None = None
 
     @property
-    def finished_trials(self) -> list[Record]:
-        """Those that ended with an objective."""
-        return [trial for trial in self.trials if trial.get("status") == "finished"]
+    def finished_trials(self) -> list[TrialResult]:
+        """The trials that ended with an objective."""
+        return [trial for trial in self.trials if trial.status == "finished"]
 
     @property
     def parameters(self) -> list[str]:
-        """Names of what was searched."""
-        return list(
-            dict.fromkeys(
-                n.removeprefix("config/") for t in self.trials for n in t if n.startswith("config/")
-            )
-        )
+        """Names of the searched settings."""
+        return list(dict.fromkeys(name for trial in self.trials for name in trial.config))
 
     @property
-    def figures(self) -> dict[str, float]:
-        """The winner's test figures; empty without labelled defects."""
-        return dict((self.result.get("test") or {}).get("figures") or {})
+    def trial_seconds(self) -> float:
+        """What all trials took together."""
+        return sum(trial.seconds for trial in self.trials)
 
     @property
-    def evidence(self) -> Record:
-        """Intervals and the baseline, where the study left them."""
-        return dict(self.result.get("evidence") or {})
+    def winner(self) -> WinnerResult | None:
+        return None if self.result is None else self.result.winner
 
     @property
-    def baseline(self) -> Record:
-        """The baseline's part of :attr:`evidence`; empty without."""
-        return dict(self.evidence.get("baseline") or {})
+    def winner_trial(self) -> int | None:
+        """The number of the trial that the winner comes from."""
+        return None if self.winner is None else self.winner.trial
+
+    @property
+    def test(self) -> TestResult | None:
+        """The winner's answers about the test images; None without test images."""
+        return None if self.winner is None else self.winner.test
+
+    @property
+    def metrics(self) -> Metrics:
+        """The winner's metrics on the test images; empty without labelled defects."""
+        return {} if self.test is None else self.test.metrics
+
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """95 % intervals of :attr:`metrics`; empty without evidence."""
+        if self.winner is None or self.winner.evidence is None:
+            return {}
+        return self.winner.evidence.intervals
+
+    @property
+    def baseline(self) -> BaselineResult | None:
+        """The baseline on the same test images; None without evidence or labelled defects."""
+        if self.winner is None or self.winner.evidence is None:
+            return None
+        return self.winner.evidence.baseline
+
+    @property
+    def cases(self) -> list[Case]:
+        """Images that the page shows, with the network's maps."""
+        return [] if self.facts is None else self.facts.cases
 
 
 @dataclass(frozen=True)
@@ -81,16 +123,17 @@ class StudyFiles:
 
     Attributes:
         folder: where it lies.
-        summary: ``summary.json`` without its categories; of an unfinished study what ``study.json``
-            has of it.
-        finished: whether it came to its end.
+        summary: ``summary.json``; None where the study is not finished, or the file is damaged.
+        identity: ``study.json``; None where it is missing or damaged.
+        finished: whether the study came to its end.
         products: its categories, by name.
         ledger: entries of ``ledger.jsonl``.
-        missing: lines for people: what the report had to do without.
+        missing: what the report has to do without, in lines for people.
     """
 
     folder: Path
-    summary: Record
+    summary: StudySummary | None
+    identity: StudyIdentity | None
     finished: bool
     products: list[Product]
     ledger: list[Record]
@@ -103,147 +146,235 @@ class StudyFiles:
     @property
     def objective(self) -> str:
         """The first objective's name."""
-        return str((self.objectives or ["pixel_ap"])[0])
+        return self.objectives[0]
 
     @property
     def objectives(self) -> list[str]:
-        study = self.summary.get("study") or {}
-        return list(study.get("objectives") or self.summary.get("objectives") or ["pixel_ap"])
+        names = self.summary.study.objectives if self.summary is not None else ()
+        if not names and self.identity is not None:
+            names = tuple(self.identity.objectives)
+        return list(names) or ["pixel_ap"]
 
     @property
     def space(self) -> dict[str, Record]:
         """What was searched: name -> range, as in the space's file."""
-        return dict(self.summary.get("space") or {})
+        known = self.summary or self.identity
+        return {} if known is None else known.space
+
+    @property
+    def settings(self) -> DetectorSettings | None:
+        """What every trial started from; None where no file says it."""
+        known = self.summary or self.identity
+        return None if known is None else known.settings
 
 
 def read_study(folder: Path) -> StudyFiles:
     """Read what a study left.
 
     Raises:
-        OutputError: the folder holds no study.
+        OutputError: the folder holds no study, or a newer version of clsnf wrote it.
     """
     folder = folder.absolute()
-    if not any((folder / name).is_file() for name in ("summary.json", "study.json")):
+    files = [folder / name for name in ("summary.json", "study.json")]
+    if not any(file.is_file() for file in files):
         raise OutputError(
             f"{folder} holds no study (no summary.json or study.json in it): give the folder that "
             "a study wrote."
         )
     missing: list[str] = []
-    begun = _read(folder / "study.json", _json, {}, missing)
-    finished = (folder / "summary.json").is_file()
-    summary = _read(folder / "summary.json", _json, {}, missing) if finished else {}
-    finished = bool(summary)
+    content = _json(files[0], missing) if files[0].is_file() else {}
+    begun = _json(files[1], missing)
+    check_format(content, str(files[0]))
+    check_format(begun, str(files[1]))
+    finished = bool(content)
     if not finished:
         missing.append(
-            "The study has not come to its end: categories without a winner are shown as far as "
-            "they came."
+            "The study is not finished: of categories without a winner, the report shows what "
+            "there is."
         )
-    results = dict(summary.get("categories") or {})
-    trials = _trials(folder, finished, str(begun.get("studies") or ""), missing)
-    names = dict.fromkeys(
-        [*results, *(begun.get("data") or {}), *(str(t["category"]) for t in trials)]
+    results = _results(content.pop("categories", None), missing)
+    summary = _typed(
+        StudySummary, content | {"categories": {}} if finished else {}, files[0], missing
     )
+    identity = _typed(StudyIdentity, begun, files[1], missing)
+    trials = _trials(folder, finished, bool(begun.get("studies")), missing)
+    names = {*results, *(identity.data if identity else ()), *(trial.category for trial in trials)}
     products = [
         _product(folder, name, results.get(name), trials, missing) for name in sorted(names)
     ]
-    kept = {key: value for key, value in (begun | summary).items() if key != "categories"}
-    ledger = (
-        _read(folder / "ledger.jsonl", _json_lines, [], missing)
-        if (folder / "ledger.jsonl").is_file()
-        else []
+    ledger = folder / "ledger.jsonl"
+    entries = _read(ledger, _json_lines, missing) if ledger.is_file() else []
+    return StudyFiles(
+        folder,
+        replace(summary, categories={n: r for n, r in results.items() if r}) if summary else None,
+        identity,
+        finished,
+        products,
+        entries or [],
+        missing,
     )
-    return StudyFiles(folder, kept, finished, products, ledger, missing)
 
 
-def _trials(folder: Path, finished: bool, prefix: str, missing: list[str]) -> list[Record]:
-    table = folder / "trials.parquet"
-    if finished and table.is_file():
-        return _read(table, _rows, [], missing)
-    if (folder / "optuna.journal").is_file():  # newer than the table of a study that goes on
-        return _read(folder / "optuna.journal", trials_of_journal, [], missing)
+def _results(content: Any, missing: list[str]) -> dict[str, CategoryResult | None]:
+    """The categories of a summary; None for one that is damaged, which the others survive."""
+    results: dict[str, CategoryResult | None] = {}
+    for name, found in (content if isinstance(content, dict) else {}).items():
+        try:
+            results[name] = from_plain(CategoryResult, found, f"{name} in summary.json")
+        except ClsnfError as error:
+            results[name] = None
+            missing.append(str(error))
+    return results
+
+
+def _trials(folder: Path, finished: bool, elsewhere: bool, missing: list[str]) -> list[TrialResult]:
+    """All trials; `elsewhere` says that the study's Optuna storage lies outside its folder."""
+    table, journal = folder / "trials.parquet", folder / "optuna.journal"
+    if journal.is_file() and not (finished and table.is_file()):
+        # Of a study that goes on, the journal is newer than the table.
+        return _read(journal, trials_of_journal, missing) or []
     if table.is_file():
-        return _read(table, _rows, [], missing)
+        return _rows(table, TrialResult.from_row, missing)
     missing.append(
         "The trials of the study lie in another Optuna storage, and trials.parquet is not written "
         "yet: no trial is shown."
-        if prefix
+        if elsewhere
         else "There are neither trials.parquet nor optuna.journal: no trial is shown."
     )
     return []
 
 
 def _product(
-    folder: Path, name: str, result: Record | None, trials: list[Record], missing: list[str]
+    folder: Path,
+    name: str,
+    result: CategoryResult | None,
+    trials: list[TrialResult],
+    missing: list[str],
 ) -> Product:
-    own = [trial for trial in trials if trial["category"] == name]
-    if (
-        Path(name).name != name
-    ):  # a category is a folder's name: whoever wrote this wants files from elsewhere shown
+    own = [trial for trial in trials if trial.category == name]
+    if Path(name).name != name:
+        # A category is the name of a folder. This name leads elsewhere: its files are not shown.
         missing.append(f"{name} is no name of a category: its files are left out.")
-        return Product(name, result or {}, own)
-    if result is None:
-        kept = folder / "finished" / f"{name}.json"
-        result = _read(kept, _json, {}, missing).get("result", {}) if kept.is_file() else {}
+        return Product(name, result, own)
+    kept = folder / "finished" / f"{name}.json"
+    if result is None and kept.is_file():
+        category = _typed(FinishedCategory, _json(kept, missing), kept, missing)
+        result = None if category is None else CategoryResult(winner=category.result)
     evidence = folder / "evidence" / name
-    whole = (evidence / "facts.json").is_file()
-    if result.get("error"):
-        missing.append(f"{name}: no winner, because {result['error']}")
-    elif "winner" not in result:
-        ended = sum(trial.get("status") == "finished" for trial in own)
-        missing.append(f"{name}: no winner yet ({ended} of its trials finished).")
-    elif not whole:
-        missing.append(
-            f"{name}: the study left no evidence (it is of an earlier version, or the folder was "
-            "not copied whole): pictures, score "
-            "distributions, the baseline and learning curves are left out."
+    facts_file = evidence / "facts.json"
+    product = Product(name, result, own, provenance=_provenance(folder, name, missing))
+    missing += _gaps(product, facts_file.is_file())
+    if not facts_file.is_file():
+        return product
+    return replace(
+        product,
+        images=_rows(evidence / "images.parquet", _image, missing),
+        regions=_rows(evidence / "regions.parquet", _region, missing),
+        facts=_typed(EvidenceFacts, _json(facts_file, missing), facts_file, missing),
+        pictures=evidence / "pictures",
+    )
+
+
+def _gaps(product: Product, has_evidence: bool) -> list[str]:
+    """What a product's part of the report has to do without."""
+    name, result, lines = product.name, product.result, []
+    if result is not None and result.error:
+        lines.append(f"{name}: no winner, because {result.error}")
+    elif product.winner is None:
+        lines.append(
+            f"{name}: no winner yet ({len(product.finished_trials)} of its trials finished)."
         )
-    if "winner" in result and result.get("test") is None:
-        missing.append(f"{name}: no test pictures, so no test figures.")
-    elif "winner" in result and not (result.get("test") or {}).get("figures"):
-        missing.append(f"{name}: no test pictures with defects, so no test figures.")
-    for failed in result.get("failed_trials") or []:
-        missing.append(f"{name}: trial {failed.get('trial')} failed: {failed.get('cause')}")
-    detector = folder / "winners" / name / "detector.json"
-    provenance = (
-        _read(detector, _json, {}, missing).get("provenance", {}) if detector.is_file() else {}
-    )
-    if not whole:
-        return Product(name, result, own, provenance=provenance)
-    return Product(
-        name,
-        result,
-        own,
-        _read(evidence / "images.parquet", _rows, [], missing),
-        _read(evidence / "regions.parquet", _rows, [], missing),
-        _read(evidence / "facts.json", _json, {}, missing),
-        evidence / "pictures",
-        provenance,
-    )
+    elif not has_evidence:
+        lines.append(
+            f"{name}: the study left no evidence. It is of an earlier version, or the folder was "
+            "not copied whole. Pictures, score distributions, the baseline and learning curves are "
+            "left out."
+        )
+    if product.winner is not None and product.test is None:
+        lines.append(f"{name}: no test images, so no test metrics.")
+    elif product.winner is not None and not product.metrics:
+        lines.append(f"{name}: no test images with defects, so no test metrics.")
+    for failed in result.failed_trials if result is not None else ():
+        lines.append(f"{name}: trial {failed.trial} failed: {failed.cause}")
+    return lines
 
 
-def _read(path: Path, how: Callable[[Path], Any], otherwise: Any, missing: list[str]) -> Any:
-    """What a file holds, or `otherwise` and a line in `missing`: others wrote it, and a report is
-    no place to fall over it.
-    """
+def _provenance(folder: Path, name: str, missing: list[str]) -> WinnerProvenance | None:
+    file = folder / "winners" / name / "detector.json"
+    content = _json(file, missing).get("provenance") if file.is_file() else {}
+    return _typed(WinnerProvenance, content, file, missing)
+
+
+# ---- reading, with a line for what can't be read ----
+
+
+def _read(path: Path, read: Callable[[Path], T], missing: list[str]) -> T | None:
+    """What `read` makes of a file; None, and a line in `missing`, where it raises."""
     try:
-        return how(path)
-    except Exception as error:  # a damaged file makes every library raise its own
+        return read(path)
+    except OutputError as error:  # names the file
+        missing.append(str(error))
+    except Exception as error:  # every library has errors of its own for a damaged file
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        missing.append(f"{path.name} of {path.parent.name} can't be read ({line}).")
-        return otherwise
+        missing.append(f"{_name(path)} can't be read ({line}).")
+    return None
 
 
-def _json(path: Path) -> Record:
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
-    return content
+def _name(path: Path) -> str:
+    return f"{path.name} of {path.parent.name}"
+
+
+def _typed(cls: type[T], content: Any, path: Path, missing: list[str]) -> T | None:
+    """A file's content as a type; None where it is empty or damaged."""
+    if not content:
+        return None
+    try:
+        return from_plain(cls, content, _name(path))
+    except ClsnfError as error:
+        missing.append(str(error))
+        return None
+
+
+def _rows(path: Path, make: Callable[[Record], T], missing: list[str]) -> list[T]:
+    """The rows of a table; damaged ones are left out, with one line for all of them."""
+    rows = _read(path, read_table, missing) or []
+    found, errors = [], []
+    for row in rows:
+        try:
+            found.append(make(row))
+        except ClsnfError as error:
+            errors.append(error)
+    if errors:
+        missing.append(
+            f"{_name(path)}: {len(errors)} of {len(rows)} rows are left out. {errors[0]}"
+        )
+    return found
+
+
+def _image(row: Record) -> ImageEvidence:
+    return from_plain(ImageEvidence, row, "A row")
+
+
+def _region(row: Record) -> RegionEvidence:
+    return from_plain(RegionEvidence, row, "A row")
+
+
+def _json(path: Path, missing: list[str]) -> Record:
+    """The JSON object in a file; empty, with a line in `missing`, where it can't be read."""
+
+    def read(path: Path) -> Record:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        return content
+
+    return _read(path, read, missing) or {}
 
 
 def _json_lines(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-
-
-def _rows(path: Path) -> list[Record]:
-    rows: list[Record] = pq.read_table(path).to_pylist()
-    return rows
+    """The entries of a file with one JSON object a line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines if line.strip()]
+    if not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError("a line is no JSON object")
+    return entries

@@ -1,28 +1,27 @@
-"""The report's tables, over all products of a study: what the page shows, and what lies beside it
-as CSV and Markdown.
+"""The report's tables, over all products of a study.
 
-``TABLES`` is the registry. A new table is one function of a study and one line in it; a section
-shows it with :func:`table_of`.
+``TABLES`` is the registry. A new table is one function of a study, and one line in it. Each table
+is written as CSV and Markdown; a section shows its rows of one product with :func:`of_product`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 
 from clsnf.core.progress import Progress, silent
 from clsnf.metrics import METRICS
-from clsnf.paper.presets import figures_for
-from clsnf.reporting.advice import advise, gain_figure, gain_of, suspects_of
+from clsnf.paper.presets import published_metrics
+from clsnf.reporting.advice import advise, gain_metric, gain_of, suspects_of
 from clsnf.reporting.blocks import Column, Table
-from clsnf.reporting.formats import duration, figure_name, setting
-from clsnf.reporting.study_files import Product, StudyFiles
+from clsnf.reporting.formats import duration, metric_name, setting, settings
+from clsnf.reporting.study_files import Product, Record, StudyFiles
 from clsnf.reporting.trials import importances, saved_seconds, seconds_by_kind
+from clsnf.results import Interval, OracleLoss, TrialResult, WinnerProvenance
 
-SHOWN_FIGURES = ("image_auroc", "pixel_ap", "au_pro")  # of the verdict
+VERDICT_METRICS = ("image_auroc", "pixel_ap", "au_pro")
 _PRODUCT = Column("category", "product", pick=True)
-_PUBLISHED = {
+_PUBLISHED = {  # metric -> its name among the authors' figures
     "image_auroc": "image_auroc",
     "pixel_ap": "pixel_ap",
     "pixel_auroc": "pixel_auroc",
@@ -31,53 +30,31 @@ _PUBLISHED = {
 
 
 def published(product: Product, name: str) -> float | None:
-    """The authors' figure of a category of that name; None where they have none."""
-    return (figures_for(product.name) or {}).get(_PUBLISHED.get(name, ""))
+    """The metric that the authors published for a category of that name; None without one."""
+    return (published_metrics(product.name) or {}).get(_PUBLISHED.get(name, ""))
 
 
-def trial_seconds(product: Product) -> float:
-    """What its trials took, added up."""
-    return sum(trial.get("seconds") or 0.0 for trial in product.trials)
+def chosen_settings(product: Product) -> str:
+    """The winner's values of the searched settings in one line; empty without a winner."""
+    return settings(product.winner.chosen) if product.winner is not None else ""
 
 
-def settings_line(product: Product) -> str:
-    """The winner's searched values in one line."""
-    return ", ".join(
-        f"{name} {setting(value)}" for name, value in (product.result.get("chosen") or {}).items()
-    )
+def finish_seconds(product: Product) -> float | None:
+    """What choosing and testing the winner took; None where it is not known."""
+    return None if product.winner is None else product.winner.seconds
+
+
+def _bounds(intervals: Mapping[str, Interval], name: str) -> Interval | tuple[None, None]:
+    return intervals.get(name, (None, None))
+
+
+# ---- what to do, and the metrics behind it ----
 
 
 def _verdicts(study: StudyFiles) -> Table:
-    rows = []
-    for product in study.products:
-        advice, test = advise(study, product), product.result.get("test") or {}
-        shown = gain_figure(study, product)
-        found = gain_of(product, shown) or {}
-        row: dict[str, Any] = {
-            "category": product.name,
-            "decision": advice.title,
-            "next": " ".join(advice.next_steps),
-        }
-        for name in SHOWN_FIGURES:
-            low, high = (product.evidence.get("intervals") or {}).get(name, (None, None))
-            row |= {name: product.figures.get(name), f"{name}_low": low, f"{name}_high": high}
-            row |= {f"{name}_baseline": (product.baseline.get("figures") or {}).get(name)}
-            row |= {f"{name}_authors": published(product, name)}
-        row |= {
-            "gain_in": figure_name(shown) if found else None,
-            "significance": found.get("verdict"),
-        }
-        row |= {
-            f"gain{part}": found.get(key)
-            for part, key in (("", "gain"), ("_low", "low"), ("_high", "high"))
-        }
-        row |= {"recall": test.get("recall"), "false_rejects": test.get("false_reject_rate")}
-        row |= {"settings": settings_line(product), "trial_seconds": trial_seconds(product)}
-        row |= {"finish_seconds": product.result.get("seconds")}
-        rows.append(row)
-    figures = [
-        Column(f"{name}{part}", f"{figure_name(name)}{title}", "figure")
-        for name in SHOWN_FIGURES
+    metrics = [
+        Column(f"{name}{part}", f"{metric_name(name)}{title}", "metric")
+        for name in VERDICT_METRICS
         for part, title in (
             ("", ""),
             ("_low", ", low"),
@@ -89,7 +66,7 @@ def _verdicts(study: StudyFiles) -> Table:
     columns = [
         _PRODUCT,
         Column("decision", "decision", pick=True),
-        *figures,
+        *metrics,
         Column("gain_in", "gain in"),
         Column("gain", "gain", "gain"),
         Column("gain_low", "gain, low", "gain"),
@@ -102,270 +79,95 @@ def _verdicts(study: StudyFiles) -> Table:
         Column("finish_seconds", "choosing and testing", "seconds"),
         Column("next", "what to do next"),
     ]
-    return Table(
-        "verdicts",
-        "Verdicts",
-        columns,
-        rows,
-        "Test images; low and high bound 95 % intervals over images.",
-    )
+    rows = [_verdict(study, product) for product in study.products]
+    note = "Test images; low and high bound 95 % intervals over images."
+    return Table("verdicts", "Verdicts", columns, rows, note)
 
 
-def _figures(study: StudyFiles) -> Table:
-    rows = []
-    for product in study.products:
-        intervals, beside = product.evidence.get("intervals") or {}, product.baseline
-        for name, value in product.figures.items():
-            low, high = intervals.get(name, (None, None))
-            other = beside.get("figures", {}).get(name)
-            other_low, other_high = beside.get("intervals", {}).get(name, (None, None))
-            found = gain_of(product, name) or {}
-            rows.append(
-                {
-                    "category": product.name,
-                    "figure": figure_name(name),
-                    "winner": value,
-                    "low": low,
-                    "high": high,
-                    "baseline": other,
-                    "baseline_low": other_low,
-                    "baseline_high": other_high,
-                    "gain": found.get("gain"),
-                    "gain_low": found.get("low"),
-                    "gain_high": found.get("high"),
-                    "significance": found.get("verdict"),
-                    "authors": published(product, name),
-                    "about": METRICS[name].help if name in METRICS else "",
-                }
-            )
+def _verdict(study: StudyFiles, product: Product) -> Record:
+    advice, test = advise(study, product), product.test
+    row: Record = {
+        "category": product.name,
+        "decision": advice.title,
+        "next": " ".join(advice.next_steps),
+    }
+    for name in VERDICT_METRICS:
+        low, high = _bounds(product.intervals, name)
+        row |= {
+            name: product.metrics.get(name),
+            f"{name}_low": low,
+            f"{name}_high": high,
+            f"{name}_baseline": product.baseline and product.baseline.metrics.get(name),
+            f"{name}_authors": published(product, name),
+        }
+    gain_in = gain_metric(study, product)
+    row |= _gain(product, gain_in)
+    return row | {
+        "gain_in": metric_name(gain_in) if "gain" in row else None,
+        "recall": test and test.recall,
+        "false_rejects": test and test.false_reject_rate,
+        "settings": chosen_settings(product),
+        "trial_seconds": product.trial_seconds,
+        "finish_seconds": finish_seconds(product),
+    }
+
+
+def _gain(product: Product, name: str) -> Record:
+    """The columns of a gain; empty where it is not known."""
+    found = gain_of(product, name)
+    if found is None:
+        return {}
+    return {
+        "gain": found.value,
+        "gain_low": found.low,
+        "gain_high": found.high,
+        "significance": found.verdict,
+    }
+
+
+def _metrics(study: StudyFiles) -> Table:
     columns = [
         _PRODUCT,
-        Column("figure", "figure", pick=True),
-        Column("winner", "winner", "figure"),
-        Column("low", "low", "figure"),
-        Column("high", "high", "figure"),
-        Column("baseline", "baseline", "figure"),
-        Column("baseline_low", "low", "figure"),
-        Column("baseline_high", "high", "figure"),
+        Column("figure", "metric", pick=True),
+        Column("winner", "winner", "metric"),
+        Column("low", "low", "metric"),
+        Column("high", "high", "metric"),
+        Column("baseline", "baseline", "metric"),
+        Column("baseline_low", "low", "metric"),
+        Column("baseline_high", "high", "metric"),
         Column("gain", "gain", "gain"),
         Column("gain_low", "low", "gain"),
         Column("gain_high", "high", "gain"),
         Column("significance", "significance"),
-        Column("authors", "authors", "figure"),
+        Column("authors", "authors", "metric"),
         Column("about", "what it is"),
     ]
     note = (
         "Winner and baseline (cflow: flows on the pretrained backbone) on the same test images. "
-        "Intervals: 95 %, bootstrap over images, "
-        "1000 replicates; gains: paired, on the same replicates. The authors' AU-PRO uses 200 "
-        "thresholds and filled regions."
+        "Intervals: 95 %, bootstrap over images, 1000 replicates. Gains: paired, on the same "
+        "replicates. The authors' AU-PRO uses 200 thresholds and filled regions."
     )
-    return Table("figures", "Test figures", columns, rows, note)
+    rows = [_metric(product, name) for product in study.products for name in product.metrics]
+    return Table("figures", "Test metrics", columns, rows, note)
 
 
-def _trials(study: StudyFiles) -> Table:
-    rows, names = (
-        [],
-        list(dict.fromkeys(name for product in study.products for name in product.parameters)),
-    )
-    for product in study.products:
-        for trial in product.trials:
-            own = {
-                k: trial.get(k)
-                for k in (
-                    "trial",
-                    "status",
-                    "objective",
-                    "seconds",
-                    "stages_reused",
-                    "stages_computed",
-                    "cause",
-                )
-            }
-            figures = {
-                name: trial.get(f"validation_{name}") for name in ("image_auroc", "pixel_auroc")
-            }
-            mark = {"winner": "winner" if trial["trial"] == product.result.get("trial") else ""}
-            values = {f"config/{name}": trial.get(f"config/{name}") for name in names}
-            rows.append(
-                {"category": product.name}
-                | own
-                | figures
-                | mark
-                | values
-                | {"latency": trial.get("latency")}
-            )
-    columns = [
-        _PRODUCT,
-        Column("trial", "trial", "count"),
-        Column("status", "status", pick=True),
-        Column("winner", "", pick=False),
-        Column("objective", f"{figure_name(study.objective)} (objective)", "figure"),
-        Column("image_auroc", "image AUROC", "figure"),
-        Column("pixel_auroc", "pixel AUROC", "figure"),
-        *(
-            [Column("latency", "latency, ms", "number")]
-            if any(row["latency"] is not None for row in rows)
-            else []
-        ),
-        *(Column(f"config/{name}", name, "setting") for name in names),
-        Column("seconds", "time", "seconds"),
-        Column("stages_reused", "stages reused", "count"),
-        Column("stages_computed", "computed", "count"),
-        Column("cause", "why it failed"),
-    ]
-    return Table(
-        "trials",
-        "Every trial",
-        columns,
-        rows,
-        "Figures are means over the validation defect families.",
-    )
-
-
-def _importances(study: StudyFiles) -> Table:
-    rows = []
-    for product in study.products:
-        count = len(product.finished_trials)
-        for name, value in importances(product, study.space).items():
-            rows.append(
-                {"category": product.name, "parameter": name, "importance": value, "trials": count}
-            )
-    columns = [
-        _PRODUCT,
-        Column("parameter", "parameter", pick=True),
-        Column("importance", "importance", "percent"),
-        Column("trials", "from trials", "count"),
-    ]
-    note = (
-        "The share of the objective's variance that a parameter explains (fANOVA, Hutter et al., "
-        "ICML 2014). From few trials, a hint."
-    )
-    return Table("importances", "Parameter importances", columns, rows, note)
-
-
-def _time(study: StudyFiles) -> Table:
-    rows = []
-    for product in study.products:
-        trials = product.finished_trials
-        reused, computed = (
-            sum(t.get(f"stages_{kind}") or 0 for t in trials) for kind in ("reused", "computed")
-        )
-        kinds = seconds_by_kind(trials)
-        most = ", ".join(
-            f"{name.replace('_', ' ')} {duration(value)}" for name, value in list(kinds.items())[:3]
-        )
-        rows.append(
-            {
-                "category": product.name,
-                "trials": len(trials),
-                "seconds": trial_seconds(product),
-                "saved": saved_seconds(trials),
-                "reused": reused,
-                "computed": computed,
-                "finish": product.result.get("seconds"),
-                "most": most,
-            }
-        )
-    columns = [
-        _PRODUCT,
-        Column("trials", "trials finished", "count"),
-        Column("seconds", "trials took", "seconds"),
-        Column("saved", "saved by sharing, about", "seconds"),
-        Column("reused", "stages reused", "count"),
-        Column("computed", "computed", "count"),
-        Column("finish", "choosing and testing", "seconds"),
-        Column("most", "most time went into"),
-    ]
-    note = (
-        "Saved: each kind of work that a trial found done, at the median time of this product's "
-        "trials that did it. An estimate."
-    )
-    return Table("time", "Time, and what sharing stages saved", columns, rows, note)
-
-
-def _regret(study: StudyFiles) -> Table:
-    rows = []
-    for product in study.products:
-        found = product.result.get("regret") or {}
-        for choice, title in (
-            ("fusion_weight", "by another fusion weight"),
-            ("trial", "by any trial"),
-        ):
-            for name, values in (found.get(choice) or {}).items():
-                picked = f"trial {values['trial']}, " if values.get("trial") is not None else ""
-                rows.append(
-                    {
-                        "category": product.name,
-                        "choice": title,
-                        "figure": figure_name(name),
-                        "selected": values.get("selected"),
-                        "oracle": values.get("oracle"),
-                        "regret": values.get("regret"),
-                        "picked": f"{picked}weight {setting(values.get('weight'))}",
-                    }
-                )
-    columns = [
-        _PRODUCT,
-        Column("choice", "the oracle chose", pick=True),
-        Column("figure", "figure", pick=True),
-        Column("selected", "selected", "figure"),
-        Column("oracle", "oracle", "figure"),
-        Column("regret", "regret", "figure"),
-        Column("picked", "what it picked"),
-    ]
-    note = (
-        "What an oracle that picks on the test images would have gained, at the network's size. "
-        "It was asked last and chose nothing."
-    )
-    return Table("regret", "Regret against the oracle", columns, rows, note)
-
-
-def _rules(study: StudyFiles) -> Table:
-    rows = []
-    for product in study.products:
-        tested = (product.result.get("regret") or {}).get("rules") or {}
-        for rule, picked in (product.result.get("rules") or {}).items():
-            values = {**picked.get("config", {}), "fusion_weight": picked.get("fusion_weight")}
-            line = ", ".join(f"{name} {setting(value)}" for name, value in values.items())
-            figures = tested.get(rule) or {}
-            row = {"category": product.name, "rule": rule, "picks": line}
-            rows.append(row | {name: figures.get(name) for name in ("pixel_ap", "image_auroc")})
-    columns = [
-        _PRODUCT,
-        Column("rule", "rule", pick=True),
-        Column("picks", "picks"),
-        Column("pixel_ap", "test pixel AP", "figure"),
-        Column("image_auroc", "test image AUROC", "figure"),
-    ]
-    chose = (study.summary.get("study") or {}).get("selection")
-    note = "Both figures at the network's size, image scores from the rule's own fusion weight." + (
-        f" This study chose by {chose}." if chose else ""
-    )
-    return Table("rules", "What each selection rule would have picked", columns, rows, note)
-
-
-def _families(study: StudyFiles) -> Table:
-    rows = []
-    names: list[str] = []
-    for product in study.products:
-        for family, figures in (
-            (product.result.get("validation") or {}).get("families") or {}
-        ).items():
-            rows.append({"category": product.name, "family": family, **figures})
-            names += [name for name in figures if name not in names]
-    columns = [
-        _PRODUCT,
-        Column("family", "family", pick=True),
-        *(Column(n, figure_name(n), "figure") for n in names),
-    ]
-    return Table(
-        "families",
-        "Validation figures by defect family",
-        columns,
-        rows,
-        "Of the winner, on the defects that chose it.",
-    )
+def _metric(product: Product, name: str) -> Record:
+    baseline = product.baseline
+    low, high = _bounds(product.intervals, name)
+    baseline_low, baseline_high = _bounds(baseline.intervals if baseline else {}, name)
+    return {
+        "category": product.name,
+        "figure": metric_name(name),
+        "winner": product.metrics[name],
+        "low": low,
+        "high": high,
+        "baseline": baseline and baseline.metrics.get(name),
+        "baseline_low": baseline_low,
+        "baseline_high": baseline_high,
+        **_gain(product, name),
+        "authors": published(product, name),
+        "about": METRICS[name].help if name in METRICS else "",
+    }
 
 
 def _suspects(study: StudyFiles) -> Table:
@@ -374,50 +176,251 @@ def _suspects(study: StudyFiles) -> Table:
         for product in study.products
         for suspect in suspects_of(product)
     ]
-    columns = [_PRODUCT, Column("picture", "picture"), Column("why", "why")]
-    return Table(
-        "suspects",
-        "Pictures to check",
-        columns,
-        rows,
-        "They contradict their label by far: mislabelled, damaged, or very hard.",
+    columns = [_PRODUCT, Column("picture", "image"), Column("why", "why")]
+    note = "They contradict their label by far: mislabelled, damaged, or very hard."
+    return Table("suspects", "Images to check", columns, rows, note)
+
+
+# ---- the search ----
+
+
+def _trials(study: StudyFiles) -> Table:
+    names = list(dict.fromkeys(name for product in study.products for name in product.parameters))
+    rows = [_trial(product, trial, names) for product in study.products for trial in product.trials]
+    latency = [Column("latency", "latency, ms", "number")]
+    columns = [
+        _PRODUCT,
+        Column("trial", "trial", "count"),
+        Column("status", "status", pick=True),
+        Column("winner", ""),
+        Column("objective", f"{metric_name(study.objective)} (objective)", "metric"),
+        Column("image_auroc", "image AUROC", "metric"),
+        Column("pixel_auroc", "pixel AUROC", "metric"),
+        *(latency if any(row["latency"] is not None for row in rows) else []),
+        *(Column(f"config/{name}", name, "setting") for name in names),
+        Column("seconds", "time", "seconds"),
+        Column("stages_reused", "artifacts reused", "count"),
+        Column("stages_computed", "computed", "count"),
+        Column("cause", "why it failed"),
+    ]
+    note = "Metrics are means over the validation defect families."
+    return Table("trials", "Every trial", columns, rows, note)
+
+
+def _trial(product: Product, trial: TrialResult, names: list[str]) -> Record:
+    measured = trial.measured
+    return {
+        "category": product.name,
+        "trial": trial.number,
+        "status": trial.status,
+        "winner": "winner" if trial.number == product.winner_trial else "",
+        "objective": trial.objective,
+        "image_auroc": measured.validation.get("image_auroc"),
+        "pixel_auroc": measured.validation.get("pixel_auroc"),
+        "latency": measured.latency,
+        **{f"config/{name}": trial.config.get(name) for name in names},
+        "seconds": measured.seconds,
+        "stages_reused": measured.artifacts_reused,
+        "stages_computed": measured.artifacts_computed,
+        "cause": trial.cause,
+    }
+
+
+def _importances(study: StudyFiles) -> Table:
+    rows = [
+        {
+            "category": product.name,
+            "parameter": name,
+            "importance": value,
+            "trials": len(product.finished_trials),
+        }
+        for product in study.products
+        for name, value in importances(product, study.space).items()
+    ]
+    columns = [
+        _PRODUCT,
+        Column("parameter", "setting", pick=True),
+        Column("importance", "importance", "percent"),
+        Column("trials", "from trials", "count"),
+    ]
+    note = (
+        "The share of the objective's variance that a setting explains (fANOVA, Hutter et al., "
+        "ICML 2014). From few trials it is a hint."
     )
+    return Table("importances", "Importances of the searched settings", columns, rows, note)
+
+
+def _time(study: StudyFiles) -> Table:
+    columns = [
+        _PRODUCT,
+        Column("trials", "trials finished", "count"),
+        Column("seconds", "trials took", "seconds"),
+        Column("saved", "saved by sharing, about", "seconds"),
+        Column("reused", "artifacts reused", "count"),
+        Column("computed", "computed", "count"),
+        Column("finish", "choosing and testing", "seconds"),
+        Column("most", "most time went into"),
+    ]
+    note = (
+        "Saved is an estimate: each kind of work whose result a trial found counts at the median "
+        "time of this product's trials that did it."
+    )
+    rows = [_time_of(product) for product in study.products]
+    return Table("time", "Time, and what sharing artifacts saved", columns, rows, note)
+
+
+def _time_of(product: Product) -> Record:
+    trials = product.finished_trials
+    longest = list(seconds_by_kind(trials).items())[:3]
+    return {
+        "category": product.name,
+        "trials": len(trials),
+        "seconds": product.trial_seconds,
+        "saved": saved_seconds(trials),
+        "reused": sum(trial.measured.artifacts_reused or 0 for trial in trials),
+        "computed": sum(trial.measured.artifacts_computed or 0 for trial in trials),
+        "finish": finish_seconds(product),
+        "most": ", ".join(f"{kind.replace('_', ' ')} {duration(value)}" for kind, value in longest),
+    }
+
+
+# ---- the choice ----
+
+
+def _regret(study: StudyFiles) -> Table:
+    rows = []
+    for product in study.products:
+        regret = product.winner.regret if product.winner is not None else None
+        if regret is None:
+            continue
+        rows += [
+            _loss(product, "by another fusion weight", name, loss)
+            for name, loss in regret.fusion_weight.items()
+        ]
+        rows += [_loss(product, "by any trial", name, loss) for name, loss in regret.trial.items()]
+    columns = [
+        _PRODUCT,
+        Column("choice", "the oracle chose", pick=True),
+        Column("figure", "metric", pick=True),
+        Column("selected", "selected", "metric"),
+        Column("oracle", "oracle", "metric"),
+        Column("regret", "regret", "metric"),
+        Column("picked", "what it picked"),
+    ]
+    note = (
+        "What an oracle that picks on the test images would have gained, at the network's size. "
+        "It is computed last and chooses nothing."
+    )
+    return Table("regret", "Regret against the oracle", columns, rows, note)
+
+
+def _loss(product: Product, choice: str, name: str, loss: OracleLoss) -> Record:
+    trial = "" if loss.trial is None else f"trial {loss.trial}, "
+    return {
+        "category": product.name,
+        "choice": choice,
+        "figure": metric_name(name),
+        "selected": loss.selected,
+        "oracle": loss.oracle,
+        "regret": loss.regret,
+        "picked": f"{trial}weight {setting(loss.weight)}",
+    }
+
+
+def _rules(study: StudyFiles) -> Table:
+    rows = []
+    for product in study.products:
+        if product.winner is None:
+            continue
+        regret = product.winner.regret
+        tested = regret.rules if regret is not None else {}
+        for rule, pick in product.winner.rules.items():
+            metrics = tested.get(rule, {})
+            rows.append(
+                {
+                    "category": product.name,
+                    "rule": rule,
+                    "picks": settings({**pick.config, "fusion_weight": pick.fusion_weight}),
+                    "pixel_ap": metrics.get("pixel_ap"),
+                    "image_auroc": metrics.get("image_auroc"),
+                }
+            )
+    columns = [
+        _PRODUCT,
+        Column("rule", "rule", pick=True),
+        Column("picks", "picks"),
+        Column("pixel_ap", "test pixel AP", "metric"),
+        Column("image_auroc", "test image AUROC", "metric"),
+    ]
+    note = "Both metrics at the network's size, image scores with the rule's own fusion weight."
+    if study.summary is not None:
+        note += f" This study chose by {study.summary.study.selection}."
+    return Table("rules", "What each selection rule would have picked", columns, rows, note)
+
+
+def _families(study: StudyFiles) -> Table:
+    rows: list[Record] = [
+        {"category": product.name, "family": family, **metrics}
+        for product in study.products
+        if product.winner is not None
+        for family, metrics in product.winner.validation.families.items()
+    ]
+    names = dict.fromkeys(name for row in rows for name in list(row)[2:])
+    columns = [
+        _PRODUCT,
+        Column("family", "family", pick=True),
+        *(Column(name, metric_name(name), "metric") for name in names),
+    ]
+    note = "Of the winner, on the defects that chose it."
+    return Table("families", "Validation metrics by defect family", columns, rows, note)
+
+
+# ---- image by image ----
 
 
 def _images(study: StudyFiles) -> Table:
     rows = [
-        {"category": product.name, **row, "answer": "defect" if row["verdict"] else "good"}
+        {
+            "category": product.name,
+            **asdict(image),
+            "answer": "defect" if image.verdict else "good",
+        }
         for product in study.products
-        for row in product.images
+        for image in product.images
     ]
     columns = [
         _PRODUCT,
         Column("split", "split", pick=True),
-        Column("path", "picture"),
+        Column("path", "image"),
         Column("defect_type", "labelled", pick=True),
         Column("score", "score", "number"),
         Column("answer", "answer", pick=True),
         Column("baseline_score", "baseline's score", "number"),
     ]
-    return Table("images", "Every picture's score", columns, rows)
+    return Table("images", "Every image's score", columns, rows)
 
 
 def _regions(study: StudyFiles) -> Table:
     rows = [
-        {"category": product.name, **row} for product in study.products for row in product.regions
+        {"category": product.name, **asdict(region)}
+        for product in study.products
+        for region in product.regions
     ]
     columns = [
         _PRODUCT,
-        Column("path", "picture"),
+        Column("path", "image"),
         Column("defect_type", "defect type", pick=True),
         Column("pixels", "pixels", "count"),
-        Column("share", "share of the picture", "percent"),
+        Column("share", "share of the image", "percent"),
         Column("contrast", "contrast", "percent"),
         Column("overlap", "pixels found", "percent"),
         Column("found", "found"),
-        Column("rejected", "picture rejected"),
+        Column("rejected", "image rejected"),
     ]
     return Table("regions", "Every defect region of the test images", columns, rows)
+
+
+# ---- what it rests on ----
 
 
 def _ledger(study: StudyFiles) -> Table:
@@ -427,36 +430,16 @@ def _ledger(study: StudyFiles) -> Table:
         Column("opened", "opened"),
         Column("for", "what for"),
     ]
-    return Table(
-        "ledger",
-        "When test images were opened",
-        columns,
-        study.ledger,
-        "Nothing before these lines saw a test image.",
-    )
+    note = "Nothing before these lines saw a test image."
+    return Table("ledger", "When test images were opened", columns, study.ledger, note)
 
 
 def _fingerprints(study: StudyFiles) -> Table:
-    rows = []
-    for product in study.products:
-        made, machine = product.provenance, product.facts.get("machine") or {}
-        if made:
-            rows.append(
-                {
-                    "category": product.name,
-                    "fit": made.get("fit_images"),
-                    "data": made.get("data_fingerprint"),
-                    "validation": made.get("validation_fingerprint"),
-                    "backbone": made.get("architecture"),
-                    "weights": made.get("backbone_fingerprint"),
-                    "versions": ", ".join(
-                        f"{name} {version}"
-                        for name, version in (made.get("versions") or {}).items()
-                    ),
-                    "machine": ", ".join(f"{name} {value}" for name, value in machine.items())
-                    or None,
-                }
-            )
+    rows = [
+        _fingerprint(product, product.provenance)
+        for product in study.products
+        if product.provenance is not None
+    ]
     columns = [
         _PRODUCT,
         Column("fit", "normals fitted", "count"),
@@ -467,18 +450,27 @@ def _fingerprints(study: StudyFiles) -> Table:
         Column("versions", "versions"),
         Column("machine", "hardware"),
     ]
-    return Table(
-        "fingerprints",
-        "What the winners rest on",
-        columns,
-        rows,
-        "Fingerprints are hashes of contents: names and folders do not matter.",
-    )
+    note = "Fingerprints are hashes of contents: names and folders do not matter."
+    return Table("fingerprints", "What the winners rest on", columns, rows, note)
+
+
+def _fingerprint(product: Product, made: WinnerProvenance) -> Record:
+    machine = product.facts.machine if product.facts is not None else {}
+    return {
+        "category": product.name,
+        "fit": made.fit_images,
+        "data": made.data_fingerprint,
+        "validation": made.validation_fingerprint,
+        "backbone": made.architecture,
+        "weights": made.backbone_fingerprint,
+        "versions": ", ".join(f"{name} {version}" for name, version in made.versions.items()),
+        "machine": ", ".join(f"{name} {value}" for name, value in machine.items()) or None,
+    }
 
 
 TABLES: dict[str, Callable[[StudyFiles], Table]] = {
     "verdicts": _verdicts,
-    "figures": _figures,
+    "figures": _metrics,
     "suspects": _suspects,
     "trials": _trials,
     "importances": _importances,
@@ -494,7 +486,7 @@ TABLES: dict[str, Callable[[StudyFiles], Table]] = {
 
 
 def all_tables(study: StudyFiles, progress: Progress = silent) -> dict[str, Table]:
-    """Every table, by its name; `progress` is told about each."""
+    """Every table by its name; `progress` gets a step for each."""
     tables = {}
     for number, (name, table) in enumerate(TABLES.items(), 1):
         tables[name] = table(study)

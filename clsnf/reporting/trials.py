@@ -1,6 +1,4 @@
-"""What a category's trials say together: which parameter mattered, which trials no other beats,
-what sharing saved.
-"""
+"""What a category's trials say together: importances of settings, seconds, what sharing saved."""
 
 from __future__ import annotations
 
@@ -22,41 +20,47 @@ from optuna.trial import TrialState, create_trial
 
 from clsnf.reporting.formats import is_finite
 from clsnf.reporting.study_files import Product, Record
+from clsnf.results import TrialResult
 
-LEAST_TRIALS = 4  # with fewer there is nothing to say
+LEAST_TRIALS = 4  # fewer have no importances
 _TREES = 32
+_NEVER_SHARED = ("waiting", "storing", "scoring")  # kinds of work that every trial does itself
+_DID_ITSELF = 0.05  # seconds: a trial that spent less on a kind of work found its result
 
 
 def importances(product: Product, space: Mapping[str, Record]) -> dict[str, float]:
-    """Share of the objective's variance that each parameter explains, summing to 1: fANOVA (Hutter
-    et al., ICML 2014) by Optuna.
+    """Share of the objective's variance that each setting explains; the shares sum to 1.
 
-    Empty for fewer than :data:`LEAST_TRIALS` finished trials, or where all came to the same.
+    Computed by Optuna's fANOVA (Hutter et al., ICML 2014). Empty for fewer than
+    :data:`LEAST_TRIALS` finished trials, or where all have the same objective.
     """
-    trials = [trial for trial in product.finished_trials if is_finite(trial.get("objective"))]
+    trials = [trial for trial in product.finished_trials if is_finite(trial.objective)]
     names = [
-        n for n in product.parameters if len({_choice(t.get(f"config/{n}")) for t in trials}) > 1
+        name
+        for name in product.parameters
+        if len({_as_text(trial.config.get(name)) for trial in trials}) > 1
     ]
-    if len(trials) < LEAST_TRIALS or len({trial["objective"] for trial in trials}) < 2 or not names:
+    if len(trials) < LEAST_TRIALS or len({trial.objective for trial in trials}) < 2 or not names:
         return {}
     logging.set_verbosity(logging.WARNING)
-    kinds = {
-        name: _distribution(space.get(name) or {}, [t[f"config/{name}"] for t in trials])
+    distributions = {
+        name: _distribution(space.get(name) or {}, [trial.config.get(name) for trial in trials])
         for name in names
     }
     study = create_study(direction="maximize")
     for trial in trials:
-        values = {name: trial[f"config/{name}"] for name in names}
         params = {
-            n: _choice(v) if isinstance(kinds[n], CategoricalDistribution) else v
-            for n, v in values.items()
+            name: _as_text(trial.config.get(name))
+            if isinstance(distribution, CategoricalDistribution)
+            else trial.config[name]
+            for name, distribution in distributions.items()
         }
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE,
                 params=params,
-                distributions=kinds,
-                value=trial["objective"],
+                distributions=distributions,
+                value=trial.objective,
             )
         )
     with warnings.catch_warnings():
@@ -81,57 +85,37 @@ def _distribution(given: Record, values: Sequence[Any]) -> BaseDistribution:
         )
     if given.get("type") != "choice" and all(is_finite(v) for v in values):
         return FloatDistribution(float(min(values)), float(max(values)))
-    return CategoricalDistribution(sorted({_choice(value) for value in values}))
+    return CategoricalDistribution(sorted({_as_text(value) for value in values}))
 
 
-def _choice(value: Any) -> str:
+def _as_text(value: Any) -> str:
+    """A choice as a text, because Optuna takes no lists."""
     return json.dumps(value)
 
 
-def pareto(rows: Sequence[Record], objectives: Mapping[str, int]) -> list[Record]:
-    """The rows that no other one is at least as good as in every objective and better in one.
-
-    Args:
-        rows: hold the objectives; those with one that is not finite are left out.
-        objectives: key -> 1 where more is better, -1 where less is.
-    """
-    known = [row for row in rows if all(is_finite(row.get(name)) for name in objectives)]
-    values = np.array(
-        [[sign * row[name] for name, sign in objectives.items()] for row in known]
-    ).reshape(len(known), -1)
-    return [
-        row
-        for row, own in zip(known, values, strict=True)
-        if not ((values >= own).all(axis=1) & (values > own).any(axis=1)).any()
-    ]
-
-
-def seconds_by_kind(trials: Sequence[Record]) -> dict[str, float]:
-    """Seconds of trials by kind of work, the longest first."""
+def seconds_by_kind(trials: Sequence[TrialResult]) -> dict[str, float]:
+    """Seconds of all trials by kind of work, the longest first."""
     sums: dict[str, float] = {}
     for trial in trials:
-        for name, value in trial.items():
-            if name.startswith("seconds_") and is_finite(value):
-                sums[name.removeprefix("seconds_")] = (
-                    sums.get(name.removeprefix("seconds_"), 0.0) + value
-                )
+        for kind, seconds in trial.measured.seconds_by_kind.items():
+            if is_finite(seconds):
+                sums[kind] = sums.get(kind, 0.0) + seconds
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
-def saved_seconds(trials: Sequence[Record]) -> float | None:
-    """About how long the finished trials would have taken beyond what they took, had each done all
-    of its work itself.
+def saved_seconds(trials: Sequence[TrialResult]) -> float | None:
+    """An estimate of the time that the trials saved by sharing artifacts.
 
-    Each kind of work that a trial found done is counted at the median time of the same product's
-    trials that did it: an estimate. None where nothing was reused.
+    Each kind of work whose result a trial found is counted at the median time of those trials that
+    did it themselves. None where no artifact was reused.
     """
-    if not any(trial.get("stages_reused") for trial in trials):
+    if not any(trial.measured.artifacts_reused for trial in trials):
         return None
     total = 0.0
     for kind in seconds_by_kind(trials):
-        if kind in ("waiting", "storing", "scoring"):
+        if kind in _NEVER_SHARED:
             continue
-        spent = [trial.get(f"seconds_{kind}") or 0.0 for trial in trials]
-        did = [value for value in spent if value > 0.05]
+        spent = [trial.measured.seconds_by_kind.get(kind, 0.0) for trial in trials]
+        did = [seconds for seconds in spent if seconds > _DID_ITSELF]
         total += (len(spent) - len(did)) * float(np.median(did)) if did else 0.0
     return total

@@ -1,5 +1,6 @@
-"""Where trials are logged besides the study's own files: TensorBoard always, MLflow and Weights &
-Biases where asked for.
+"""Tune's loggers, beside the study's own files.
+
+TensorBoard logs every study; MLflow and Weights & Biases log those that ask for it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def check_loggers(mlflow: str | None, wandb: str | None) -> None:
-    """Refuse a logger whose package is not installed, or whose server does not answer. Raises
-    SettingsError.
+    """Refuse a logger whose package is not installed, or whose server does not answer.
+
+    Raises:
+        SettingsError: naming the option.
     """
     from importlib.util import find_spec
 
@@ -26,24 +29,22 @@ def check_loggers(mlflow: str | None, wandb: str | None) -> None:
                 f"'clsnf[{package}]'."
             )
     server = urlsplit(mlflow or "")
-    if (
-        server.scheme in ("http", "https") and server.hostname
-    ):  # MLflow itself would try for minutes, once trials run
+    if server.scheme in _PORTS and server.hostname:
+        # MLflow itself would try for minutes, after the first trial.
+        address = (server.hostname, server.port or _PORTS[server.scheme])
         try:
-            socket.create_connection(
-                (server.hostname, server.port or _PORTS[server.scheme]), timeout=10
-            ).close()
+            socket.create_connection(address, timeout=10).close()
         except OSError as error:
             raise SettingsError(
                 f"No MLflow server answers at {mlflow} ({error}): start it, or leave --mlflow out."
             ) from error
 
 
-def loggers(study: str, mlflow: str | None, wandb: str | None) -> list[Any]:
-    """Tune's callbacks.
+def make_loggers(study: str, mlflow: str | None, wandb: str | None) -> list[Any]:
+    """Tune's callbacks that log trials.
 
     Args:
-        study: its name there.
+        study: the study's name there.
         mlflow: tracking URI of an MLflow server.
         wandb: a Weights & Biases project.
     """

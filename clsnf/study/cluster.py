@@ -1,4 +1,4 @@
-"""Starting Ray, and how much of it a trial gets."""
+"""Starting Ray, and each trial's share of its CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -16,26 +16,32 @@ from clsnf.core.config import StudySettings
 from clsnf.core.errors import SettingsError
 from clsnf.core.threads import PASSIVE_THREADS, wait_passively
 
-_QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a factory leaves it
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # a factory's machines report to nobody
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in a trial as on the command line
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
-    # Threads that decode images would each keep a heap of their own full of holes: with two heaps a
-    # worker stays smaller.
+    # Without a limit, each thread that decodes images has a fragmented heap of its own; with two
+    # heaps a worker needs less memory.
     "MALLOC_ARENA_MAX": "2",
-    # Tune's own handler swallows a Ctrl-C that comes while the last trial ends, and lets seconds
-    # pass before it heeds another.
+    # Tune's own handler ignores a Ctrl-C while the last trial ends, and takes seconds for another.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
+Node = Mapping[str, float]  # the resources of a node: ``CPU``, ``GPU``, ``memory`` in bytes
+
+
 @dataclass(frozen=True)
 class Shares:
-    """What a trial gets, and how many run at once; ``stream_cpus`` work for its stream, anywhere in
-    the cluster.
+    """What each trial gets.
+
+    Attributes:
+        cpus, gpus: of a trial.
+        concurrent: number of trials at once.
+        stream_cpus: CPUs for a trial's Ray stream, anywhere in the cluster.
     """
 
     cpus: int
@@ -45,8 +51,9 @@ class Shares:
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """A trial's own resources and those of its stream: reserved together, so that neither waits
-        for the other for ever.
+        """A trial's own resources and those of its stream.
+
+        They are reserved together: otherwise one could wait for the other for ever.
         """
         own: dict[str, float] = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
         return [own, {"CPU": self.stream_cpus}] if self.stream_cpus else [own]
@@ -54,18 +61,17 @@ class Shares:
 
 @contextmanager
 def ray_session(address: str | None, memory: int | None = None) -> Iterator[None]:
-    """Ray for the length of the block; the processes of a private one end with it, however and
-    whenever the block ends.
+    """Connect to Ray while the block runs. The processes of a private Ray end with the block.
 
     Args:
-        address: of a cluster, ``auto`` for one this machine belongs to; None for a private one on
-            this machine, or for the one that a submitted job runs in.
-        memory: bytes of the object store of a private Ray; small, because stages travel by files.
+        address: of a cluster; ``auto`` for the one that this machine belongs to; None for a private
+            one on this machine, or for the one that a submitted job runs in.
+        memory: bytes of a private Ray's object store. The default is small: artifacts are files.
 
     Raises:
         SettingsError: there is no cluster at that address, or Ray can't start here.
     """
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     wait_passively()
     import logging
@@ -73,25 +79,23 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     import psutil
     import ray
 
-    # A failed trial's traceback lies in its folder; the summary names its cause.
+    # A failed trial's traceback is in its folder; the summary names its cause.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = address or os.environ.get("RAY_ADDRESS") or None
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        # "local" never attaches to a leftover of somebody else's.
+        # "local" never connects to a Ray that another program has left running.
         arguments |= {
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": memory or 200 * 1024**2,
         }
     else:
-        # A private Ray's workers inherit this process's environment; a cluster's must be told.
+        # A private Ray's workers inherit this process's environment; those of a cluster do not.
         environment: dict[str, Any] = {"env_vars": PASSIVE_THREADS}
-        if (
-            "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ
-        ):  # a submitted job brought its working folder along
-            # Workers compute with this very code, whatever version is installed on their nodes, or
-            # none.
+        # A submitted job brought its working folder along. Otherwise send this code: workers may
+        # have another version installed, or none.
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
             environment["py_modules"] = [str(Path(clsnf.__file__).parent)]
             environment["excludes"] = ["__pycache__"]
         arguments |= {"address": address, "runtime_env": environment}
@@ -101,7 +105,7 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     finally:
         started = [] if address else psutil.Process().children(recursive=True)
         ray.shutdown()
-        # Ray's agents outlive a Ray that is ended while it starts.
+        # Ray's agents go on running where Ray is stopped while it starts.
         for process in psutil.wait_procs(started, timeout=5)[1]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -142,20 +146,47 @@ def node_resources() -> list[dict[str, float]]:
 def share_out(
     settings: StudySettings,
     categories: int,
-    nodes: Sequence[Mapping[str, float]],
+    nodes: Sequence[Node],
     stream_cpus: int = 0,
 ) -> Shares:
-    """A trial's share of nodes with these resources (``CPU``, ``GPU``); `stream_cpus` more work for
-    each trial's stream.
+    """Divide the cluster's nodes among trials.
 
-    Where nothing else is said, trials get as many cores as leave room for one trial of each
-    category at a time, four at most: single-threaded trials side by side get more out of a machine
-    than one trial with many threads, and with no more trials at once than categories every
-    category's trials run in sequence, so that the same seed gives the same trials.
+    By default a trial gets so many cores that one trial of each category fits, four at most.
+    Single-threaded trials side by side finish more work than one trial with many threads. With no
+    more trials at once than categories, each category's trials run in sequence, and the same seed
+    gives the same trials.
+
+    Args:
+        settings: what the user asked for.
+        categories: their number.
+        nodes: resources of each node (``CPU``, ``GPU``).
+        stream_cpus: CPUs for each trial's Ray stream.
 
     Raises:
-        SettingsError: no node could ever hold one trial; Ray would wait for one for ever.
+        SettingsError: no node can hold a trial; Ray would wait for ever.
     """
+    cpus, gpus, usable = _resources_of_a_trial(settings, categories, nodes, stream_cpus)
+    fits = sum(
+        min(
+            int(node.get("CPU", 0)) // cpus, int(node["GPU"] / gpus + 1e-9) if gpus else sys.maxsize
+        )
+        for node in usable
+    )
+    if stream_cpus:
+        fits = min(fits, _trials_with_streams(cpus, gpus, stream_cpus, nodes))
+        if fits < 1:
+            total = int(sum(node.get("CPU", 0) for node in nodes))
+            raise SettingsError(
+                f"A trial of {cpus} CPUs and its ray stream of {stream_cpus} do not fit on the "
+                f"Ray cluster ({total} CPUs): say --stream local, or give the cluster more."
+            )
+    return Shares(cpus, gpus, min(settings.concurrent_trials or fits, fits), stream_cpus)
+
+
+def _resources_of_a_trial(
+    settings: StudySettings, categories: int, nodes: Sequence[Node], stream_cpus: int
+) -> tuple[int, float, list[Node]]:
+    """A trial's CPUs and GPUs, and the nodes that have enough GPUs for one."""
     gpus = settings.gpus_per_trial
     most_gpus = max(node.get("GPU", 0) for node in nodes)
     if gpus > most_gpus:
@@ -172,48 +203,41 @@ def share_out(
             f"No node of the Ray cluster{where} has a CPU to run trials on: start one with "
             "--num-cpus 1 or more."
         )
-    room = most_cpus if len(nodes) > 1 else most_cpus - stream_cpus
-    cpus = settings.cpus_per_trial or max(1, min(4, room // max(1, min(categories, room))))
+    available = most_cpus if len(nodes) > 1 else most_cpus - stream_cpus
+    even_share = available // max(1, min(categories, available))
+    cpus = settings.cpus_per_trial or max(1, min(4, even_share))
     if cpus > most_cpus:
         raise SettingsError(
             f"cpus_per_trial is {cpus}, but the largest node{where} has {most_cpus}: choose that "
             "or fewer."
         )
-    fits = sum(
-        min(
-            int(node.get("CPU", 0)) // cpus, int(node["GPU"] / gpus + 1e-9) if gpus else sys.maxsize
-        )
-        for node in usable
-    )
-    if stream_cpus:
-        fits = min(fits, _with_streams(cpus, gpus, stream_cpus, nodes))
-        if fits < 1:
-            total = int(sum(node.get("CPU", 0) for node in nodes))
-            raise SettingsError(
-                f"A trial of {cpus} CPUs and its ray stream of {stream_cpus} do not fit on the "
-                f"Ray cluster ({total} CPUs): "
-                "say --stream local, or give the cluster more."
-            )
-    return Shares(cpus, gpus, min(settings.concurrent_trials or fits, fits), stream_cpus)
+    return cpus, gpus, usable
 
 
-def _with_streams(
-    cpus: int, gpus: float, stream_cpus: int, nodes: Sequence[Mapping[str, float]]
-) -> int:
-    """How many trials fit at once, each with its stream's CPUs on one node: those without GPUs are
-    for streams first.
+@dataclass
+class _FreeNode:
+    """What a node still has."""
+
+    cpus: int
+    gpus: float
+
+
+def _trials_with_streams(cpus: int, gpus: float, stream_cpus: int, nodes: Sequence[Node]) -> int:
+    """How many trials fit at once, each with its stream's CPUs on one node.
+
+    Streams take nodes without GPUs first.
     """
-    free = [[int(node.get("CPU", 0)), node.get("GPU", 0.0)] for node in nodes]
+    free = [_FreeNode(int(node.get("CPU", 0)), node.get("GPU", 0.0)) for node in nodes]
     count = 0
     while True:
-        places = [place for place in free if place[0] >= cpus and place[1] >= gpus - 1e-9]
-        if not places:
+        for_trial = [node for node in free if node.cpus >= cpus and node.gpus >= gpus - 1e-9]
+        if not for_trial:
             return count
-        place = max(places, key=lambda place: (place[1] if gpus else -place[1], place[0]))
-        place[0] -= cpus
-        place[1] -= gpus
-        streams = [place for place in free if place[0] >= stream_cpus]
-        if not streams:
+        node = max(for_trial, key=lambda node: (node.gpus if gpus else -node.gpus, node.cpus))
+        node.cpus -= cpus
+        node.gpus -= gpus
+        for_stream = [node for node in free if node.cpus >= stream_cpus]
+        if not for_stream:
             return count
-        min(streams, key=lambda place: (place[1], place[0]))[0] -= stream_cpus
+        min(for_stream, key=lambda node: (node.gpus, node.cpus)).cpus -= stream_cpus
         count += 1

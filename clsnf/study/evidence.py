@@ -1,27 +1,26 @@
-"""What a report needs of a category and nobody could compute again without the images: written
-once, right after the winner was judged.
+"""What a report needs of a category and nobody could compute again without the images.
 
-<out>/evidence/<category>/images.parquet    one row an image of the validation set and the test set:
-its scores and verdict
-<out>/evidence/<category>/regions.parquet   one row a defect region of the test set: how large, how
-visible, how much of it was found
-<out>/evidence/<category>/pictures/         the cases that a person wants to see, each as input,
-truth, and the three maps
-<out>/evidence/<category>/facts.json        what was pictured, learning curves, hardware; written
-last: with it, all is there
+It is written once, right after the winner was evaluated::
 
-Unusual: the baseline, flows on the pretrained backbone (``cflow`` in
-    :mod:`clsnf.benchmark.systems`), is judged on the same images by the
-same code. Its depth is chosen on validation defects, as the winner's was, and its flows are a stage
-like any other. No test image is opened here that the ledger does not know: the caller hands over
-what it unlocked.
+    evidence/<category>/images.parquet   a row for each validation and test image: scores, verdict
+    evidence/<category>/regions.parquet  a row for each defect region of the test set: how large,
+                                         how visible, how much of it was found
+    evidence/<category>/pictures/        the cases that a person wants to see, each as input, truth
+                                         and the three maps
+    evidence/<category>/facts.json       the cases, learning curves, hardware; written last: where
+                                         it is, all else is
+
+The baseline is flows on the pretrained backbone (``cflow`` in :mod:`clsnf.benchmark.systems`). The
+same code evaluates it on the same images. Its depth is chosen on validation defects, as the
+winner's was, and its flows are artifacts like any other. This module opens no test images: the
+caller hands over what it unlocked.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,292 +28,281 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clsnf.core.config import DetectorSettings
-from clsnf.core.files import atomic_write, write_json
+from clsnf.core.files import atomic_write
 from clsnf.core.progress import Progress
 from clsnf.detector import Detector, package_versions, validation_normals
-from clsnf.evaluation.evaluate import metrics_of_maps, samples_of_maps
-from clsnf.evaluation.selection import family_metrics_of, mean_over_families
-from clsnf.metrics.bootstrap import (
-    bin_images,
-    compare,
-    draw_replicates,
-    intervals,
-    replicate_metrics,
+from clsnf.evaluation.compare import Comparison
+from clsnf.evaluation.evaluate import verdict_rates
+from clsnf.evaluation.selection import family_metrics, mean_over_families, scores_of_map
+from clsnf.evaluation.workbench import Workbench
+from clsnf.model.score_maps import Scores, image_scores
+from clsnf.results import (
+    BaselineResult,
+    EvidenceFacts,
+    EvidenceResult,
+    ImageEvidence,
+    LearningCurves,
+    TestResult,
+    write_result,
+    write_rows,
 )
-from clsnf.model.score_maps import image_scores
-from clsnf.study.cases import chosen_cases, pictures_of, regions_of, strangest_normals
-from clsnf.study.folder import StudyPlan
-from clsnf.study.trial import Workbench
+from clsnf.study.cases import (
+    ScoredImages,
+    choose_cases,
+    draw_cases,
+    measure_regions,
+    strangest_normals,
+)
+from clsnf.study.context import StudyContext
 from clsnf.training.calibrate import threshold_from_normals
-from clsnf.training.pipeline import PlacedImages
+from clsnf.training.pipeline import PlacedImages, ScoreMaps
 from clsnf.training.prepare import place_rows
-
-REPLICATES = 1000
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A system's answers on images, on the network's canvas.
+class Winner:
+    """A category's winner, with what it was made from.
 
     Attributes:
-        maps: (N, H, W) float32, 0 on padding.
-        scores: (N,) float32 image scores.
+        category: the product.
+        detector: the winner.
+        bench: its pipeline, and the validation images.
+        validation_maps: its score maps of the validation images.
     """
 
-    maps: NDArray[np.float32]
-    scores: NDArray[np.float32]
+    category: str
+    detector: Detector
+    bench: Workbench
+    validation_maps: ScoreMaps
+
+    @property
+    def settings(self) -> DetectorSettings:
+        """The detector's settings."""
+        return self.detector.settings
+
+    def maps(self, images: PlacedImages) -> ScoreMaps:
+        """Its score maps of images."""
+        if images is self.bench.images:
+            return self.validation_maps
+        settings = self.settings
+        return self.bench.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Flows of some depth on the pretrained backbone.
+
+    Attributes:
+        bench: the winner's pipeline, and the validation images.
+        depth: coupling blocks of the flows; 0 for a density without training.
+    """
+
+    bench: Workbench
+    depth: int
 
     @classmethod
-    def of(cls, maps: Tensor, scored: Tensor, valid: Tensor | None) -> Judged:
-        """From fused maps (N, H, W), those that scores are taken from, and where they are no
-        padding.
+    def choose(cls, winner: Winner, objective: str) -> Baseline:
+        """The depth that is best on validation defects: 0, or the winner's, 1 at least.
+
+        Flows that do not start from the data have the winner's depth.
         """
-        return cls(
-            (maps if valid is None else maps * valid).numpy(), image_scores(scored, valid).numpy()
-        )
+        bench, flow = winner.bench, winner.settings.flow
+        depths = [0, max(flow.depth, 1)] if flow.start == "data" else [flow.depth]
+        values = {}
+        for depth in depths:
+            maps = bench.pipeline.density_maps(0, depth, bench.images)
+            answers = scores_of_map(maps, bench.images.valid)
+            metrics = family_metrics(answers, bench.labels, (objective,))
+            values[depth] = mean_over_families(metrics, objective)
+        return cls(bench, max(depths, key=lambda depth: (values[depth], -depth)))
+
+    def scores(self, images: PlacedImages) -> Scores:
+        """Its answers on images."""
+        maps = self.bench.pipeline.density_maps(0, self.depth, images)
+        return scores_of_map(maps, images.valid)
+
+    def threshold(self, false_reject_rate: float) -> float:
+        """The threshold of its scores, from the validation normals."""
+        scores = self.scores(self.bench.images).scores.numpy()
+        return threshold_from_normals(scores[self.bench.labels.is_normal], false_reject_rate).value
 
 
-def keep_evidence(
-    plan: StudyPlan,
-    category: str,
-    bench: Workbench,
-    detector: Detector,
+def write_evidence(
+    context: StudyContext,
+    winner: Winner,
     test: pa.Table,
-    verdicts: list[dict[str, Any]],
+    tested: TestResult | None,
     progress: Progress,
-) -> dict[str, Any]:
+) -> EvidenceResult:
     """Write a category's evidence.
 
     Args:
-        plan, category: the study and the product.
-        bench: the winner's pipeline and the validation images.
-        detector: the winner.
+        context: the study.
+        winner: its winner.
         test: the unlocked test images' table; may be empty.
-        verdicts: the winner's answers for them, ``scores`` of
-            :func:`clsnf.evaluation.evaluate.evaluate_detector`.
-        progress: told about it.
-
-    Returns:
-        ``folder``; with defects among the test images also ``intervals`` (figure -> 95 % interval
-        of the winner) and ``baseline``: ``depth``, ``figures``, ``intervals``, ``recall`` and
-        ``false_reject_rate`` at a threshold of its own from the same validation normals, and
-        ``gain`` (figure -> what the winner is ahead by: ``low``, ``high``, and ``ahead``, the share
-        of the replicates).
+        tested: the winner's answers on them; None without test images.
+        progress: told about every step.
     """
-    settings, folder = detector.settings, plan.folder / "evidence" / category
-    validation = plan.validation_table(category).to_pylist()
+    folder, detector = context.folder, winner.detector
     progress("evidence", 0, 4)
-    depth = baseline_depth(bench, settings, plan.study_settings.objective)
-    held_out = _baseline(bench, depth, bench.images)
-    rows = held_out_rows = _rows(
-        "validation",
-        validation,
-        _validation_scores(plan, category, detector, validation),
-        held_out,
-        detector,
-    )
+    baseline = Baseline.choose(winner, context.study.objective)
+    records = folder.validation_table(winner.category).to_pylist()
+    normals = validation_normals(folder.train_table(winner.category))
+    scores = _validation_scores(detector, normals, records)
+    placed = winner.bench.images
+    validation = _scored_images("validation", records, scores, winner, baseline, placed)
     progress("evidence", 1, 4)
-    result: dict[str, Any] = {"folder": plan.place_of(f"evidence/{category}")}
-    records, images, shown = validation, bench.images, rows
-    if len(test):
-        records, images = test.to_pylist(), place_rows(test, settings)
-        baseline = _baseline(bench, depth, images)
-        shown = _rows(
-            "test", records, [verdict["score"] for verdict in verdicts], baseline, detector
-        )
-        rows = rows + shown
+    name = f"evidence/{winner.category}"
+    result, scored_test = EvidenceResult(folder.location_of(name)), None
+    if tested is not None:
+        records, placed = test.to_pylist(), place_rows(test, winner.settings)
+        scores = [answer.score for answer in tested.scores]
+        scored_test = _scored_images("test", records, scores, winner, baseline, placed)
         if any(record["label"] for record in records):
-            normal = np.array(bench.labels.families) == "good"
-            limit = threshold_from_normals(
-                held_out.scores[normal], detector.threshold.false_reject_rate
-            ).value
-            result |= _compared(
-                records, _winner(bench, settings, images), baseline, settings, limit
-            )
-            result["baseline"]["depth"] = depth
+            result = _compare(result.folder, records, placed, winner, baseline)
     progress("evidence", 2, 4)
-    layers = _layers(bench, settings, images)
-    limits = _limits(bench, settings, detector.threshold.false_reject_rate)
     # The folder is new each time: what an interrupted attempt left is no part of it.
-    with atomic_write(folder) as draft:
-        (draft / "pictures").mkdir(parents=True)
-        folder_of_pictures = draft / "pictures"
-        chosen = chosen_cases(shown, detector.threshold.value)
-        pictures = pictures_of(chosen, shown, records, layers, limits, detector, folder_of_pictures)
-        odd = strangest_normals(held_out_rows)
-        pictures += pictures_of(
-            odd,
-            held_out_rows,
-            validation,
-            _layers(bench, settings, bench.images),
-            limits,
-            detector,
-            folder_of_pictures,
-        )
-        progress("evidence", 3, 4)
-        regions = regions_of(shown, records, layers["fused"].numpy(), detector) if len(test) else []
-        _write_rows(draft / "images.parquet", rows)
-        _write_rows(draft / "regions.parquet", regions)
-        facts = {
-            "shown": "test" if len(test) else "validation",
-            "pictures": pictures,
-            "map_threshold": detector.map_threshold,
-            "losses": bench.prepared.pipeline.losses(
-                settings.finetune.joint_epochs, settings.flow.depth
-            ),
-            "frozen_epochs": settings.finetune.frozen_epochs,
-            "machine": machine(bench.prepared.pipeline.device),
-            "versions": package_versions(),
-        }
-        write_json(draft / "facts.json", facts)
+    with atomic_write(folder.path / name) as draft:
+        _write_files(draft, winner, validation, scored_test)
     progress("evidence", 4, 4)
     return result
 
 
+# ---- answers ----
+
+
 def _validation_scores(
-    plan: StudyPlan, category: str, detector: Detector, records: list[dict[str, Any]]
+    detector: Detector, normals: pa.Table, records: Sequence[dict[str, Any]]
 ) -> list[float]:
-    """The detector's scores of the validation images: of the normals, exactly those that its
-    threshold rests on.
+    """The detector's scores of the validation images.
+
+    Those of the normals are exactly the scores that its threshold rests on: they are computed in
+    the same batches, because rounding depends on the batch.
     """
-    normals = validation_normals(
-        plan.train_table(category)
-    )  # in the same batches as for the threshold: rounding depends on them
-    known = dict(
-        zip(
-            normals["sha256"].to_pylist(),
-            detector.predict(normals["path"].to_pylist()).scores.tolist(),
-            strict=True,
-        )
-    )
+    scores = detector.predict(normals["path"].to_pylist()).scores.tolist()
+    known = dict(zip(normals["sha256"].to_pylist(), scores, strict=True))
     others = [record for record in records if record["sha256"] not in known]
     scores = detector.predict([record["path"] for record in others]).scores.tolist()
     known |= dict(zip((record["sha256"] for record in others), scores, strict=True))
     return [known[record["sha256"]] for record in records]
 
 
-def _rows(
+def _scored_images(
     split: str,
     records: list[dict[str, Any]],
-    scores: list[float],
-    baseline: Judged,
-    detector: Detector,
-) -> list[dict[str, Any]]:
-    """What is kept of each image."""
-    return [
-        {
-            "split": split,
-            **{name: record[name] for name in ("path", "defect_type", "label")},
-            "score": score,
-            "verdict": score > detector.threshold.value,
-            "baseline_score": beside,
-        }
-        for record, score, beside in zip(records, scores, baseline.scores.tolist(), strict=True)
+    scores: Sequence[float],
+    winner: Winner,
+    baseline: Baseline,
+    placed: PlacedImages,
+) -> ScoredImages:
+    """Images of a split with the winner's scores and maps, and the baseline's scores."""
+    limit = winner.detector.threshold.value
+    rows = [
+        ImageEvidence(
+            split=split,
+            path=record["path"],
+            defect_type=record["defect_type"],
+            label=record["label"],
+            score=score,
+            verdict=score > limit,
+            baseline_score=baseline_score,
+        )
+        for record, score, baseline_score in zip(
+            records, scores, baseline.scores(placed).scores.tolist(), strict=True
+        )
     ]
+    return ScoredImages(rows, records, _layers(winner, placed))
 
 
-def baseline_depth(bench: Workbench, settings: DetectorSettings, objective: str) -> int:
-    """The depth of the baseline's flows that does best on validation defects: no training at all,
-    or the winner's depth, 1 at least.
-    """
-    flow = settings.flow
-    depths = [0, max(flow.depth, 1)] if flow.start == "data" else [flow.depth]
-    maps = {depth: bench.prepared.pipeline.density_maps(0, depth, bench.images) for depth in depths}
-    values = {
-        d: mean_over_families(family_metrics_of(m, bench.labels, (objective,)), objective)
-        for d, m in maps.items()
-    }
-    return max(depths, key=lambda depth: (values[depth], -depth))
-
-
-def _winner(bench: Workbench, settings: DetectorSettings, images: PlacedImages) -> Judged:
-    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
-    return Judged.of(
-        maps.fused(settings.fusion_weight), maps.fused(settings.image_weight), images.valid
-    )
-
-
-def _layers(
-    bench: Workbench, settings: DetectorSettings, images: PlacedImages
-) -> dict[str, Tensor]:
-    """The winner's maps of images by what people call them, (N, H, W) each."""
-    maps = bench.prepared.pipeline.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
+def _layers(winner: Winner, images: PlacedImages) -> dict[str, Tensor]:
+    """The winner's maps of images by their names in the report, (N, H, W) each."""
+    maps = winner.maps(images)
     return {
         "density": maps.density,
         "classifier": maps.classifier,
-        "fused": maps.fused(settings.fusion_weight),
+        "fused": maps.fused(winner.settings.fusion_weight),
     }
 
 
-def _baseline(bench: Workbench, depth: int, images: PlacedImages) -> Judged:
-    maps = bench.prepared.pipeline.density_maps(0, depth, images)
-    return Judged.of(maps, maps, images.valid)
+def _compare(
+    folder: str,
+    records: list[dict[str, Any]],
+    images: PlacedImages,
+    winner: Winner,
+    baseline: Baseline,
+) -> EvidenceResult:
+    """Intervals of the winner's metrics, and the baseline on the same images and replicates."""
+    comparison = Comparison(records, winner.settings)
+    winner_scores = winner.maps(images).scores(winner.settings.fusion, images.valid)
+    baseline_scores = baseline.scores(images)
+    own, other = comparison.replicate(winner_scores), comparison.replicate(baseline_scores)
+    limit = baseline.threshold(winner.detector.threshold.false_reject_rate)
+    rejected = baseline_scores.scores.numpy().astype(np.float64) > limit
+    rates = verdict_rates(comparison.labels, rejected)
+    judged = BaselineResult(
+        metrics=comparison.metrics(baseline_scores),
+        intervals=other.intervals,
+        recall=rates.recall,
+        false_reject_rate=rates.false_reject_rate,
+        gain=own.gain_over(other),
+        depth=baseline.depth,
+    )
+    return EvidenceResult(folder, own.intervals, judged)
 
 
-def _compared(
-    rows: list[dict[str, Any]],
-    winner: Judged,
-    baseline: Judged,
-    settings: DetectorSettings,
-    baseline_threshold: float,
-) -> dict[str, Any]:
-    """Intervals of the winner's figures, and the baseline beside it on the same images and the same
-    replicates.
+# ---- files ----
+
+
+def _write_files(
+    draft: Path, winner: Winner, validation: ScoredImages, test: ScoredImages | None
+) -> None:
+    """Write pictures, tables and facts into a folder."""
+    detector, settings = winner.detector, winner.settings
+    shown = validation if test is None else test
+    pictures = draft / "pictures"
+    pictures.mkdir(parents=True)
+    ranges = _display_ranges(winner, validation)
+    chosen = choose_cases(shown.rows, detector.threshold.value)
+    cases = draw_cases(chosen, shown, ranges, detector, pictures)
+    strange = strangest_normals(validation.rows)
+    cases += draw_cases(strange, validation, ranges, detector, pictures)
+    regions = [] if test is None else measure_regions(test, detector)
+    write_rows(draft / "images.parquet", [*validation.rows, *([] if test is None else test.rows)])
+    write_rows(draft / "regions.parquet", regions)
+    pipeline = winner.bench.pipeline
+    losses = pipeline.losses(settings.finetune.joint_epochs, settings.flow.depth)
+    facts = EvidenceFacts(
+        shown="validation" if test is None else "test",
+        cases=cases,
+        map_threshold=detector.map_threshold,
+        losses=LearningCurves(losses["finetuning"], losses["flows"]),
+        frozen_epochs=settings.finetune.frozen_epochs,
+        machine=describe_machine(pipeline.device),
+        versions=package_versions(),
+    )
+    write_result(draft / "facts.json", facts)
+
+
+def _display_ranges(winner: Winner, validation: ScoredImages) -> dict[str, tuple[float, float]]:
+    """Layer -> the map values that pictures show darkest and brightest.
+
+    They follow from the largest values on validation normals, as the detector's own range does.
     """
-    labels = np.array([row["label"] for row in rows])
-    weights = draw_replicates(labels, REPLICATES, settings.seed)
-    replicated = []
-    for system in (winner, baseline):
-        samples = samples_of_maps(rows, system.maps, settings.image)
-        replicated.append(replicate_metrics(bin_images(system.scores, labels, samples), weights))
-    rejected = baseline.scores.astype(np.float64) > baseline_threshold
-
-    def share(of: NDArray[np.bool_]) -> float | None:
-        return float(rejected[of].mean()) if of.any() else None
-
-    return {
-        "intervals": intervals(replicated[0]),
-        "baseline": {
-            "figures": metrics_of_maps(rows, baseline.maps, baseline.scores, settings.image),
-            "intervals": intervals(replicated[1]),
-            "recall": share(labels == 1),
-            "false_reject_rate": share(labels == 0),
-            "gain": {
-                figure: dataclasses.asdict(found) for figure, found in compare(*replicated).items()
-            },
-        },
-    }
+    bench, rate = winner.bench, winner.detector.threshold.false_reject_rate
+    ranges = {}
+    for name, values in validation.maps.items():
+        peaks = image_scores(values, bench.images.valid).numpy()[bench.labels.is_normal]
+        limit = threshold_from_normals(peaks, rate).value
+        ranges[name] = (0.8 * float(np.median(peaks)), 1.2 * limit)
+    return ranges
 
 
-def _limits(
-    bench: Workbench, settings: DetectorSettings, rate: float
-) -> dict[str, tuple[float, float]]:
-    """For each layer the map values that pictures show darkest and brightest: from what validation
-    normals show, as the detector's.
-    """
-    normal = np.array(bench.labels.families) == "good"
-    result = {}
-    for name, values in _layers(bench, settings, bench.images).items():
-        peaks = image_scores(values, bench.images.valid).numpy()[normal]
-        result[name] = (
-            0.8 * float(np.median(peaks)),
-            1.2 * threshold_from_normals(peaks, rate).value,
-        )
-    return result
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows) if rows else pa.table({}), path)
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the winner was made on."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """The machine that the winner was made on."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

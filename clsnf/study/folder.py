@@ -1,239 +1,205 @@
-"""A study on disk: where things lie, and what a trial on another machine must be told to do its
-part.
+"""A study's folder: its files, for the driver and for workers on other machines.
 
-<out>/summary.json            what came out, category by category
-<out>/trials.parquet          every trial
-<out>/optuna.journal          the same while the study runs, as Optuna studies (unless another
-storage was named)
-<out>/winners/<category>/     the winning detector
-<out>/examples/<category>.png pictures of its answers
-<out>/validation/<category>/  the validation defects, in MVTec AD's layout
-<out>/evidence/<category>/    what a report needs: scores of every image, defects one by one, the
-baseline, cases to look at
-<out>/finished/               each category's part of the summary, as soon as it is known
-<out>/ledger.jsonl            when the test images were looked at, and for what
-<out>/stages/                 finished work, found by content
+::
+
+    summary.json             the results, category by category
+    trials.parquet           every trial
+    study.json               what the study is: settings, space, data
+    optuna.journal           the trials while the study runs (unless another storage was named)
+    winners/<category>/      the winning detector
+    front/<category>/        the detectors on the Pareto front, with several objectives
+    examples/<category>.png  pictures of the winner's answers
+    validation/<category>/   the validation defects, in MVTec AD's layout
+    evidence/<category>/     what a report needs (see evidence.py)
+    finished/                each category's result, as soon as it is known
+    ledger.jsonl             when the test images were unlocked, and for what
+    tables/                  where the images of a category are
+    stages/                  artifacts of training, found by content
+    tune/                    what Ray Tune writes, for TensorBoard
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clsnf.core.config import DetectorSettings, StudySettings, from_dict
 from clsnf.core.errors import OutputError
-from clsnf.core.files import atomic_write, check_writable, write_json
-from clsnf.core.hashing import content_key
+from clsnf.core.files import check_writable
 from clsnf.core.ledger import record_unlock
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import join_uri
-from clsnf.streams.choice import StreamChoice
-from clsnf.study.lease_actor import BookedLeases
+from clsnf.results import FinishedCategory, WinnerResult, read_result, write_result, write_table
+from clsnf.study.lease_actor import ActorLeases
 from clsnf.study.remote_copy import local_copy
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import rows_of
 
 
 @dataclass(frozen=True)
-class StudyPlan:
-    """What every process of a study knows; plain types only, it travels to the workers.
+class StudyFolder:
+    """The files of a study; it travels to the workers.
 
     Attributes:
-        out: the study's folder, absolute; a worker's own is :attr:`folder`.
-        settings: :class:`DetectorSettings` as plain types.
-        study: :class:`StudySettings` as plain types.
-        leaving_epochs: numbers of joint epochs that some trial may ask for.
-        rungs: epochs of the trunk at which trials are compared with others on their way.
-        fusion_weights: what is swept at the end.
-        textures: folder of texture pictures, or None.
-        device: ``auto``, ``cpu``, ``cuda``, ``mps``.
-        threads: CPU threads of a trial.
-        stream: what brings the images to training.
-        remote: URI of the study's folder where machines share no file system; `out` is then the
-            driver's copy of it.
+        driver_path: the folder on the driver's machine, absolute. :attr:`path` is the one on the
+            machine that asks.
+        uri: of the study's folder where machines share no file system; None where they do. Each
+            machine then works in a local copy.
     """
 
-    out: str
-    settings: dict[str, Any]
-    study: dict[str, Any]
-    leaving_epochs: tuple[int, ...]
-    rungs: tuple[int, ...]
-    fusion_weights: tuple[float, ...]
-    textures: str | None
-    device: str
-    threads: int
-    stream: StreamChoice = field(default_factory=lambda: StreamChoice("memory", ""))
-    remote: str | None = None
+    driver_path: str
+    uri: str | None = None
 
     @property
-    def folder(self) -> Path:
+    def path(self) -> Path:
         """The study's folder on this machine."""
-        return Path(self.out) if self.remote is None else local_copy(Path(self.out).name)
+        if self.uri is None:
+            return Path(self.driver_path)
+        return local_copy(Path(self.driver_path).name)
 
-    def place_of(self, name: str) -> str:
-        """Where a person finds what lies at `name` in the study's folder."""
-        return str(self.folder / name) if self.remote is None else join_uri(self.remote, name)
-
-    def _fetch(self, name: str) -> Path:
-        """A file or folder of the study on this machine, fetched where it is not there yet."""
-        path = self.folder / name
-        if self.remote is not None and not path.exists():
-            RemoteFolder(self.remote).pull(name, path)
-        return path
+    def location_of(self, name: str) -> str:
+        """The path or URI under which a user finds the entry `name` of the study's folder."""
+        return str(self.path / name) if self.uri is None else join_uri(self.uri, name)
 
     def publish(self, *names: str) -> None:
-        """Pass on files and folders of this machine's copy, as far as they are there."""
-        if self.remote is not None:
-            remote = RemoteFolder(self.remote)
+        """Copy files and folders, as far as they exist, from this machine to the remote folder."""
+        if self.uri is not None:
+            remote = RemoteFolder(self.uri)
             for name in names:
-                if (self.folder / name).exists():
-                    remote.push(self.folder / name, name)
+                if (self.path / name).exists():
+                    remote.push(self.path / name, name)
+
+    def _fetch(self, name: str) -> Path:
+        """The local path of a file or folder, copied from the remote folder where it is missing."""
+        path = self.path / name
+        if self.uri is not None and not path.exists():
+            RemoteFolder(self.uri).pull(name, path)
+        return path
+
+    def _delete(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+        if self.uri is not None:
+            RemoteFolder(self.uri).delete(name)
+
+    # ---- artifacts ----
 
     @property
-    def leases(self) -> BookedLeases | None:
-        """Leases for machines that share no file system; None where files do."""
-        return None if self.remote is None else BookedLeases(Path(self.out).name)
+    def leases(self) -> ActorLeases | None:
+        """Leases for machines that share no file system; None where leases are files."""
+        return None if self.uri is None else ActorLeases(Path(self.driver_path).name)
 
-    def store(self, scratch: Path | None = None) -> ArtifactStore:
-        """The stages of the study, or those of one trial in a folder of its own."""
-        if scratch is not None:
-            return ArtifactStore(scratch)
-        remote = None if self.remote is None else RemoteFolder(self.remote).below("stages")
-        return ArtifactStore(self.folder / "stages", remote, self.leases)
+    def artifacts(self) -> ArtifactStore:
+        """The artifacts that the study's trials share."""
+        remote = None if self.uri is None else RemoteFolder(self.uri).below("stages")
+        return ArtifactStore(self.path / "stages", remote, self.leases)
 
-    @property
-    def detector_settings(self) -> DetectorSettings:
-        return from_dict(DetectorSettings, self.settings)
-
-    @property
-    def study_settings(self) -> StudySettings:
-        return from_dict(StudySettings, self.study)
-
-    def _table(self, category: str, name: str) -> Path:
-        return self._fetch(f"tables/{category}.{name}.parquet")
+    # ---- tables of images ----
 
     def write_tables(self, category: str, table: pa.Table, validation: pa.Table) -> None:
-        """Write what a trial may see: normals to fit and validate on, validation defects. Where the
-        test images are, no trial can know.
+        """Write what a trial may see: the normals, and the validation defects.
+
+        While trials run, no file of the study says where the test images are.
         """
-        self._discard(f"tables/{category}.test.parquet")  # of an earlier run
-        self._write(category, "train", table.filter(pa.compute.not_equal(table["split"], "test")))
-        self._write(category, "validation", validation)
+        self._delete(_table_name(category, "test"))  # of an earlier run
+        not_test = pa.compute.not_equal(table["split"], "test")
+        self._write_table(category, "train", table.filter(not_test))
+        self._write_table(category, "validation", validation)
         self.publish(f"validation/{category}")
 
     def write_test_table(self, category: str, table: pa.Table) -> None:
         """Write where the test images are, once no trial of the category will run any more."""
-        self._write(category, "test", rows_of(table, "test"))
+        self._write_table(category, "test", rows_of(table, "test"))
 
-    def _write(self, category: str, name: str, rows: pa.Table) -> None:
-        file = f"tables/{category}.{name}.parquet"
-        write_table(self.folder / file, rows)
-        self.publish(file)
-
-    def _discard(self, name: str) -> None:
-        (self.folder / name).unlink(missing_ok=True)
-        if self.remote is not None:
-            RemoteFolder(self.remote).delete(name)
+    def _write_table(self, category: str, kind: str, rows: pa.Table) -> None:
+        name = _table_name(category, kind)
+        write_table(self.path / name, rows)
+        self.publish(name)
 
     def train_table(self, category: str) -> pa.Table:
         """Normals of the splits ``fit`` and ``validation``."""
-        return pq.read_table(self._table(category, "train"))
+        return pq.read_table(self._fetch(_table_name(category, "train")))
 
     def validation_table(self, category: str) -> pa.Table:
         """Validation normals and validation defects."""
-        table = pq.read_table(self._table(category, "validation"))
+        table = pq.read_table(self._fetch(_table_name(category, "validation")))
         self._fetch(f"validation/{category}")
-        return _moved(table, Path(self.out), self.folder)
+        return _relocated(table, Path(self.driver_path), self.path)
 
-    def _finished(self, category: str, trials: list[dict[str, Any]]) -> tuple[Path, str]:
-        """Where a category's result lies, and what it must rest on."""
-        study = self.study_settings
-        rests_on = [
-            [trial["trial"] for trial in trials],
-            study.selection,
-            study.refine,
-            list(study.objectives),
-        ]
-        return self.folder / "finished" / f"{category}.json", content_key(rests_on)
+    def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
+        """The test images, for use after selection; `purpose` goes into the ledger."""
+        path = self._fetch(_table_name(category, "test"))
+        if pq.read_metadata(path).num_rows:
+            self._record_unlock(category, purpose)
+        return pq.read_table(path)
 
-    def finished(self, category: str, trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-        """What the study said of a category with these finished trials before it was interrupted;
-        None if it did not come so far.
+    def _record_unlock(self, category: str, purpose: str) -> None:
+        if self.uri is None or self.leases is None:
+            record_unlock(self.path, category, purpose)
+            return
+        with self.leases.hold("ledger"):  # one file for all workers
+            (self.path / "ledger.jsonl").unlink(missing_ok=True)
+            self._fetch("ledger.jsonl")
+            record_unlock(self.path, category, purpose)
+            self.publish("ledger.jsonl")
+
+    # ---- results of categories ----
+
+    def read_finished(self, category: str, rests_on: str) -> WinnerResult | None:
+        """The winner that the study found before it was interrupted.
+
+        None where it did not come that far, where the file is damaged, or where `rests_on` is not
+        the stored hash: the winner was then chosen from other trials, or by another rule.
         """
-        path, rests_on = self._finished(category, trials)
         try:
-            content = json.loads(path.read_text())
-        except (OSError, ValueError):
+            found = read_result(FinishedCategory, self.path / "finished" / f"{category}.json")
+        except OutputError:
             return None
-        return content["result"] if content["rests_on"] == rests_on else None
+        return found.result if found.rests_on == rests_on else None
 
-    def keep_finished(
-        self, category: str, trials: list[dict[str, Any]], result: dict[str, Any]
-    ) -> None:
-        """Write down a category's result, for :meth:`finished`."""
-        path, rests_on = self._finished(category, trials)
-        write_json(path, {"rests_on": rests_on, "result": result})
-        for name in (
+    def write_finished(self, category: str, rests_on: str, result: WinnerResult) -> None:
+        """Write a category's winner, for :meth:`read_finished`, and publish its files."""
+        name = f"finished/{category}.json"
+        write_result(self.path / name, FinishedCategory(rests_on, result))
+        self.publish(
             f"winners/{category}",
             f"examples/{category}.png",
             f"front/{category}",
             f"evidence/{category}",
-        ):
-            self.publish(name)
-        self.publish(f"finished/{category}.json")  # last: with it, all is there
-
-    def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
-        """The test images, for after selection: the ledger says when and what for."""
-        if pq.read_metadata(self._table(category, "test")).num_rows:
-            self._note_unlocked(category, purpose)
-        return pq.read_table(self._table(category, "test"))
-
-    def _note_unlocked(self, category: str, purpose: str) -> None:
-        if self.remote is None or self.leases is None:
-            record_unlock(self.folder, category, purpose)
-            return
-        with self.leases.hold("ledger"):  # one file for all workers
-            (self.folder / "ledger.jsonl").unlink(missing_ok=True)
-            self._fetch("ledger.jsonl")
-            record_unlock(self.folder, category, purpose)
-            self.publish("ledger.jsonl")
+            name,  # last: where it is, all else is
+        )
 
 
-def _moved(table: pa.Table, before: Path, now: Path) -> pa.Table:
-    """The table with the paths below one folder led to another."""
-    if before == now:
+def _table_name(category: str, kind: str) -> str:
+    return f"tables/{category}.{kind}.parquet"
+
+
+def _relocated(table: pa.Table, before: Path, after: Path) -> pa.Table:
+    """The table with paths below the folder `before` turned into paths below `after`."""
+    if before == after:
         return table
     for name in ("path", "mask_path"):
-        moved = [
-            None if path is None else str(now / Path(path).relative_to(before))
+        paths = [
+            None if path is None else str(after / Path(path).relative_to(before))
             for path in table[name].to_pylist()
         ]
-        table = table.set_column(
-            table.column_names.index(name),
-            table.schema.field(name),
-            pa.array(moved, table.schema.field(name).type),
-        )
+        column = pa.array(paths, table.schema.field(name).type)
+        table = table.set_column(table.column_names.index(name), table.schema.field(name), column)
     return table
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write Parquet, whole or not at all."""
-    with atomic_write(path) as draft:
-        pq.write_table(table, draft)
-
-
 def check_folder(out: Path, resume: bool, name: str | None = None) -> None:
-    """Refuse a study's folder that holds other things, before the long work and without a trace.
-    `name` is what a person calls it.
+    """Refuse a folder that holds other things; nothing is written.
+
+    Args:
+        out: the study's folder.
+        resume: whether to go on with a study in it.
+        name: what the user calls the folder, for messages; `out` where None.
 
     Raises:
-        OutputError: it holds something and `resume` was not said, it holds no study to resume, or
-            it can't be made.
+        OutputError: the folder holds something and `resume` is False, it holds no study to resume,
+            or it can't be made.
     """
     check_writable(out, folder=True)
     if not out.exists() or all(entry.name == ".lock" for entry in out.iterdir()):

@@ -1,7 +1,7 @@
-"""A Ctrl-C during the search is heeded between two of Tune's steps.
+"""A Ctrl-C during the search takes effect between two of Tune's steps.
 
-Raised just anywhere, it can leave the loggers that Tune calls in the middle of something:
-TensorBoard's writer, for one, then waits at the end of the process for a thread that never ran.
+Raised anywhere else, KeyboardInterrupt can interrupt the loggers that Tune calls. TensorBoard's
+writer, for one, then waits at the end of the process for a thread that never ran.
 """
 
 from __future__ import annotations
@@ -15,39 +15,40 @@ from typing import Any
 from ray.tune import Callback
 
 
-class Interrupts(Callback):
-    """Tune's callback that raises KeyboardInterrupt where :meth:`note` was told of one."""
+class InterruptCallback(Callback):
+    """Tune's callback that raises KeyboardInterrupt after a step in which a signal came."""
 
     def __init__(self) -> None:
-        self._noted = False
+        self._interrupted = False
 
-    def note(self, *_: Any) -> None:
-        """A signal handler. A second signal raises at once: whoever sends it does not want to wait."""
-        if self._noted:
+    def handle(self, *_: Any) -> None:
+        """A signal handler; the second signal raises at once."""
+        if self._interrupted:
             raise KeyboardInterrupt
-        self._noted = True
+        self._interrupted = True
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune is between two steps, which take a tenth of a second each."""
-        if self._noted:
+        """Tune is between two steps; each takes a tenth of a second."""
+        if self._interrupted:
             raise KeyboardInterrupt
 
 
 @contextmanager
-def heeded_between_steps() -> Iterator[Interrupts]:
-    """Take SIGINT for the length of the block; give the callback to Tune. Off the main thread,
-    which gets no signals, it changes nothing.
+def interrupt_between_steps() -> Iterator[InterruptCallback]:
+    """Handle SIGINT while the block runs; give the callback to Tune.
+
+    Off the main thread, which alone gets signals, it changes nothing.
 
     Raises:
-        KeyboardInterrupt: the block ended with an interrupt noted.
+        KeyboardInterrupt: a signal came in the block's last step.
     """
-    interrupts = Interrupts()
+    callback = InterruptCallback()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupts
+        yield callback
         return
-    before = signal.signal(signal.SIGINT, interrupts.note)
+    before = signal.signal(signal.SIGINT, callback.handle)
     try:
-        yield interrupts
+        yield callback
     finally:
         signal.signal(signal.SIGINT, before)
-    interrupts.on_step_end(0, [])
+    callback.on_step_end(0, [])

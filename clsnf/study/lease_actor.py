@@ -1,7 +1,7 @@
-"""Leases for workers that share no file system: one small Ray actor keeps them. The counterpart of
-:mod:`clsnf.training.leases`.
+"""Leases for workers that share no file system: one small Ray actor keeps them.
 
-Nobody compares clocks here either: the actor's own says when a holder was last heard of.
+The counterpart of :mod:`clsnf.training.leases`, whose leases are files. Here too no clocks of
+different machines are compared: the actor's own clock says when a holder last reported.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from clsnf.core.periodic import call_periodically
 from clsnf.training.leases import HEARTBEAT, LIFETIME
 
 _NAMESPACE = "clsnf"
-_POLL = 0.2  # seconds between looks at somebody else's lease
+_POLL = 0.2  # seconds between two requests for a lease that another holds
 
 
-class LeaseBook:
-    """Who holds which lease.
+class LeaseTable:
+    """Who holds which lease; runs in the actor.
 
     Args:
-        lifetime: seconds without a sign of life after which a lease is free for others.
+        lifetime: seconds without a heartbeat after which others may take a lease.
         clock: seconds that only rise.
     """
 
@@ -33,14 +33,12 @@ class LeaseBook:
         self, lifetime: float = LIFETIME, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._lifetime, self._clock = lifetime, clock
-        self._held: dict[str, tuple[str, float]] = {}
+        self._held: dict[str, tuple[str, float]] = {}  # name -> holder, time of its last heartbeat
 
     def take(self, name: str, owner: str) -> bool:
-        """Take the lease on `name`, or give a sign of life of who has it already; False where
-        another holds it.
-        """
-        holder, heard = self._held.get(name, (owner, 0.0))
-        if holder != owner and self._clock() - heard < self._lifetime:
+        """Take the lease on `name`, or send its holder's heartbeat; False where another has it."""
+        holder, heard_at = self._held.get(name, (owner, 0.0))
+        if holder != owner and self._clock() - heard_at < self._lifetime:
             return False
         self._held[name] = (owner, self._clock())
         return True
@@ -51,17 +49,17 @@ class LeaseBook:
             del self._held[name]
 
 
-def open_book(name: str) -> Any:
-    """Start the actor that keeps a study's leases; it ends with the handle that this returns."""
+def start_lease_actor(name: str) -> Any:
+    """Start the actor that keeps a study's leases; it ends with the handle that is returned."""
     return (
-        ray.remote(num_cpus=0)(LeaseBook)
+        ray.remote(num_cpus=0)(LeaseTable)
         .options(name=name, namespace=_NAMESPACE, get_if_exists=True)
         .remote()
     )
 
 
-class BookedLeases:
-    """Leases that the book of this name keeps, for any process of the Ray cluster."""
+class ActorLeases:
+    """Leases that the actor of this name keeps, for any process of the Ray cluster."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -69,17 +67,17 @@ class BookedLeases:
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         """As :meth:`clsnf.training.leases.Leases.hold`."""
-        book = ray.get_actor(self._name, namespace=_NAMESPACE)
+        actor = ray.get_actor(self._name, namespace=_NAMESPACE)
         owner = uuid.uuid4().hex
-        while not ray.get(book.take.remote(name, owner)):
+        while not ray.get(actor.take.remote(name, owner)):
             time.sleep(_POLL)
 
-        def beat() -> None:
-            with suppress(ray.exceptions.RayError):  # the next beat may succeed
-                ray.get(book.take.remote(name, owner))
+        def send_heartbeat() -> None:
+            with suppress(ray.exceptions.RayError):  # the next one may succeed
+                ray.get(actor.take.remote(name, owner))
 
         try:
-            with call_periodically(beat, HEARTBEAT):
+            with call_periodically(send_heartbeat, HEARTBEAT):
                 yield
         finally:
-            ray.get(book.free.remote(name, owner))
+            ray.get(actor.free.remote(name, owner))

@@ -1,79 +1,54 @@
-"""Several objectives: the trials that no other trial beats in all of them, each saved as a
-detector.
-"""
+"""Several objectives: every trial on the Pareto front is saved as a detector."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Sequence
+
+import numpy as np
 
 from clsnf.core.config import StudySettings
 from clsnf.core.progress import Progress
 from clsnf.detector import Detector
-from clsnf.study.folder import StudyPlan
-from clsnf.study.latency import LATENCY
+from clsnf.evaluation.pareto import pareto_front
+from clsnf.results import FrontMember, TrialResult
+from clsnf.study.context import StudyContext
 from clsnf.study.space import apply_config
-from clsnf.study.trial import workbench
+from clsnf.study.trials import directions_of
+from clsnf.study.worker import WORKBENCHES
 
 
-def objectives_of(study: StudySettings) -> dict[str, Literal["maximize", "minimize"]]:
-    """Names in a trial's report, each with the direction that Optuna wants."""
-    return {
-        name if name == LATENCY else f"validation_{name}": "minimize"
-        if name == LATENCY
-        else "maximize"
-        for name in study.objectives
-    }
+def front_of(trials: Sequence[TrialResult], study: StudySettings) -> list[TrialResult]:
+    """The trials on the Pareto front of the study's objectives, the best in the first one first.
 
-
-def front(trials: list[dict[str, Any]], objectives: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The trials that no other one is at least as good as in every objective and better in one; the
-    best in the first objective first.
-
-    Args:
-        trials: records with ``figures``.
-        objectives: as :func:`objectives_of` gives them.
+    Trials with equal values are all on the front.
     """
-    signs = [1 if direction == "maximize" else -1 for direction in objectives.values()]
-
-    def values(trial: dict[str, Any]) -> list[float]:
-        return [sign * trial["figures"][name] for sign, name in zip(signs, objectives, strict=True)]
-
-    def is_beaten(own: list[float]) -> bool:
-        return any(
-            all(o >= v for o, v in zip(other, own, strict=True)) and other != own
-            for other in map(values, trials)
-        )
-
-    return sorted(
-        (trial for trial in trials if not is_beaten(values(trial))), key=values, reverse=True
-    )
+    signs = [1.0 if way == "maximize" else -1.0 for way in directions_of(study).values()]
+    values = np.array(
+        [[trial.value_of(name) for name in study.objectives] for trial in trials], np.float64
+    ).reshape(len(trials), len(signs))
+    values *= signs  # higher is better
+    front = sorted(pareto_front(values), key=lambda n: tuple(values[n]), reverse=True)
+    return [trials[n] for n in front]
 
 
 def save_front(
-    plan: StudyPlan, category: str, trials: list[dict[str, Any]], progress: Progress
-) -> list[dict[str, Any]]:
-    """Save the detectors of the front below ``front/<category>/``; returns trial, config,
-    objectives and folder of each.
-    """
-    objectives = objectives_of(plan.study_settings)
+    context: StudyContext, category: str, trials: Sequence[TrialResult], progress: Progress
+) -> list[FrontMember]:
+    """Save the detectors on the Pareto front below ``front/<category>/``."""
+    train = context.folder.train_table(category)
     saved = []
-    train = plan.train_table(category)
-    for trial in front(trials, objectives):
-        settings = apply_config(plan.detector_settings, trial["config"])
-        detector = Detector.from_pipeline(
-            workbench(plan, category, settings).prepared, train, settings, progress
-        )
-        folder = f"front/{category}/trial-{trial['trial']}"
-        detector.save(plan.folder / folder)
+    for trial in front_of(trials, context.study):
+        settings = apply_config(context.settings, trial.config)
+        prepared = WORKBENCHES.get(context, category, settings).prepared
+        detector = Detector.from_pipeline(prepared, train, settings, progress)
+        name = f"front/{category}/trial-{trial.number}"
+        detector.save(context.folder.path / name)
         saved.append(
-            {
-                "trial": trial["trial"],
-                "config": trial["config"],
-                "objectives": {
-                    name.removeprefix("validation_"): trial["figures"][name] for name in objectives
-                },
-                "detector": plan.place_of(folder),
-            }
+            FrontMember(
+                trial=trial.number,
+                config=trial.config,
+                objectives={name: trial.value_of(name) for name in context.study.objectives},
+                detector=context.folder.location_of(name),
+            )
         )
     return saved

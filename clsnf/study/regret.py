@@ -1,140 +1,153 @@
-"""What a study's choices lose against an oracle that picks on the test images: computed after
-selection, and never used by it.
+"""Regret: what a study's choices lose against an oracle that picks on the test images.
+
+It is computed after selection, and selection never sees it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from clsnf.core.config import DetectorSettings
 from clsnf.core.progress import Progress
-from clsnf.evaluation.selection import family_metrics_of, validation_labels
-from clsnf.study.folder import StudyPlan
+from clsnf.evaluation.selection import (
+    ValidationLabels,
+    family_metrics,
+    scores_at,
+    validation_labels,
+)
+from clsnf.results import Metrics, OracleLoss, Regret, TrialResult
+from clsnf.study.context import StudyContext
 from clsnf.study.space import apply_config
-from clsnf.study.trial import workbench
-from clsnf.training.pipeline import PlacedImages, ScoreMaps
+from clsnf.study.worker import WORKBENCHES
+from clsnf.training.pipeline import PlacedImages
 from clsnf.training.prepare import place_rows
 
-FIGURES = ("pixel_ap", "image_auroc")
+METRICS = ("pixel_ap", "image_auroc")
 
 
-class Choice(Protocol):
-    """A trial's maps with a fusion weight."""
+class Pick(Protocol):
+    """What a selection rule picks: a trial's maps with a fusion weight."""
 
     @property
-    def trial(self) -> dict[str, Any]: ...
+    def trial(self) -> TrialResult: ...
     @property
     def weight(self) -> float: ...
 
 
-def regret(
-    plan: StudyPlan,
-    category: str,
-    trials: list[dict[str, Any]],
-    selected: DetectorSettings,
-    test: pa.Table,
-    picks: Mapping[str, Choice],
-    progress: Progress,
-) -> dict[str, Any] | None:
-    """Figures on the test images, placed on the network's canvas, of what was selected and of what
-    an oracle would have.
+class TestMetrics:
+    """Metrics of settings on the test images, at the network's size.
 
     Args:
-        plan, category: the study and the product.
-        trials: the finished ones, which the oracle may choose from, each with its own fusion
-            weight.
-        selected: the winner's settings.
+        context, category: the study and the product.
         test: the test images' table.
-        picks: what each selection rule would have picked.
-        progress: told about it.
+    """
+
+    __test__ = False  # pytest takes classes of this name for tests
+
+    def __init__(self, context: StudyContext, category: str, test: pa.Table) -> None:
+        self.context, self._category, self._test = context, category, test
+        self._rows = test.to_pylist()
+        has_masks = all(row["mask_path"] is not None for row in self._rows if row["label"])
+        self.names = METRICS if has_masks else ("image_auroc",)
+        self._placed: dict[str, tuple[PlacedImages, ValidationLabels]] = {}
+        self._known: dict[tuple[str, float], Metrics] = {}
+
+    @property
+    def are_defined(self) -> bool:
+        """Whether there are both normal and defective test images."""
+        return len({bool(row["label"]) for row in self._rows}) == 2
+
+    def of(self, settings: DetectorSettings, weight: float) -> Metrics:
+        """The metrics of the settings' maps with a fusion weight; computed once."""
+        key = (str(dataclasses.replace(settings, fusion_weight=0.0, score_weight=None)), weight)
+        if key not in self._known:
+            images, labels = self._images(settings)
+            bench = WORKBENCHES.get(self.context, self._category, settings)
+            maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth, images)
+            answers = scores_at(maps, weight, labels.valid)
+            metrics = family_metrics(answers, labels, self.names)
+            self._known[key] = metrics["defect"]
+        return self._known[key]
+
+    def _images(self, settings: DetectorSettings) -> tuple[PlacedImages, ValidationLabels]:
+        """The test images, with all defects in one family."""
+        key = str(settings.image)
+        if key not in self._placed:
+            images = place_rows(self._test, settings)
+            labels = validation_labels(self._rows, settings, images)
+            families = tuple("defect" if row["label"] else "good" for row in self._rows)
+            self._placed[key] = images, dataclasses.replace(labels, families=families)
+        return self._placed[key]
+
+
+def compute_regret(
+    test: TestMetrics,
+    trials: Sequence[TrialResult],
+    selected: DetectorSettings,
+    picks: Mapping[str, Pick],
+    progress: Progress,
+) -> Regret | None:
+    """Compare what was selected with what an oracle would have picked.
+
+    The first oracle has the winner's maps and picks their fusion weight. The second one may also
+    pick any trial, with the trial's own fusion weight.
+
+    Args:
+        test: metrics on the test images.
+        trials: the finished trials.
+        selected: the winner's settings.
+        picks: selection rule -> what it would have picked.
+        progress: told about every step.
 
     Returns:
-        ``fusion_weight`` and ``trial``, for each of :data:`FIGURES`: ``selected``, ``oracle``,
-        ``regret`` (their difference, 0 or more) and what the oracle picked. The first oracle has
-        the winner's maps and picks their weight; the second has every trial as well.
-        ``rules``: the figures of each selection rule's pick. None where the test images are all
-            normal, or all defective.
+        None where the test images are all normal, or all defective.
     """
-    rows = test.to_pylist()
-    defective = [bool(row["label"]) for row in rows]
-    if all(defective) or not any(defective):
+    if not test.are_defined:
         return None
-    names = (
-        FIGURES
-        if all(row["mask_path"] is not None for row in rows if row["label"])
-        else ("image_auroc",)
+    base = test.context.settings
+    weights = np.unique(
+        [*test.context.fusion_weights, selected.fusion_weight, selected.image_weight]
     )
-    placed: dict[str, tuple[PlacedImages, Any]] = {}
-    known: dict[tuple[str, float], dict[str, float]] = {}
+    steps = len(weights) + len(trials) + len(picks)
+    done = itertools.count(1)
 
-    def maps_of(settings: DetectorSettings) -> tuple[ScoreMaps, Any]:
-        bench = workbench(plan, category, settings)
-        key = str(settings.image)
-        if key not in placed:
-            images = place_rows(test, settings)
-            labels = validation_labels(rows, settings, images)
-            labels = dataclasses.replace(
-                labels, families=tuple("defect" if is_defect else "good" for is_defect in defective)
-            )
-            placed[key] = images, labels
-        images, labels = placed[key]
-        return bench.prepared.pipeline.maps(
-            settings.finetune.joint_epochs, settings.flow.depth, images
-        ), labels
+    def metrics_of(settings: DetectorSettings, weight: float) -> Metrics:
+        found = test.of(settings, weight)
+        progress("regret", next(done), steps)
+        return found
 
-    def figures(settings: DetectorSettings, weight: float) -> dict[str, float]:
-        key = (str(dataclasses.replace(settings, fusion_weight=0.0, score_weight=None)), weight)
-        if key not in known:
-            maps, labels = maps_of(settings)
-            known[key] = family_metrics_of(maps.fused(weight), labels, names)["defect"]
-        return known[key]
-
-    weights = [
-        float(w)
-        for w in np.unique([*plan.fusion_weights, selected.fusion_weight, selected.image_weight])
-    ]
-    total = len(weights) + len(trials) + len(picks)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        progress("regret", done, total)
-
-    swept = {}
-    for weight in weights:
-        swept[weight] = figures(selected, weight)
-        step()
-    tried: dict[tuple[int | None, float], dict[str, float]] = {
-        (None, weight): found for weight, found in swept.items()
+    # Key: the trial that the maps are of (None for the winner's), and the fusion weight.
+    swept: dict[tuple[int | None, float], Metrics] = {
+        (None, float(weight)): metrics_of(selected, float(weight)) for weight in weights
     }
+    tried = dict(swept)
     for trial in trials:
-        settings = apply_config(plan.detector_settings, trial["config"])
-        tried[trial["trial"], settings.fusion_weight] = figures(settings, settings.fusion_weight)
-        step()
-    by_rule = {}
-    for rule, choice in picks.items():
-        by_rule[rule] = figures(
-            apply_config(plan.detector_settings, choice.trial["config"]), choice.weight
-        )
-        step()
-    result: dict[str, Any] = {"fusion_weight": {}, "trial": {}, "rules": by_rule}
-    for name in names:
-        own = swept[selected.fusion_weight if name == "pixel_ap" else selected.image_weight][name]
-        best = max(swept, key=lambda weight: swept[weight][name])
-        result["fusion_weight"][name] = _loss(own, swept[best][name]) | {"weight": best}
-        number, weight = max(tried, key=lambda key: tried[key][name])
-        result["trial"][name] = _loss(own, tried[number, weight][name]) | {
-            "trial": number,
-            "weight": weight,
-        }
-    return result
+        settings = apply_config(base, trial.config)
+        weight = settings.fusion_weight
+        tried[trial.number, weight] = metrics_of(settings, weight)
+    by_rule = {
+        rule: metrics_of(apply_config(base, pick.trial.config), pick.weight)
+        for rule, pick in picks.items()
+    }
+    by_weight, by_trial = {}, {}
+    for name in test.names:
+        own_weight = selected.fusion_weight if name == "pixel_ap" else selected.image_weight
+        own = swept[None, own_weight][name]
+        by_weight[name] = _loss(own, swept, name)
+        by_trial[name] = _loss(own, tried, name)
+    return Regret(by_weight, by_trial, by_rule)
 
 
-def _loss(selected: float, oracle: float) -> dict[str, Any]:
-    return {"selected": selected, "oracle": oracle, "regret": oracle - selected}
+def _loss(
+    selected: float, options: Mapping[tuple[int | None, float], Metrics], name: str
+) -> OracleLoss:
+    """What is lost against the best option; of equal ones, the first counts."""
+    trial, weight = max(options, key=lambda key: options[key][name])
+    best = options[trial, weight][name]
+    return OracleLoss(selected, best, best - selected, trial, weight)

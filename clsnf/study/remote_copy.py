@@ -1,10 +1,11 @@
-"""A study whose folder is remote (``--out s3://bucket/runs/night``): every machine works in a local
-copy of what it needs.
+"""A study whose folder is remote (``--out s3://bucket/runs/night``).
 
-Unusual: nobody mirrors everything. The driver passes on what trials start from and what came out;
-    workers fetch that once, share stages
-through the remote folder, and pass on the winners. A copy belongs to one study, not to its place:
-another study at the same URI is another copy, so that nothing old is ever taken for new.
+Every machine works in a local copy, and none copies everything. The driver uploads what trials
+start from and the study's state. Workers download that once, share artifacts through the remote
+folder, and upload the winners.
+
+A copy has a random name that is stored in ``study.json``. Another study at the same URI therefore
+gets another copy, and no machine takes old files for new ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from clsnf.core.periodic import call_periodically
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import without_secrets
 
-# What the driver needs to go on with a study, and keeps up to date while it runs.
+# What the driver needs to resume a study, and uploads while it runs.
 STATE = (
     "study.json",
     "optuna.journal",
@@ -31,23 +32,22 @@ STATE = (
     "finished",
     "ledger.jsonl",
 )
-_EVERY = 5.0  # seconds between looks at what has changed
+_EVERY = 5.0  # seconds between uploads of what has changed
 
 
 def local_copy(name: str) -> Path:
-    """Where the copy of this name lies on this machine."""
+    """Where the copy of this name is on this machine."""
     return Path(tempfile.gettempdir()) / name
 
 
-def copy_of(remote: RemoteFolder) -> Path:
-    """Where the driver's copy of the study in a remote folder lies, or of the one that is to begin
-    there.
+def driver_copy(remote: RemoteFolder) -> Path:
+    """Where the driver's copy of the study in a remote folder is; a new place for a new study.
 
     Raises:
         OutputError: the folder can't be read or written, or holds something that is no study.
     """
-    begun = remote.read("study.json")
-    if begun is None:
+    content = remote.read("study.json")
+    if content is None:
         if not remote.is_empty():
             raise OutputError(
                 f"{without_secrets(remote.uri)} is in use, but holds no study to go on with: "
@@ -56,7 +56,7 @@ def copy_of(remote: RemoteFolder) -> Path:
         remote.check_writable()
         return local_copy(f"clsnf-{secrets.token_hex(8)}")
     try:
-        return local_copy(Path(json.loads(begun)["copy"]).name)
+        return local_copy(Path(json.loads(content)["copy"]).name)
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
             f"study.json in {without_secrets(remote.uri)} is damaged ({error}): choose another "
@@ -65,40 +65,36 @@ def copy_of(remote: RemoteFolder) -> Path:
 
 
 def fetch_state(remote: RemoteFolder, copy: Path) -> None:
-    """Bring what the study wrote down before to this machine."""
+    """Download the study's state to this machine."""
     for entry in STATE:
         remote.pull(entry, copy / entry)
 
 
 @contextmanager
-def kept_up(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
-    """Pass on the study's state every few seconds while the block runs, and at its end, however it
-    ends.
-    """
+def upload_state(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
+    """Upload the study's state every few seconds while the block runs, and once at its end."""
     if remote is None:
         yield
         return
-    sent: dict[str, str] = {}
+    uploaded: dict[str, str] = {}
 
-    def send() -> None:
+    def upload() -> None:
         for entry in STATE:
             path = copy / entry
-            if (
-                path.is_file() and entry != "ledger.jsonl"
-            ):  # workers write the ledger, under a lease
+            # The ledger and the folder "finished" are uploaded by the workers that write them.
+            if path.is_file() and entry != "ledger.jsonl":
                 digest = sha256_file(path)
-                if sent.get(entry) != digest:
+                if uploaded.get(entry) != digest:
                     remote.push(path, entry)
-                    sent[entry] = digest
+                    uploaded[entry] = digest
 
-    def try_to_send() -> None:
-        with suppress(
-            ClsnfError, OSError
-        ):  # a network that fails for a moment: the next look may succeed, the last one must
-            send()
+    def try_to_upload() -> None:
+        # The network may fail for a moment: the next upload may succeed, and the last one must.
+        with suppress(ClsnfError, OSError):
+            upload()
 
     try:
-        with call_periodically(try_to_send, _EVERY):
+        with call_periodically(try_to_upload, _EVERY):
             yield
     finally:
-        send()
+        upload()

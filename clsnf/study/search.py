@@ -1,11 +1,12 @@
-"""One Tune searcher for many categories: an Optuna study each.
+"""One Tune searcher for many categories, with an Optuna study for each.
 
-Unusual: Tune sees one flat run of trials, so that a category never waits for another one's slowest
-    trial, while each category's
-sampler learns from its own trials alone. The next trial goes to the category with the fewest
-running ones, then to the one that had the fewest. In sequence, a category waits for its running
-trial before it gets the next: then the same seed gives the same trials whatever else is going on,
-at the price of idle cores while the last categories end.
+Tune sees one flat run of trials, so no category waits for the slowest trial of another, while each
+category's sampler learns from its own trials alone.
+
+The next trial goes to the category with the fewest running trials, and among equals to the one that
+had the fewest trials. In sequence, a category waits for its running trial before it gets the next.
+The same seed then gives the same trials, however long each takes; the price is idle cores while
+the last categories end.
 """
 
 from __future__ import annotations
@@ -20,67 +21,66 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from clsnf.study.trials import History
+from clsnf.results import TrialResult
+from clsnf.study.reports import OBJECTIVE, TrialReport
+from clsnf.study.trials import CategoryTrials
 
 CATEGORY, NUMBER = "category", "trial"  # what a trial's config holds besides its values
-METRIC = "objective"  # in every report
 # How often a trial is begun whose process is killed. Tune's own retries can all fall on one actor
 # before its death is known.
-MOST_ATTEMPTS = 3
-
-# What a trial reports, and its history keeps beside the objectives.
-_KEPT = ("validation_", "family_", "stages_", "stream_", "seconds", "latency", "traceback")
+MAX_ATTEMPTS = 3
 
 
 class PerCategorySearch(Searcher):
-    """Hands out `trials` trials of each category, and tells its history what came out.
+    """Suggests `trials` trials of each category, and stores their results.
 
     Args:
-        histories: of each category.
-        trials: of each category, those of an earlier run included.
-        in_sequence: never two trials of a category at once.
-        begun: gets the category of every trial that is handed out for the first time.
-        tell: gets the record of every trial that ended.
+        trials_of: category -> its trials so far.
+        trials: number of trials of each category, those of an earlier run included.
+        in_sequence: whether a category never has two trials at once.
+        begun: gets the category of every trial that is begun for the first time.
+        ended: gets every trial that ended.
     """
 
     def __init__(
         self,
-        histories: Mapping[str, History],
+        trials_of: Mapping[str, CategoryTrials],
         trials: int,
         in_sequence: bool,
         begun: Callable[[str], None] = lambda category: None,
-        tell: Callable[[dict[str, Any]], None] = lambda record: None,
+        ended: Callable[[TrialResult], None] = lambda trial: None,
     ) -> None:
-        super().__init__(metric=METRIC, mode="max")
-        self._histories, self._trials, self._in_sequence = dict(histories), trials, in_sequence
-        self._begun, self._tell = begun, tell
-        self._running = dict.fromkeys(histories, 0)
-        self._handed: dict[str, tuple[str, int]] = {}
+        super().__init__(metric=OBJECTIVE, mode="max")
+        self._trials_of, self._trials, self._in_sequence = dict(trials_of), trials, in_sequence
+        self._begun, self._ended = begun, ended
+        self._running = dict.fromkeys(trials_of, 0)
+        self._suggested: dict[str, tuple[str, int]] = {}  # Tune's id -> category and number
         self._attempts: Counter[tuple[str, int]] = Counter()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher to go on after a crash; here that is the histories' part."""
+        """Tune pickles its searcher to resume after a crash; here the Optuna storage does that."""
         return {}
 
     @property
     def left(self) -> int:
-        """Number of trials to hand out yet."""
-        return sum(max(0, self._trials - history.given) for history in self._histories.values())
+        """Number of trials that are not begun yet."""
+        return sum(max(0, self._trials - own.begun) for own in self._trials_of.values())
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's values with its category and number (a dict), FINISHED, or None where a
-        running trial must end first.
+        """The next trial's values with its category and number, as a dict.
+
+        FINISHED where no trial is left; None where a running trial must end first.
         """
-        given = {category: history.given for category, history in self._histories.items()}
-        open_categories = [c for c in given if given[c] < self._trials]
-        if not open_categories:
+        begun = {category: own.begun for category, own in self._trials_of.items()}
+        unfinished = [category for category in begun if begun[category] < self._trials]
+        if not unfinished:
             return Searcher.FINISHED
-        category = min(open_categories, key=lambda c: (self._running[c], given[c]))
+        category = min(unfinished, key=lambda c: (self._running[c], begun[c]))
         if self._in_sequence and self._running[category]:
             return None
-        number, values = self._histories[category].begin()
+        number, values = self._trials_of[category].begin()
         self._running[category] += 1
-        self._handed[trial_id] = (category, number)
+        self._suggested[trial_id] = (category, number)
         self._attempts[category, number] += 1
         if self._attempts[category, number] == 1:
             self._begun(category)
@@ -88,59 +88,64 @@ class PerCategorySearch(Searcher):
 
     def name(self, trial_id: str) -> str:
         """A name for people, and for the trial's folder."""
-        category, number = self._handed[trial_id]
+        category, number = self._suggested[trial_id]
         attempt = self._attempts[category, number]
         return f"{category}-{number}" + (f"-again-{attempt - 1}" if attempt > 1 else "")
 
-    def is_hopeless(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Whether to stop a trial after a report on its way."""
-        if "step" not in result:
+    def should_prune(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether to stop a trial after this report."""
+        report = TrialReport.from_tune(result)
+        if report.step is None:
             return False
-        category, number = self._handed[trial_id]
-        return self._histories[category].is_hopeless(number, result["step"], result[METRIC])
+        category, number = self._suggested[trial_id]
+        return self._trials_of[category].should_prune(number, report.step, report.objective)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Reports on the way are the scheduler's part."""
+        """Reports on the way are the scheduler's part: see :class:`PruningScheduler`."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass on what a trial came to. What ended without a report is left to :class:`Telling`,
-        which can see the cause.
+        """Store the result of a trial.
+
+        A trial that ended without a report is left to :class:`FailureCallback`, which knows the
+        cause.
         """
-        category, number = self._handed[trial_id]
+        category, number = self._suggested[trial_id]
         self._running[category] -= 1
         if error or result is None:
             return
-        history = self._histories[category]
-        notes = {name: value for name, value in result.items() if name.startswith(_KEPT)}
-        if "failed" in result:
-            history.fail(number, result["failed"], notes)
+        own, report = self._trials_of[category], TrialReport.from_tune(result)
+        if report.failure is not None:
+            own.fail(number, report.failure, report.measured)
+        elif report.step is not None:
+            own.stop(number, report.measured)
         else:
-            history.end(number, {} if "step" in result else result, notes)
-        self._tell(history.record(number))
+            own.finish(number, report.measured)
+        self._ended(own.result(number))
 
-    def failed(self, trial_id: str, cause: str) -> None:
-        """A trial's process ended without a report: the trial is begun again, a few times at most."""
-        category, number = self._handed[trial_id]
-        history = self._histories[category]
-        if self._attempts[category, number] < MOST_ATTEMPTS:
-            history.begin_again(number)
+    def on_trial_failed(self, trial_id: str, cause: str) -> None:
+        """A trial's process ended without a report: begin the trial again, a few times at most."""
+        category, number = self._suggested[trial_id]
+        own = self._trials_of[category]
+        if self._attempts[category, number] < MAX_ATTEMPTS:
+            own.restart(number)
             return
-        history.fail(number, cause)
-        self._tell(history.record(number))
+        own.fail(number, cause)
+        self._ended(own.result(number))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the histories lie in their storage."""
+        """Write an empty file: the trials are in the Optuna storage."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as :meth:`save`."""
+        """Do nothing, for the same reason."""
 
 
-class Telling(Callback):
-    """Tells the searcher why trials ended without a report: their process was killed, or ran out of
-    memory.
+class FailureCallback(Callback):
+    """Tells the searcher why a trial ended without a report.
+
+    Its process was killed, or ran out of memory.
     """
 
     def __init__(self, search: PerCategorySearch) -> None:
@@ -155,13 +160,11 @@ class Telling(Callback):
     ) -> None:
         """A trial failed for good."""
         if self._search is not None:
-            self._search.failed(trial.trial_id, _cause(trial))
+            self._search.on_trial_failed(trial.trial_id, _cause(trial))
 
 
-class StopHopeless(FIFOScheduler):
-    """Tune's scheduler: first in, first out, and a trial that its category's others leave far
-    behind is stopped on its way.
-    """
+class PruningScheduler(FIFOScheduler):
+    """Tune's scheduler: first in, first out; trials far behind others of their category stop."""
 
     def __init__(self, search: PerCategorySearch) -> None:
         super().__init__()
@@ -172,9 +175,13 @@ class StopHopeless(FIFOScheduler):
         return {"_search": None}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Stop or go on."""
-        hopeless = self._search is not None and self._search.is_hopeless(trial.trial_id, result)
-        return TrialScheduler.STOP if hopeless else TrialScheduler.CONTINUE
+        """Stop the trial or let it go on."""
+        prune = self._search is not None and self._search.should_prune(trial.trial_id, result)
+        return TrialScheduler.STOP if prune else TrialScheduler.CONTINUE
+
+
+# Words in Ray's traceback of a trial whose process was killed.
+_KILLED = ("ActorDied", "ActorUnavailable", "is unavailable", "OutOfMemory", "died unexpectedly")
 
 
 def _cause(trial: Trial) -> str:
@@ -182,16 +189,7 @@ def _cause(trial: Trial) -> str:
     text = ""
     if trial.error_file and Path(trial.error_file).is_file():
         text = Path(trial.error_file).read_text(errors="replace")
-    if any(
-        sign in text
-        for sign in (
-            "ActorDied",
-            "ActorUnavailable",
-            "is unavailable",
-            "OutOfMemory",
-            "died unexpectedly",
-        )
-    ):
+    if any(words in text for words in _KILLED):
         return (
             "Its process was killed, again and again: out of memory, perhaps (fewer trials at "
             "once, or smaller images, need less)."

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from clsnf.core.config import DetectorSettings, replaced, setting_names, value_at
+from clsnf.core.config import DetectorSettings, check_names, replaced, value_at
 from clsnf.core.errors import SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
 from clsnf.training.finetune import RESUME_EVERY
@@ -185,12 +185,7 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
     Raises:
         SettingsError: an unknown name, or a value of the wrong type or out of its range.
     """
-    names = setting_names(settings)
-    for name in config:
-        if name not in SHORT_NAMES and name not in names:
-            raise SettingsError(
-                f"There is no setting {name!r}.{nearest(name, [*SHORT_NAMES, *names])}"
-            )
+    check_names(settings, config, SHORT_NAMES)
     return replaced(settings, {SHORT_NAMES.get(name, name): v for name, v in config.items()})
 
 

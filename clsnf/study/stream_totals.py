@@ -1,31 +1,23 @@
-"""What streams did in a study, for its summary and its table: sums of what every trial reports of
-its own.
-"""
+"""What streams did in a study, for its summary and its table: sums over the trials."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+
+from clsnf.results import StreamTotals, TrialResult
 
 STEPS = ("read", "decode", "defects")
 
 
-def streamed(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Of trials' records: images that came to training, seconds that it waited for them, and a
-    worker's images a second at each step.
-    """
+def stream_totals(trials: Iterable[TrialResult]) -> StreamTotals:
+    """What the trials' streams did, added up."""
     sums: dict[str, float] = {}
-    for record in records:
-        for name, value in record["figures"].items():
-            if name.startswith("stream_") and value is not None:
-                sums[name] = sums.get(name, 0) + value
-    pace = {
-        step: sums[f"stream_{step}_images"] / sums[f"stream_{step}_seconds"]
+    for trial in trials:
+        for name, value in trial.measured.stream.items():
+            sums[name] = sums.get(name, 0) + value
+    rates = {
+        step: sums[f"{step}_images"] / sums[f"{step}_seconds"]
         for step in STEPS
-        if sums.get(f"stream_{step}_seconds")
+        if sums.get(f"{step}_seconds")
     }
-    return {
-        "images": int(sums.get("stream_images", 0)),
-        "waited_seconds": sums.get("stream_waited", 0.0),
-        "images_per_second": pace,
-    }
+    return StreamTotals(int(sums.get("images", 0)), sums.get("waited", 0.0), rates)

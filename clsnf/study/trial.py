@@ -1,21 +1,19 @@
 """A trial: one point of the search space, tried on one category. Runs in a Ray worker.
 
-Unusual: a trial owns no work. It asks the category's pipeline for the maps of its backbone and
-    depth, which computes only the stages
-that no trial before it has left behind, and then weighs two stored maps.
+A trial asks the category's pipeline for the score maps of its joint epochs and flow depth. The
+pipeline computes only the artifacts that no earlier trial has left, so many trials only weigh two
+stored maps.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import platform
 import time
 import traceback
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,228 +21,217 @@ from typing import Any
 import torch
 
 from clsnf.core.config import DetectorSettings, StudySettings, to_dict
-from clsnf.core.device import choose_device
 from clsnf.core.errors import ClsnfError, TrainingError
-from clsnf.core.hashing import content_key
-from clsnf.core.memory import keep_freed_memory, release_freed_memory
+from clsnf.core.memory import release_freed_memory
 from clsnf.evaluation.selection import (
     family_metrics,
-    family_metrics_of,
     mean_over_families,
-    validation_labels,
+    scores_at,
+    scores_of_map,
 )
-from clsnf.study.folder import StudyPlan
-from clsnf.study.latency import LATENCY, latency
-from clsnf.study.progress_files import FileProgress
-from clsnf.study.search import CATEGORY, METRIC, NUMBER
-from clsnf.study.space import SHORT_NAMES, apply_config
-from clsnf.training.artifacts import Artifact
+from clsnf.evaluation.workbench import Workbench
+from clsnf.results import LATENCY, Measurements
+from clsnf.study.context import StudyContext
+from clsnf.study.latency import measure_latency
+from clsnf.study.reports import TrialReport
+from clsnf.study.search import CATEGORY, NUMBER
+from clsnf.study.space import apply_config
+from clsnf.study.worker import WORKBENCHES, load_workbench, use_threads
+from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.finetune import decay_start
-from clsnf.training.pipeline import PlacedImages
-from clsnf.training.prepare import Prepared, place_rows, prepare
 
-# Reported beside the objective; one pass over the pixels serves both pixel figures.
-FIGURES = ("pixel_ap", "pixel_auroc", "image_auroc")
+# Reported beside the objectives; both pixel metrics come from one pass over the pixels.
+ALWAYS_REPORTED = ("pixel_ap", "pixel_auroc", "image_auroc")
 
 
 def reported_metrics(study: StudySettings) -> tuple[str, ...]:
-    """Figures of a trial: its objectives and those that everybody asks for."""
-    return tuple(dict.fromkeys((*(name for name in study.objectives if name != LATENCY), *FIGURES)))
+    """Metrics of a trial: its objectives, and those that are always reported."""
+    objectives = (name for name in study.objectives if name != LATENCY)
+    return tuple(dict.fromkeys((*objectives, *ALWAYS_REPORTED)))
 
 
-class Workbench:
-    """A category loaded into this process: pipeline, validation images, their labels."""
+def run_trial(config: dict[str, Any], context: StudyContext) -> None:
+    """Tune's trainable: report on the way, and at the end the objective and all measurements.
 
-    def __init__(
-        self, plan: StudyPlan, category: str, settings: DetectorSettings, stages: Path | None = None
-    ) -> None:
-        table = plan.train_table(category)
-        validation = plan.validation_table(category)
-        self.store = plan.store(stages)
-        progress = FileProgress(plan.folder, category)
-        device = choose_device(plan.device)
-        self.prepared: Prepared = prepare(
-            table, settings, plan.textures, self.store, device, progress, plan.stream
-        )
-        self.images: PlacedImages = place_rows(validation, settings)
-        self.labels = validation_labels(validation.to_pylist(), settings, self.images)
-
-
-_benches: OrderedDict[str, Workbench] = OrderedDict()
-_MOST_BENCHES = 2
-
-
-def workbench(plan: StudyPlan, category: str, settings: DetectorSettings) -> Workbench:
-    """The category's workbench; a worker that Ray uses again finds it as the trial before left it."""
-    plain = to_dict(settings)
-    for name in SHORT_NAMES.values():  # these are given anew to each call of the pipeline
-        *sections, last = name.split(".")
-        place = plain
-        for section in sections:
-            place = place[section]
-        del place[last]
-    key = content_key([plan.out, category, plain])
-    if key not in _benches:
-        while len(_benches) >= _MOST_BENCHES:
-            _benches.popitem(last=False)
-        _benches[key] = Workbench(plan, category, settings)
-    _benches.move_to_end(key)
-    return _benches[key]
-
-
-def use_threads(threads: int) -> None:
-    """Keep to the share of the machine that Ray gave."""
-    keep_freed_memory()
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)
-
-
-def run_trial(config: dict[str, Any], plan: StudyPlan) -> None:
-    """Tune's trainable: report where the trial stands on its way, and at its end the objective and
-    the figures beside it.
+    An error fails this trial alone: it is reported, and the process stays for the next trial.
     """
     from ray import tune
 
-    use_threads(plan.threads)
+    use_threads(context.threads)
     values = {name: value for name, value in config.items() if name not in (CATEGORY, NUMBER)}
     try:
-        for report in trial_reports(plan, config[CATEGORY], values):
-            tune.report(report)
+        for report in trial_reports(context, config[CATEGORY], values):
+            tune.report(report.to_tune())
         release_freed_memory()  # this process may wait while others work
-    except Exception as error:  # this trial fails, and leaves the process to the next
-        if isinstance(error, torch.AcceleratorError) and not isinstance(
-            error, torch.OutOfMemoryError
-        ):
-            raise  # nothing works any more on that GPU in this process: Tune starts another
-        _benches.clear()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        report = {METRIC: 0.0, "failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-        if not isinstance(
-            error, ClsnfError
-        ):  # a user can't mend it: whoever can wants to know where it was
-            report["traceback"] = traceback.format_exc()
-        tune.report(report)
+    except torch.AcceleratorError:
+        raise  # this process can't use its GPU any more: Tune starts another process
+    except Exception as error:
+        _report_failure(error)
+
+
+def _report_failure(error: Exception) -> None:
+    from ray import tune
+
+    WORKBENCHES.clear()
+    # A user can mend a ClsnfError; anything else is a bug, and its place is wanted.
+    trace = None if isinstance(error, ClsnfError) else traceback.format_exc()
+    cause = f"{type(error).__name__}: {error}".splitlines()[0]
+    report = TrialReport(0.0, failure=cause, measured=Measurements(traceback=trace))
+    tune.report(report.to_tune())
 
 
 def trial_reports(
-    plan: StudyPlan, category: str, values: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
+    context: StudyContext, category: str, values: Mapping[str, Any]
+) -> Iterator[TrialReport]:
     """A trial, step by step.
 
     Args:
-        plan: the study.
+        context: the study.
         category: whose images.
         values: the point of the search space.
 
     Yields:
-        On the way, where the space makes that worth its time: ``step`` (epochs of the trunk) and
-        the classifier's ``objective`` there. At the end ``objective``, ``validation_*``,
-        ``family_*``, ``seconds``, ``seconds_*`` by kind of work, ``stream_*`` (see
-        :class:`clsnf.streams.stream.Counters`), ``stages_computed`` and ``stages_reused``; with
-        ``latency`` among the objectives, that too.
+        On the way, where the study prunes trials, the classifier's objective after some epochs. At
+        the end the objective and all measurements.
 
     Raises:
-        TrainingError: a figure is not finite, whatever training said.
+        TrainingError: a metric is not finite.
         ClsnfError: see the pipeline.
     """
     started = time.perf_counter()
-    settings = apply_config(plan.detector_settings, values)
-    study = plan.study_settings
-    with ExitStack() as cleaned:
-        if study.reuse:
-            bench = workbench(plan, category, settings)
-        else:  # everything anew, and nothing left for others
-            plan.folder.mkdir(parents=True, exist_ok=True)
-            scratch = cleaned.enter_context(TemporaryDirectory(prefix=".scratch-", dir=plan.folder))
-            bench = Workbench(plan, category, settings, Path(scratch))
-        store, pipeline = bench.store, bench.prepared.pipeline
-        computed, reused, seconds = (
-            sum(store.computed.values()),
-            sum(store.reused.values()),
-            dict(store.seconds),
-        )
+    settings = apply_config(context.settings, values)
+    with _open_workbench(context, category, settings) as bench:
+        usage = _Usage(bench)
         loading = time.perf_counter() - started
-        counters = pipeline.fit.stream.counters
-        streamed = counters.totals()
-        epochs, depth = settings.finetune.joint_epochs, settings.flow.depth
-        names = reported_metrics(study)
-        stops = plan.leaving_epochs if study.reuse else ()
-        for step in plan.rungs:
-            if step <= decay_start(dataclasses.replace(settings.finetune, joint_epochs=epochs)):
-                yield {METRIC: _on_the_way(bench, epochs, step, study.objective), "step": step}
-        pipeline.finetuned(epochs, stops)
-        maps = pipeline.maps(epochs, depth, bench.images)
-        with store.clock("scoring"):
-            figures = family_metrics(maps, bench.labels, settings.fusion_weight, names)
-        report: dict[str, Any] = {
-            f"validation_{name}": mean_over_families(figures, name) for name in names
-        }
-        report |= {f"family_{family}": found[study.objective] for family, found in figures.items()}
-        if not all(math.isfinite(value) for value in report.values()):
-            raise TrainingError(
-                "The score maps hold values that are not finite: lower the learning rates."
-            )
-        report[METRIC] = report[f"validation_{study.objective}"]
-        if LATENCY in study.objectives:
-            report[LATENCY] = _latency(bench, plan, settings)
-        report |= {
-            f"stream_{name}": value - streamed.get(name, 0)
-            for name, value in counters.totals().items()
-        }
-        report |= {
-            f"seconds_{kind}": took - seconds.get(kind, 0.0) for kind, took in store.seconds.items()
-        }
-        report |= {
-            "seconds": time.perf_counter() - started,
-            "seconds_loading": loading,
-            "stages_computed": sum(store.computed.values()) - computed,
-            "stages_reused": sum(store.reused.values()) - reused,
-        }
-    yield report
+        epochs, objective = settings.finetune.joint_epochs, context.study.objective
+        for step in context.pruning_epochs:
+            if step <= decay_start(settings.finetune):
+                yield TrialReport(_objective_after(bench, epochs, step, objective), step)
+        bench.pipeline.finetuned(
+            epochs, context.joint_epochs_choices if context.study.reuse else ()
+        )
+        names = reported_metrics(context.study)
+        metrics = _family_metrics(bench, settings, names)
+        has_latency = LATENCY in context.study.objectives
+        measured = dataclasses.replace(
+            _validation(metrics, names, objective),
+            latency=_latency(bench, context, settings) if has_latency else None,
+        )
+        measured = usage.added_to(measured, started, loading)
+    yield TrialReport(measured.validation[objective], measured=measured)
 
 
-def _latency(bench: Workbench, plan: StudyPlan, settings: DetectorSettings) -> float:
-    """Milliseconds a picture on this machine: one measurement for all trials of one architecture,
-    so that noise makes no front.
+@contextmanager
+def _open_workbench(
+    context: StudyContext, category: str, settings: DetectorSettings
+) -> Iterator[Workbench]:
+    """The category's workbench; without reuse, a new one whose artifacts are deleted afterwards."""
+    if context.study.reuse:
+        yield WORKBENCHES.get(context, category, settings)
+        return
+    out = context.folder.path
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".scratch-", dir=out) as scratch:
+        yield load_workbench(context, category, settings, ArtifactStore(Path(scratch)))
+
+
+def _family_metrics(
+    bench: Workbench, settings: DetectorSettings, names: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    """Metrics of the fused maps of the validation images, by defect family."""
+    maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth)
+    with bench.store.clock("scoring"):
+        answers = scores_at(maps, settings.fusion_weight, bench.labels.valid)
+        return family_metrics(answers, bench.labels, names)
+
+
+def _validation(
+    metrics: dict[str, dict[str, float]], names: tuple[str, ...], objective: str
+) -> Measurements:
+    validation = {name: mean_over_families(metrics, name) for name in names}
+    families = {family: found[objective] for family, found in metrics.items()}
+    if not all(math.isfinite(value) for value in (*validation.values(), *families.values())):
+        raise TrainingError(
+            "The score maps hold values that are not finite: lower the learning rates."
+        )
+    return Measurements(validation=validation, families=families)
+
+
+class _Usage:
+    """What a trial adds to the counters of its workbench, from now on."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._store = bench.store
+        self._stream = bench.pipeline.fit.stream.counters
+        self._seconds = dict(self._store.seconds)
+        self._computed = sum(self._store.computed.values())
+        self._reused = sum(self._store.reused.values())
+        self._streamed = self._stream.totals()
+
+    def added_to(self, measured: Measurements, started: float, loading: float) -> Measurements:
+        """The measurements with the trial's cost.
+
+        Args:
+            measured: without it.
+            started: when the trial began, by :func:`time.perf_counter`.
+            loading: seconds before the counters were read.
+        """
+        stream = {
+            name: value - self._streamed.get(name, 0)
+            for name, value in self._stream.totals().items()
+        }
+        seconds = {
+            kind: total - self._seconds.get(kind, 0.0)
+            for kind, total in self._store.seconds.items()
+        }
+        return dataclasses.replace(
+            measured,
+            stream=stream,
+            seconds=time.perf_counter() - started,
+            seconds_by_kind=seconds | {"loading": loading},
+            artifacts_computed=sum(self._store.computed.values()) - self._computed,
+            artifacts_reused=sum(self._store.reused.values()) - self._reused,
+        )
+
+
+def _latency(bench: Workbench, context: StudyContext, settings: DetectorSettings) -> float:
+    """Milliseconds an image on this machine.
+
+    Measured once for all trials of one architecture: otherwise noise would decide the Pareto front.
     """
-    pipeline = bench.prepared.pipeline
-    decoder = {
-        name: getattr(settings.finetune, name) for name in ("decoder", "decoder_width", "skips")
-    }
+    pipeline = bench.pipeline
+    decoder = ("decoder", "decoder_width", "skips")
+    flow = ("depth", "start", "neighbourhood", "covariance", "memory")
     content = {
         "image": to_dict(settings.image),
         "backbone": to_dict(settings.backbone),
-        "decoder": decoder,
-        "flow": {
-            name: getattr(settings.flow, name)
-            for name in ("depth", "start", "neighbourhood", "covariance", "memory")
-        },
-        "machine": [platform.node(), pipeline.device.type, plan.threads],
+        "decoder": {name: getattr(settings.finetune, name) for name in decoder},
+        "flow": {name: getattr(settings.flow, name) for name in flow},
+        "machine": [platform.node(), pipeline.device.type, context.threads],
     }
 
     def compute() -> Artifact:
         network = pipeline.network(settings.finetune.joint_epochs, settings.flow.depth)
-        return Artifact(
-            {}, {"milliseconds": latency(network, bench.images.images, pipeline.device)}
-        )
+        found = measure_latency(network, bench.images.images, pipeline.device)
+        return Artifact({}, {"milliseconds": found})
 
     return float(bench.store.get("latency", content, compute).facts["milliseconds"])
 
 
-def _on_the_way(bench: Workbench, epochs: int, step: int, objective: str) -> float:
-    """The classifier's objective on the trunk after `step` epochs; runs that share the trunk share
-    it.
+def _objective_after(bench: Workbench, epochs: int, step: int, objective: str) -> float:
+    """The classifier's objective after `step` epochs, before the learning rate decays.
+
+    Runs that share these epochs share the value.
     """
-    pipeline = bench.prepared.pipeline
+    pipeline = bench.pipeline
 
     def compute() -> Artifact:
         maps = pipeline.stable_phase_maps(epochs, step, bench.images)
-        figures = family_metrics_of(maps, bench.labels, (objective,))
-        return Artifact({}, {"value": mean_over_families(figures, objective)})
+        answers = scores_of_map(maps, bench.labels.valid)
+        metrics = family_metrics(answers, bench.labels, (objective,))
+        return Artifact({}, {"value": mean_over_families(metrics, objective)})
 
+    content = {"images": bench.images.key, "objective": objective}
     return float(
-        pipeline.get_on_stable_phase(
-            "rungs", epochs, step, {"images": bench.images.key, "objective": objective}, compute
-        ).facts["value"]
+        pipeline.get_on_stable_phase("rungs", epochs, step, content, compute).facts["value"]
     )

@@ -1,11 +1,11 @@
-"""A category's trials, in an Optuna study that lies in a storage: what was tried, what came out,
-what to try next.
+"""A category's trials: an Optuna study in a storage.
 
-The storage is the study's memory: a trial that ended is in it before anything else happens, so that
-any process may be killed at any moment. Unusual: the sampler has no state of its own to lose. Each
-suggestion comes from a fresh sampler, seeded by the category and the trial's number, that sees the
-trials in the storage; a study that goes on after a crash therefore suggests what an undisturbed one
-would.
+The storage is the study's memory. A trial that ended is in it before anything else happens, so any
+process may be killed at any moment.
+
+The sampler keeps no state between trials. Each suggestion comes from a fresh sampler that is seeded
+by the category and the trial's number, and that reads the trials in the storage. A study that is
+resumed after a crash therefore suggests what an undisturbed one would.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +26,21 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from clsnf.core.config import StudySettings
 from clsnf.core.errors import OutputError
 from clsnf.core.hashing import content_key
 from clsnf.core.uris import is_uri
+from clsnf.results import LATENCY, Measurements, TrialResult, trial_result
 
-STATUS = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "stopped", TrialState.FAIL: "failed"}
+Direction = Literal["maximize", "minimize"]
+
 JOURNAL = "optuna.journal"
-_FIRST = "first"  # the study's attribute that holds the points to try first
-# A trial is hopeless when it is in the worst quarter of at least this many others that came as far.
-_COMPARED_WITH = 4
-_KEPT_PERCENT = 75.0
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+_FIRST_POINTS = "first"  # the Optuna study's attribute that holds the points to try first
+# A trial is pruned when at least this many other trials came as far, and it is not among the best
+# 75 percent of them.
+_PRUNING_NEEDS_TRIALS = 4
+_PRUNING_KEEPS_PERCENT = 75.0
 
 
 def open_storage(where: str | None, out: Path) -> BaseStorage:
@@ -43,12 +49,13 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
     Args:
         where: a database's URL (``sqlite:///studies.db``, ``postgresql://...``) or a journal file;
             None for a journal in `out`.
+        out: the study's folder.
 
     Raises:
         OutputError: it can't be opened.
     """
     logging.set_verbosity(logging.WARNING)
-    # Choices may be lists, such as a backbone's levels: every storage keeps JSON.
+    # Choices may be lists, such as a backbone's levels: every storage keeps them, as JSON.
     warnings.filterwarnings(
         "ignore", "Choices for a categorical distribution should be", UserWarning
     )
@@ -85,170 +92,165 @@ def trial_seed(seed: int, category: str, number: int) -> int:
     return int(content_key([seed, category, number])[:8], 16)
 
 
-class History:
+def directions_of(study: StudySettings) -> dict[str, Direction]:
+    """The objectives' names, each with the direction of better values."""
+    return {name: "minimize" if name == LATENCY else "maximize" for name in study.objectives}
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """How the trials of every category are suggested.
+
+    Attributes:
+        distributions: name of a setting -> Optuna distribution.
+        trials: number of trials of a category; decides how many of the first are drawn at random.
+        directions: as :func:`directions_of` gives them.
+        seed: of the study.
+        in_sequence: whether a category never has two trials at once.
+    """
+
+    distributions: Mapping[str, BaseDistribution]
+    trials: int
+    directions: Mapping[str, Direction]
+    seed: int
+    in_sequence: bool
+
+
+class CategoryTrials:
     """Trials of one category.
 
     Args:
-        storage: where the Optuna study lies; it is made where it is missing.
-        name: of the Optuna study.
+        storage: where the Optuna study is; it is made where it is missing.
+        study_name: of the Optuna study.
         category: of the trials.
-        distributions: name to Optuna distribution.
-        first: values to try first, in this order; those that are no point of the space are left
-            out.
-        trials: how many there will be; decides how many of the first are drawn at random.
-        objectives: names of results, each with ``maximize`` or ``minimize``.
-        seed: of the study.
-        in_sequence: never two trials at once.
+        plan: how trials are suggested.
+        first_points: values to try first, in this order; those that are no point of the space are
+            left out.
 
     Attributes:
-        given: number of trials that were begun; those that a killed study left under way count once
+        begun: number of trials that were begun. Trials that a killed study left running count once
             they are begun again.
     """
 
     def __init__(
         self,
         storage: BaseStorage,
-        name: str,
+        study_name: str,
         category: str,
-        distributions: Mapping[str, BaseDistribution],
-        first: Sequence[Mapping[str, Any]],
-        trials: int,
-        objectives: Mapping[str, Literal["maximize", "minimize"]],
-        seed: int,
-        in_sequence: bool,
+        plan: SearchPlan,
+        first_points: Sequence[Mapping[str, Any]],
     ) -> None:
         self.category = category
-        self._distributions, self._objectives = dict(distributions), dict(objectives)
-        self._trials, self._seed, self._in_sequence = trials, seed, in_sequence
+        self._plan = plan
         self._study: Study = create_study(
             storage=storage,
-            study_name=name,
-            directions=list(objectives.values()),
+            study_name=study_name,
+            directions=list(plan.directions.values()),
             load_if_exists=True,
-            pruner=PercentilePruner(_KEPT_PERCENT, n_startup_trials=_COMPARED_WITH),
+            pruner=PercentilePruner(_PRUNING_KEEPS_PERCENT, n_startup_trials=_PRUNING_NEEDS_TRIALS),
         )
-        with (
-            warnings.catch_warnings()
-        ):  # the names are for optuna-dashboard; should they go away one day, nothing is lost
+        with warnings.catch_warnings():
+            # The names are for optuna-dashboard; nothing breaks if Optuna drops this function.
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.set_metric_names(list(objectives))
-        if not self._all():
-            points = [dict(values) for values in first if _is_point(values, self._distributions)]
-            self._study.set_user_attr(
-                _FIRST,
-                [values for index, values in enumerate(points) if values not in points[:index]],
+            self._study.set_metric_names(
+                [name if name == LATENCY else f"validation_{name}" for name in plan.directions]
             )
-        self._left = [trial.number for trial in self._all(TrialState.RUNNING)]
-        self.given = len(self._all(*STATUS))
+        if not self._all():
+            points = [dict(point) for point in first_points if _is_point(point, plan.distributions)]
+            distinct = [point for n, point in enumerate(points) if point not in points[:n]]
+            self._study.set_user_attr(_FIRST_POINTS, distinct)
+        self._to_restart = [trial.number for trial in self._all(TrialState.RUNNING)]
+        self.begun = len(self._all(*_ENDED))
 
     def _all(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
     def begin(self) -> tuple[int, dict[str, Any]]:
-        """The next trial: its number and values. One that a killed study left under way comes
-        first, as it was.
-        """
-        self.given += 1
-        if self._left:
-            number = self._left.pop(0)
+        """The next trial's number and values; first of all, a trial to restart, with its values."""
+        self.begun += 1
+        if self._to_restart:
+            number = self._to_restart.pop(0)
             return number, dict(self._all()[number].params)
         number = len(self._all())
-        first: list[dict[str, Any]] = self._study.user_attrs[_FIRST]
-        given = first[number] if number < len(first) else {}
-        values = given if given.keys() == self._distributions.keys() else self._sampled() | given
-        # In one step: whoever goes on after a crash finds all of a trial's values, or no such
-        # trial.
-        self._study.add_trial(
-            create_trial(state=TrialState.RUNNING, params=values, distributions=self._distributions)
-        )
+        points: list[dict[str, Any]] = self._study.user_attrs[_FIRST_POINTS]
+        point = points[number] if number < len(points) else {}
+        if point.keys() != self._plan.distributions.keys():
+            point = self._suggestion() | point
+        # One write: after a crash the storage has the trial with all of its values, or no trial.
+        distributions = dict(self._plan.distributions)
+        trial = create_trial(state=TrialState.RUNNING, params=point, distributions=distributions)
+        self._study.add_trial(trial)
         return number, dict(self._all()[number].params)
 
-    def _sampled(self) -> dict[str, Any]:
-        """What a fresh sampler suggests next. It asks a copy of the study: asking leaves a trial
-        without values for a moment.
+    def _suggestion(self) -> dict[str, Any]:
+        """What a fresh sampler suggests next.
+
+        It asks a copy of the study: for a moment, a study that is asked holds a trial without
+        values.
         """
-        copy = create_study(directions=list(self._objectives.values()))
+        copy = create_study(directions=list(self._plan.directions.values()))
         copy.add_trials(self._all())
         copy.sampler = TPESampler(
-            seed=trial_seed(self._seed, self.category, self.given - 1),
+            seed=trial_seed(self._plan.seed, self.category, self.begun - 1),
             multivariate=True,
-            # Few trials must not all be spent on random points.
-            n_startup_trials=min(10, max(3, self._trials // 3)),
-            constant_liar=not self._in_sequence,
+            # A study of few trials must not spend all of them on random points.
+            n_startup_trials=min(10, max(3, self._plan.trials // 3)),
+            constant_liar=not self._plan.in_sequence,
         )
-        return dict(copy.ask(self._distributions).params)
+        return dict(copy.ask(dict(self._plan.distributions)).params)
 
-    def begin_again(self, number: int) -> None:
+    def restart(self, number: int) -> None:
         """Let a trial whose process was killed come next once more."""
-        self._left.insert(0, number)
-        self.given -= 1
+        self._to_restart.insert(0, number)
+        self.begun -= 1
 
     def _trial(self, number: int) -> Trial:
         return Trial(self._study, self._all()[number]._trial_id)
 
-    def is_hopeless(self, number: int, step: int, value: float) -> bool:
-        """Note how good a trial is on its way, and whether to stop it: it is worse than three
-        quarters of those that came as far.
+    def should_prune(self, number: int, step: int, value: float) -> bool:
+        """Store the objective that a trial has after `step` epochs, and decide whether to stop it.
+
+        A trial is stopped where it is worse than three quarters of the trials that came as far.
+        With several objectives none is.
         """
-        if len(self._objectives) > 1:
+        if len(self._plan.directions) > 1:
             return False
         trial = self._trial(number)
-        if (
-            step not in self._all()[number].intermediate_values
-        ):  # a trial that was begun again says so twice
+        # A trial that was restarted reports the same step again.
+        if step not in self._all()[number].intermediate_values:
             trial.report(value, step)
         return trial.should_prune()
 
-    def end(self, number: int, result: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
-        """Keep what a trial came to.
+    def finish(self, number: int, measured: Measurements) -> None:
+        """Store what a trial measured at its end, the objectives among it."""
+        self._set_attributes(number, measured.flat())
+        values = [float(measured.value_of(name)) for name in self._plan.directions]
+        self._study.tell(number, values)
 
-        Args:
-            number: of the trial.
-            result: holds the objectives; without them the trial was stopped early.
-            notes: what else to keep, under its names.
-        """
-        self._note(number, notes)
-        values = [result.get(name) for name in self._objectives]
-        if all(value is not None for value in values):
-            self._study.tell(number, [float(value) for value in values if value is not None])
-        else:
-            self._study.tell(number, state=TrialState.PRUNED)
+    def stop(self, number: int, measured: Measurements) -> None:
+        """Store that a trial was stopped on its way."""
+        self._set_attributes(number, measured.flat())
+        self._study.tell(number, state=TrialState.PRUNED)
 
-    def fail(self, number: int, cause: str, notes: Mapping[str, Any] | None = None) -> None:
-        """Keep that a trial failed, and why; the sampler learns nothing from it."""
-        self._note(number, {**(notes or {}), "cause": cause})
+    def fail(self, number: int, cause: str, measured: Measurements | None = None) -> None:
+        """Store that a trial failed, and why; the sampler learns nothing from it."""
+        attributes = {} if measured is None else measured.flat()
+        self._set_attributes(number, attributes | {"cause": cause})
         self._study.tell(number, state=TrialState.FAIL)
 
-    def _note(self, number: int, notes: Mapping[str, Any]) -> None:
+    def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
         trial = self._trial(number)
-        for name, value in notes.items():
+        for name, value in attributes.items():
             if not (isinstance(value, float) and not math.isfinite(value)):
                 trial.set_user_attr(name, value)
 
-    def record(self, number: int) -> dict[str, Any]:
-        """What is known of an ended trial; see :meth:`records`."""
-        return self._record(self._all()[number])
+    def result(self, number: int) -> TrialResult:
+        """The result of a trial that was begun."""
+        return trial_result(self.category, self._all()[number])
 
-    def records(self) -> list[dict[str, Any]]:
-        """All ended trials by number: category, trial, status (``finished``, ``stopped`` or
-        ``failed``), cause, objective (the first of the objectives, None where the trial did not
-        finish), seconds (of its work), wall_seconds (from suggestion to result), config,
-        figures."""
-        return [self._record(trial) for trial in self._all() if trial.state in STATUS]
-
-    def _record(self, trial: FrozenTrial) -> dict[str, Any]:
-        notes = dict(trial.user_attrs)
-        return {
-            "category": self.category,
-            "trial": trial.number,
-            "status": STATUS[trial.state],
-            "cause": notes.pop("cause", None),
-            "objective": trial.values[0] if trial.state == TrialState.COMPLETE else None,
-            "seconds": notes.pop("seconds", None),
-            "wall_seconds": None if trial.duration is None else trial.duration.total_seconds(),
-            "config": dict(trial.params),
-            "figures": notes,
-        }
+    def results(self) -> list[TrialResult]:
+        """The results of all trials that ended, by number."""
+        return [trial_result(self.category, trial) for trial in self._all(*_ENDED)]
 
 
 def _is_point(values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> bool:

@@ -1,6 +1,4 @@
-"""The benchmark as a user runs it, on two small products: what it leaves, how it goes on, and what
-it never does.
-"""
+"""The benchmark as a user runs it, on two small products: its files, and how it goes on."""
 
 import csv
 import json
@@ -14,23 +12,33 @@ import torch
 from click.testing import CliRunner
 
 from clsnf.benchmark import cell as cell_module
+from clsnf.benchmark.request import BASE
 from clsnf.benchmark.run import read_cells
 from clsnf.benchmark.systems import (
     SYSTEMS,
     Candidate,
-    Parts,
+    ComponentMaps,
     fused_candidates,
     last_candidate,
-    part_candidates,
+    single_candidates,
 )
-from clsnf.benchmark.tables import BASE, Cell, Spread, long_rows, overview, spread, system_table
+from clsnf.benchmark.tables import Spread, long_rows, overview, spread, system_table
 from clsnf.cli import main
 from clsnf.core.errors import TrainingError
 from clsnf.model.score_maps import fuse
+from clsnf.results import (
+    CandidateResult,
+    CellResult,
+    MaskReport,
+    SystemResult,
+    SystemTest,
+    read_result,
+    write_result,
+)
 from clsnf.training.pipeline import CategoryPipeline
 from tests.support.small_data import tiny_options, write_category
 
-CATEGORIES = ("plate", "screw")  # the authors have figures for one of them
+CATEGORIES = ("plate", "screw")  # the authors have metrics for one of them
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +85,12 @@ def test_every_category_and_seed_is_a_cell_of_five_systems_with_three_columns(
     for cell in cells:
         assert list(cell.systems) == list(SYSTEMS)
         for found in cell.systems.values():
-            test = found["test"]
-            for figure, value in test["oracle"].items():
-                assert value >= max(test["selected"][figure], test["last"][figure]) - 1e-12
-            for figure, value in test["selected"].items():
-                low, high = test["intervals"][figure]
+            test = found.test
+            assert test is not None
+            for metric, value in test.oracle.items():
+                assert value >= max(test.selected[metric], test.last[metric]) - 1e-12
+            for metric, value in test.selected.items():
+                low, high = test.intervals[metric]
                 assert 0 <= low <= high <= 1
                 assert 0 <= value <= 1
 
@@ -91,43 +100,27 @@ def test_the_selected_candidate_is_the_best_on_validation_and_the_last_is_what_t
 ) -> None:
     for cell in read_cells(finished):
         for found in cell.systems.values():
-            best = max(found["candidates"], key=lambda candidate: candidate["pixel_ap"])
-            assert found["validation"]["pixel_ap"] == pytest.approx(best["pixel_ap"])
-        assert cell.systems["fused"]["last"] == {
-            "epoch": 2,
-            "depth": 1,
-            "weight": 0.25,
-            "score_weight": None,
-        }
-        assert cell.systems["classifier"]["last"] == {
-            "epoch": 2,
-            "depth": None,
-            "weight": 1.0,
-            "score_weight": None,
-        }
+            best = max(candidate.objective or 0.0 for candidate in found.candidates)
+            assert found.validation["pixel_ap"] == pytest.approx(best)
+        assert cell.systems["fused"].last == CandidateResult(2, 1, 0.25)
+        assert cell.systems["classifier"].last == CandidateResult(2, None, 1.0)
         # Where the rate begins to fall, and after each epoch in which it does.
-        assert [c["epoch"] for c in cell.systems["classifier"]["candidates"]] == [0, 1, 2]
-        assert [c["depth"] for c in cell.systems["cflow"]["candidates"]] == [0, 1]
+        assert [c.epoch for c in cell.systems["classifier"].candidates] == [0, 1, 2]
+        assert [c.depth for c in cell.systems["cflow"].candidates] == [0, 1]
 
 
 def test_the_work_that_systems_share_is_done_once(finished: Path) -> None:
     for cell in read_cells(finished):
-        computed = cell.result["stages"]["computed"]
+        computed = cell.artifacts["computed"]
         assert computed["finetuned"] == 1
-        assert (
-            computed["flows"] == 4
-        )  # depths 0 and 1, on the finetuned backbone and on the pretrained one
-        assert (
-            1
-            < cell.result["cost"]["systems_over_trainings"]
-            < cell.result["cost"]["everything_over_trainings"]
-        )
+        # depths 0 and 1, on the finetuned backbone and on the pretrained one
+        assert computed["flows"] == 4
+        cost = cell.cost
+        assert cost is not None
+        assert 1 < cost["systems_over_trainings"] < cost["everything_over_trainings"]
 
 
-def test_figures_are_those_of_the_stored_maps(finished: Path) -> None:
-    """The classifier alone is a fused system at weight 1: its figures must agree wherever selection
-    took it.
-    """
+def test_results_csv_holds_the_metrics_of_the_cells(finished: Path) -> None:
     rows = list(csv.DictReader((finished / "results.csv").open()))
     assert {row["system"] for row in rows} == set(SYSTEMS)
     values = {
@@ -137,10 +130,40 @@ def test_figures_are_those_of_the_stored_maps(finished: Path) -> None:
     for cell in read_cells(finished):
         for name, found in cell.systems.items():
             key = (cell.category, str(cell.seed), name, "selected", "pixel_ap")
-            assert values[key] == pytest.approx(found["test"]["selected"]["pixel_ap"])
+            assert found.test is not None
+            assert values[key] == pytest.approx(found.test.selected["pixel_ap"])
 
 
-def test_tables_show_the_authors_figures_only_where_they_have_some(finished: Path) -> None:
+def test_a_cell_s_file_keeps_its_keys(finished: Path, tmp_path: Path) -> None:
+    """Scripts read these files: what is not there has no key."""
+    path = finished / "cells" / BASE / "plate" / "seed-0.json"
+    content = json.loads(path.read_text())
+    assert list(content) == [
+        "variant",
+        "category",
+        "seed",
+        "identity",
+        "at",
+        "systems",
+        "object_mask",
+        "images",
+        "seconds",
+        "cost",
+        "stages",
+        "format",
+    ]
+    fused, flow = content["systems"]["fused"], content["systems"]["flow"]
+    assert list(fused["selected"]) == ["epoch", "depth", "weight", "score_weight"]
+    assert list(fused["candidates"][0]) == [*fused["selected"], "pixel_ap"]
+    columns = ["selected", "last", "oracle", "intervals"]
+    assert list(fused["test"]) == columns
+    assert list(flow["test"]) == [*columns, "fused_ahead_by"]
+    assert set(flow["test"]["fused_ahead_by"]["pixel_ap"]) == {"low", "high", "ahead"}
+    write_result(tmp_path / "copy.json", read_result(CellResult, path))
+    assert json.loads((tmp_path / "copy.json").read_text()) == content
+
+
+def test_tables_show_the_authors_metrics_only_where_they_have_some(finished: Path) -> None:
     table = (finished / "tables" / "fused.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
     assert "94.52" in table  # the authors' image AUROC of screw
@@ -241,8 +264,8 @@ def test_variants_stand_beside_the_base_and_test_images_stay_locked(
     def locked(*_: Any) -> None:
         raise AssertionError("the test images were opened")
 
-    monkeypatch.setattr(cell_module, "note_unlocked", locked)
-    monkeypatch.setattr(cell_module, "_judge", locked)
+    monkeypatch.setattr(cell_module, "record_unlock", locked)
+    monkeypatch.setattr(cell_module, "compare_systems", locked)
     more = [
         "--variants",
         str(folder / "variants.yaml"),
@@ -260,7 +283,7 @@ def test_variants_stand_beside_the_base_and_test_images_stay_locked(
     assert [cell.variant for cell in cells] == [BASE, "more-weight", "no_memory"]
     assert [list(cell.systems) for cell in cells] == [["flow", "fused"]] * 3
     assert not (folder / "variants" / "ledger.jsonl").exists()
-    flow = {cell.variant: cell.systems["flow"]["validation"] for cell in cells}
+    flow = {cell.variant: cell.systems["flow"].validation for cell in cells}
     assert flow[BASE] == flow["more-weight"] != flow["no_memory"]
     assert "no_memory" in (folder / "variants" / "tables" / "overview.md").read_text()
 
@@ -270,7 +293,7 @@ def test_variants_stand_beside_the_base_and_test_images_stay_locked(
     [
         ("base: {}", "'base' must be a name"),
         ("x: 3", "'x' must be a name"),
-        ("x: {flow: {dept: 3}}", "unknown setting 'dept'"),
+        ("x: {flow: {dept: 3}}", "There is no setting 'flow.dept'"),
         ("'../x': {}", "must be a name"),
     ],
 )
@@ -297,20 +320,22 @@ def test_a_damaged_cell_is_named(finished: Path, folder: Path, resnet18_weights:
     result = run(folder, resnet18_weights, "--seeds", "2", out="damaged")
     assert result.exit_code == 2
     assert f"{path} is damaged" in result.stderr
+    assert "delete it, and the cell is made anew." in result.stderr
 
 
 def test_the_paper_preset_is_each_category_s_own_with_the_authors_baseline(
     folder: Path, resnet18_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clsnf.benchmark import run as benchmark
+    from clsnf.benchmark import run as run_module
+    from clsnf.benchmark.request import BenchmarkRequest
 
-    seen: list[benchmark.BenchmarkRequest] = []
+    seen: list[BenchmarkRequest] = []
 
-    def stop(request: benchmark.BenchmarkRequest, *_: Any) -> None:
+    def stop(request: BenchmarkRequest, *_: Any) -> None:
         seen.append(request)
         raise TrainingError("stop")
 
-    monkeypatch.setattr(benchmark, "run_benchmark", stop)
+    monkeypatch.setattr(run_module, "run_benchmark", stop)
     arguments = [
         "--data",
         str(folder / "data"),
@@ -342,15 +367,20 @@ def test_the_paper_preset_is_each_category_s_own_with_the_authors_baseline(
     assert screw.settings.fusion_weight == 0.25  # w_fe 1 over three levels
 
 
-# ---- the parts ----
+# ---- systems and candidates ----
+
+
+def component_maps(
+    classifier: torch.Tensor, finetuned: torch.Tensor, pretrained: torch.Tensor
+) -> ComponentMaps:
+    density = {("finetuned", 2): finetuned, ("pretrained", 2): pretrained}
+    return ComponentMaps({8: classifier}, density, None, 0.0)
 
 
 def test_a_system_s_map_is_made_of_its_own_parts() -> None:
     generator = torch.Generator().manual_seed(0)
     classifier, finetuned, pretrained = (torch.rand(2, 4, 4, generator=generator) for _ in range(3))
-    parts = Parts(
-        {8: classifier}, {("finetuned", 2): finetuned, ("pretrained", 2): pretrained}, 0.0
-    )
+    maps = component_maps(classifier, finetuned, pretrained)
     expected = {
         "classifier": classifier,
         "flow": finetuned,
@@ -359,31 +389,28 @@ def test_a_system_s_map_is_made_of_its_own_parts() -> None:
         "fused_unshared": fuse(pretrained, classifier, 0.3),
     }
     for name, system in SYSTEMS.items():
-        torch.testing.assert_close(
-            parts.map_of(system, last_candidate(system, 8, 2, 0.3)), expected[name]
-        )
+        found = maps.scores(system, last_candidate(system, 8, 2, 0.3))
+        torch.testing.assert_close(found.maps, expected[name])
+        torch.testing.assert_close(found.scores, expected[name].amax(dim=(1, 2)))
 
 
 def test_image_scores_come_from_the_map_of_their_own_weight() -> None:
     classifier, density = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    parts, system = Parts({8: classifier}, {("finetuned", 2): density}, 0.0), SYSTEMS["fused"]
-    torch.testing.assert_close(parts.scored_map_of(system, Candidate(8, 2, 0.3, 0.0)), density)
-    torch.testing.assert_close(
-        parts.map_of(system, Candidate(8, 2, 0.3, 0.0)), fuse(density, classifier, 0.3)
-    )
-    assert torch.equal(
-        parts.scored_map_of(system, Candidate(8, 2, 0.3)),
-        parts.map_of(system, Candidate(8, 2, 0.3)),
-    )
+    maps, system = component_maps(classifier, density, density), SYSTEMS["fused"]
+    found = maps.scores(system, Candidate(8, 2, 0.3, 0.0))
+    torch.testing.assert_close(found.scores, density.amax(dim=(1, 2)))
+    torch.testing.assert_close(found.maps, fuse(density, classifier, 0.3))
+    alike = maps.scores(system, Candidate(8, 2, 0.3))
+    assert torch.equal(alike.scores, alike.maps.amax(dim=(1, 2)))
 
 
 def test_the_settings_own_candidate_is_among_those_to_choose_from() -> None:
     for system in SYSTEMS.values():
         last = last_candidate(system, 8, 2, 0.33)
-        if system.flow is not None and system.classifier:
+        if system.is_fused:
             candidates = fused_candidates([7, 8], [0, 2], 0.33)
         else:
-            candidates = part_candidates(system, [7, 8], [0, 2])
+            candidates = single_candidates(system, [7, 8], [0, 2])
         assert last in candidates
         assert len(candidates) == len(set(candidates))
 
@@ -394,19 +421,29 @@ def test_fused_candidates_are_given_once_where_validation_prefers_the_last() -> 
     assert Candidate(8, 2, 0.0) in fused_candidates([7, 8], [2, 2], 0.25)
 
 
-def cell(category: str, seed: int, value: float) -> Cell:
-    figures = dict.fromkeys(("image_auroc", "pixel_ap", "pixel_auroc", "au_pro"), value)
-    test = {
-        "selected": figures,
-        "last": figures,
-        "oracle": figures,
-        "intervals": {"pixel_ap": (0.0, 1.0)},
-    }
-    return Cell(
-        BASE,
-        category,
-        seed,
-        {"systems": {"fused": {"validation": {"pixel_ap": value}, "test": test}}},
+def cell(category: str, seed: int, value: float) -> CellResult:
+    metrics = dict.fromkeys(("image_auroc", "pixel_ap", "pixel_auroc", "au_pro"), value)
+    candidate = CandidateResult(1, 1, 0.5)
+    system = SystemResult(
+        candidates=[candidate],
+        selected=candidate,
+        last=candidate,
+        validation={"pixel_ap": value},
+        families={},
+        test=SystemTest(metrics, metrics, metrics, {"pixel_ap": (0.0, 1.0)}),
+    )
+    return CellResult(
+        variant=BASE,
+        category=category,
+        seed=seed,
+        identity="",
+        at="",
+        systems={"fused": system},
+        object_mask=MaskReport("off"),
+        images={},
+        seconds={},
+        cost=None,
+        artifacts={},
     )
 
 

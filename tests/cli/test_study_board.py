@@ -1,16 +1,23 @@
-"""The live table counts what a study tells."""
-
-from typing import Any
+"""The live table counts the trials of a study."""
 
 from rich.console import Console
 
 from clsnf.cli.study_board import Board
+from clsnf.results import Measurements, TrialResult, TrialStatus
 
 
-def record(
-    category: str, objective: float | None, status: str = "finished", **figures: Any
-) -> dict[str, Any]:
-    return {"category": category, "objective": objective, "status": status, "figures": figures}
+def trial(
+    category: str,
+    objective: float | None,
+    reused: int = 0,
+    computed: int = 0,
+    stream: dict[str, int | float] | None = None,
+) -> TrialResult:
+    measured = Measurements(
+        artifacts_reused=reused, artifacts_computed=computed, stream=stream or {}
+    )
+    status: TrialStatus = "failed" if objective is None else "finished"
+    return TrialResult(category, 0, status, objective=objective, measured=measured)
 
 
 def shown(board: Board) -> str:
@@ -22,20 +29,18 @@ def shown(board: Board) -> str:
 def test_counts_best_values_and_the_time_to_go() -> None:
     now = 100.0
     board = Board(["nut", "[bold]bolt"], 5, lambda: now)
-    board.earlier(
-        [record("nut", 0.5, stages_reused=1, stages_computed=5), record("nut", None, "failed")]
-    )
+    board.earlier([trial("nut", 0.5, reused=1, computed=5), trial("nut", None)])
     assert board.seconds_to_go() is None
     for category in ("nut", "[bold]bolt"):
         board.begun(category)
     now = 130.0
-    stream: dict[str, Any] = {
-        "stream_images": 40,
-        "stream_waited": 2.5,
-        "stream_decode_images": 40,
-        "stream_decode_seconds": 0.5,
+    stream: dict[str, int | float] = {
+        "images": 40,
+        "waited": 2.5,
+        "decode_images": 40,
+        "decode_seconds": 0.5,
     }
-    board.trial(record("nut", 0.4, stages_reused=5, stages_computed=0, **stream))
+    board.trial(trial("nut", 0.4, reused=5, stream=stream))
     assert board.seconds_to_go() == 30 * 7, "one trial took 30 s, seven are left"
     assert (board.ended, board.total, board.rows["nut"].best, board.rows["nut"].running) == (
         3,

@@ -1,10 +1,21 @@
 """What is shown: results on standard output, all else on standard error, and names as they are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from clsnf.cli.terminal import Terminal
+from clsnf.core.config import DetectorSettings, StudySettings, replaced
+from clsnf.evaluation.predict_files import FilePrediction
+from clsnf.results import (
+    CategoryResult,
+    FailedTrial,
+    StudySummary,
+    ThresholdReport,
+    ValidationResult,
+    WinnerResult,
+)
 
 NAMES = ["[bold]part.png", "a[/b].png", "[red]", "x [/] y", ":bug:.png", "ü", "a\\[b]"]
 
@@ -13,40 +24,32 @@ NAMES = ["[bold]part.png", "a[/b].png", "[red]", "x [/] y", ":bug:.png", "ü", "
 def test_names_of_pictures_are_shown_as_they_are(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = {"path": name, "score": 0.25, "threshold": 0.5, "verdict": "good", "p_value": 0.1}
-    Terminal().predictions([record], 0.5)
+    Terminal().predictions([FilePrediction(name, 0.25, 0.5, "good", 0.1)], 0.5)
     shown = capsys.readouterr()
     assert name in shown.out
     assert "0.2500" in shown.out
     assert shown.err == ""
 
 
-def study_summary(category: str, **found: Any) -> dict[str, Any]:
-    threshold = {"value": 0.5, "false_reject_rate": 0.01, "supported_rate": 0.2, "normals": 4}
-    winner: dict[str, Any] = {
-        "winner": "w",
-        "settings": {"finetune": {"joint_epochs": 4}, "flow": {"depth": 2}, "fusion_weight": 0.25},
-        "validation": {"pixel_ap": 0.5},
-        "threshold": threshold,
-        "test": None,
-        "failed_trials": [],
-    }
-    return {
-        "seconds": 1.0,
-        "study": {"objectives": ["pixel_ap"]},
-        "categories": {category: winner | found},
-    }
+def study_summary(category: str, failed: Sequence[FailedTrial] = ()) -> StudySummary:
+    """A study of one category without test images, with few validation normals."""
+    settings = replaced(DetectorSettings(), {"fusion_weight": 0.25})
+    threshold = ThresholdReport(0.5, 0.01, 0.2, 4, (0.0, 0.5))
+    validation = ValidationResult({"pixel_ap": 0.5}, {})
+    winner = WinnerResult("w", 0, settings, {}, validation, threshold)
+    result = CategoryResult(1, 0, list(failed), winner=winner)
+    return StudySummary("0.1.0", "", 1.0, {category: result}, settings, StudySettings())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_of_categories_and_causes_are_shown_as_they_are(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:
-    failed = [{"trial": "t1", "cause": f"ImageError: {name} is damaged"}]
-    Terminal().summary(study_summary(name, failed_trials=failed), tmp_path)
+    failed = FailedTrial(1, f"ImageError: {name} is damaged")
+    Terminal().summary(study_summary(name, [failed]), tmp_path)
     shown = capsys.readouterr()
     assert name in shown.out
-    assert f"{name}, trial t1 failed: ImageError: {name} is damaged" in shown.err
+    assert f"{name}, trial 1 failed: ImageError: {name} is damaged" in shown.err
 
 
 def test_what_is_left_out_and_what_a_threshold_cannot_stand_for_is_said(
@@ -54,7 +57,7 @@ def test_what_is_left_out_and_what_a_threshold_cannot_stand_for_is_said(
 ) -> None:
     Terminal().summary(study_summary("nut"), tmp_path)
     shown = capsys.readouterr()
-    assert "nut has no labelled test pictures with defects: test figures are left out" in shown.err
+    assert "nut has no labelled test pictures with defects: test metrics are left out" in shown.err
     assert "a false-reject rate of 0.200 at best, not for 0.01" in shown.err
     assert str(tmp_path / "winners") in shown.out
 

@@ -273,7 +273,12 @@ def test_values_that_are_valid_together_are_replaced_together() -> None:
     ("name", "value", "said"),
     [
         ("flow.dept", 1, "There is no setting 'flow.dept'. Did you mean 'flow.depth'?"),
-        ("flow", 1, "There is no setting 'flow'."),
+        (
+            "flow",
+            1,
+            "There is no setting 'flow'. It is a section: name one of its settings, such as "
+            "flow.depth.",
+        ),
         ("flow.depth.x", 1, "There is no setting 'flow.depth.x'."),
         ("", 1, "There is no setting ''."),
         ("flow.depth", "two", "settings.flow.depth is 'two': it must be of type int."),

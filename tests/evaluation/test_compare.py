@@ -10,8 +10,9 @@ import torch
 from clsnf.core.config import DetectorSettings, ImageSettings
 from clsnf.data.images import write_image, write_mask
 from clsnf.evaluation import compare as compare_module
-from clsnf.evaluation.compare import Comparison, Scores
+from clsnf.evaluation.compare import Comparison
 from clsnf.metrics import image_auroc
+from clsnf.model.score_maps import Scores
 
 SIZE = 32
 SETTINGS = DetectorSettings(image=ImageSettings(SIZE, SIZE))

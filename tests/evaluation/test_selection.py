@@ -1,4 +1,4 @@
-"""What selection looks at, held against the figures themselves."""
+"""What selection looks at, held against the metrics themselves."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from clsnf.evaluation.selection import (
     check_objective,
     choose_score_weight,
     family_metrics,
-    family_metrics_of,
     mean_over_families,
+    scores_at,
+    scores_of_map,
     sweep_weights,
     validation_labels,
 )
 from clsnf.metrics import METRICS, PixelSample, image_auroc, pixel_ap, pixel_auroc
+from clsnf.model.score_maps import Scores
 from clsnf.training.pipeline import PlacedImages, ScoreMaps
 
 H, W = 12, 16
@@ -43,19 +45,25 @@ def labels() -> ValidationLabels:
     return ValidationLabels(FAMILIES, masks, None)
 
 
-def test_a_familys_figures_are_those_of_its_images_and_all_normals(
+def metrics_at(
+    maps: ScoreMaps, labels: ValidationLabels, weight: float, names: tuple[str, ...]
+) -> dict[str, dict[str, float]]:
+    return family_metrics(scores_at(maps, weight, labels.valid), labels, names)
+
+
+def test_a_familys_metrics_are_those_of_its_images_and_all_normals(
     maps: ScoreMaps, labels: ValidationLabels
 ) -> None:
     weight = 0.3
     fused = (0.7 * maps.density + 0.3 * maps.classifier).numpy().astype(np.float32)
-    figures = family_metrics(maps, labels, weight, ("pixel_ap", "pixel_auroc", "image_auroc"))
-    assert set(figures) == {"scar", "stain"}
+    found = metrics_at(maps, labels, weight, ("pixel_ap", "pixel_auroc", "image_auroc"))
+    assert set(found) == {"scar", "stain"}
     for family, chosen in {"scar": [0, 1, 2, 3, 4], "stain": [0, 1, 2, 5, 6, 7]}.items():
         samples = [PixelSample(fused[i], labels.masks[i]) for i in chosen]
         is_defect = [FAMILIES[i] != "good" for i in chosen]
-        assert figures[family]["pixel_ap"] == pytest.approx(pixel_ap(samples), abs=1e-6)
-        assert figures[family]["pixel_auroc"] == pytest.approx(pixel_auroc(samples), abs=1e-6)
-        assert figures[family]["image_auroc"] == pytest.approx(
+        assert found[family]["pixel_ap"] == pytest.approx(pixel_ap(samples), abs=1e-6)
+        assert found[family]["pixel_auroc"] == pytest.approx(pixel_auroc(samples), abs=1e-6)
+        assert found[family]["image_auroc"] == pytest.approx(
             image_auroc(fused[chosen].max(axis=(1, 2)), is_defect)
         )
 
@@ -67,45 +75,47 @@ def test_the_score_weight_is_the_one_whose_map_tells_normals_from_defects(
     useless, telling = torch.rand(
         2, len(FAMILIES), H, W, generator=torch.Generator().manual_seed(3)
     )
-    telling[is_defect] += 1
-    assert (
-        choose_score_weight(
-            [(0.0, useless), (0.7, telling), (0.3, telling), (1.0, -telling)], labels
-        )
-        == 0.3
-    )
-    figures = family_metrics_of(useless, labels, ("image_auroc", "pixel_ap"), telling)
-    assert mean_over_families(figures, "image_auroc") == 1
-    assert mean_over_families(figures, "pixel_ap") == mean_over_families(
-        family_metrics_of(useless, labels, ("pixel_ap",)), "pixel_ap"
-    )
+    telling[is_defect] += 10
+    both = ScoreMaps(useless, telling)
+    assert choose_score_weight(both, labels, [0.0, 0.9, 0.8, 1.0]) == 0.8
+    assert choose_score_weight(both, labels, [0.0]) == 0.0
+
+
+def test_image_metrics_are_of_the_scores_and_pixel_metrics_of_the_maps(
+    maps: ScoreMaps, labels: ValidationLabels
+) -> None:
+    is_defect = torch.tensor([float(family != "good") for family in FAMILIES])
+    found = family_metrics(Scores(maps.density, is_defect), labels, ("image_auroc", "pixel_ap"))
+    assert mean_over_families(found, "image_auroc") == 1
+    alone = family_metrics(scores_of_map(maps.density, None), labels, ("pixel_ap",))
+    assert mean_over_families(found, "pixel_ap") == mean_over_families(alone, "pixel_ap")
 
 
 def test_the_objective_is_the_plain_mean_over_families(
     maps: ScoreMaps, labels: ValidationLabels
 ) -> None:
-    figures = family_metrics(maps, labels, 0.5, ("pixel_ap",))
-    assert mean_over_families(figures, "pixel_ap") == pytest.approx(
-        (figures["scar"]["pixel_ap"] + figures["stain"]["pixel_ap"]) / 2
+    found = metrics_at(maps, labels, 0.5, ("pixel_ap",))
+    assert mean_over_families(found, "pixel_ap") == pytest.approx(
+        (found["scar"]["pixel_ap"] + found["stain"]["pixel_ap"]) / 2
     )
 
 
 def test_padding_counts_as_no_pixel(maps: ScoreMaps, labels: ValidationLabels) -> None:
-    """What a map holds on padding, and what a mask marks there, must move no figure."""
+    """What a map holds on padding, and what a mask marks there, must change no metric."""
     valid = torch.zeros(len(FAMILIES), H, W, dtype=torch.bool)
     valid[:, :, 3:13] = True
     names = ("pixel_ap", "pixel_auroc", "image_auroc")
-    before = family_metrics(maps, ValidationLabels(FAMILIES, labels.masks, valid), 0.3, names)
+    before = metrics_at(maps, ValidationLabels(FAMILIES, labels.masks, valid), 0.3, names)
 
     for score_map in (maps.density, maps.classifier):
         score_map[~valid] = 1.0
     masks = labels.masks.copy()
     masks[3:, :, 13:] = True
-    assert family_metrics(maps, ValidationLabels(FAMILIES, masks, valid), 0.3, names) == before
+    assert metrics_at(maps, ValidationLabels(FAMILIES, masks, valid), 0.3, names) == before
 
     cut = ScoreMaps(maps.density[:, :, 3:13], maps.classifier[:, :, 3:13])
     assert (
-        family_metrics(cut, ValidationLabels(FAMILIES, labels.masks[:, :, 3:13], None), 0.3, names)
+        metrics_at(cut, ValidationLabels(FAMILIES, labels.masks[:, :, 3:13], None), 0.3, names)
         == before
     )
 
@@ -113,18 +123,18 @@ def test_padding_counts_as_no_pixel(maps: ScoreMaps, labels: ValidationLabels) -
 def test_a_sweep_is_the_objective_of_each_weight(maps: ScoreMaps, labels: ValidationLabels) -> None:
     weights = np.array([0.0, 0.25, 1.0])
     swept = sweep_weights(maps, labels, "pixel_ap", weights)
-    assert [w for w, _ in swept] == [0.0, 0.25, 1.0]
-    for weight, families in swept:
-        assert families == {
-            f: v["pixel_ap"] for f, v in family_metrics(maps, labels, weight, ("pixel_ap",)).items()
-        }
+    assert [at.fusion_weight for at in swept] == [0.0, 0.25, 1.0]
+    for at in swept:
+        expected = metrics_at(maps, labels, at.fusion_weight, ("pixel_ap",))
+        assert at.families == {family: found["pixel_ap"] for family, found in expected.items()}
+        assert at.mean == mean_over_families(expected, "pixel_ap")
     only = ScoreMaps(maps.density, torch.zeros_like(maps.classifier))
-    assert sweep_weights(only, labels, "pixel_ap", np.array([0.0]))[0][1] == swept[0][1], (
-        "at w = 0 the classifier is not heard"
+    assert sweep_weights(only, labels, "pixel_ap", np.array([0.0]))[0] == swept[0], (
+        "at w = 0 the classifier has no part"
     )
 
 
-def test_every_figure_but_oracles_may_be_the_objective(
+def test_every_metric_but_oracles_may_be_the_objective(
     maps: ScoreMaps, labels: ValidationLabels
 ) -> None:
     for name, metric in METRICS.items():
@@ -133,7 +143,7 @@ def test_every_figure_but_oracles_may_be_the_objective(
                 check_objective(name)
         else:
             check_objective(name)
-            assert 0 <= mean_over_families(family_metrics(maps, labels, 0.5, (name,)), name) <= 1
+            assert 0 <= mean_over_families(metrics_at(maps, labels, 0.5, (name,)), name) <= 1
 
 
 def test_an_objective_that_does_not_exist_is_refused_with_the_nearest() -> None:
@@ -143,15 +153,15 @@ def test_an_objective_that_does_not_exist_is_refused_with_the_nearest() -> None:
         check_objective("pixel_app")
 
 
-def test_maps_that_are_not_finite_are_an_error_and_no_figure(
+def test_maps_that_are_not_finite_are_an_error_and_no_metric(
     maps: ScoreMaps, labels: ValidationLabels
 ) -> None:
     maps.density[0, 0, 0] = torch.nan
     with pytest.raises(MetricError, match="must be finite"):
-        family_metrics(maps, labels, 0.5, ("pixel_ap",))
+        metrics_at(maps, labels, 0.5, ("pixel_ap",))
 
 
-# ---- labels on the canvas ----
+# ---- placed masks ----
 
 
 def placed(folder: Path, mask: np.ndarray, settings: ImageSettings) -> np.ndarray:
@@ -181,10 +191,10 @@ def test_masks_are_placed_as_their_images_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("aspect", ["squeeze", "fit"])
 @pytest.mark.parametrize("at", [(0, 0), (401, 333), (799, 599), (2, 599)])
-def test_a_defect_smaller_than_a_pixel_of_the_canvas_does_not_vanish(
+def test_a_defect_smaller_than_a_pixel_of_the_network_does_not_vanish(
     tmp_path: Path, at: tuple[int, int], aspect: str
 ) -> None:
-    """A family's figures are not defined where a defect has no pixel: one small defect would fail
+    """A family's metrics are not defined where a defect has no pixel: one small defect would fail
     every trial.
     """
     mask = np.zeros((800, 600), bool)

@@ -49,7 +49,7 @@ def test_the_order_of_the_families_does_not_matter(
 
 
 def test_what_each_rule_guards_against() -> None:
-    """Four families; the first candidate owes its mean to one easy family, the third fails on one."""
+    """The first candidate owes its mean to one easy family; the third fails on one."""
     values = [[0.2, 0.2, 0.2, 1.0], [0.35, 0.35, 0.35, 0.4], [0.5, 0.5, 0.05, 0.41]]
     assert {rule: pick(rule, values) for rule in RULES} == {
         "mean": 0,

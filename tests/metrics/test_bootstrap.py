@@ -1,6 +1,4 @@
-"""Bootstrap: without resampling it gives the exact figures back, its intervals cover, and pairs are
-compared image by image.
-"""
+"""Bootstrap: exact without resampling; intervals cover; pairs are compared image by image."""
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ SIZE = (40, 48)
 def data(
     n: int = 24, seed: int = 0, gain: float = 1.5
 ) -> tuple[np.ndarray, np.ndarray, list[PixelSample]]:
-    """Scores, labels and samples of n images, every third one normal, with one or two defects each."""
+    """Scores, labels and samples of n images: every third is normal, the others have defects."""
     generator = np.random.default_rng(seed)
     samples = []
     for index in range(n):
@@ -40,7 +38,7 @@ def data(
 
 @given(st.integers(0, 50))
 @settings(deadline=None, max_examples=15)
-def test_each_image_once_gives_the_exact_figures(seed: int) -> None:
+def test_each_image_once_gives_the_exact_metrics(seed: int) -> None:
     scores, labels, samples = data(seed=seed)
     exact = evaluate(scores, labels, samples)
     found = replicate_metrics(bin_images(scores, labels, samples), np.ones((1, len(labels))))
@@ -103,7 +101,7 @@ def test_a_system_that_is_better_on_every_image_is_ahead_in_every_replicate() ->
     assert (same.low, same.high, same.ahead) == (0, 0, 0.5)
 
 
-def test_without_masks_there_are_image_figures_alone() -> None:
+def test_without_masks_there_are_image_metrics_alone() -> None:
     scores, labels, _ = data()
     found = replicate_metrics(bin_images(scores, labels, None), draw_replicates(labels, 5, 0))
     assert set(found) == {"image_auroc", "image_ap", "image_f1_max"}

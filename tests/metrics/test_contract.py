@@ -1,5 +1,6 @@
-"""What every figure in the registry promises, so that a new one is tested by being there; and
-``evaluate``.
+"""What every metric in the registry promises, and ``evaluate``.
+
+A metric that joins the registry is tested without a new test.
 """
 
 import numpy as np
@@ -39,12 +40,12 @@ def transformed(samples: list[PixelSample]) -> list[PixelSample]:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_figure_is_a_proper_fraction_on_an_imperfect_detector(name: str) -> None:
+def test_metric_is_a_proper_fraction_on_an_imperfect_detector(name: str) -> None:
     assert 0 < evaluate(*make_set(), [name])[name] < 1
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_figure_does_not_change_under_a_rising_transform_of_the_scores(name: str) -> None:
+def test_metric_does_not_change_under_a_rising_transform_of_the_scores(name: str) -> None:
     scores, labels, samples = make_set()
     assert evaluate(np.exp(scores / 16) - 3, labels, transformed(samples), [name]) == evaluate(
         scores, labels, samples, [name]
@@ -60,7 +61,7 @@ def test_perfect_scores_give_exactly_or_nearly_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_figure_does_not_depend_on_the_order_of_the_images(name: str) -> None:
+def test_metric_does_not_depend_on_the_order_of_the_images(name: str) -> None:
     scores, labels, samples = make_set()
     order = [3, 0, 4, 2, 1]
     shuffled = evaluate(scores[order], labels[order], [samples[index] for index in order], [name])
@@ -98,21 +99,21 @@ def test_single_function_equals_the_registry(name: str) -> None:
         assert getattr(metrics, name)(samples) == expected
 
 
-def test_oracles_are_the_figures_that_choose_their_threshold_by_the_labels() -> None:
+def test_oracles_are_the_metrics_that_choose_their_threshold_by_the_labels() -> None:
     assert {name for name, metric in METRICS.items() if metric.oracle} == {
         "image_f1_max",
         "pixel_f1_max",
     }
 
 
-def test_evaluate_computes_all_figures_together_as_one_by_one() -> None:
+def test_evaluate_computes_all_metrics_together_as_one_by_one() -> None:
     data = make_set()
     together = evaluate(*data)
     assert list(together) == list(METRICS)
     assert together == {name: evaluate(*data, [name])[name] for name in METRICS}
 
 
-def test_evaluate_needs_no_samples_for_image_figures() -> None:
+def test_evaluate_needs_no_samples_for_image_metrics() -> None:
     scores, labels, _ = make_set()
     assert list(evaluate(scores, labels, None, ["image_ap", "image_auroc"])) == [
         "image_ap",
@@ -122,7 +123,7 @@ def test_evaluate_needs_no_samples_for_image_figures() -> None:
         evaluate(scores, labels, None)
 
 
-def test_unknown_figures_are_refused_with_the_nearest_named() -> None:
+def test_unknown_metrics_are_refused_with_the_nearest_named() -> None:
     with pytest.raises(MetricError, match=r"'pixel_app'\. Did you mean 'pixel_ap'"):
         evaluate(*make_set(), ["pixel_app"])
 

@@ -1,4 +1,4 @@
-"""Image figures against scikit-learn, and against values worked out by hand."""
+"""Image metrics against scikit-learn, and against values worked out by hand."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from clsnf.core.errors import MetricError
 from clsnf.metrics import image_ap, image_auroc, image_f1_max
 
-FIGURES = [image_auroc, image_ap, image_f1_max]
+METRICS = [image_auroc, image_ap, image_f1_max]
 
 # Scores from five values: nearly every score is tied, within its class and across.
 tied_sets = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=60).filter(
@@ -20,7 +20,7 @@ tied_sets = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, ma
 
 
 @given(tied_sets)
-def test_image_figures_equal_scikit_learn_under_heavy_ties(rows: list[tuple[int, bool]]) -> None:
+def test_image_metrics_equal_scikit_learn_under_heavy_ties(rows: list[tuple[int, bool]]) -> None:
     scores = np.array([score for score, _ in rows], np.float32)
     labels = np.array([label for _, label in rows])
     precision, recall, _ = precision_recall_curve(labels, scores)
@@ -32,7 +32,7 @@ def test_image_figures_equal_scikit_learn_under_heavy_ties(rows: list[tuple[int,
     assert image_f1_max(scores, labels) == pytest.approx(f1.max(), abs=1e-12)
 
 
-def test_image_figures_equal_values_worked_out_by_hand() -> None:
+def test_image_metrics_equal_values_worked_out_by_hand() -> None:
     scores, labels = [0.9, 0.7, 0.7, 0.4, 0.1], [1, 0, 1, 1, 0]
     # Pairs won of 6: 0.9 wins 2; 0.7 wins one and half of the tie; 0.4 wins one.
     assert image_auroc(scores, labels) == pytest.approx(4.5 / 6)
@@ -46,7 +46,7 @@ def test_float64_scores_are_not_rounded_to_float32() -> None:
     assert image_auroc([1.0, 1.0 + 1e-12], [0, 1]) == 1.0
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
     ("scores", "labels", "message"),
     [
@@ -60,8 +60,8 @@ def test_float64_scores_are_not_rounded_to_float32() -> None:
         ([[1], [2]], [[0], [1]], r"must be \(N,\)"),
     ],
 )
-def test_undefined_image_figures_are_refused(
-    figure: Callable[..., float], scores: list[float], labels: list[int], message: str
+def test_undefined_image_metrics_are_refused(
+    metric: Callable[..., float], scores: list[float], labels: list[int], message: str
 ) -> None:
     with pytest.raises(MetricError, match=message):
-        figure(scores, labels)
+        metric(scores, labels)

@@ -1,5 +1,6 @@
-"""Pixel figures: against scikit-learn, against slow literal implementations of the definitions, and
-by hand; memory and passes.
+"""Pixel metrics against scikit-learn, slow literal implementations and values by hand.
+
+Also their memory, and how often they pass over the samples.
 """
 
 import tracemalloc
@@ -27,7 +28,7 @@ from clsnf.metrics import (
     pixel_f1_max,
 )
 
-PIXEL_FIGURES = [pixel_auroc, pixel_ap, pixel_f1_max, au_pro, aupimo]
+PIXEL_METRICS = [pixel_auroc, pixel_ap, pixel_f1_max, au_pro, aupimo]
 
 
 def tied_samples(seed: int, with_valid: bool) -> list[PixelSample]:
@@ -115,7 +116,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 @given(seeds, st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_ranking_figures_equal_scikit_learn_on_the_concatenated_pixels(
+def test_ranking_metrics_equal_scikit_learn_on_the_concatenated_pixels(
     seed: int, with_valid: bool
 ) -> None:
     samples = tied_samples(seed, with_valid)
@@ -155,7 +156,7 @@ def test_aupimo_equals_its_literal_definition_where_normals_resolve_the_bounds(s
     assert aupimo(samples) == pytest.approx(np.nanmean(expected), abs=1e-9)
 
 
-def test_pixel_figures_equal_values_worked_out_by_hand() -> None:
+def test_pixel_metrics_equal_values_worked_out_by_hand() -> None:
     # Regions {9} and {7, 5}; defect-free 5, 3, 3, 1, 1, of which 5 ties with a defect pixel.
     scores = np.array([[9, 5, 7, 5, 3, 3, 1, 1]], np.float32)
     mask = np.array([[1, 0, 1, 1, 0, 0, 0, 0]], bool)
@@ -219,8 +220,8 @@ def test_padding_counts_as_no_pixel_whatever_it_holds() -> None:
                 scores, np.pad(s.mask, frame, constant_values=True) & (s.mask.any() | valid), valid
             )
         )
-    for figure in PIXEL_FIGURES:
-        assert figure(padded) == figure(plain)
+    for metric in PIXEL_METRICS:
+        assert metric(padded) == metric(plain)
 
 
 def test_maps_are_read_twice_and_at_most_two_are_alive_at_once() -> None:
@@ -314,12 +315,12 @@ REFUSED: dict[str, tuple[list[PixelSample], str]] = {
 }
 
 
-@pytest.mark.parametrize("figure", PIXEL_FIGURES)
+@pytest.mark.parametrize("metric", PIXEL_METRICS)
 @pytest.mark.parametrize("case", REFUSED)
-def test_undefined_pixel_figures_are_refused(figure: Callable[..., float], case: str) -> None:
+def test_undefined_pixel_metrics_are_refused(metric: Callable[..., float], case: str) -> None:
     samples, message = REFUSED[case]
     with pytest.raises(MetricError, match=message):
-        figure(samples)
+        metric(samples)
 
 
 def test_one_shot_iterators_are_refused() -> None:

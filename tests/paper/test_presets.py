@@ -11,16 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clsnf.core.config import DetectorSettings, from_dict
 from clsnf.core.errors import SettingsError
 from clsnf.paper.presets import (
-    Figures,
     Preset,
+    PublishedMetrics,
     common_preset,
-    figures_for,
     parse_rows,
     preset_for,
     presets,
+    published_metrics,
     sharing,
 )
 
@@ -69,11 +68,11 @@ PRESETS = st.builds(
     ),
     **dict.fromkeys(("flow_epochs", "flow_passes", "base_flow_epochs", "base_flow_passes"), COUNTS),
 )
-FIGURES = st.builds(
-    Figures,
+PUBLISHED = st.builds(
+    PublishedMetrics,
     dataset=NAMES,
     category=NAMES,
-    **dict.fromkeys(list(Figures.__dataclass_fields__)[2:], st.floats(0, 100)),
+    **dict.fromkeys(list(PublishedMetrics.__dataclass_fields__)[2:], st.floats(0, 100)),
 )
 
 
@@ -97,7 +96,7 @@ def table(rows: list[Any], note: str = "# source: a test") -> str:
 
 def test_the_tables_hold_the_authors_categories() -> None:
     assert list(presets()) == CATEGORIES
-    assert all(figures_for(category) is not None for category in CATEGORIES)
+    assert all(published_metrics(category) is not None for category in CATEGORIES)
     assert [name for name, preset in presets().items() if preset.dataset == "btad"] == [
         "01",
         "02",
@@ -108,7 +107,7 @@ def test_the_tables_hold_the_authors_categories() -> None:
 @pytest.mark.parametrize("category", [*CATEGORIES, "something else"])
 def test_every_preset_makes_valid_settings(category: str) -> None:
     preset = preset_for(category)
-    settings = from_dict(DetectorSettings, preset.overrides)
+    settings = preset.settings
     assert settings.fusion_weight == pytest.approx(preset.w_fe / (3 + preset.w_fe))
     assert settings.finetune.epochs == preset.freeze_epochs + preset.joint_epochs
     assert preset.warmup is False, (
@@ -117,7 +116,7 @@ def test_every_preset_makes_valid_settings(category: str) -> None:
 
 
 def test_screw_by_hand() -> None:
-    settings = from_dict(DetectorSettings, preset_for("screw").overrides)
+    settings = preset_for("screw").settings
     finetune, flow = settings.finetune, settings.flow
     assert (settings.backbone.name, settings.backbone.levels, settings.image.size) == (
         "wide_resnet50_2",
@@ -162,7 +161,7 @@ def test_screw_by_hand() -> None:
 
 def test_btad_02_by_hand() -> None:
     preset = preset_for("02")
-    settings = from_dict(DetectorSettings, preset.overrides)
+    settings = preset.settings
     finetune, flow = settings.finetune, settings.flow
     assert (
         finetune.frozen_epochs,
@@ -176,7 +175,7 @@ def test_btad_02_by_hand() -> None:
 
 def test_without_in_domain_sources_textures_fill_all_defects() -> None:
     preset = dataclasses.replace(preset_for("screw"), in_domain=False, levels=(2, 3))
-    settings = from_dict(DetectorSettings, preset.overrides)
+    settings = preset.settings
     assert settings.defects.texture_share == 1.0
     assert settings.fusion_weight == pytest.approx(1 / 3)  # of two levels
 
@@ -190,21 +189,23 @@ def test_an_unknown_category_takes_the_row_that_most_share() -> None:
     assert all(len(sharing(preset)) <= len(sharing(common)) for preset in presets().values())
 
 
-def test_figures_are_shares() -> None:
+def test_published_metrics_are_shares() -> None:
     screw = {
         "image_auroc": 0.9452,
         "pixel_ap": 0.5243,
         "pixel_auroc": 0.9904,
         "au_pro_200_steps": 0.9538,
     }
-    assert figures_for("screw") == screw
-    assert figures_for("something else") is None
+    assert published_metrics("screw") == screw
+    assert published_metrics("something else") is None
 
 
-def test_the_figures_means_are_the_published_ones() -> None:
+def test_the_means_of_the_published_metrics_are_the_published_means() -> None:
     """METHOD of the paper: MVTec AD's averages."""
     found = [
-        figures_for(category) for category, preset in presets().items() if preset.dataset == "mvtec"
+        published_metrics(category)
+        for category, preset in presets().items()
+        if preset.dataset == "mvtec"
     ]
     for name, mean in {
         "image_auroc": 0.9809,
@@ -212,7 +213,7 @@ def test_the_figures_means_are_the_published_ones() -> None:
         "pixel_auroc": 0.9859,
         "au_pro_200_steps": 0.9569,
     }.items():
-        assert sum(figures[name] for figures in found if figures) / len(found) == pytest.approx(
+        assert sum(metrics[name] for metrics in found if metrics) / len(found) == pytest.approx(
             mean, abs=2e-4
         ), name
 
@@ -225,9 +226,9 @@ def test_presets_come_back_as_they_were_written(rows: list[Preset]) -> None:
     assert parse_rows(Preset, table(rows), "a table") == rows
 
 
-@given(st.lists(FIGURES, min_size=1, max_size=4))
-def test_figures_come_back_as_they_were_written(rows: list[Figures]) -> None:
-    assert parse_rows(Figures, table(rows), "a table") == rows
+@given(st.lists(PUBLISHED, min_size=1, max_size=4))
+def test_published_metrics_come_back_as_they_were_written(rows: list[PublishedMetrics]) -> None:
+    assert parse_rows(PublishedMetrics, table(rows), "a table") == rows
 
 
 @given(PRESETS)
@@ -238,18 +239,20 @@ def test_a_fusion_weight_is_a_share_that_ranks_as_the_authors_sum(preset: Preset
     assert w == pytest.approx((1 - w) * preset.w_fe / levels, rel=1e-6, abs=1e-9)
 
 
-@given(FIGURES, st.text(st.characters(blacklist_categories=["Cs"]), max_size=20), st.floats(0, 1))
-def test_any_text_is_a_table_or_refused_in_one_line(row: Figures, new: str, place: float) -> None:
+@given(PUBLISHED, st.text(st.characters(blacklist_categories=["Cs"]), max_size=20), st.floats(0, 1))
+def test_any_text_is_a_table_or_refused_in_one_line(
+    row: PublishedMetrics, new: str, place: float
+) -> None:
     """Random text somewhere in a table."""
     text = table([row, row])
     cut = int(place * len(text))
     refused = ""
     try:
-        rows = parse_rows(Figures, text[:cut] + new + text[cut:], "a table")
+        rows = parse_rows(PublishedMetrics, text[:cut] + new + text[cut:], "a table")
     except SettingsError as error:
         refused = str(error)
     else:
-        assert all(isinstance(found, Figures) for found in rows)
+        assert all(isinstance(found, PublishedMetrics) for found in rows)
     assert not refused or (refused.startswith("a table") and "\n" not in refused)
 
 
@@ -267,7 +270,7 @@ ROW = preset_for("screw")
         (",35,", ",3.5,", ["line 3", "freeze_epochs is '3.5': it must be a whole number"]),
         (",35,", ",0,", ["line 3", "freeze_epochs is 0: it must be 1 or more"]),
         (",yes,", ",maybe,", ["line 3", "in_domain is 'maybe': it must be yes or no"]),
-        (",2-4,", ",deep,", ["line 3", "levels is 'deep': it must be stages such as 2-4"]),
+        (",2-4,", ",deep,", ["line 3", "levels is 'deep': it must be levels such as 2-4"]),
         (",2-4,", ",4-2,", ["line 3", "levels is ()"]),
         ("mvtec,screw", "mvtec", ["line 3", "it must have 19 cells"]),
         ("mvtec,screw", "mvtec,screw,nut", ["line 3", "it must have 19 cells"]),

@@ -8,6 +8,7 @@ import pytest
 
 from clsnf.reporting.advice import CHECKS, DECISIONS, advise, gain_of, suspects_of
 from clsnf.reporting.study_files import Product, StudyFiles, read_study
+from clsnf.results import CategoryResult, ImageEvidence, WinnerProvenance, from_plain, to_plain
 from tests.support.made_up_study import write_study
 
 
@@ -17,14 +18,16 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
 
 
 def with_result(study: StudyFiles, **changed: Any) -> Product:
-    """The made-up product, which is ready to deploy, with parts of its result changed; a mapping
-    changes entries of one.
+    """The made-up product, which is ready to deploy, with parts of its result changed.
+
+    Names are those in ``summary.json``; a mapping changes entries of one.
     """
     (product,) = study.products
-    result = dict(product.result)
+    result = to_plain(product.result)
     for name, value in changed.items():
         result[name] = {**result[name], **value} if isinstance(value, dict) else value
-    return dataclasses.replace(product, result=result)
+    typed = from_plain(CategoryResult, result, "the changed result")
+    return dataclasses.replace(product, result=typed)
 
 
 def decision(study: StudyFiles, product: Product) -> str:
@@ -50,15 +53,15 @@ def test_a_check_that_cant_be_made_holds_nothing_against_a_product_and_says_so(
 
 
 def test_without_a_winner_there_is_none_whatever_else_holds(study: StudyFiles) -> None:
-    product = dataclasses.replace(study.products[0], result={"error": "out of memory"})
+    product = dataclasses.replace(study.products[0], result=CategoryResult(error="out of memory"))
     advice = advise(study, product)
     assert advice.decision == "failed"
     assert "out of memory" in advice.checks[0].says
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_a_figure_that_is_not_finite_is_no_winner(study: StudyFiles, value: float | None) -> None:
-    figures = {**study.products[0].figures, "pixel_ap": value}
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_no_winner(study: StudyFiles, value: float) -> None:
+    figures = {**study.products[0].metrics, "pixel_ap": value}
     assert decision(study, with_result(study, test={"figures": figures})) == "failed"
     assert decision(study, with_result(study, threshold={"value": value})) == "failed"
 
@@ -68,14 +71,14 @@ def test_a_low_end_of_image_auroc_or_a_low_recall_is_not_good_enough(study: Stud
     assert decision(study, with_result(study, evidence={"intervals": low})) == "weak"
     product = with_result(study, test={"recall": 0.7})
     assert decision(study, product) == "weak"
-    few = dataclasses.replace(product, provenance=product.provenance | {"fit_images": 40})
+    few = dataclasses.replace(product, provenance=WinnerProvenance(fit_images=40))
     advice = advise(study, few)
     assert advice.decision == "normals", "fitted on few, and ranking well: more normals come first"
     assert "40" in advice.next_steps[0]
 
 
 def test_a_winner_significantly_behind_the_baseline_is_not_good_enough(study: StudyFiles) -> None:
-    baseline = dict(study.products[0].baseline)
+    baseline = to_plain(study.products[0].baseline)
     behind = {name: {"low": -0.2, "high": -0.01, "ahead": 0.0} for name in baseline["gain"]}
     assert (
         decision(study, with_result(study, evidence={"baseline": {**baseline, "gain": behind}}))
@@ -93,7 +96,7 @@ def test_a_winner_significantly_behind_the_baseline_is_not_good_enough(study: St
     assert decision(study, product) == "ready"
     found = gain_of(product, "pixel_ap")
     assert found is not None
-    assert found["verdict"] == "no clear difference"
+    assert found.verdict == "no clear difference"
 
 
 def test_a_threshold_that_promises_less_than_was_asked_needs_more_normals_and_says_how_many(
@@ -128,19 +131,11 @@ def test_a_product_without_labelled_defects_is_to_be_tested_first(study: StudyFi
     assert decision(study, with_result(study, test=None)) == "untested"
 
 
-def row(split: str, label: int, score: float, verdict: bool, name: str = "x.png") -> dict[str, Any]:
-    kind = "dent" if label else "good"
-    return {
-        "split": split,
-        "path": name,
-        "defect_type": kind,
-        "label": label,
-        "score": score,
-        "verdict": verdict,
-    }
+def row(split: str, label: int, score: float, verdict: bool, name: str = "x.png") -> ImageEvidence:
+    return ImageEvidence(split, name, "dent" if label else "good", label, score, verdict)
 
 
-def test_pictures_that_contradict_their_label_by_far_are_named_the_plainest_first() -> None:
+def test_images_that_contradict_their_label_by_far_are_named_the_farthest_first() -> None:
     held_out = [row("validation", 0, 0.1 + 0.01 * i, False) for i in range(11)]
     plain = [row("test", 1, 0.8, True) for _ in range(40)] + [
         row("test", 0, 0.15, False) for _ in range(40)
@@ -155,9 +150,11 @@ def test_pictures_that_contradict_their_label_by_far_are_named_the_plainest_firs
     ]
     found = [suspect.path for suspect in suspects_of(Product("p", images=held_out + plain + odd))]
     assert found == ["contaminated.png", "mislabelled-good.png", "mislabelled-defect.png"]
-    turned = [{**r, "label": 1 - r["label"]} for r in plain]
+    turned = [dataclasses.replace(r, label=1 - r.label) for r in plain]
     found = [suspect.path for suspect in suspects_of(Product("p", images=held_out + turned + odd))]
-    assert found == ["contaminated.png"], "a detector that ranks badly suspects no test picture"
+    assert found == ["contaminated.png"], (
+        "no test image is suspected where the detector ranks badly"
+    )
 
 
 def test_the_rules_that_the_documentation_names_are_those_of_the_code() -> None:

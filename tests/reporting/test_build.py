@@ -22,11 +22,12 @@ from clsnf.core.errors import OutputError
 from clsnf.core.hashing import sha256_file
 from clsnf.reporting.build import build_report, headline
 from clsnf.reporting.page import script_json
-from clsnf.reporting.pictures import Budget
+from clsnf.reporting.pictures import PictureBudget
 from clsnf.reporting.study_files import read_study
 from clsnf.reporting.tables import TABLES
+from clsnf.results import Measurements
 from clsnf.study.space import DEFAULT_SPACE, Space
-from clsnf.study.trials import History, open_storage
+from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
 from tests.support.made_up_study import change, put, write_study
 
 ROOT = Path(__file__).parents[2]
@@ -80,8 +81,8 @@ def test_a_report_is_one_page_and_every_table_as_csv_and_markdown(run: Path) -> 
         assert len(table) == 2 + len(rows(built.tables, name)), name
     verdicts = rows(built.tables, "verdicts")
     assert [row["category"] for row in verdicts] == ["alpha", "beta"]
-    figures = read_study(run).products[0].figures
-    assert float(verdicts[0]["pixel_ap"]) == figures["pixel_ap"]
+    metrics = read_study(run).products[0].metrics
+    assert float(verdicts[0]["pixel_ap"]) == metrics["pixel_ap"]
 
 
 def test_the_page_needs_no_outside_host(run: Path) -> None:
@@ -163,7 +164,7 @@ def test_a_place_that_cant_be_written_is_refused_before_the_work(run: Path, tmp_
         build_report(run, tmp_path / "file")
 
 
-def test_figures_that_are_not_finite_are_shown_as_such_and_never_as_zero(run: Path) -> None:
+def test_metrics_that_are_not_finite_are_shown_as_such_and_never_as_zero(run: Path) -> None:
     strange = {"pixel_ap": float("nan"), "au_pro": float("inf"), "image_auroc": float("-inf")}
     test = json.loads((run / "summary.json").read_text())["categories"]["alpha"]["test"]
     change(run, "alpha", test=test | {"figures": test["figures"] | strange})
@@ -191,36 +192,23 @@ def test_a_study_of_an_earlier_version_has_a_report_that_says_what_is_missing(ru
     assert any("alpha: the study left no evidence" in line for line in built.missing)
     text = read(built.page)
     assert "The study left no pictures of this product." in text
-    assert "The baseline was not judged." in text
+    assert "The baseline was not evaluated." in text
 
 
 def test_a_study_under_way_is_reported_from_its_journal_as_far_as_it_came(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     storage = open_storage(None, out)
-    space = Space(DEFAULT_SPACE)
+    plan = SearchPlan(Space(DEFAULT_SPACE).distributions(), 4, {"pixel_ap": "maximize"}, 0, True)
     for name in ("alpha", "beta"):
-        history = History(
-            storage,
-            name,
-            name,
-            space.distributions(),
-            [],
-            4,
-            {"validation_pixel_ap": "maximize"},
-            0,
-            True,
-        )
+        trials = CategoryTrials(storage, name, name, plan, [])
         for value in (0.4, 0.5):
-            number, _ = history.begin()
-            history.end(
-                number,
-                {"validation_pixel_ap": value},
-                {"validation_pixel_ap": value, "seconds": 3.0, "stages_reused": 1},
-            )
-        number, _ = history.begin()
-        history.fail(number, "TrainingError: the loss is not finite")
-        history.begin()
+            number, _ = trials.begin()
+            measured = Measurements({"pixel_ap": value}, seconds=3.0, artifacts_reused=1)
+            trials.finish(number, measured)
+        number, _ = trials.begin()
+        trials.fail(number, "TrainingError: the loss is not finite")
+        trials.begin()
     done = write_study(tmp_path / "done", ["alpha"])
     result = json.loads((done / "summary.json").read_text())["categories"]["alpha"]
     put(out / "finished" / "alpha.json", {"rests_on": "x", "result": result})
@@ -235,7 +223,7 @@ def test_a_study_under_way_is_reported_from_its_journal_as_far_as_it_came(tmp_pa
     )
     built = build_report(out)
     assert built.decisions == {"alpha": "Ready to deploy", "beta": "No winner yet"}
-    assert any("has not come to its end" in line for line in built.missing)
+    assert any("The study is not finished" in line for line in built.missing)
     assert any("beta: no winner yet (2 of its trials finished)" in line for line in built.missing)
     found = [
         (row["category"], row["status"], row["objective"], row["cause"])
@@ -280,9 +268,8 @@ def test_a_damaged_file_is_named_and_the_rest_is_reported(run: Path, name: str) 
     whole = (run / name).read_bytes()
     (run / name).write_bytes(whole[: len(whole) // 2 - 5])
     built = build_report(run)
-    assert any(
-        f"{Path(name).name} of" in line and "can't be read" in line for line in built.missing
-    )
+    (line,) = [line for line in built.missing if Path(name).name in line]
+    assert "can't be read" in line or "is damaged" in line
     assert "beta" in read(built.page)
 
 
@@ -311,7 +298,7 @@ def test_names_that_would_leave_the_studys_folder_get_no_files(run: Path) -> Non
     put(run / "summary.json", summary)
     study = read_study(run)
     (product,) = [product for product in study.products if product.name == "../night/beta"]
-    assert product.facts == {}
+    assert product.facts is None
     assert any("no name of a category" in line for line in study.missing)
 
 
@@ -321,10 +308,10 @@ def test_text_inside_scripts_cant_end_them() -> None:
     assert json.loads(text) == {"name": "</script><script>alert(1)</script>", "value": [None, 1.5]}
 
 
-# ---- room ----
+# ---- the budget of pictures ----
 
 
-def test_pictures_are_shared_out_evenly_where_room_is_short(tmp_path: Path) -> None:
+def test_every_product_shows_fewer_cases_where_the_budget_is_short(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)]
     products = read_study(
@@ -335,6 +322,6 @@ def test_pictures_are_shared_out_evenly_where_room_is_short(tmp_path: Path) -> N
         * 4
         // 3
     )
-    assert Budget(products, every + 100).cases_of_a_kind == 4
-    assert Budget(products, every // 2).cases_of_a_kind == 2
-    assert Budget(products, 0).cases_of_a_kind == 1
+    assert PictureBudget(products, every + 100).cases_per_kind == 4
+    assert PictureBudget(products, every // 2).cases_per_kind == 2
+    assert PictureBudget(products, 0).cases_per_kind == 1

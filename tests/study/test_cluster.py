@@ -36,8 +36,9 @@ def _free_port() -> str:
 
 
 class Cluster:
-    """Nodes as processes of their own; every port is chosen here, because nodes on one machine
-    would take each other's.
+    """Nodes in processes of their own.
+
+    Every port is chosen here: nodes on one machine would otherwise use the same ones.
     """
 
     def __init__(self, study: Study) -> None:
@@ -56,12 +57,8 @@ class Cluster:
             *("--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard),
         )
         self._wait("head", lambda: self._listens(self.dashboard))
-        for number in (
-            1,
-            2,
-            # one after the other: two raylets that start at once on one machine may miss each other's
-            # ports
-        ):
+        # One after the other: two raylets that start at once on one machine may use the same ports.
+        for number in (1, 2):
             self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
             self._wait(
                 f"worker {number}", lambda number=number: f"/{number}.0 CPU" in self._status()
@@ -212,13 +209,13 @@ def test_a_job_runs_on_all_nodes_of_a_cluster_that_has_only_the_dependencies(
         assert (
             Detector.load(category["winner"]).threshold.normals == category["threshold"]["normals"]
         )
-    stages = [
+    artifacts = [
         path
         for path in (out / "stages").glob("*/*")
         if path.is_dir() and not path.parent.name.startswith(".")
     ]
     ended = sum(t["stages_computed"] for t in found.trials() if t["status"] == "finished")
-    assert 0 < ended <= len(stages), "two workers never compute the same stage"
+    assert 0 < ended <= len(artifacts), "two workers never compute the same artifact"
     assert not list((out / "stages" / ".leases").iterdir())
 
 

@@ -1,5 +1,5 @@
-"""The real command with real Ray on two small products and one of good pictures alone: what it
-leaves, and what ends it early.
+"""The real command with real Ray, on three small products, one of them without defects: what a
+study leaves, and what ends it early.
 """
 
 import json
@@ -142,7 +142,7 @@ def test_the_winner_is_the_best_that_the_last_sweep_saw(study: Study) -> None:
 
 
 @pytest.mark.parametrize("category", TESTED)
-def test_a_winner_reproduces_its_test_figures_exactly(study: Study, category: str) -> None:
+def test_a_winner_reproduces_its_test_metrics_exactly(study: Study, category: str) -> None:
     found = study.summary()["categories"][category]
     detector = Detector.load(found["winner"])
     assert detector.settings == from_dict(DetectorSettings, found["settings"])
@@ -160,7 +160,7 @@ def test_good_pictures_alone_have_a_winner_and_what_is_left_out_is_said(study: S
     assert detector.threshold.normals == found["threshold"]["normals"] == 4
     stderr = (study.folder / "stderr").read_text()
     assert (
-        "note: gamma has no labelled test pictures with defects: test figures are left out"
+        "note: gamma has no labelled test pictures with defects: test metrics are left out"
         in stderr
     )
     assert "a false-reject rate of 0.200 at best" in stderr
@@ -193,7 +193,7 @@ def test_what_trials_read_holds_no_test_image(study: Study, category: str) -> No
     )
     assert not fit & validation
     normals = [row["sha256"] for row in seen[1].to_pylist() if row["label"] == 0]
-    assert set(normals) == validation, "figures rest on the normals that training did not see"
+    assert set(normals) == validation, "metrics rest on the normals that training did not see"
 
 
 def test_the_validation_set_is_a_data_set_to_look_at(study: Study) -> None:
@@ -214,18 +214,18 @@ def test_examples_of_answers_are_pictures(study: Study) -> None:
 def test_the_regret_is_what_an_oracle_would_have_gained(study: Study, category: str) -> None:
     found = study.summary()["categories"][category]
     for choice in found["regret"]["fusion_weight"], found["regret"]["trial"]:
-        for figure in ("pixel_ap", "image_auroc"):
-            assert choice[figure]["regret"] == pytest.approx(
-                choice[figure]["oracle"] - choice[figure]["selected"]
+        for metric in ("pixel_ap", "image_auroc"):
+            assert choice[metric]["regret"] == pytest.approx(
+                choice[metric]["oracle"] - choice[metric]["selected"]
             )
-            assert choice[figure]["regret"] >= 0
+            assert choice[metric]["regret"] >= 0
             assert (
-                choice[figure]["selected"] == found["regret"]["fusion_weight"][figure]["selected"]
+                choice[metric]["selected"] == found["regret"]["fusion_weight"][metric]["selected"]
             )
-    for figure in ("pixel_ap", "image_auroc"):
+    for metric in ("pixel_ap", "image_auroc"):
         assert (
-            found["regret"]["trial"][figure]["oracle"]
-            >= found["regret"]["fusion_weight"][figure]["oracle"]
+            found["regret"]["trial"][metric]["oracle"]
+            >= found["regret"]["fusion_weight"][metric]["oracle"]
         )
     assert set(found["rules"]) == set(found["regret"]["rules"]) == set(RULES)
     chosen = {
@@ -254,7 +254,7 @@ def test_optunas_own_tools_open_the_trials(study: Study) -> None:
         assert [t.value for t in trials] == [t["objective"] for t in own]
 
 
-def test_trials_share_stages(study: Study) -> None:
+def test_trials_share_artifacts(study: Study) -> None:
     """Three trials and the last choice on at most two backbones: no backbone is trained twice."""
     for kind, most in (("finetuned", 2), ("flows", 4)):
         finite = [t for t in study.trials() if t["status"] == "finished"]
@@ -262,10 +262,8 @@ def test_trials_share_stages(study: Study) -> None:
             (t["category"], t["config/finetune_epochs"], kind == "flows" and t["config/flow_depth"])
             for t in finite
         }
-        if (
-            kind == "flows"
-            # the baseline beside the winner: on the pretrained backbone, before training and after it
-        ):
+        # The baseline beside the winner: on the pretrained backbone, before training and after it.
+        if kind == "flows":
             kinds |= {
                 (category, 0, depth)
                 for category in study.summary()["categories"]
@@ -330,12 +328,12 @@ def test_the_baseline_is_judged_on_the_same_images_with_intervals_and_a_paired_g
         == set(baseline["gain"])
         == set(METRICS)
     )
-    for figures, bounds in (
+    for metrics, bounds in (
         (found["test"]["figures"], intervals),
         (baseline["figures"], baseline["intervals"]),
     ):
         for name in ("image_auroc", "pixel_auroc"):
-            assert bounds[name][0] - 0.02 <= figures[name] <= bounds[name][1] + 0.02
+            assert bounds[name][0] - 0.02 <= metrics[name] <= bounds[name][1] + 0.02
     for name, gain in baseline["gain"].items():
         assert gain["low"] <= found["test"]["figures"][name] - baseline["figures"][name] + 0.02, (
             name
@@ -351,9 +349,9 @@ def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
     built = build_report(study.out, tmp_path / "report")
     found = study.summary()["categories"]
     assert list(built.decisions) == sorted(found)
-    assert all("no test pictures" in line or "failed" in line for line in built.missing)
+    assert all("no test images" in line or "failed" in line for line in built.missing)
     assert (
-        sum(line.startswith(UNTESTED) and "no test pictures" in line for line in built.missing) == 1
+        sum(line.startswith(UNTESTED) and "no test images" in line for line in built.missing) == 1
     )
     facts = {
         name: json.loads((study.out / "evidence" / name / "facts.json").read_text())
@@ -472,7 +470,7 @@ def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path:
             assert again.summary()["categories"][category][name] == found[name], name
 
 
-def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives_is_saved(
+def test_trials_from_scratch_have_the_same_metrics_and_a_front_of_two_objectives_is_saved(
     study: Study, tmp_path: Path
 ) -> None:
     out, storage = tmp_path / "out", tmp_path / "studies.db"
@@ -500,7 +498,7 @@ def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives
     assert process.returncode == 0, stderr
     again = study.at(out)
     config = [name for name in study.trials()[0] if name.startswith("config/")]
-    figures = [name for name in study.trials()[0] if name.startswith(("family_", "validation_"))]
+    metrics = [name for name in study.trials()[0] if name.startswith(("family_", "validation_"))]
     earlier = {
         tuple(t[c] for c in config): t
         for t in study.trials()
@@ -510,7 +508,7 @@ def test_trials_from_scratch_have_the_same_figures_and_a_front_of_two_objectives
     assert len(repeated) >= min(3, len(earlier)), "what was best before is tried first"
     for trial in repeated:
         same = earlier[tuple(trial[c] for c in config)]
-        assert {name: trial[name] for name in figures} == {name: same[name] for name in figures}, (
+        assert {name: trial[name] for name in metrics} == {name: same[name] for name in metrics}, (
             "to the last bit"
         )
         assert trial["stages_computed"] > 0

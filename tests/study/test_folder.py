@@ -1,7 +1,8 @@
-"""A study's folder: who may claim it, what a trial may see, and the ledger of looks at the test
-images.
+"""A study's folder: who may claim it, what a trial may see, the ledger of the test images; and each
+trial's share of a cluster.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,28 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clsnf.core.config import DetectorSettings, StudySettings, to_dict
+from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import OutputError, SettingsError
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
+from clsnf.results import ThresholdReport, TrialResult, ValidationResult, WinnerResult
 from clsnf.study.cluster import ray_session, share_out
-from clsnf.study.folder import StudyPlan, check_folder, claim_folder
+from clsnf.study.context import StudyContext
+from clsnf.study.folder import StudyFolder, check_folder, claim_folder
 from tests.support.small_data import write_category
-
-
-def plan_in(out: Path) -> StudyPlan:
-    return StudyPlan(
-        out=str(out),
-        settings=to_dict(DetectorSettings(fusion_weight=0.5)),
-        study=to_dict(StudySettings(trials=3)),
-        leaving_epochs=(0, 4),
-        rungs=(),
-        fusion_weights=(0.0, 0.5, 1.0),
-        textures=None,
-        device="cpu",
-        threads=1,
-    )
-
 
 # ---- the folder ----
 
@@ -88,64 +76,76 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path: Path, resume: bool
 # ---- tables and the ledger ----
 
 
-def test_what_a_trial_sees_holds_no_test_image_and_each_look_at_those_is_in_the_ledger(
+def test_a_trial_sees_no_test_image_and_every_unlock_is_in_the_ledger(
     tmp_path: Path,
 ) -> None:
     write_category(tmp_path / "data" / "nut", defective=2, good=1)
     table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
     validation = table.filter(pc.equal(table["split"], "validation"))
-    plan = plan_in(tmp_path / "out")
-    plan.write_tables("nut", table, validation)
+    folder = StudyFolder(str(tmp_path / "out"))
+    folder.write_tables("nut", table, validation)
 
-    assert set(plan.train_table("nut")["split"].to_pylist()) == {"fit", "validation"}
-    assert plan.validation_table("nut").equals(validation)
+    assert set(folder.train_table("nut")["split"].to_pylist()) == {"fit", "validation"}
+    assert folder.validation_table("nut").equals(validation)
     ledger = tmp_path / "out" / "ledger.jsonl"
     with pytest.raises(FileNotFoundError):  # while trials run, no file says where they are
-        plan.unlock_test_table("nut", "a look before selection")
+        folder.unlock_test_table("nut", "before selection")
     assert not ledger.exists()
-    plan.write_test_table("nut", table)
-    test = plan.unlock_test_table("nut", "evaluation of the winner")
+    folder.write_test_table("nut", table)
+    test = folder.unlock_test_table("nut", "evaluation of the winner")
     assert set(test["split"].to_pylist()) == {"test"}
-    assert len(test) + len(plan.train_table("nut")) == len(table)
+    assert len(test) + len(folder.train_table("nut")) == len(table)
     (entry,) = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert (entry["category"], entry["opened"], entry["for"]) == (
         "nut",
         "test images",
         "evaluation of the winner",
     )
-    plan.unlock_test_table("nut", "again")
+    folder.unlock_test_table("nut", "again")
     assert len(ledger.read_text().splitlines()) == 2
 
-    plan.write_tables("nut", table, validation)  # the study is gone on with: trials run again
+    folder.write_tables("nut", table, validation)  # the study is gone on with: trials run again
     assert not list((tmp_path / "out" / "tables").glob("*test*"))
 
 
-def test_the_ledger_names_no_look_at_test_images_that_are_not_there(tmp_path: Path) -> None:
+def test_without_test_images_nothing_is_written_to_the_ledger(tmp_path: Path) -> None:
     write_category(tmp_path / "data" / "nut", defective=0, good=0)
     table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
-    plan = plan_in(tmp_path / "out")
-    plan.write_tables("nut", table, table.slice(0, 1))
-    plan.write_test_table("nut", table)
-    assert len(plan.unlock_test_table("nut", "evaluation")) == 0
+    folder = StudyFolder(str(tmp_path / "out"))
+    folder.write_tables("nut", table, table.slice(0, 1))
+    folder.write_test_table("nut", table)
+    assert len(folder.unlock_test_table("nut", "evaluation")) == 0
     assert not (tmp_path / "out" / "ledger.jsonl").exists()
 
 
-def test_a_plan_gives_back_its_settings(tmp_path: Path) -> None:
-    plan = plan_in(tmp_path)
-    assert plan.detector_settings == DetectorSettings(fusion_weight=0.5)
-    assert plan.study_settings == StudySettings(trials=3)
+def winner(folder: Path) -> WinnerResult:
+    return WinnerResult(
+        folder=str(folder),
+        trial=2,
+        settings=DetectorSettings(),
+        chosen={},
+        validation=ValidationResult({}, {}),
+        threshold=ThresholdReport(0.5, 0.01, 0.01, 100, (0.0, 0.1)),
+    )
 
 
-def test_a_categorys_result_is_kept_for_the_same_trials_alone(tmp_path: Path) -> None:
-    plan = plan_in(tmp_path)
-    trials = [{"trial": 0}, {"trial": 2}]
-    assert plan.finished("nut", trials) is None
-    plan.keep_finished("nut", trials, {"winner": "w"})
-    assert plan.finished("nut", trials) == {"winner": "w"}
-    assert plan.finished("nut", [*trials, {"trial": 3}]) is None
-    assert plan.finished("bolt", trials) is None
+def test_a_winner_is_kept_for_the_same_trials_and_the_same_selection_alone(tmp_path: Path) -> None:
+    folder = StudyFolder(str(tmp_path))
+    context = StudyContext(
+        folder, DetectorSettings(), StudySettings(), (), (), (), None, "cpu", threads=1
+    )
+    trials = [TrialResult("nut", 0, "finished"), TrialResult("nut", 2, "finished")]
+    key = context.selection_key(trials)
+    assert folder.read_finished("nut", key) is None
+    folder.write_finished("nut", key, winner(tmp_path))
+    assert folder.read_finished("nut", key) == winner(tmp_path)
+    more = [*trials, TrialResult("nut", 3, "finished")]
+    other_rule = dataclasses.replace(context, study=StudySettings(selection="worst"))
+    assert folder.read_finished("nut", context.selection_key(more)) is None
+    assert folder.read_finished("nut", other_rule.selection_key(trials)) is None
+    assert folder.read_finished("bolt", key) is None
     (tmp_path / "finished" / "nut.json").write_text("{")
-    assert plan.finished("nut", trials) is None
+    assert folder.read_finished("nut", key) is None
 
 
 # ---- the cluster ----
@@ -230,7 +230,7 @@ def test_what_no_node_could_ever_hold_is_refused_instead_of_waited_for(
 # ---- streams that are reserved with their trials ----
 
 
-def test_a_trial_leaves_room_for_its_stream() -> None:
+def test_a_trial_leaves_cores_for_its_stream() -> None:
     shares = share_out(StudySettings(), 1, [{"CPU": 2.0}], stream_cpus=1)
     assert (shares.cpus, shares.stream_cpus, shares.concurrent) == (1, 1, 1)
     assert shares.bundles == [{"CPU": 1}, {"CPU": 1}]
@@ -251,7 +251,7 @@ def test_a_stream_is_on_one_node() -> None:
     assert share_out(StudySettings(cpus_per_trial=1), 1, nodes, stream_cpus=3).concurrent == 2
 
 
-def test_a_stream_that_no_trial_leaves_room_for_is_refused() -> None:
+def test_a_stream_that_no_trial_leaves_cores_for_is_refused() -> None:
     for nodes in ([{"CPU": 1.0}], [{"CPU": 2.0}]):
         with pytest.raises(SettingsError, match="--stream local"):
             share_out(StudySettings(cpus_per_trial=int(nodes[0]["CPU"])), 1, nodes, stream_cpus=1)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from clsnf.study.interrupts import heeded_between_steps
+from clsnf.study.interrupts import interrupt_between_steps
 
 
 @pytest.fixture(autouse=True)
@@ -19,11 +19,11 @@ def test_an_interrupt_waits_for_the_end_of_a_step() -> None:
     reached = []
 
     def steps() -> None:
-        with heeded_between_steps() as interrupts:
-            interrupts.on_step_end(0, [])
+        with interrupt_between_steps() as callback:
+            callback.on_step_end(0, [])
             os.kill(os.getpid(), signal.SIGINT)
             reached.append("the step's rest")
-            interrupts.on_step_end(1, [])
+            callback.on_step_end(1, [])
             reached.append("another step")
 
     with pytest.raises(KeyboardInterrupt):
@@ -35,7 +35,7 @@ def test_a_second_interrupt_waits_for_nothing() -> None:
     reached = []
 
     def step() -> None:
-        with heeded_between_steps():
+        with interrupt_between_steps():
             os.kill(os.getpid(), signal.SIGINT)
             reached.append("first")
             os.kill(os.getpid(), signal.SIGINT)
@@ -47,12 +47,12 @@ def test_a_second_interrupt_waits_for_nothing() -> None:
 
 
 def test_an_interrupt_in_the_last_step_is_not_lost() -> None:
-    with pytest.raises(KeyboardInterrupt), heeded_between_steps():
+    with pytest.raises(KeyboardInterrupt), interrupt_between_steps():
         os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_the_handler_before_is_back_afterwards() -> None:
-    with heeded_between_steps():
+    with interrupt_between_steps():
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -61,8 +61,8 @@ def test_off_the_main_thread_it_changes_nothing() -> None:
     ended = []
 
     def run() -> None:
-        with heeded_between_steps() as interrupts:
-            interrupts.on_step_end(0, [])
+        with interrupt_between_steps() as callback:
+            callback.on_step_end(0, [])
             ended.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=run)

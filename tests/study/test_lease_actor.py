@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clsnf.core.remote import RemoteFolder
-from clsnf.study.lease_actor import BookedLeases, LeaseBook, open_book
+from clsnf.study.lease_actor import ActorLeases, LeaseTable, start_lease_actor
 from clsnf.training.artifacts import Artifact, ArtifactStore
 
 
@@ -22,30 +22,30 @@ class Clock:
 
 
 def test_one_owner_at_a_time() -> None:
-    book = LeaseBook()
-    assert book.take("maps", "a")
-    assert not book.take("maps", "b")
-    assert book.take("flows", "b"), "another lease"
-    book.free("maps", "b")
-    assert not book.take("maps", "b"), "only the holder frees it"
-    book.free("maps", "a")
-    assert book.take("maps", "b")
+    leases = LeaseTable()
+    assert leases.take("maps", "a")
+    assert not leases.take("maps", "b")
+    assert leases.take("flows", "b"), "another lease"
+    leases.free("maps", "b")
+    assert not leases.take("maps", "b"), "only the holder frees it"
+    leases.free("maps", "a")
+    assert leases.take("maps", "b")
 
 
 def test_a_silent_owner_loses_its_lease_and_a_heard_one_keeps_it() -> None:
     clock = Clock()
-    book = LeaseBook(lifetime=60, clock=clock)
-    assert book.take("maps", "a")
+    leases = LeaseTable(lifetime=60, clock=clock)
+    assert leases.take("maps", "a")
     clock.now = 59
-    assert not book.take("maps", "b")
-    assert book.take("maps", "a"), "a sign of life"
+    assert not leases.take("maps", "b")
+    assert leases.take("maps", "a"), "a sign of life"
     clock.now = 118
-    assert not book.take("maps", "b")
+    assert not leases.take("maps", "b")
     clock.now = 120
-    assert book.take("maps", "b")
-    assert not book.take("maps", "a")
-    book.free("maps", "a")
-    assert not book.take("maps", "c"), "who lost it can't free it"
+    assert leases.take("maps", "b")
+    assert not leases.take("maps", "a")
+    leases.free("maps", "a")
+    assert not leases.take("maps", "c"), "who lost it can't free it"
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +59,30 @@ def ray_here() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_machines_that_share_a_remote_folder_alone_compute_a_stage_once(
+def test_machines_that_share_a_remote_folder_alone_compute_an_artifact_once(
     ray_here: Any, tmp_path: Path
 ) -> None:
     """Four tasks, each with a local folder of its own, as on four machines."""
     uri = f"file://{tmp_path}/remote"
-    book = open_book("test-leases")
+    actor = start_lease_actor("test-leases")
 
     @ray_here.remote(num_cpus=0)
     def worker(number: int) -> tuple[float, dict[str, int]]:
         store = ArtifactStore(
-            tmp_path / f"machine{number}", RemoteFolder(uri), BookedLeases("test-leases")
+            tmp_path / f"machine{number}", RemoteFolder(uri), ActorLeases("test-leases")
         )
-        stage = store.get(
+        artifact = store.get(
             "maps", {"seed": 1}, lambda: Artifact({"map": torch.full((3,), float(number))}, {})
         )
-        return float(stage.tensors["map"][0]), store.computed
+        return float(artifact.tensors["map"][0]), store.computed
 
     found = ray_here.get([worker.remote(number) for number in range(4)])
-    assert len({value for value, _ in found}) == 1, "all have the same stage"
+    assert len({value for value, _ in found}) == 1, "all have the same artifact"
     assert sum(computed.get("maps", 0) for _, computed in found) == 1
-    del book
+    del actor
 
 
-def test_a_stage_in_the_remote_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_an_artifact_in_the_remote_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     remote = RemoteFolder(f"file://{tmp_path}/remote")
     first, second = (ArtifactStore(tmp_path / name, remote) for name in ("one", "two"))
     first.get("maps", {"seed": 1}, lambda: Artifact({"map": torch.ones(2)}, {"of": "first"}))

@@ -15,12 +15,20 @@ from ray.tune.search import Searcher
 
 from clsnf.core.config import DetectorSettings
 from clsnf.core.errors import OutputError
-from clsnf.study.search import CATEGORY, METRIC, MOST_ATTEMPTS, NUMBER, PerCategorySearch
+from clsnf.results import Measurements, TrialResult
+from clsnf.study.reports import TrialReport
+from clsnf.study.search import CATEGORY, MAX_ATTEMPTS, NUMBER, PerCategorySearch
 from clsnf.study.space import DEFAULT_SPACE, Space
-from clsnf.study.trials import History, open_storage, trial_seed
+from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage, trial_seed
 
 SPACE = Space(DEFAULT_SPACE)
 START = SPACE.start(DetectorSettings())
+
+
+def search_plan(
+    space: Space = SPACE, trials: int = 6, seed: int = 0, in_sequence: bool = True
+) -> SearchPlan:
+    return SearchPlan(space.distributions(), trials, {"pixel_ap": "maximize"}, seed, in_sequence)
 
 
 def searcher(
@@ -31,21 +39,20 @@ def searcher(
     storage: BaseStorage | None = None,
 ) -> PerCategorySearch:
     storage = storage or InMemoryStorage()
-    histories = {
-        c: History(
-            storage,
-            c,
-            c,
-            SPACE.distributions(),
-            [START],
-            trials,
-            {METRIC: "maximize"},
-            seed,
-            in_sequence,
-        )
-        for c in categories
-    }
-    return PerCategorySearch(histories, trials, in_sequence)
+    plan = search_plan(SPACE, trials, seed, in_sequence)
+    trials_of = {c: CategoryTrials(storage, c, c, plan, [START]) for c in categories}
+    return PerCategorySearch(trials_of, trials, in_sequence)
+
+
+def report(objective: float, step: int | None = None) -> dict[str, Any]:
+    """What a trial reports to Tune."""
+    measured = Measurements(validation={"pixel_ap": objective})
+    return TrialReport(objective, step, measured=measured).to_tune()
+
+
+def failure(cause: str, traceback: str | None = None) -> dict[str, Any]:
+    measured = Measurements(traceback=traceback)
+    return TrialReport(0.0, failure=cause, measured=measured).to_tune()
 
 
 def objective(config: dict[str, Any]) -> float:
@@ -66,7 +73,7 @@ def run(search: PerCategorySearch, most: int = 1000, prefix: str = "t") -> list[
         if config == Searcher.FINISHED:
             break
         seen.append(config)
-        search.on_trial_complete(f"{prefix}{number}", {"objective": objective(config)})
+        search.on_trial_complete(f"{prefix}{number}", report(objective(config)))
     return seen
 
 
@@ -119,7 +126,7 @@ def test_trials_in_sequence_are_the_same_however_long_each_takes(
             seen.append(config)
         elif running:
             name = list(running)[next(ends) % len(running)]
-            search.on_trial_complete(name, {"objective": objective(running.pop(name))})
+            search.on_trial_complete(name, report(objective(running.pop(name))))
         else:
             break
     assert len(seen) == 12
@@ -176,17 +183,17 @@ def test_a_failed_trial_counts_and_the_search_goes_on(way: str) -> None:
             break
         handed.append(config)
         if config[CATEGORY] == "b":
-            search.on_trial_complete(f"t{number}", {METRIC: objective(config)})
+            search.on_trial_complete(f"t{number}", report(objective(config)))
         elif way == "reported":
-            search.on_trial_complete(f"t{number}", {METRIC: 0.0, "failed": "TrainingError: no"})
+            search.on_trial_complete(f"t{number}", failure("TrainingError: no"))
         else:
             search.on_trial_complete(f"t{number}", error=True)
-            search.failed(f"t{number}", "killed")
-    expected = {"reported": 4, "killed": 4 * MOST_ATTEMPTS}[way]
+            search.on_trial_failed(f"t{number}", "killed")
+    expected = {"reported": 4, "killed": 4 * MAX_ATTEMPTS}[way]
     assert Counter(h[CATEGORY] for h in handed) == {"a": expected, "b": 4}
     if way == "killed":
         assert [h[NUMBER] for h in of("a", handed)] == [
-            n for n in range(4) for _ in range(MOST_ATTEMPTS)
+            n for n in range(4) for _ in range(MAX_ATTEMPTS)
         ]
     assert of("b", handed) == run(searcher(["b"], 4)), (
         "another category's failures must not be felt"
@@ -248,7 +255,7 @@ def test_a_trial_is_in_the_storage_with_all_of_its_values_or_not_at_all(
 def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Path) -> None:
     search = searcher(["a", "b"], 3, in_sequence=False, storage=open_storage(None, tmp_path))
     running = [search.suggest(f"t{i}") for i in range(3)]
-    search.on_trial_complete("t1", {METRIC: objective(running[1])})
+    search.on_trial_complete("t1", report(objective(running[1])))
     again = searcher(["a", "b"], 3, in_sequence=False, storage=open_storage(None, tmp_path))
     seen = run(again)
     assert [trial for trial in seen if trial in running] == [running[0], running[2]]
@@ -257,60 +264,52 @@ def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Pat
     ]
 
 
-def test_what_a_trial_came_to_is_told_and_kept(tmp_path: Path) -> None:
-    told: list[dict[str, Any]] = []
-    history = History(
-        open_storage(None, tmp_path),
-        "a",
-        "a",
-        SPACE.distributions(),
-        [START],
-        4,
-        {METRIC: "maximize"},
-        0,
-        True,
-    )
-    search = PerCategorySearch({"a": history}, 4, True, tell=told.append)
+def test_the_result_of_a_trial_is_reported_and_stored(tmp_path: Path) -> None:
+    reported: list[TrialResult] = []
+    trials = CategoryTrials(open_storage(None, tmp_path), "a", "a", search_plan(trials=4), [START])
+    search = PerCategorySearch({"a": trials}, 4, True, ended=reported.append)
+    measured = Measurements(validation={"pixel_ap": 0.5}, families={"scar": 0.25}, seconds=2.0)
     reports: list[dict[str, Any]] = [
-        {METRIC: 0.5, "family_scar": 0.25, "seconds": 2.0, "nobody": 1},
-        {METRIC: 0.1, "step": 4},
-        {METRIC: 0.0, "failed": "no", "traceback": "..."},
+        TrialReport(0.5, measured=measured).to_tune() | {"time_total_s": 1.0},
+        report(0.1, step=4),
+        failure("no", "..."),
     ]
-    for number, report in enumerate(reports):
+    for number, found in enumerate(reports):
         search.suggest(f"t{number}")
-        search.on_trial_complete(f"t{number}", report)
-    for attempt in range(MOST_ATTEMPTS):
+        search.on_trial_complete(f"t{number}", found)
+    for attempt in range(MAX_ATTEMPTS):
         search.suggest(f"killed{attempt}")
         search.on_trial_complete(f"killed{attempt}", error=True)
-        search.failed(f"killed{attempt}", "killed")
-    assert told == history.records()
-    assert [r["status"] for r in told] == ["finished", "stopped", "failed", "failed"]
-    assert [r["objective"] for r in told] == [0.5, None, None, None]
-    assert [r["cause"] for r in told] == [None, None, "no", "killed"]
-    assert told[0]["figures"] == {"family_scar": 0.25}
-    assert told[0]["seconds"] == 2.0
-    assert told[0]["wall_seconds"] > 0
-    assert told[0]["config"] == START
+        search.on_trial_failed(f"killed{attempt}", "killed")
+    assert reported == trials.results()
+    assert [t.status for t in reported] == ["finished", "stopped", "failed", "failed"]
+    assert [t.objective for t in reported] == [0.5, None, None, None]
+    assert [t.cause for t in reported] == [None, None, "no", "killed"]
+    assert reported[0].measured == measured
+    assert reported[0].wall_seconds is not None
+    assert reported[0].wall_seconds > 0
+    assert reported[0].config == START
+    assert reported[2].measured.traceback == "..."
 
 
 def test_a_trial_far_behind_others_that_came_as_far_is_stopped_and_no_earlier() -> None:
     search = searcher(["a", "b"], 20, in_sequence=False)
     for number in range(4):
         search.suggest(f"t{number}")  # a, b, a, b
-    assert not search.is_hopeless("t0", {METRIC: 0.0, "step": 4}), "there is nobody to compare with"
-    assert not search.is_hopeless("t0", {METRIC: 0.0}), "a trial at its end has nothing to stop"
+    assert not search.should_prune("t0", report(0.0, step=4)), "there is nobody to compare with"
+    assert not search.should_prune("t0", report(0.0)), "a trial at its end has nothing to stop"
     for number in range(4, 16):
         config = search.suggest(f"t{number}")
-        search.is_hopeless(
-            f"t{number}", {METRIC: number / 100 if config[CATEGORY] == "a" else 0.9, "step": 4}
+        search.should_prune(
+            f"t{number}", report(number / 100 if config[CATEGORY] == "a" else 0.9, step=4)
         )
-        search.on_trial_complete(f"t{number}", {METRIC: 0.5})
-    assert search.is_hopeless("t2", {METRIC: 0.03, "step": 4})
-    assert not search.is_hopeless("t2", {METRIC: 0.03, "step": 8}), "nobody came so far"
+        search.on_trial_complete(f"t{number}", report(0.5))
+    assert search.should_prune("t2", report(0.03, step=4))
+    assert not search.should_prune("t2", report(0.03, step=8)), "nobody came so far"
     handed = search.suggest("t16")
     assert handed[CATEGORY] in "ab"
-    value = {METRIC: 0.2, "step": 4}
-    assert search.is_hopeless("t16", value) == (handed[CATEGORY] == "b"), (
+    value = report(0.2, step=4)
+    assert search.should_prune("t16", value) == (handed[CATEGORY] == "b"), (
         "only its own category's trials count"
     )
 
@@ -333,25 +332,17 @@ def test_choices_may_be_lists(
     start = space.start(DetectorSettings())
     where = where and where.format(tmp_path)
 
-    def history() -> History:
-        return History(
-            open_storage(where, tmp_path),
-            "a",
-            "a",
-            space.distributions(),
-            [start],
-            8,
-            {METRIC: "maximize"},
-            0,
-            True,
-        )
+    def open_trials() -> CategoryTrials:
+        storage = open_storage(where, tmp_path)
+        return CategoryTrials(storage, "a", "a", search_plan(space, trials=8), [start])
 
-    first = history()
+    first = open_trials()
     for _ in range(6):
         number, values = first.begin()
         assert values["backbone.levels"] in ([1], [1, 2], [1, 2, 3])
-        first.end(number, {METRIC: 0.1 * len(values["backbone.levels"])}, {})
-    again = history()
-    assert again.records() == first.records()
-    assert again.records()[0]["config"] == {"backbone.levels": [1, 2, 3]}
+        quality = 0.1 * len(values["backbone.levels"])
+        first.finish(number, Measurements(validation={"pixel_ap": quality}))
+    again = open_trials()
+    assert again.results() == first.results()
+    assert again.results()[0].config == {"backbone.levels": [1, 2, 3]}
     assert not [w for w in recwarn if "Choices" in str(w.message)]

@@ -3,73 +3,58 @@
 import socket
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from clsnf.core.errors import DataError, SettingsError
+from clsnf.results import TrialResult, TrialStatus, write_trials
 from clsnf.study.callbacks import check_loggers
-from clsnf.study.folder import write_table
 from clsnf.study.space import Space
-from clsnf.study.trials import History, open_storage
-from clsnf.study.warm_start import warm_values
+from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
+from clsnf.study.warm_start import best_points, read_earlier_trials
+
+
+def trial(category: str, number: int, objective: float | None, depth: int) -> TrialResult:
+    status: TrialStatus = "failed" if objective is None else "finished"
+    return TrialResult(category, number, status, objective=objective, config={"flow_depth": depth})
 
 
 @pytest.fixture
 def earlier(tmp_path: Path) -> Path:
-    rows = [
-        ("nut", 0.5, 2, "finished"),
-        ("nut", 0.9, 0, "finished"),
-        ("nut", None, 4, "failed"),
-        ("nut", 0.7, 6, "finished"),
-    ]
-    rows += [("nut", 0.1, 2, "finished"), ("bolt", 0.99, 4, "finished")]
-    columns = ("category", "objective", "config/flow_depth", "status")
-    (tmp_path / "earlier").mkdir()
-    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(columns)})
-    write_table(tmp_path / "earlier" / "trials.parquet", table)
+    """The folder of an earlier study."""
+    nut = [trial("nut", n, *t) for n, t in enumerate([(0.5, 2), (0.9, 0), (None, 4), (0.7, 6)])]
+    others = [trial("nut", 4, 0.1, 2), trial("bolt", 0, 0.99, 4)]
+    write_trials(tmp_path / "earlier" / "trials.parquet", nut + others)
     return tmp_path / "earlier"
 
 
 def test_the_best_finished_trials_of_the_category_are_tried_first(earlier: Path) -> None:
-    assert warm_values(earlier, ["nut"]) == [
-        {"flow_depth": 0},
-        {"flow_depth": 6},
-        {"flow_depth": 2},
-    ]
-    assert warm_values(earlier, ["screw"]) == []
-    assert warm_values(None, ["nut"]) == []
+    trials = read_earlier_trials(earlier)
+    assert best_points(trials, "nut") == [{"flow_depth": 0}, {"flow_depth": 6}, {"flow_depth": 2}]
+    assert best_points(trials, "screw") == []
+    assert read_earlier_trials(None) == []
 
 
 def test_points_that_the_new_space_does_not_have_are_left_out(
     earlier: Path, tmp_path: Path
 ) -> None:
     space = Space({"flow_depth": {"type": "choice", "values": [0, 2, 4]}})
-    first = [
+    first_points = [
         {"flow_depth": 4},
-        *warm_values(earlier, ["nut"]),
+        *best_points(read_earlier_trials(earlier), "nut"),
         {"fusion_weight": 0.3},
         {"flow_depth": "two"},
     ]
-    history = History(
-        open_storage(None, tmp_path),
-        "nut",
-        "nut",
-        space.distributions(),
-        first,
-        9,
-        {"objective": "maximize"},
-        0,
-        in_sequence=True,
-    )
-    assert [history.begin()[1]["flow_depth"] for _ in range(3)] == [4, 0, 2]
+    plan = SearchPlan(space.distributions(), 9, {"pixel_ap": "maximize"}, 0, in_sequence=True)
+    trials = CategoryTrials(open_storage(None, tmp_path), "nut", "nut", plan, first_points)
+    assert [trials.begin()[1]["flow_depth"] for _ in range(3)] == [4, 0, 2]
 
 
 def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no trials of an earlier study to start from"):
-        warm_values(tmp_path, [])
+        read_earlier_trials(tmp_path)
     (tmp_path / "trials.parquet").write_text("no table")
     with pytest.raises(DataError, match=r"no readable trials.parquet"):
-        warm_values(tmp_path, ["nut"])
+        read_earlier_trials(tmp_path)
 
 
 def test_a_logger_that_is_not_installed_is_said_before_the_long_work(

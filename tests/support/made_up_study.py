@@ -1,5 +1,7 @@
-"""A study's folder with made-up figures, for reports: every file that a study leaves and a report
-reads, in a second.
+"""A made-up study for reports: writes every file that a report reads, in a second.
+
+The files are written as plain JSON and Parquet, not through the types of :mod:`clsnf.results`, so
+that tests of reports see it when a key changes.
 """
 
 from __future__ import annotations
@@ -44,11 +46,13 @@ def write_study(
 
     Args:
         folder: made where it is missing.
-        products: names.
-        trials, normals, defects: of each product; as many normals are held out as are tested.
-        cases: of each kind, with pictures.
-        pictures: (h, w, 3) uint8 to show; drawn where there are none.
-        seed: of everything made up.
+        products: their names.
+        trials: number of trials of each product.
+        normals: number of held-out normals of each product, and of its test normals.
+        defects: number of test defects of each product.
+        cases: number of cases of each kind.
+        pictures: (h, w, 3) uint8 to show; random ones where there are none.
+        seed: of all random numbers.
     """
     rng = np.random.default_rng(seed)
     shown = list(pictures) or [rng.integers(60, 180, (32, 32, 3), dtype=np.uint8)]
@@ -87,7 +91,7 @@ def write_study(
 
 
 def put(path: Path, content: Any) -> None:
-    """Write JSON; figures that are not finite too."""
+    """Write JSON; numbers that are not finite are allowed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
@@ -191,7 +195,7 @@ def _product(
         **hashes,
     }
     put(folder / "winners" / name / "detector.json", {"provenance": provenance})
-    figures = {figure: round(float(rng.uniform(0.94, 0.99)), 4) for figure in METRICS}
+    metrics = {metric: round(float(rng.uniform(0.94, 0.99)), 4) for metric in METRICS}
     test = [row for row in images if row["split"] == "test"]
     recall = float(np.mean([row["verdict"] for row in test if row["label"]]))
     rejects = float(np.mean([row["verdict"] for row in test if not row["label"]]))
@@ -222,7 +226,7 @@ def _product(
         "sweeps": [{"config": without, "weights": [(w, 0.4 + 0.3 * w * (1 - w)) for w in weights]}],
         "rules": {"mean": {"config": without, "fusion_weight": config["fusion_weight"]}},
         "test": {
-            "figures": figures,
+            "figures": metrics,
             "counts": {"good": normals, **dict.fromkeys(KINDS, defects // 2)},
             "false_reject_rate": rejects,
             "recall": recall,
@@ -236,17 +240,17 @@ def _product(
         "evidence": {
             "folder": str(evidence),
             "intervals": {
-                figure: (value - 0.02, min(1.0, value + 0.02)) for figure, value in figures.items()
+                metric: (value - 0.02, min(1.0, value + 0.02)) for metric, value in metrics.items()
             },
             "baseline": {
                 "depth": 0,
-                "figures": {figure: value - 0.1 for figure, value in figures.items()},
+                "figures": {metric: value - 0.1 for metric, value in metrics.items()},
                 "intervals": {
-                    figure: (value - 0.13, value - 0.07) for figure, value in figures.items()
+                    metric: (value - 0.13, value - 0.07) for metric, value in metrics.items()
                 },
                 "recall": 0.8,
                 "false_reject_rate": 0.02,
-                "gain": {figure: {"low": 0.05, "high": 0.15, "ahead": 1.0} for figure in figures},
+                "gain": {metric: {"low": 0.05, "high": 0.15, "ahead": 1.0} for metric in metrics},
             },
         },
         "seconds": 20.0,

@@ -1,6 +1,4 @@
-"""The real command on small data, for tests: in an interpreter without clsnf, with a home of its
-own.
-"""
+"""The real command on small data, for tests: in an interpreter without clsnf, with its own home."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ import pyarrow.parquet as pq
 from tests.support.small_data import tiny_options
 
 ROOT = Path(__file__).parents[2]
-# With one of the learning rates the loss is not finite: trials that draw it fail, the first trial
-# never does.
+# With one of the learning rates the loss is not finite, and the trial fails; the first trial never
+# gets it.
 SPACE = """
 fusion_weight: {type: float, low: 0.0, high: 1.0}
 finetune_epochs: {type: choice, values: [0, 1]}
@@ -30,30 +28,26 @@ finetune.learning_rate: {type: choice, values: [5e-4, 1e30]}
 
 
 def without_clsnf(folder: Path) -> str:
-    """An interpreter with everything that this one has but clsnf: the script promises to do without
-    its installation.
+    """An interpreter with all packages of this one except clsnf: the script promises to work
+    without its installation.
     """
     venv.create(folder, with_pip=False)
     packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    # The folder is searched, the .pth files in it, which an editable installation rests on, are not
-    # read.
+    # Python searches this folder, and does not read the .pth files in it; an editable installation
+    # of clsnf needs those.
     (Path(packages) / "packages.pth").write_text(
         sysconfig.get_path("purelib") + "\n" + sysconfig.get_path("platlib") + "\n"
     )
     return str(folder / "bin" / "python")
 
 
-def _heed_ctrl_c() -> None:
-    """A shell's background job ignores SIGINT, and so would all that it starts; a person's terminal
-    does not.
-    """
+def _accept_ctrl_c() -> None:
+    """Undo what a shell does to background jobs: they, and all that they start, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Study:
-    """A folder with data, a home of its own for Ray's files, an interpreter, and the command on
-    them.
-    """
+    """A folder with data, a home for Ray's files, an interpreter, and the command on them."""
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder, self.data, self.out = folder, folder / "data", folder / "out"
@@ -76,7 +70,7 @@ class Study:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's, with a home of its own, and with the interpreter as ``python``."""
+        """This process's, with another home, and with the interpreter as ``python``."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return inherited | {
             "HOME": str(self.folder / "home"),
@@ -102,7 +96,7 @@ class Study:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            preexec_fn=_heed_ctrl_c,
+            preexec_fn=_accept_ctrl_c,
         )
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
@@ -121,8 +115,9 @@ class Study:
 
 
 def wait_for_trial(process: subprocess.Popen[str], number: int) -> None:
+    """Wait until this many trials of a running study have ended."""
     assert process.stderr is not None
-    told: list[str] = []
-    while not any(line.startswith(f"trial {number}/") for line in told):
-        told.append(process.stderr.readline())
-        assert told[-1], "".join(told)
+    lines: list[str] = []
+    while not any(line.startswith(f"trial {number}/") for line in lines):
+        lines.append(process.stderr.readline())
+        assert lines[-1], "".join(lines)

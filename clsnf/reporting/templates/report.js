@@ -1,12 +1,14 @@
 "use strict";
-// What the page does by itself: draws charts when they come near, sorts and filters tables, shows one product at a time, prints all of it.
+// Draws charts when they come near, sorts and filters tables, shows one product at a time on the
+// screen and all of them on paper.
 (() => {
   const root = document.documentElement;
   root.classList.add("scripted");
 
   // ---- charts ----
 
-  // Names of colours in charts, such as "@1", stand for the page's own, which follow a light or dark screen and paper.
+  // Names of colours in charts, such as "@1", stand for the page's colours, which follow a light or
+  // dark screen and paper (see chart_style.py).
   const NAMES = { "@1": "--c1", "@2": "--c2", "@3": "--c3", "@4": "--c4", "@5": "--c5", "@ink": "--ink", "@muted": "--muted", "@shade": "--shade" };
   const painted = (value, style, key) => {
     if (Array.isArray(value)) return value.map((v) => painted(v, style, key));
@@ -14,7 +16,7 @@
     if (key !== "color" && key !== "fillcolor") return value;
     return value === "@clear" ? "rgba(0,0,0,0)" : NAMES[value] ? style.getPropertyValue(NAMES[value]).trim() : value;
   };
-  const PAPER = 455; // pixels of half a page, to which a chart does not adapt by itself
+  const PAPER = 455; // width of half a printed page in pixels: charts do not adapt to it themselves
   const axis = (given, style) => ({
     automargin: true, zeroline: false, gridcolor: style.getPropertyValue("--line").trim(), linecolor: style.getPropertyValue("--line").trim(),
     ...given,
@@ -96,7 +98,7 @@
       head.setAttribute("aria-sort", falling ? "descending" : "ascending");
       const rows = [...table.tBodies[0].rows].map((row) => [valueOf(row, column), row]);
       rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : falling ? compare(b, a) : compare(a, b)));
-      table.tBodies[0].append(...rows.map(([, row]) => row)); // what is no number stays at the end either way
+      table.tBodies[0].append(...rows.map(([, row]) => row)); // rows without a number stay at the end
     }));
   }
   for (const tools of document.querySelectorAll(".tools")) {

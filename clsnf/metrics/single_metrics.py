@@ -1,10 +1,9 @@
-"""Single figures, for whoever wants one; :func:`clsnf.metrics.evaluate` computes several from the
-same two passes.
+"""Metrics one by one; :func:`clsnf.metrics.evaluate` computes several from the same two passes.
 
-Image figures take ``scores`` (N,) real numbers, higher = more of a defect, and ``labels`` (N,), 0
-normal and 1 defect. Pixel figures take ``samples``, a re-iterable of
+Image metrics take ``scores`` (N,) real numbers, higher = more of a defect, and ``labels`` (N,), 0
+normal and 1 defect. Pixel metrics take ``samples``, a re-iterable of
 :class:`~clsnf.metrics.samples.PixelSample` that is passed over exactly twice, one map in memory at
-a time. All raise :class:`~clsnf.core.errors.MetricError` where the figure is not defined: no
+a time. All raise :class:`~clsnf.core.errors.MetricError` where the metric is not defined: no
 images, one class only, scores that are not finite, shapes that differ.
 """
 
@@ -32,8 +31,9 @@ def image_ap(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def image_f1_max(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Largest F1 of the image scores over all thresholds, in (0, 1]; an oracle, no threshold that a
-    user could have known.
+    """Largest F1 of the image scores over all thresholds, in (0, 1].
+
+    An oracle: no user could have known its threshold.
     """
     return ranking.f1_max(count_images(scores, labels))
 
@@ -44,8 +44,9 @@ def pixel_auroc(samples: Iterable[PixelSample]) -> float:
 
 
 def pixel_ap(samples: Iterable[PixelSample]) -> float:
-    """Average precision over the pixels of all images, in (0, 1]; the method's authors call it
-    AUPR.
+    """Average precision over the pixels of all images, in (0, 1].
+
+    The method's authors call it AUPR.
     """
     return ranking.average_precision(count_pixels(samples).scores)
 
@@ -56,8 +57,9 @@ def pixel_f1_max(samples: Iterable[PixelSample]) -> float:
 
 
 def au_pro(samples: Iterable[PixelSample], limit: float = 0.3) -> float:
-    """Area under the per-region overlap curve up to the false-positive rate ``limit`` in (0, 1],
-    divided by it; in [0, 1].
+    """Area under the per-region overlap curve up to ``limit``, divided by it; in [0, 1].
+
+    limit: a false-positive rate, in (0, 1].
     """
     overlap.check_limit(limit)  # before the long work
     return overlap.area_under_pro(count_pixels(samples), limit)

@@ -1,0 +1,130 @@
+"""The driver's checks before anything long starts; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from clsnf.core.config import StudySettings, differences
+from clsnf.core.errors import OutputError
+from clsnf.data.checks import CheckReport, check_category
+from clsnf.data.splits import assign_splits
+from clsnf.evaluation.selection import check_objective
+from clsnf.evaluation.selection_rules import check_rule
+from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, read_result, to_plain
+from clsnf.study.callbacks import check_loggers
+from clsnf.study.folder import check_folder
+from clsnf.study.request import Reporter, StudyRequest, category_of
+from clsnf.study.warm_start import read_earlier_trials
+from clsnf.training.prepare import check_ingredients, data_fingerprint
+
+
+@dataclass(frozen=True)
+class StudyInputs:
+    """A study's checked input.
+
+    Attributes:
+        tables: category -> table of its images, each with a split.
+        skipped: category -> unreadable images that were left out.
+        earlier_trials: of the study that ``--warm-start`` names.
+        identity: what the study is.
+        resumed: the identity that the study began with; None for a new study.
+    """
+
+    tables: dict[str, pa.Table]
+    skipped: dict[str, list[SkippedImage]]
+    earlier_trials: list[TrialResult]
+    identity: StudyIdentity
+    resumed: StudyIdentity | None
+
+
+def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyInputs:
+    """Read and check everything that could stop a trial.
+
+    Args:
+        request: what the user asks for.
+        out: the study's folder on this machine.
+        reporter: gets warnings and progress.
+
+    Raises:
+        ClsnfError: bad input.
+    """
+    _check_names(request.study)
+    request.space.check(request.settings)
+    check_loggers(request.mlflow, request.wandb)
+    earlier_trials = read_earlier_trials(request.warm_start)
+    check_folder(out, request.resume, str(request.out))
+    check_ingredients(request.settings, request.textures, request.device)
+    reports = {category_of(t): _check_images(t, request, reporter) for t in request.tables}
+    fraction, seed = request.settings.validation.fraction, request.settings.seed
+    tables = {
+        category: assign_splits(report.table, fraction, seed)
+        for category, report in reports.items()
+    }
+    skipped = {
+        category: [SkippedImage(path, cause) for path, cause in report.skipped.items()]
+        for category, report in reports.items()
+    }
+    identity = StudyIdentity(
+        settings=request.settings,
+        space={name: dict(given) for name, given in request.space.ranges.items()},
+        data={category: data_fingerprint(table) for category, table in tables.items()},
+        objectives=list(request.study.objectives),
+    )
+    resumed = _read_identity(out)
+    if resumed is not None:
+        _check_same_study(resumed, identity, out, request.optuna_storage)
+    return StudyInputs(tables, skipped, earlier_trials, identity, resumed)
+
+
+def _check_names(study: StudySettings) -> None:
+    """Refuse unknown objectives and selection rules; the first objective is a metric."""
+    first, *others = study.objectives
+    for name in (first, *(name for name in others if name != LATENCY)):
+        check_objective(name)
+    check_rule(study.selection)
+
+
+def _check_images(table: pa.Table, request: StudyRequest, reporter: Reporter) -> CheckReport:
+    """What a table holds; every file is read once."""
+    category = category_of(table)
+
+    def progress(done: int, total: int) -> None:
+        reporter.progress(f"checking {category}", done, total)
+
+    report = check_category(
+        table, allow_leak=request.allow_leak, max_bad=request.max_bad, progress=progress
+    )
+    for warning in report.warnings:
+        reporter.say(f"warning: {warning}")
+    return report
+
+
+def _read_identity(out: Path) -> StudyIdentity | None:
+    """The identity of the study in a folder; None where there is none."""
+    path = out / "study.json"
+    return read_result(StudyIdentity, path, "choose another --out") if path.is_file() else None
+
+
+def _check_same_study(
+    before: StudyIdentity, identity: StudyIdentity, out: Path, optuna_storage: str | None
+) -> None:
+    """Refuse to resume a study with other settings, data, space or objectives."""
+    old, new = to_plain(before), to_plain(identity)
+    parts = ("settings", "space", "data", "objectives")
+    changed = {part: list(differences(old[part], new[part])) for part in parts}
+    found = [line for lines in changed.values() for line in lines]
+    if found:
+        kinds = " and ".join(part for part, lines in changed.items() if lines)
+        more = f"; {len(found) - 3} more" if len(found) > 3 else ""
+        raise OutputError(
+            f"The study in {out} was begun with other {kinds} ({'; '.join(found[:3])}{more}): "
+            "choose another --out."
+        )
+    if (optuna_storage is None) != (before.storage_prefix == ""):
+        place = "its own journal" if before.storage_prefix == "" else "another --optuna-storage"
+        raise OutputError(
+            f"The study in {out} was begun with its trials in {place}: say the same again."
+        )

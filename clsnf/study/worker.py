@@ -1,0 +1,89 @@
+"""What a Ray worker of a study keeps from one trial to the next: categories that are loaded."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+
+import torch
+
+from clsnf.core.config import DetectorSettings, replaced, value_at
+from clsnf.core.device import choose_device
+from clsnf.core.memory import keep_freed_memory
+from clsnf.evaluation.workbench import Workbench
+from clsnf.study.context import StudyContext
+from clsnf.study.progress_files import FileProgress
+from clsnf.study.space import SHORT_NAMES
+from clsnf.training.artifacts import ArtifactStore
+from clsnf.training.prepare import prepare
+
+
+def load_workbench(
+    context: StudyContext, category: str, settings: DetectorSettings, store: ArtifactStore
+) -> Workbench:
+    """Load a category into this process; its artifacts are in `store`."""
+    prepared = prepare(
+        context.folder.train_table(category),
+        settings,
+        context.textures,
+        store,
+        choose_device(context.device),
+        FileProgress(context.folder.path, category),
+        context.stream,
+    )
+    return Workbench.load(prepared, context.folder.validation_table(category))
+
+
+class LoadedWorkbenches:
+    """The workbenches that this process has loaded, the most recently used ones.
+
+    Ray runs many trials in one worker process, one after the other. Loading a category takes
+    seconds, so the next trial of the same category uses what the trial before it loaded.
+
+    Args:
+        most: how many are kept in memory.
+    """
+
+    def __init__(self, most: int = 2) -> None:
+        self._most = most
+        self._loaded: OrderedDict[tuple[str, str, DetectorSettings], Workbench] = OrderedDict()
+
+    def get(self, context: StudyContext, category: str, settings: DetectorSettings) -> Workbench:
+        """The category's workbench; it is loaded where it is not in memory.
+
+        Settings that differ only in fusion weights, joint epochs and flow depth share one.
+        """
+        key = (context.folder.driver_path, category, _shared_settings(settings))
+        if key not in self._loaded:
+            while len(self._loaded) >= self._most:  # first: two at once may not fit into memory
+                self._loaded.popitem(last=False)
+            store = context.folder.artifacts()
+            self._loaded[key] = load_workbench(context, category, settings, store)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+    def clear(self) -> None:
+        """Free all of them, for example after an error that may have damaged one."""
+        self._loaded.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# The one of this process: trials, winners and what is computed beside them share it.
+WORKBENCHES = LoadedWorkbenches()
+
+
+# Each call of the pipeline gets these anew, so settings that differ in nothing else share a bench.
+_GIVEN_ANEW = (*SHORT_NAMES.values(), "score_weight")
+
+
+def _shared_settings(settings: DetectorSettings) -> DetectorSettings:
+    default = DetectorSettings()
+    return replaced(settings, {name: value_at(default, name) for name in _GIVEN_ANEW})
+
+
+def use_threads(threads: int) -> None:
+    """Limit this process to the share of the machine that Ray reserved for it."""
+    keep_freed_memory()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
