@@ -1,14 +1,12 @@
 """The shared feature extractor: any timm architecture that gives feature maps.
 
-Unusual: padded convolutions pad by reflection, so that the border of a picture does not look like a
-    defect; batch-norm statistics never
-move (the module stays in evaluation mode), only the affine parameters train. And there is no silent
-fallback: without weights that fit, there is no backbone.
+Padded convolutions pad by reflection, so that the border of an image does not look like a defect.
+The module stays in evaluation mode: batch-norm statistics never change, and only the affine
+parameters train. There is no silent fallback: without weights that fit, there is no backbone.
 
-Weights are matched by parameter name with dots and underscores taken as the same, because timm
-flattens ``blocks.0`` to ``blocks_0`` in its feature extractors; a file for the whole classifier
-therefore fits as it is. Tables that go with the image size (positions in a transformer) are
-resampled by timm.
+Weights are matched by parameter name. Dots and underscores count as equal, because timm's feature
+extractors flatten ``blocks.0`` to ``blocks_0``; a file with a whole classifier's weights fits. timm
+resamples tables that depend on the image size, such as a transformer's positions.
 """
 
 from __future__ import annotations
@@ -52,10 +50,11 @@ class Backbone(nn.Module):
     Args:
         extractor: a module that maps (B, 3, H, W) to a list of feature maps, shallow to deep.
         architecture: its timm name.
-        image_size: (H, W) of the images it will be asked about.
+        image_size: (H, W) of its images.
 
     Raises:
-        SettingsError: images of that size can't pass, or a level is too small to pad by reflection.
+        SettingsError: the network can't take images of that size, or a level is too small to pad by
+            reflection.
     """
 
     mean: Tensor
@@ -87,17 +86,15 @@ class Backbone(nn.Module):
         )
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode: batch-norm statistics are frozen at their pretrained values."""
+        """Stay in evaluation mode: batch-norm statistics keep their pretrained values."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W), RGB in [0, 1], to L feature maps (B, C_l, h_l, w_l), shallow to
-        deep.
-        """
+        """Images (B, 3, H, W), RGB in [0, 1], to L maps (B, C_l, h_l, w_l), shallow to deep."""
         features: list[Tensor] = self.extractor((images - self.mean) / self.std)
-        return (
-            [level.permute(0, 3, 1, 2) for level in features] if self._channels_last else features
-        )
+        if self._channels_last:
+            return [level.permute(0, 3, 1, 2) for level in features]
+        return features
 
 
 def _first_line(error: BaseException) -> str:
@@ -146,8 +143,7 @@ def architecture_of(settings: BackboneSettings) -> str:
 def empty_backbone(
     architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]
 ) -> Backbone:
-    """A backbone with random parameters, to be filled by :func:`load_backbone` or from a saved
-    detector.
+    """A backbone with random parameters, for weights that are loaded later.
 
     Raises:
         SettingsError: the model gives no feature maps, or not those levels, or does not take that
@@ -165,7 +161,7 @@ def _extractor(
     pretrained: bool,
     state: dict[str, Tensor] | None = None,
 ) -> nn.Module:
-    """timm's feature extractor; `state` takes the place of timm's own pretrained weights."""
+    """timm's feature extractor; `state` replaces timm's own pretrained weights."""
     import timm
 
     arguments: dict[str, Any] = {
@@ -176,9 +172,8 @@ def _extractor(
     if state is not None:
         arguments["pretrained_cfg_overlay"] = {"state_dict": state}
     try:
-        return timm.create_model(
-            architecture, img_size=image_size, **arguments
-        )  # transformers are built for one size
+        # Transformers are built for one image size.
+        return timm.create_model(architecture, img_size=image_size, **arguments)
     except TypeError:
         pass  # a convolutional network knows no img_size
     except (AssertionError, IndexError, ValueError, RuntimeError) as error:
@@ -201,8 +196,8 @@ def load_backbone(settings: BackboneSettings, image_size: tuple[int, int]) -> tu
     """Build the backbone with its pretrained weights.
 
     Returns:
-        The backbone, and a fingerprint of its weights (sha256 over names and values), whatever file
-        they came from.
+        The backbone, and the :func:`fingerprint` of its weights, which does not depend on the file
+        that they come from.
 
     Raises:
         SettingsError: see :func:`architecture_of` and :func:`empty_backbone`.
@@ -243,9 +238,8 @@ def _fetch_pretrained(
     )
     if not timm.is_model_pretrained(architecture):
         raise WeightsError(f"timm has no pretrained weights for {architecture!r}: {help_line}.")
-    _extractor(
-        architecture, levels, image_size, pretrained=False
-    )  # levels that do not exist are no fault of the hub's
+    # Before the download: levels that do not exist raise an error of their own.
+    _extractor(architecture, levels, image_size, pretrained=False)
     try:
         with _hub_reached_or_offline():
             return _extractor(architecture, levels, image_size, pretrained=True)
@@ -259,8 +253,9 @@ def _fetch_pretrained(
 
 @contextmanager
 def _hub_reached_or_offline() -> Iterator[None]:
-    """Let the hub's client look into its cache only, where the hub can't be reached: by itself it
-    would retry for a minute.
+    """Make the hub's client use its cache alone while the hub can't be reached.
+
+    It would otherwise retry for a minute.
     """
     from huggingface_hub import constants
 
@@ -273,20 +268,19 @@ def _hub_reached_or_offline() -> Iterator[None]:
 
 
 def _reached(url: str) -> bool:
-    """Whether anybody answers at `url`, through the proxy that the environment names."""
+    """Whether a server answers at `url`, through the environment's proxy if it names one."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
     except urllib.error.HTTPError:
         return True
-    except (
-        OSError
-    ) as error:  # a certificate that Python does not know may be known to the hub's client
+    except OSError as error:
+        # The hub's client may know a certificate that Python does not know.
         return isinstance(getattr(error, "reason", None), ssl.SSLError)
     return True
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict without running pickled code."""
+    """Read a state dict. Runs no pickled code."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -313,8 +307,8 @@ def _canonical(name: str) -> str:
 def _filled_extractor(
     architecture: str, levels: tuple[int, ...], image_size: tuple[int, int], path: Path
 ) -> nn.Module:
-    """An extractor with a file's weights; what the file holds beyond them (deeper stages, the
-    classifier head) is left out.
+    """An extractor with a file's weights; the file's other weights (deeper stages, the classifier's
+    head) are left out.
     """
     extractor = _extractor(architecture, levels, image_size, pretrained=False)
     state = _read_weights(path)
@@ -352,8 +346,9 @@ def _resampled_extractor(
     image_size: tuple[int, int],
     state: dict[str, Tensor],
 ) -> nn.Module | None:
-    """An extractor for weights whose names all fit, filled by timm, which resamples what goes with
-    the image size; None if that fails.
+    """An extractor that timm fills with weights whose names all fit; None if that fails.
+
+    timm resamples tables that depend on the image size.
     """
     plain = {
         name.removeprefix("module.").removeprefix("model."): value for name, value in state.items()

@@ -1,9 +1,8 @@
 """The pixelwise classifier's decoder: a feature pyramid to one logit map at the image's size.
 
-From the deepest level up: bicubic upsampling, the next level as a skip (or none), a residual
-bottleneck block; then on to full resolution.
-Unusual: the width falls with the stride, and the last, full-resolution part has 8 channels: that is
-    where a decoder spends its time.
+From the deepest level up, each step is a bicubic upsampling, the next level as a skip (or none),
+and a residual bottleneck block. Two convolutions then lead to full resolution. The width falls with
+the stride, down to 8 channels at full resolution, where a decoder takes most of its time.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from clsnf.model.padding import ReflectConv2d
 from clsnf.model.resample import resample
 
-_PRIOR = 0.02  # share of pixels taken for defects before training
+_PRIOR = 0.02  # the share of defect pixels that an untrained decoder predicts
 
 
 class ConvNorm(nn.Sequential):
@@ -51,8 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """What every decoder is: called with L maps (B, C_l, h_l, w_l), shallow to deep, it gives
-    logits (B, H, W).
+    """Base of the decoders: L maps (B, C_l, h_l, w_l), shallow to deep, to logits (B, H, W).
 
     Args:
         image_size: (H, W) of the logit map.
@@ -71,8 +69,8 @@ class Decoder(PixelDecoder):
         grids: (h, w) of each level.
         image_size: (H, W) of the logit map.
         width: largest number of channels.
-        skips: False leaves all levels but the deepest out: the others lend their grids and widths,
-            none of their features.
+        skips: False leaves out the features of all levels but the deepest; their grids and channels
+            still decide sizes and widths.
     """
 
     def __init__(
@@ -92,14 +90,14 @@ class Decoder(PixelDecoder):
             Bottleneck(widths[level + 1] + (channels[level] if skips else 0), widths[level])
             for level in reversed(range(len(channels) - 1))
         )
-        # Halfway between the shallowest level and the image, so that the full-resolution part can
-        # be narrow.
+        # A size between the shallowest level and the image, so that the full-resolution part can be
+        # narrow.
         h, w = grids[0]
         self.halfway = (max(h, self.image_size[0] // 2), max(w, self.image_size[1] // 2))
         self.middle = ConvNorm(widths[0], 16, 3)
         self.last = ConvNorm(16, 8, 3)
         self.head = ReflectConv2d(8, 1, 3, padding=1)
-        # Defects are rare: start from their share, not from one half, or hundreds of steps go into
+        # Defects are rare. Start from their share instead of one half, or hundreds of steps go into
         # learning the bias (Lin et al., Focal Loss, ICCV 2017).
         assert self.head.bias is not None
         nn.init.constant_(self.head.bias, math.log(_PRIOR / (1 - _PRIOR)))

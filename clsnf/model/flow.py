@@ -1,16 +1,13 @@
-"""The density of one level's feature vectors: a conditional normalizing flow of FrEIA coupling
-blocks.
+"""The density of one level's feature vectors: a conditional normalizing flow of coupling blocks.
 
-Source: Gudovskiy et al., CFLOW-AD, WACV 2022, for the conditional flow on positions; Ardizzone et
-    al., FrEIA, for the blocks.
+Sources: Gudovskiy et al., CFLOW-AD, WACV 2022, for a flow that is conditional on positions;
+Ardizzone et al., FrEIA, for the blocks.
 
-Unusual: a flow can start *from the data*. An invertible first layer (:mod:`clsnf.model.whitening`)
-    takes off the mean of the
-vector's position and whitens by the vectors' covariance, and the last linear layer of every subnet
-starts at zero, so that before the first training step the flow is exactly the Gaussian of the
-features. A flow of depth 0 is that Gaussian. On small machines, where flows are always
-undertrained, this is the difference between a flow that is worse than a closed form and one that
-can only improve on it.
+Unusual: a flow can start from the data. An invertible first layer (:mod:`clsnf.model.whitening`)
+subtracts the mean of the vector's position and whitens with the vectors' covariance. The last
+linear layer of every subnet starts at zero. Before the first training step, the flow is therefore
+exactly the Gaussian of the features; a flow of depth 0 stays that Gaussian. Short training, as on
+small machines, can leave a flow that starts at random worse than this closed form.
 
 Legend: B images, N vectors, C channels, P positions (h w), D condition.
 """
@@ -74,8 +71,7 @@ def position_encoding(grid: tuple[int, int], dims: int) -> Tensor:
 
 
 class LevelScale(NamedTuple):
-    """What log-likelihoods of a level are compared with; both numbers come from the training
-    vectors.
+    """What a level's log-likelihoods are compared with; both numbers come from training vectors.
 
     Attributes:
         constant: m, the log-likelihood per dimension of what is entirely normal.
@@ -91,8 +87,8 @@ def level_vectors(level: Tensor, neighbourhood: int) -> Tensor:
 
     Args:
         level: (B, C, h, w).
-        neighbourhood: side of the square of cells, odd; 1 for the cell alone. The map is continued
-            by reflection.
+        neighbourhood: side of the square of cells, odd; 1 for the cell alone. At its border, the
+            map is padded by reflection.
 
     Returns:
         (B, P, C).
@@ -104,13 +100,12 @@ def level_vectors(level: Tensor, neighbourhood: int) -> Tensor:
 
 
 class LevelFlow(nn.Module):
-    """What is normal at one level: the conditional flow, and beside it, where the settings ask for
-    one, a memory of vectors.
+    """What is normal at one level: a conditional flow and, if the settings say so, a memory bank.
 
     Args:
         channels: C.
         grid: (h, w) of the level's map; P = h w.
-        settings: depth, start, clamp, permutation, size of the condition.
+        settings: depth, start, clamp, permutation, size of the condition, size of the memory bank.
         generator_seed: decides permutations and initial parameters.
     """
 
@@ -143,8 +138,9 @@ class LevelFlow(nn.Module):
         )
 
     def relative_likelihood(self, features: Tensor, scale: LevelScale) -> Tensor:
-        """How normal each vector is: exp(steepness (log p - m)), averaged with the memory's
-        likelihood where there is one.
+        """How normal each vector is: exp(steepness (log p - m)).
+
+        With a memory bank it is the mean of that and the bank's likelihood.
 
         Args:
             features: (B, P, C).
@@ -156,18 +152,16 @@ class LevelFlow(nn.Module):
         likelihood = torch.exp(
             scale.steepness * (self.log_prob(features) - scale.constant).clamp_max(0.0)
         )
-        return (
-            likelihood
-            if self.memory is None
-            else (likelihood + self.memory(features).view_as(likelihood)) / 2
-        )
+        if self.memory is None:
+            return likelihood
+        return (likelihood + self.memory(features).view_as(likelihood)) / 2
 
     def log_prob_of_white(self, white: Tensor, positions: Tensor) -> Tensor:
-        """Log-likelihood per dimension of vectors that the whitening layer has been through.
+        """Log-likelihood per dimension of vectors that the whitening layer gave.
 
         Args:
             white: (N, C).
-            positions: (N,) int64, row * w + column, where each comes from.
+            positions: (N,) int64, row * w + column of each vector.
 
         Returns:
             (N,) float32: (C * -0.5 ln 2 pi - 0.5 |z|^2 + log|det J|) / C, the whitening's part of
@@ -184,7 +178,7 @@ class LevelFlow(nn.Module):
 
 
 def _coupling_blocks(channels: int, settings: FlowSettings) -> nn.Module:
-    # FrEIA takes seconds to import; prediction with a classifier alone does not need it.
+    # Imported here: FrEIA takes seconds to import, and flows of depth 0 do not need it.
     from FrEIA.framework import SequenceINN
     from FrEIA.modules import AllInOneBlock
 
@@ -208,8 +202,9 @@ def _coupling_blocks(channels: int, settings: FlowSettings) -> nn.Module:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch and NumPy's global generators (FrEIA draws permutations from the latter) and put
-    both back afterwards.
+    """Seed the global generators of torch and NumPy, and restore both afterwards.
+
+    FrEIA draws permutations from NumPy's.
     """
     state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):

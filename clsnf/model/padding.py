@@ -1,10 +1,9 @@
 """Convolutions that pad by reflection, fast on CPUs.
 
-Unusual: ``torch.nn.functional.pad(mode="reflect")`` leaves channels-last memory and copies the
-    whole map several times on CPUs, which makes
-it the most expensive operation of a small network (``benchmarks/cpu_operators.py``). Here the
-border rows and columns are copied by hand, in whatever memory format the map has, with a backward
-pass of the same cost. Other devices use PyTorch's own.
+On CPUs, ``torch.nn.functional.pad(mode="reflect")`` loses the channels-last format and copies the
+whole map several times. That makes it the most expensive operation of a small network
+(``benchmarks/cpu_operators.py``). Here the border rows and columns are copied one by one, in the
+map's own memory format, and the backward pass costs the same. Other devices use PyTorch's padding.
 """
 
 from __future__ import annotations
@@ -56,8 +55,15 @@ class _ReflectPad(torch.autograd.Function):
 
 
 def reflect_pad(x: Tensor, p: int, q: int) -> Tensor:
-    """Pad (B, C, h, w) by reflection: p rows above and below, q columns left and right (p < h, q <
-    w).
+    """Pad maps by reflection.
+
+    Args:
+        x: (B, C, h, w).
+        p: rows to add above and below, fewer than h.
+        q: columns to add left and right, fewer than w.
+
+    Raises:
+        RuntimeError: the map is too small.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return F.pad(x, (q, q, p, p), mode="reflect")
@@ -70,27 +76,45 @@ def reflect_pad(x: Tensor, p: int, q: int) -> Tensor:
 
 
 class ReflectConv2d(nn.Conv2d):
-    """``nn.Conv2d`` whose ``padding`` reflects; parameters and names are the same."""
+    """``nn.Conv2d`` that pads by reflection; parameters and their names are the same."""
+
+    @classmethod
+    def like(cls, layer: nn.Conv2d) -> ReflectConv2d:
+        """A convolution of the same shape that shares the layer's parameters."""
+        made = cls(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            bias=layer.bias is not None,
+            device="meta",  # no parameters of its own: none are allocated, and none drawn
+        )
+        made.weight, made.bias = layer.weight, layer.bias
+        return made.train(layer.training)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         p, q = (int(v) for v in self.padding)
         if torch.is_autocast_enabled(input.device.type):
-            input = input.to(
-                torch.get_autocast_dtype(input.device.type)
-            )  # before the copy, not after it
+            # Before the copy: the cast map is smaller.
+            input = input.to(torch.get_autocast_dtype(input.device.type))
         x = reflect_pad(input, p, q) if p or q else input
         return F.conv2d(x, weight, bias, self.stride, 0, self.dilation, self.groups)
 
 
 def pad_by_reflection(module: nn.Module) -> None:
-    """Let every padded convolution below `module` pad by reflection; parameters stay where they
-    are.
+    """Replace every padded convolution inside `module` by one that pads by reflection.
+
+    The new layers share the old ones' parameters, under the same names. Subclasses of ``nn.Conv2d``
+    stay, because they pad in their own way (such as timm's "same" padding).
     """
-    for layer in module.modules():
-        # timm's "same"-padding convolutions are subclasses that pad by themselves.
-        if (
-            type(layer) is nn.Conv2d
-            and layer.padding != (0, 0)
-            and not isinstance(layer.padding, str)
-        ):
-            layer.__class__ = ReflectConv2d
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if (
+                type(layer) is nn.Conv2d
+                and layer.padding != (0, 0)
+                and not isinstance(layer.padding, str)
+            ):
+                setattr(parent, name, ReflectConv2d.like(layer))

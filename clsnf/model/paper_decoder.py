@@ -1,17 +1,17 @@
-"""The authors' decoder: a ResNet turned round, for their checkpoints and to train as they do.
+"""The authors' decoder, a mirrored ResNet: for their checkpoints, and to train as they do.
 
 It is many times the size of :mod:`clsnf.model.decoder`. Source: S. Oh and J. Kim, IEEE Access 12
-(2024); their public code (MIT) for what the paper leaves open: that a stage upsamples *before* its
-blocks, that the skip comes *before* the upsampled map in the concatenation, the ReLU after each of
-the two first convolutions, and that their decoder for ResNet-18 has another shape than the one for
-Wide ResNet-50-2 (see ``BASIC`` and ``BOTTLENECK``).
+(2024). Their public code (MIT) says what the paper leaves open: a stage upsamples before its
+blocks; the skip comes before the upsampled map in the concatenation; a ReLU follows each of the two
+first convolutions; their decoder for ResNet-18 has another shape than the one for Wide ResNet-50-2
+(see ``BASIC`` and ``BOTTLENECK``).
 
-Unusual: modules have the authors' names, so that their state dicts fit as they are.
+Modules have the authors' names, so that their state dicts fit.
 
-Ours, where theirs says nothing: other backbones take ``BASIC`` up to 512 channels in the deepest
-level and ``BOTTLENECK`` beyond; a level of an unusual size joins the stage nearest to it,
-resampled; and without skips the widths stay the same (theirs for Wide ResNet-50-2 can't be run
-without skips, because its shapes do not chain up).
+Where they say nothing, this is our choice: other backbones take ``BASIC`` up to 512 channels in the
+deepest level and ``BOTTLENECK`` beyond; a level whose size is that of no stage is resampled for the
+nearest one; without skips the widths stay the same (their decoder for Wide ResNet-50-2 can't run
+without skips, because its shapes do not fit together).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class Shape:
     upsampling: str
 
 
-BOTTLENECK = Shape(
-    (3, 6, 4, 3), (128, 64, 32, 16), 2, (0.5, 0.5), "bicubic"
-)  # for Wide ResNet-50-2
-BASIC = Shape((2, 2, 1, 1), (256, 128, 64, 32), 1, (0.5, 1.0), "bilinear")  # for ResNet-18
+# For Wide ResNet-50-2 and for ResNet-18.
+BOTTLENECK = Shape((3, 6, 4, 3), (128, 64, 32, 16), 2, (0.5, 0.5), "bicubic")
+BASIC = Shape((2, 2, 1, 1), (256, 128, 64, 32), 1, (0.5, 1.0), "bilinear")
 
 
 def shape_for(channels: int) -> Shape:
-    """The decoder for a deepest level of that many channels: 512 for ResNet-18, 2048 for Wide
-    ResNet-50-2.
+    """The decoder for a deepest level of this many channels.
+
+    ResNet-18 has 512, Wide ResNet-50-2 has 2048.
     """
     return BASIC if channels <= 512 else BOTTLENECK
 
@@ -96,22 +96,25 @@ class BasicBlock(nn.Module):
 
 
 class PaperDecoder(PixelDecoder):
-    """Feature pyramid to logit map, as the authors.
+    """Feature pyramid to logit map, as the authors'.
 
     Two 1x1 convolutions on the deepest level; four stages at 1/16, 1/8, 1/4 and 1/2 of the image's
     size, each an upsampling, the concatenation of the levels of that size, and residual blocks; a
-    last upsampling and two 3x3 convolutions. No convolution has a bias, all pad by reflection. For
+    last upsampling and two 3x3 convolutions. No convolution has a bias; all pad by reflection. For
     Wide ResNet-50-2 with stages 2, 3 and 4 at 256 x 256, channels at each size:
 
-        8: 2048, nin 1024;   16: 1024 + 1024 (stage 3), uplayer1 256;   32: 512 (stage 2) + 256,
-            uplayer2 128;
-        64: 128, uplayer3 64;   128: 64, uplayer4 32;   256: 32, conv1 8, conv2 1.
+        8: 2048, nin 1024
+        16: 1024 + 1024 (stage 3), uplayer1 256
+        32: 512 (stage 2) + 256, uplayer2 128
+        64: 128, uplayer3 64
+        128: 64, uplayer4 32
+        256: 32, conv1 8, conv2 1
 
     Args:
         channels: C_l of each level, shallow to deep.
         grids: (h, w) of each level.
         image_size: (H, W) of the logit map, multiples of 32.
-        skips: whether the stages see the encoder's levels; else the deepest alone.
+        skips: True: stages see the encoder's levels; False: only the deepest level is used.
     """
 
     def __init__(
@@ -184,8 +187,9 @@ def _stage(shape: Shape, channels_in: int, planes: int, blocks: int) -> nn.Seque
 def _skip_levels(
     grids: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
 ) -> list[list[int]]:
-    """For each stage the levels, the deepest left out, whose height is nearest to its own (as a
-    ratio).
+    """For each stage the levels whose height is nearest to its own, as a ratio.
+
+    The deepest level is left out.
     """
     chosen: list[list[int]] = [[] for _ in sizes]
     for level, (h, _) in enumerate(grids[:-1]):

@@ -1,14 +1,13 @@
-"""Upsampling of maps by a fixed linear operator.
+"""Bicubic and bilinear resampling of maps, as two small matrix products, one along each axis.
 
-Unusual: bicubic and bilinear resampling are written as two small matrix products, one along each
-    axis. The result is that of
-``torch.nn.functional.interpolate`` (the matrices are made by it), but on CPUs the backward pass of
-bicubic interpolation, the most expensive single operation of a naive decoder, becomes several times
-faster (``benchmarks/cpu_operators.py``).
+The result is that of ``torch.nn.functional.interpolate``, which makes the matrices. On CPUs the
+backward pass becomes several times faster (``benchmarks/cpu_operators.py``). In bicubic upsampling
+it would otherwise be the most expensive operation of the decoder.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import torch
@@ -20,15 +19,22 @@ from torch import Tensor
 def _matrix(
     size_in: int, size_out: int, mode: str, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(size_out, size_in) matrix that resamples one axis with aligned corners."""
-    # A normal tensor whatever the caller's mode: one made under inference_mode could not be used in
-    # training later on.
-    with torch.inference_mode(False), torch.no_grad():
+    """The matrix (size_out, size_in) that resamples one axis with aligned corners.
+
+    ``_matrix.cache_clear()`` empties the cache.
+    """
+
+    def make() -> Tensor:
         identity = torch.eye(size_in).view(size_in, 1, size_in, 1)
-        columns = F.interpolate(
-            identity, size=(size_out, 1), mode=mode, align_corners=True
-        )  # (size_in, 1, size_out, 1)
-        return columns.view(size_in, size_out).t().contiguous().to(device=device, dtype=dtype)
+        columns = F.interpolate(identity, size=(size_out, 1), mode=mode, align_corners=True)
+        # (size_in, 1, size_out, 1) -> (size_out, size_in)
+        matrix = columns.view(size_in, size_out).t().contiguous()
+        return matrix.to(device=device, dtype=dtype)
+
+    # A thread has modes of its own. In the caller's, under inference_mode, the matrix could not
+    # serve training later, and under torch.export it would hold a tracer instead of numbers.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(make).result()
 
 
 def resample(x: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:

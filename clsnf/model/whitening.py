@@ -1,10 +1,8 @@
-"""An invertible linear layer that makes the features of normal images white: the Gaussian that a
-flow can start from.
+"""An invertible linear layer that whitens the features of normal images. A flow can start from it.
 
-Unusual: the covariance may be *local*, one for each tile of the map, as products that lie aligned
-    want it. Defard et al. (PaDiM, 2021) have
-one for each position; a tile has more vectors to estimate it from, and is smaller to store by the
-number of its positions.
+The covariance may be local: one for each tile of the map, which suits products that always lie in
+the same place. Defard et al. (PaDiM, 2021) estimate one for each position. A tile has more vectors
+to estimate it from, and takes less memory.
 
 Legend: B images, N vectors, C channels, P positions (h w), T tiles.
 """
@@ -16,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# share of the mean variance added to the covariance's diagonal: keeps dead channels from dividing
-# by zero
+# Share of the mean variance that is added to the covariance's diagonal, so that channels without
+# variance divide nothing by zero.
 _COVARIANCE_FLOOR = 1e-2
 
 
 class Whitening(nn.Module):
-    """Invertible linear layer z = (x - mean[position]) W[tile of position]; the identity until
-    :meth:`fit`.
+    """The layer z = (x - mean[position]) W[tile of position]; the identity until :meth:`fit`.
 
     Args:
         channels: C.
@@ -50,8 +47,11 @@ class Whitening(nn.Module):
 
         Args:
             mean: (P, C), of each position.
-            covariances: (T, C, C) of the vectors about it, tile by tile, row by row.
-            tiles: (rows, columns) of tiles, rows * columns = T; they divide the grid evenly.
+            covariances: (T, C, C), of the vectors about that mean; tiles in the order of rows.
+            tiles: (rows, columns) of tiles, rows * columns = T. They divide the grid evenly.
+
+        Raises:
+            ValueError: the tiles do not fit the grid or the number of covariances.
         """
         if (
             self.grid[0] % tiles[0]
@@ -83,21 +83,20 @@ class Whitening(nn.Module):
         )
 
     def of_vectors(self, vectors: Tensor, positions: Tensor) -> Tensor:
-        """Single vectors (N, C) at positions (N,) to white ones: slower than whole maps."""
+        """Single vectors (N, C) at positions (N,) to white ones; slower than whole maps."""
         centred = (vectors - self.mean[positions])[:, None]
         return torch.bmm(centred, self.matrix[self.tile_of(positions)])[:, 0]
 
     def tile_of(self, positions: Tensor) -> Tensor:
         """Positions (N,) to the tiles they lie in (N,)."""
         rows, columns = positions // self.grid[1], positions % self.grid[1]
-        return (rows * self.tiles[0] // self.grid[0]) * self.tiles[1] + columns * self.tiles[
-            1
-        ] // self.grid[1]
+        row = rows * self.tiles[0] // self.grid[0]
+        return row * self.tiles[1] + columns * self.tiles[1] // self.grid[1]
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *rest: Any, **more: Any
     ) -> None:
-        # How many tiles there are was decided by the data: take the stored layer's number.
+        # The data decided the number of tiles: take that of the stored layer.
         stored = state_dict.get(f"{prefix}tile_counts")
         if stored is not None and stored.shape == (2,):
             self.tiles = (int(stored[0]), int(stored[1]))
@@ -111,10 +110,10 @@ class Whitening(nn.Module):
 def choose_tiles(
     grid: tuple[int, int], images: int, channels: int, most: int = 16
 ) -> tuple[int, int]:
-    """Into how many (rows, columns) of tiles a grid is divided for local covariances.
+    """The (rows, columns) of tiles that a grid is divided into for local covariances.
 
-    As many as divide the grid evenly, `most` on a side at most, while each tile holds at least 2 C
-    vectors.
+    As many as possible, `most` on a side, that divide the grid evenly and hold at least 2 C vectors
+    each.
     """
 
     def divisors(n: int) -> list[int]:

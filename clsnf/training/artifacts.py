@@ -1,9 +1,8 @@
-"""The stage store: finished pieces of work on disk, found by their content.
+"""Artifacts: finished pieces of work on disk, found by what decided them.
 
-A stage is a folder ``<root>/<kind>/<key>/`` with ``tensors.safetensors`` and ``facts.json``; the
-key is the hash of everything that decided its content. Unusual: a stage appears whole or not at
-all, and while one process computes a stage, others that want the same one, on this machine or on
-another that shares the file system, wait for it instead of doing it twice (see
+An artifact is a folder ``<root>/<kind>/<key>/`` with ``tensors.safetensors`` and ``facts.json``.
+The key is the hash of everything that decided its content. The folder appears whole or not at all.
+While one process computes an artifact, others that ask for the same one wait for it (see
 :mod:`clsnf.training.leases`).
 """
 
@@ -27,9 +26,9 @@ from clsnf.core.files import atomic_write, write_json
 from clsnf.core.hashing import content_key
 from clsnf.core.memory import release_freed_memory
 from clsnf.core.remote import RemoteFolder
-from clsnf.training.leases import Holder, Leases
+from clsnf.training.leases import FileLeases, Leases
 
-# Part of every key: raise it when the same settings would give other results.
+# Part of every key. Raise it when the same settings give other results than before.
 RESULTS_VERSION = 2
 
 
@@ -42,38 +41,39 @@ class Artifact:
 
 
 class ArtifactStore:
-    """Stages below a folder.
+    """Artifacts in a folder.
 
     Args:
-        root: made where it is missing.
-        remote: a folder that more machines share than `root`: what is missing in `root` is looked
-            for there, what is computed is stored there too.
-        leases: hands out the leases on stages; files in `root` where None.
+        root: the folder; created if it is missing.
+        remote: a folder that more machines share. Artifacts that are missing in `root` are fetched
+            from there, and computed ones are stored there too.
+        leases: say who computes an artifact; None for files in `root`.
 
     Attributes:
-        computed, reused: number of stages of each kind that this object had to compute, and that it
+        computed, reused: for each kind, the number of artifacts that this object computed and
             found.
-        seconds: time that computing each kind took, without the stages that it asked for itself;
-            ``waiting`` for those that another process was computing, ``storing``, and what callers
-            count with :meth:`clock`.
+        seconds: for each kind, the time of computing, without that of other artifacts asked for
+            meanwhile; also ``waiting`` for other processes, ``storing``, and what callers count
+            with :meth:`clock`.
     """
 
     def __init__(
-        self, root: Path, remote: RemoteFolder | None = None, leases: Holder | None = None
+        self, root: Path, remote: RemoteFolder | None = None, leases: Leases | None = None
     ) -> None:
-        self.root, self._remote = root, remote
+        self.root = root
+        self._remote = remote
         self.computed: dict[str, int] = {}
         self.reused: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
-        self._leases = leases or Leases(root / ".leases")
+        self._leases = leases or FileLeases(root / ".leases")
         self._inner = 0.0  # seconds of the block under way that were counted inside it
 
     def key(self, content: Mapping[str, Any]) -> str:
-        """The name of the stage that this content decides."""
+        """The key of the artifact that this content decides."""
         return content_key({"version": RESULTS_VERSION, **content})
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The stage, None where it was not computed yet.
+        """The artifact, or None if it is not stored.
 
         Raises:
             OutputError: its files are damaged.
@@ -86,17 +86,17 @@ class ArtifactStore:
             return Artifact(
                 load_file(folder / "tensors.safetensors"), json.loads(facts.read_text())
             )
-        except FileNotFoundError:  # dropped since we looked
+        except FileNotFoundError:  # dropped meanwhile
             return None
         except (SafetensorError, OSError, ValueError) as error:
             raise OutputError(
-                f"The stored stage {folder} is damaged ({error}): delete it, and it will be "
+                f"The stored artifact {folder} is damaged ({error}): delete it, and it will be "
                 "computed anew."
             ) from error
 
     def _pull(self, name: str, folder: Path) -> bool:
-        """Fetch a stage that another machine stored; its facts come last, and so does a whole
-        stage.
+        """Fetch an artifact that another machine stored: it is whole where its facts exist, because
+        :meth:`_put` writes them last.
         """
         return (
             self._remote is not None
@@ -107,7 +107,13 @@ class ArtifactStore:
     def get(
         self, kind: str, content: Mapping[str, Any], compute: Callable[[], Artifact]
     ) -> Artifact:
-        """The stage that `content` decides, computed only if nobody has it."""
+        """The artifact that `content` decides: stored, or computed by this or another process.
+
+        Args:
+            kind: name of its folder.
+            content: everything that decides it, plain JSON types.
+            compute: makes it.
+        """
         key = self.key(content)
         found = self.find(kind, key)
         if found is None:
@@ -118,17 +124,17 @@ class ArtifactStore:
                 if found is None:
                     self.computed[kind] = self.computed.get(kind, 0) + 1
                     with self.clock(kind):
-                        stage = compute()
+                        artifact = compute()
                         with self.clock("storing"):
-                            self._put(kind, key, stage)
+                            self._put(kind, key, artifact)
                     release_freed_memory()
-                    return stage
+                    return artifact
         self.reused[kind] = self.reused.get(kind, 0) + 1
         return found
 
     @contextmanager
     def clock(self, kind: str) -> Iterator[None]:
-        """Count the block's time in :attr:`seconds`, without that of blocks and stages inside it."""
+        """Count the block's time in :attr:`seconds`, without that of blocks counted inside it."""
         started, outer = time.perf_counter(), self._inner
         self._inner = 0.0
         try:
@@ -139,25 +145,25 @@ class ArtifactStore:
             self._inner = outer + took
 
     def drop(self, kind: str, content: Mapping[str, Any]) -> None:
-        """Forget a stage that nobody will ask for again."""
+        """Delete an artifact that no run will ask for again."""
         folder = self.root / kind / self.key(content)
         gone = folder.with_name(f".{folder.name}.old")
         with suppress(OSError):
-            folder.rename(gone)  # at once: nobody finds half of it
+            folder.rename(gone)  # in one step: no process finds half of it
         shutil.rmtree(gone, ignore_errors=True)
         if self._remote is not None:
             name = f"{kind}/{folder.name}"
-            self._remote.delete(f"{name}/facts.json")  # first: without it there is no stage
+            self._remote.delete(f"{name}/facts.json")  # first: without it there is no artifact
             self._remote.delete(name)
 
-    def _put(self, kind: str, key: str, stage: Artifact) -> None:
+    def _put(self, kind: str, key: str, artifact: Artifact) -> None:
         with atomic_write(self.root / kind / key) as draft:
             draft.mkdir()
             save_file(
-                {name: t.detach().cpu().contiguous() for name, t in stage.tensors.items()},
+                {name: t.detach().cpu().contiguous() for name, t in artifact.tensors.items()},
                 draft / "tensors.safetensors",
             )
-            write_json(draft / "facts.json", stage.facts)
+            write_json(draft / "facts.json", artifact.facts)
         if self._remote is not None:
             for file in ("tensors.safetensors", "facts.json"):  # in this order: see _pull
                 self._remote.push(self.root / kind / key / file, f"{kind}/{key}/{file}")

@@ -1,6 +1,4 @@
-"""Thresholds: from the scores of held-out normal images at a stated false-reject rate, never from
-defects.
-"""
+"""Thresholds and p-values from the scores of held-out normal images, never from defects."""
 
 from __future__ import annotations
 
@@ -20,9 +18,9 @@ class Threshold:
     Attributes:
         value: the threshold.
         false_reject_rate: the rate that was asked for.
-        supported_rate: the smallest rate, not below the one asked for, for which this many normal
-            images give a guarantee: 1 / (n + 1) where n is too small.
-        normals: n, the number of normal images it rests on.
+        supported_rate: the smallest rate, not below the one asked for, that this many normal images
+            can guarantee: 1 / (n + 1) if n is small.
+        normals: n, the number of normal images that the threshold rests on.
     """
 
     value: float
@@ -32,11 +30,11 @@ class Threshold:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What the false-reject rate really is, with 95 % confidence: (low, high) in [0, 1].
+        """The 95 % interval of the true false-reject rate: (low, high) in [0, 1].
 
         The share of all normal images above the k-th smallest of n scores is distributed as Beta(n
-        + 1 - k, k), whatever the scores' distribution, as long as it is continuous (David and
-        Nagaraja, Order Statistics, 2003). High only shrinks with more normals.
+        + 1 - k, k), for any continuous distribution of the scores (David and Nagaraja, Order
+        Statistics, 2003). More normal images are the only way to lower `high`.
         """
         k = _rank(self.normals, self.false_reject_rate)
         low, high = beta.ppf((0.025, 0.975), self.normals + 1 - k, k)
@@ -49,10 +47,10 @@ def _rank(n: int, rate: float) -> int:
 
 
 def check_rate(rate: float) -> None:
-    """Refuse a rate outside (0, 1).
+    """Check a false-reject rate.
 
     Raises:
-        MetricError: saying so.
+        MetricError: it lies outside (0, 1).
     """
     if not 0 < rate < 1:
         raise MetricError(
@@ -64,9 +62,9 @@ def threshold_from_normals(scores: np.ndarray, false_reject_rate: float) -> Thre
     """The split-conformal threshold.
 
     The k-th smallest of n scores of held-out normal images, k = ceil((n + 1)(1 - rate)), is
-    exceeded by the next normal image with a probability of at most `rate`, whatever the scores'
-    distribution, as long as the images are exchangeable (Vovk et al., 2005). Where n is too small
-    for the rate, the largest score is taken, whose guarantee is 1 / (n + 1).
+    exceeded by the next normal image with a probability of at most `rate`. This holds for any
+    distribution of the scores, as long as the images are exchangeable (Vovk et al., 2005). If n is
+    too small for the rate, the threshold is the largest score, which guarantees 1 / (n + 1).
 
     Args:
         scores: (n,) image scores of normal images that training did not see.

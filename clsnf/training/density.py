@@ -1,9 +1,8 @@
 """Stage two: flows learn the density of the finetuned features of normal images.
 
-Unusual: the backbone looks at each image once. Its features stay in memory as float16 (on disk
-    where they would fill it), one row a
-vector, and every epoch of every flow reads from there. A flow that starts from the data first takes
-the mean of each position and the covariance in closed form.
+The backbone computes the features of each image once. They stay in memory as float16, or in a
+temporary file where they would fill it, and flows of every depth read them from there. A flow that
+starts from the data first takes the mean of each position and the covariance in closed form.
 
 Legend: N images, P positions of a level, C channels.
 """
@@ -35,13 +34,18 @@ _BATCH = 16
 
 
 class FeatureWorker:
-    """Holds a backbone on a device and gives the features of batches: ``level0`` and so on, (B, P,
-    C) float32.
+    """Extracts features where a stream computes: ``level0`` and so on, (B, P, C) float32.
+
+    Args:
+        backbone: moved to `device`.
+        neighbourhood: as in :func:`clsnf.model.flow.level_vectors`.
+        device: where to compute.
     """
 
     def __init__(self, backbone: Backbone, neighbourhood: int, device: torch.device) -> None:
         self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
-        self._neighbourhood, self._device = neighbourhood, device
+        self._neighbourhood = neighbourhood
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, batch: ImageBatch) -> dict[str, np.ndarray]:
@@ -64,12 +68,15 @@ def extract_features(
 
     Args:
         backbone: the extractor; moved to `device`.
-        stream: of N images; its workers extract where it has some that hold the backbone.
+        stream: of N images. If it has workers, they extract with copies of the backbone.
+        device: where this process computes.
         neighbourhood: as in :func:`clsnf.model.flow.level_vectors`.
+        progress: called after every batch.
+        task: the name of this work in `progress`.
 
     Returns:
-        For each level (N, P, C), on the CPU: float16, or float32 where float16 can't hold the
-        values. What would fill the memory lies in a temporary file.
+        For each level (N, P, C) on the CPU: float16, or float32 if float16 can't hold the values;
+        in a temporary file if they would fill the memory.
     """
     n, start = len(stream), 0
     levels: list[Tensor] = []
@@ -93,7 +100,7 @@ def extract_features(
 
 
 def valid_vectors(valid: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
-    """(N, H, W) bool of pixels to (N, P) bool of vectors: those of cells that show the image."""
+    """Valid pixels (N, H, W) bool to vectors (N, P) bool: True for cells that show the image."""
     if valid is None:
         return None
     if valid.stride(0) == 0:  # one for all images
@@ -107,17 +114,17 @@ def feature_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Mean of each position, and covariance about it in each tile of the map.
 
-    With few images the mean of a position is noisy. It is therefore drawn towards the mean over its
-    neighbourhood's positions by how much of the spread between positions is noise (an empirical
-    Bayes estimate, channel by channel; James and Stein, 1961). A position that no image shows takes
-    the mean over its neighbourhood. A tile's covariance is drawn towards that of the whole map, as
-    if C vectors of the whole map had been seen in the tile too (the mean under an inverse Wishart
-    prior; Chen, 1979).
+    With few images the mean of a position is noisy. It is therefore shrunk towards the mean over
+    its neighbourhood, by the share of noise in the spread between positions (an empirical Bayes
+    estimate for each channel; James and Stein, 1961). A position that no image shows takes the mean
+    over its neighbourhood. A tile's covariance is shrunk towards that of the whole map, as if the
+    tile held C more vectors of the whole map (the mean under an inverse Wishart prior; Chen, 1979).
 
     Args:
         features: (N, P, C).
-        valid: (N, P) bool or None.
-        tiles: rows and columns of tiles, T in all; they divide the grid evenly.
+        valid: (N, P) bool, False for vectors of padding; None where none is.
+        grid: (h, w) of the level; P = h w.
+        tiles: rows and columns of tiles, T in all. They divide the grid evenly.
 
     Returns:
         mean (P, C) and covariances (T, C, C), float32.
@@ -132,9 +139,8 @@ def feature_statistics(
         squares += rows * image.float()
     overall = total.sum(dim=0) / count.sum().clamp_min(1)
     mean = torch.where(count > 0, total / count.clamp_min(1), overall)
-    within = (squares / count.clamp_min(1) - mean**2).clamp_min(
-        0
-    )  # variance over images, position by position
+    # Variance over the images, for each position.
+    within = (squares / count.clamp_min(1) - mean**2).clamp_min(0)
     shown = count[:, 0] > 0
     noise = (within / count)[shown].mean(dim=0)  # variance of a mean over the images
     between = (mean - overall)[shown].pow(2).mean(dim=0)
@@ -150,9 +156,8 @@ def feature_statistics(
             tiles,
         )
         products += torch.bmm(rows.transpose(1, 2), rows).double()
-    counts = tiled(weights[:, :, None], grid, tiles).sum(dim=1, dtype=torch.float64)[
-        :, :, None
-    ]  # (T, 1, 1)
+    counts = tiled(weights[:, :, None], grid, tiles).sum(dim=1, dtype=torch.float64)
+    counts = counts[:, :, None]  # (T, 1, 1)
     shared = products.sum(dim=0) / counts.sum().clamp_min(1)
     prior = 0 if len(products) == 1 else c
     return mean, ((products + prior * shared) / (counts + prior).clamp_min(1)).float()
@@ -161,8 +166,11 @@ def feature_statistics(
 def _neighbourhood_mean(
     total: Tensor, count: Tensor, overall: Tensor, grid: tuple[int, int]
 ) -> Tensor:
-    """Mean over the vectors of 5 x 5 positions, from their sums (P, C) and numbers (P, 1);
-    `overall` (C,) where there are none.
+    """Mean over the vectors of 5 x 5 positions.
+
+    Args:
+        total, count: sum (P, C) and number (P, 1) of the vectors of each position.
+        overall: (C,), the mean where there are no vectors.
     """
 
     def around(values: Tensor) -> Tensor:
@@ -181,14 +189,15 @@ def start_flow(
     seed: int,
     device: torch.device,
 ) -> None:
-    """Set in place what one level takes from the data in closed form, whatever its depth: the
-    whitening layer and the memory.
+    """Set the whitening layer and the memory bank of one level, which have a closed form.
 
     Args:
-        flow: as built; moved to `device`.
+        flow: as built, of any depth; changed in place and moved to `device`.
         features: (N, P, C) on the CPU.
         valid: (N, P) bool, False for vectors of padding; None where none is.
-        seed: decides what is remembered among equals.
+        settings: of the flow.
+        seed: decides the memory bank's candidates.
+        device: where to compute.
 
     Raises:
         TrainingError: the features are not finite.
@@ -229,25 +238,25 @@ def fit_flow(
     device: torch.device,
     progress: Progress = silent,
     task: str = "flow",
-    started: bool = False,
 ) -> list[float]:
     """Train one level's flow in place on the features of normal images.
 
     Args:
-        flow: as built; moved to `device`.
+        flow: after :func:`start_flow`; moved to `device`.
         features: (N, P, C) on the CPU.
         valid: (N, P) bool, False for vectors of padding; None where none is.
+        settings: of the flow.
         seed: decides the order of the vectors.
-        started: :func:`start_flow` has been there already.
+        device: where to compute.
+        progress: called after each fiftieth of the steps.
+        task: the name of this work in `progress`.
 
     Returns:
-        The loss after each fiftieth of the steps: mean of -logsigmoid(log p), log p per dimension.
+        The mean loss of each fiftieth of the steps: -logsigmoid(log p), log p per dimension.
 
     Raises:
         TrainingError: the loss is not finite.
     """
-    if not started:
-        start_flow(flow, features, valid, settings, seed, device)
     flow.to(device)
     rows = _rows(features, valid)
     parameters = [p for p in flow.parameters() if p.requires_grad]
@@ -289,7 +298,7 @@ def fit_flow(
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:
-    """Linear rise over the first share `warmup` of the steps, then a cosine to 1e-3 of the start."""
+    """The learning rate as a share: a linear rise over `warmup`, then a cosine to 1e-3."""
     rise = warmup * steps
     if step < rise:
         return (step + 1) / (rise + 1)
@@ -299,8 +308,9 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 
 @torch.inference_mode()
 def _whitened(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor:
-    """Features (N, P, C) after the whitening layer, in their own type, on the CPU: training need
-    not do it again in every pass.
+    """Features (N, P, C) after the whitening layer, in their own type, on the CPU.
+
+    Training then need not whiten them in every pass.
     """
     white = allocate_tensor(features.shape, features.dtype)
     largest = torch.finfo(features.dtype).max
@@ -323,36 +333,35 @@ def _over_batches(
 
 
 def level_log_probs(flow: LevelFlow, features: Tensor, device: torch.device) -> Tensor:
-    """Log-likelihood per dimension of all positions: features (N, P, C) to (N, h, w) float32 on the
-    CPU.
-    """
+    """Features (N, P, C) to log-likelihoods per dimension (N, h, w), float32 on the CPU."""
     return _over_batches(flow.to(device).eval().log_prob, features, device)
 
 
 def level_likelihoods(
     flow: LevelFlow, scale: LevelScale, features: Tensor, device: torch.device
 ) -> Tensor:
-    """Likelihood relative to the most normal of all positions: features (N, P, C) to (N, h, w)
-    float32 in [0, 1] on the CPU.
-    """
+    """Features (N, P, C) to relative likelihoods (N, h, w), float32 in [0, 1] on the CPU."""
     flow.to(device).eval()
     return _over_batches(lambda rows: flow.relative_likelihood(rows, scale), features, device)
 
 
-# share of the training vectors that levels="tails" gives a relative likelihood of one half or less
+# With levels="tails", this share of the training vectors has a relative likelihood of one half or
+# less.
 _TAIL = 1e-3
 
 
 def level_scale(log_probs: Tensor, valid: Tensor | None, settings: FlowSettings) -> LevelScale:
     """What a level's log-likelihoods are compared with.
 
+    With ``levels="mean"``, m is the ``level_quantile`` of the log-likelihoods (1: the largest), and
+    the steepness is 1. With ``levels="tails"``, m is their median, and the relative likelihood is
+    one half where the rarest thousandth begins. Values that are equally rare then count equally on
+    all levels.
+
     Args:
-        log_probs: (N, h, w) of the training vectors, per dimension.
-        valid: (N, P) bool or None.
-        settings: with ``levels="mean"`` m is the `level_quantile` of the log-likelihoods (1: the
-            largest) and the steepness 1. With ``levels="tails"`` m is their median, and the
-            relative likelihood falls to one half where the rarest thousandth begins: levels then
-            say equally much by being equally rare.
+        log_probs: (N, h, w), of the training vectors, per dimension.
+        valid: (N, P) bool, False for vectors of padding; None where none is.
+        settings: of the flow.
     """
     values = log_probs.flatten() if valid is None else log_probs.flatten()[valid.flatten()]
 
@@ -392,17 +401,15 @@ def fit_flows(
     seed: int,
     device: torch.device,
     progress: Progress = silent,
-    started: bool = False,
 ) -> tuple[list[LevelScale], list[list[float]]]:
-    """Train every level's flow in place.
+    """Train every level's flow in place: :func:`fit_flow` after :func:`start_flows`.
 
     Args:
         features: for each level (N, P, C).
-        valid: (N, H, W) bool of pixels, or None.
-        started: :func:`start_flows` has been there already.
+        valid: (N, H, W) bool, False where a pixel is padding; None where none is.
 
     Returns:
-        The levels' scales, and the loss curves.
+        For each level its scale, and its loss curve.
     """
     scales, curves = [], []
     for level, (flow, vectors) in enumerate(zip(flows, features, strict=True)):
@@ -410,9 +417,7 @@ def fit_flows(
         inside = valid_vectors(valid, flow.grid)
         task = f"flow of level {level + 1} of {len(features)}"
         curves.append(
-            fit_flow(
-                flow, vectors, inside, settings, seed * 31 + level, device, progress, task, started
-            )
+            fit_flow(flow, vectors, inside, settings, seed * 31 + level, device, progress, task)
         )
         scales.append(level_scale(level_log_probs(flow, vectors, device), inside, settings))
     return scales, curves

@@ -1,12 +1,16 @@
-"""Leases: who computes a piece of work now, told by files, so that it works across nodes that share
-a file system.
+"""Leases: which process computes an artifact now. Here by files, for machines that share a folder.
 
-A lease on NAME is a file ``NAME.<generation>`` that can be created once only; whoever created the
-highest generation holds it. The holder writes a new count into it every few seconds. Unusual:
-nobody compares clocks. A waiter calls a lease dead when *its own* clock saw the count stand still
-for the lease's lifetime, and takes over by creating the next generation, which again only one can
-do. On the holder's own machine its process is looked up instead, so that a killed worker's lease is
-free at once.
+A lease on NAME is a file ``NAME.<generation>``. Only one process can create it, and the creator of
+the highest generation holds the lease. The holder writes a new count into the file every few
+seconds. No clocks of different machines are compared: a waiting process takes a lease for dead when
+the count has not changed for the lifetime of a lease, by its own clock. It then creates the next
+generation. On the holder's own machine it looks the holder's process up instead, so a killed
+process's lease is free at once.
+
+There are two kinds of leases, because neither serves every run. Files need a folder that all
+machines share, on a file system where only one process can create a file; an object store gives no
+such promise. An actor of a Ray cluster (:mod:`clsnf.study.lease_actor`) needs no folder, but
+training without Ray, and runs of different clusters on one folder, have no such actor.
 """
 
 from __future__ import annotations
@@ -29,22 +33,20 @@ import psutil
 
 from clsnf.core.periodic import call_periodically
 
-HEARTBEAT = 5.0  # seconds between a holder's signs of life
-LIFETIME = 60.0  # seconds without one after which a lease is free for others
-_POLL = 0.1  # seconds between looks at somebody else's lease
+HEARTBEAT = 5.0  # seconds between two heartbeats of a holder
+LIFETIME = 60.0  # seconds without a heartbeat after which others may take a lease
+_POLL = 0.1  # seconds between two reads of a lease that another process holds
 
 
 @cache
 def _machine() -> str:
-    """Where process numbers mean the same: the host, and on Linux the namespace of a container on
-    it.
-    """
+    """The host and, on Linux, its container's namespace: process numbers are unique within both."""
     space = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()} {os.readlink(space) if space.exists() else ''}"
 
 
 def _new_owner() -> dict[str, Any]:
-    # A number may be given to a new process after the old one's end: the start tells them apart.
+    # A new process may get the number of an ended one: the time of birth tells them apart.
     return {
         "machine": _machine(),
         "pid": os.getpid(),
@@ -54,7 +56,7 @@ def _new_owner() -> dict[str, Any]:
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether the owner is known to have ended; False where nobody here can know."""
+    """Whether the owner has ended; False if it ran on another machine."""
     if owner.get("machine") != _machine():
         return False
     try:
@@ -63,19 +65,22 @@ def _is_gone(owner: dict[str, Any]) -> bool:
         return True
 
 
-class Holder(Protocol):
-    """Whoever hands out leases: by files in a folder, or by other means where workers share none."""
+class Leases(Protocol):
+    """What gives leases."""
 
     def hold(self, name: str) -> AbstractContextManager[None]:
-        """Hold the lease on `name` for the length of the block; wait for a living holder first."""
+        """Hold the lease on `name` while the block runs; wait first while another one holds it.
+
+        The block must check whether the work was done meanwhile.
+        """
 
 
-class Leases:
-    """Leases in a folder.
+class FileLeases:
+    """Leases as files in a folder.
 
     Args:
-        folder: made where it is missing; on a file system that all workers share.
-        heartbeat, lifetime: seconds; the lifetime must be several heartbeats, or a busy holder is
+        folder: created if it is missing; on a file system that all workers share.
+        heartbeat, lifetime: seconds. The lifetime must be several heartbeats, or a busy holder is
             taken for a dead one.
     """
 
@@ -86,11 +91,11 @@ class Leases:
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """Hold the lease on `name` for the length of the block; wait for a living holder first.
+        """Hold the lease on `name` while the block runs; wait first while another one holds it.
 
-        The block must check whether the work was done meanwhile. A holder that slept for longer
-        than its lease's lifetime (a stopped machine) does work that another does as well: what it
-        stores must be the same and appear whole, as stages do.
+        The block must check whether the work was done meanwhile. A holder that sleeps for longer
+        than the lifetime (a stopped machine) and another process then do the same work. What they
+        store must be equal and appear whole, as artifacts do.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         owner = _new_owner()
@@ -127,8 +132,8 @@ class Leases:
                     for dead_one in others:
                         dead_one.unlink(missing_ok=True)
                     return lease
-                # What we looked at is no longer so: others came and went since. Who sees this steps
-                # back, and all look again.
+                # Other leases came or went meanwhile. Each process that sees this gives up its
+                # own, and all try again.
                 lease.unlink(missing_ok=True)
                 time.sleep(random.uniform(0, _POLL))
 
@@ -139,19 +144,15 @@ class Leases:
         return max(self._all(name), key=lambda path: int(path.suffix[1:]), default=None)
 
     def _beat(self, lease: Path, owner: dict[str, Any], count: int) -> None:
-        with suppress(
-            OSError
-        ):  # the next beat may succeed, and work that is nearly done is not given up for it
-            if lease.exists():  # gone where another took it over
+        with suppress(OSError):  # the next heartbeat may succeed
+            if lease.exists():  # else another process took it over
                 draft = lease.with_name(f".{lease.name}.part")
                 draft.write_text(_sign(owner, count))
                 draft.replace(lease)
 
     def _release(self, lease: Path, owner: dict[str, Any]) -> None:
         with suppress(OSError):
-            if (
-                json.loads(_read(lease) or "{}").get("owner") == owner
-            ):  # not where another took it over
+            if json.loads(_read(lease) or "{}").get("owner") == owner:  # else another took it over
                 lease.unlink(missing_ok=True)
 
 
@@ -160,8 +161,9 @@ def _sign(owner: dict[str, Any], count: int) -> str:
 
 
 def _create(path: Path, content: str) -> bool:
-    """Create a file with its content, False where it exists: a link to a finished draft, so that
-    nobody ever reads half of it.
+    """Create a file with its content; False if it exists.
+
+    The file is a link to a finished draft, so no process reads half of it.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     draft.write_text(content)

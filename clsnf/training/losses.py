@@ -1,10 +1,9 @@
 """Losses of the pixelwise classifier, found by their name (``finetune.loss``).
 
-A loss takes logits (B, H, W) float32, the batch they answer, the pixels that count (B, H, W) bool
-(None: all of them) and the settings, and gives one number, smallest where the answer is right.
-Pixels that do not count (padding) move neither it nor its gradient. To add one: a function here,
-its line in :data:`LOSSES` and its name among the choices in ``config.py``; a contract test runs
-over all.
+A loss takes logits (B, H, W) float32, the batch that they are for, the valid pixels (B, H, W) bool
+(None: all of them) and the settings. It gives one number, lowest for right logits. Other pixels
+(padding) change neither it nor its gradient. To add a loss, write its function here, its line in
+:data:`LOSSES`, and its name among the choices in ``config.py``. A contract test runs over all.
 
 Legend: B images, H W map.
 """
@@ -33,9 +32,9 @@ DICE_SMOOTHING = 1.0
 def soft_targets(batch: DefectBatch, kind: str) -> Tensor:
     """One number for each image's defect region: the mean over its pixels of sigmoid(5 d).
 
-    d is the pixel's mean difference to the clean image over the colours, images in [0, 1]; |d| for
-    ``absolute``, d itself for ``signed`` (as the authors: a defect darker than its ground then gets
-    a target below one half).
+    d is the pixel's difference to the clean image, the mean over the colours, images in [0, 1]:
+    |d| for ``absolute``, d itself for ``signed`` (as the authors; a defect that is darker than its
+    background then gets a target below one half).
 
     Returns:
         (B, H, W) float32 in [0, 1]: that number inside the region, 0 outside.
@@ -63,9 +62,8 @@ def hard(
     """Two-class cross-entropy against the region, 0.9 a defect pixel and 0.1 a normal one; 0 or
     more.
 
-    A weighted mean: the sum over the pixels is divided by the sum of their weights. Two classes
-    with the logits 0 and z are the same as one logit z, so a decoder of one map needs no second
-    one.
+    It is a weighted mean: the sum over the pixels is divided by the sum of their weights. Two
+    classes with the logits 0 and z equal one logit z, so one map is enough.
     """
     regions = batch.regions.float()
     losses = F.binary_cross_entropy_with_logits(logits, regions, reduction="none")
@@ -75,15 +73,14 @@ def hard(
 def regression(
     logits: Tensor, batch: DefectBatch, inside: Tensor | None, settings: FinetuneSettings
 ) -> Tensor:
-    """Mean L1 distance of the sigmoid map from how much each pixel was changed; in [0, 1].
+    """Mean L1 distance of the sigmoid map to the change of each pixel; in [0, 1].
 
-    How much: the mean over the colours of the absolute difference to the clean image, in [0, 1],
-    and 0 outside the region. This is our reading of the authors' "L1 to the clean image" for a
-    decoder of one map, which can't show colours.
+    The change of a pixel is the mean over the colours of the absolute difference to the clean
+    image, in [0, 1], and 0 outside the region. This is our reading of the authors' "L1 to the clean
+    image" for a decoder of one map, which can't show colours.
     """
-    change = (batch.images - batch.clean).abs().mean(
-        dim=1
-    ) * batch.regions  # (B, 3, H, W) -> (B, H, W)
+    # (B, 3, H, W) -> (B, H, W)
+    change = (batch.images - batch.clean).abs().mean(dim=1) * batch.regions
     return _mean((torch.sigmoid(logits) - change).abs(), inside)
 
 
@@ -92,17 +89,16 @@ def focal(
 ) -> Tensor:
     """Mean focal loss against the region: -alpha_t (1 - p_t)^gamma log p_t; 0 or more.
 
-    Pixels that are already right count for little, so training does not go on to sharpen what tells
-    *synthetic* defects apart. A mean over the pixels, where the source divides by the number of
-    positives: an image may have none.
+    Pixels that are already right count little, so training does not overfit what is typical of
+    synthetic defects. It is a mean over the pixels. The source divides by the number of positives,
+    of which an image here may have none.
 
     Source: Lin, Goyal, Girshick, He and Dollár, "Focal Loss for Dense Object Detection", ICCV 2017.
     """
     regions = batch.regions.float()
     losses = F.binary_cross_entropy_with_logits(logits, regions, reduction="none")  # -log p_t
-    missed = torch.sigmoid(
-        torch.where(batch.regions, -logits, logits)
-    )  # 1 - p_t, exact also where p_t rounds to 1
+    # 1 - p_t, exact also where p_t rounds to 1.
+    missed = torch.sigmoid(torch.where(batch.regions, -logits, logits))
     alpha = torch.where(batch.regions, FOCAL_ALPHA, 1 - FOCAL_ALPHA)
     return _mean(alpha * missed**FOCAL_GAMMA * losses, inside)
 
@@ -113,8 +109,8 @@ def dice(
     """Soft dice loss plus mean binary cross-entropy, both against the region; 0 or more.
 
     Dice of an image: 1 - (2 sum p g + 1) / (sum p^2 + sum g^2 + 1), p the map and g the region; the
-    ones are :data:`DICE_SMOOTHING`. It weighs a small defect as a large one; the cross-entropy
-    steadies it where the region is empty.
+    ones are :data:`DICE_SMOOTHING`. A small defect counts as much as a large one. The cross-entropy
+    gives a gradient where the region is empty.
 
     Source: Milletari, Navab and Ahmadi, "V-Net", 3DV 2016.
     """
@@ -130,9 +126,7 @@ def dice(
 
 
 def _mean(losses: Tensor, inside: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """Mean over the pixels that count, weighted where there are weights; everything (B, H, W). 0
-    where no pixel counts.
-    """
+    """Weighted mean over the valid pixels, 0 if there are none; all arguments (B, H, W)."""
     if inside is None and weights is None:
         return losses.mean()
     if weights is None:

@@ -452,7 +452,6 @@ class CategoryPipeline:
                 self.settings.seed,
                 self.device,
                 self.progress,
-                started=True,
             )
             return Artifact(dict(flows.state_dict()), {"scales": scales, "losses": curves})
 

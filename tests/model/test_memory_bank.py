@@ -1,4 +1,4 @@
-"""The memory: covers what it was shown, tells distances exactly, and turns them into likelihoods."""
+"""Memory banks: they cover what they were shown, and their distances become likelihoods."""
 
 import torch
 from hypothesis import given, settings
@@ -47,9 +47,7 @@ def test_remembered_vectors_are_at_most_twice_as_far_from_all_as_the_best_choice
     assert found <= 2 * best + 1e-5
 
 
-def test_likelihoods_are_one_on_a_remembered_vector_one_half_at_the_width_and_nothing_far_away() -> (
-    None
-):
+def test_likelihoods_are_one_on_a_known_vector_one_half_at_the_width_and_nothing_far_away() -> None:
     memory = fitted(20, vectors(2000))
     at = memory.vectors[:3]
     away = torch.zeros(3, 5)

@@ -142,7 +142,7 @@ def test_mixed_precision_gives_the_type_and_values_of_torch_s(name: str) -> None
     torch.testing.assert_close(a.grad, b.grad, rtol=5e-2, atol=5e-2)
 
 
-def test_only_plain_padded_convolutions_are_changed_and_their_parameters_stay() -> None:
+def test_only_plain_padded_convolutions_are_replaced_and_their_parameters_stay() -> None:
     class Own(nn.Conv2d):
         """Pads in its own way, as timm's "same" convolutions do."""
 
@@ -153,7 +153,10 @@ def test_only_plain_padded_convolutions_are_changed_and_their_parameters_stay() 
         Own(4, 4, 3, padding=1),
     )
     before = dict(net.named_parameters())
-    pad_by_reflection(net)
+    torch.manual_seed(3)
+    pad_by_reflection(net.eval())
+    assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(3)))
+    assert not any(layer.training for layer in net)
     assert [type(layer) for layer in net] == [ReflectConv2d, nn.Conv2d, nn.Conv2d, Own]
     assert all(after is before[name] for name, after in net.named_parameters())
     pad_by_reflection(net)  # a second time changes nothing

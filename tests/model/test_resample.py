@@ -81,3 +81,16 @@ def test_matrices_first_made_for_prediction_serve_training_too() -> None:
     resample(x, (6, 6)).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad.sum(), torch.tensor(36.0))
+
+
+def test_matrices_first_made_while_a_program_is_exported_serve_afterwards() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return resample(x, (6, 5))
+
+    _matrix.cache_clear()
+    x = torch.rand(2, 3, 4, 4)
+    program = torch.export.export(Net(), (x,), strict=False)
+    expected = F.interpolate(x, size=(6, 5), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(resample(x, (6, 5)), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(program.module()(x), resample(x, (6, 5)))

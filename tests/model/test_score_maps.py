@@ -1,4 +1,4 @@
-"""Score maps: in the unit interval, from training constants, the same whatever comes with an image."""
+"""Score maps: in the unit interval, from training constants, the same whoever else is scored."""
 
 import math
 

@@ -1,6 +1,4 @@
-"""The stage store: what is finished is found again, nothing is computed twice, nothing half done is
-ever found.
-"""
+"""The artifact store: finished work is found again, none is done twice, none is found half done."""
 
 import json
 import subprocess
@@ -18,7 +16,7 @@ from clsnf.training.artifacts import Artifact, ArtifactStore
 CONTENT = {"seed": 3, "image": {"height": 64, "width": 96}, "levels": [1, 2]}
 
 
-def a_stage(value: float = 1.0) -> Artifact:
+def an_artifact(value: float = 1.0) -> Artifact:
     return Artifact(
         {"map": torch.full((2, 3), value), "step": torch.tensor(4.0)},
         {"losses": [0.5, 0.25], "name": "ä"},
@@ -29,22 +27,22 @@ def refuse() -> Artifact:
     raise AssertionError("computed again")
 
 
-def test_a_stage_is_computed_once_and_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_an_artifact_is_computed_once_and_comes_back_as_it_was(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "not" / "there" / "yet")
-    first = store.get("maps", CONTENT, a_stage)
+    first = store.get("maps", CONTENT, an_artifact)
     again = ArtifactStore(store.root).get("maps", CONTENT, refuse)
-    for stage in (first, again):
-        assert set(stage.tensors) == {"map", "step"}
-        assert torch.equal(stage.tensors["map"], a_stage().tensors["map"])
-        assert stage.tensors["step"].shape == ()
-        assert stage.facts == a_stage().facts
+    for artifact in (first, again):
+        assert set(artifact.tensors) == {"map", "step"}
+        assert torch.equal(artifact.tensors["map"], an_artifact().tensors["map"])
+        assert artifact.tensors["step"].shape == ()
+        assert artifact.facts == an_artifact().facts
 
 
 def test_the_store_counts_what_it_computed_and_what_it_found(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     for _ in range(3):
-        store.get("maps", CONTENT, a_stage)
-    store.get("flows", CONTENT, a_stage)
+        store.get("maps", CONTENT, an_artifact)
+    store.get("flows", CONTENT, an_artifact)
     assert store.computed == {"maps": 1, "flows": 1}
     assert store.reused == {"maps": 2}
 
@@ -54,22 +52,22 @@ def test_a_key_depends_on_the_content_not_on_the_order_of_its_names(tmp_path: Pa
     turned = {"levels": [1, 2], "image": {"width": 96, "height": 64}, "seed": 3}
     assert store.key(CONTENT) == store.key(turned)
     assert store.key(CONTENT) != store.key(CONTENT | {"seed": 4})
-    store.get("maps", CONTENT, a_stage)
+    store.get("maps", CONTENT, an_artifact)
     store.get("maps", turned, refuse)
 
 
-def test_stages_of_other_kinds_and_contents_are_apart(tmp_path: Path) -> None:
+def test_artifacts_of_other_kinds_and_contents_are_apart(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    store.get("maps", CONTENT, lambda: a_stage(1))
-    store.get("flows", CONTENT, lambda: a_stage(2))
-    store.get("maps", CONTENT | {"seed": 4}, lambda: a_stage(3))
+    store.get("maps", CONTENT, lambda: an_artifact(1))
+    store.get("flows", CONTENT, lambda: an_artifact(2))
+    store.get("maps", CONTENT | {"seed": 4}, lambda: an_artifact(3))
     assert store.get("maps", CONTENT, refuse).tensors["map"][0, 0] == 1
     assert store.get("flows", CONTENT, refuse).tensors["map"][0, 0] == 2
 
 
 def test_tensors_in_any_layout_are_stored(tmp_path: Path) -> None:
     image = torch.rand(2, 3, 4, 5)
-    stage = Artifact(
+    artifact = Artifact(
         {
             "turned": image.transpose(1, 2),
             "last": image.to(memory_format=torch.channels_last),
@@ -78,13 +76,13 @@ def test_tensors_in_any_layout_are_stored(tmp_path: Path) -> None:
         {},
     )
     stored = ArtifactStore(tmp_path)
-    stored.get("x", CONTENT, lambda: stage)
+    stored.get("x", CONTENT, lambda: artifact)
     found = stored.get("x", CONTENT, refuse)
-    for name, value in stage.tensors.items():
+    for name, value in artifact.tensors.items():
         assert torch.equal(found.tensors[name], value)
 
 
-def test_a_stage_that_failed_is_not_there_and_can_be_tried_again(tmp_path: Path) -> None:
+def test_an_artifact_that_failed_is_not_there_and_can_be_tried_again(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
 
     def fail() -> Artifact:
@@ -93,17 +91,17 @@ def test_a_stage_that_failed_is_not_there_and_can_be_tried_again(tmp_path: Path)
     with pytest.raises(RuntimeError, match="out of memory"):
         store.get("maps", CONTENT, fail)
     assert store.find("maps", store.key(CONTENT)) is None
-    assert store.get("maps", CONTENT, a_stage).facts == a_stage().facts
+    assert store.get("maps", CONTENT, an_artifact).facts == an_artifact().facts
 
 
-def test_a_stage_that_can_t_be_written_leaves_nothing(tmp_path: Path) -> None:
+def test_an_artifact_that_can_t_be_written_leaves_nothing(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
     with pytest.raises(ValueError, match="JSON"):
         store.get("maps", CONTENT, lambda: Artifact({"map": torch.ones(1)}, {"loss": float("nan")}))
     assert list((tmp_path / "maps").iterdir()) == []
 
 
-def test_two_that_want_the_same_stage_compute_it_once(tmp_path: Path) -> None:
+def test_two_that_want_the_same_artifact_compute_it_once(tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
     calls = []
 
@@ -111,7 +109,7 @@ def test_two_that_want_the_same_stage_compute_it_once(tmp_path: Path) -> None:
         calls.append(threading.get_ident())
         begun.set()
         go_on.wait(30)
-        return a_stage()
+        return an_artifact()
 
     stores = [ArtifactStore(tmp_path), ArtifactStore(tmp_path)]
     found: list[Artifact] = []
@@ -127,15 +125,17 @@ def test_two_that_want_the_same_stage_compute_it_once(tmp_path: Path) -> None:
         thread.join(30)
     assert len(calls) == 1
     assert len(found) == 2
-    assert all(torch.equal(stage.tensors["map"], a_stage().tensors["map"]) for stage in found)
+    assert all(
+        torch.equal(artifact.tensors["map"], an_artifact().tensors["map"]) for artifact in found
+    )
     assert stores[1].reused == {"maps": 1}
 
 
-def test_other_stages_do_not_wait_for_one_that_is_being_computed(tmp_path: Path) -> None:
+def test_other_artifacts_do_not_wait_for_one_that_is_being_computed(tmp_path: Path) -> None:
     inner = ArtifactStore(tmp_path)
 
     def compute() -> Artifact:
-        return Artifact(inner.get("features", CONTENT, a_stage).tensors, {"of": "features"})
+        return Artifact(inner.get("features", CONTENT, an_artifact).tensors, {"of": "features"})
 
     assert ArtifactStore(tmp_path).get("maps", CONTENT, compute).facts == {"of": "features"}
 
@@ -156,23 +156,23 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], timeout=120, check=False)
     assert ended.returncode == -9
     store = ArtifactStore(tmp_path)
-    assert store.get("maps", {"seed": 3}, a_stage).facts == a_stage().facts
+    assert store.get("maps", {"seed": 3}, an_artifact).facts == an_artifact().facts
     assert store.computed == {"maps": 1}
 
 
-def test_a_stage_is_two_files_that_need_no_pickle(tmp_path: Path) -> None:
+def test_an_artifact_is_two_files_that_need_no_pickle(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    store.get("maps", CONTENT, a_stage)
+    store.get("maps", CONTENT, an_artifact)
     folder = tmp_path / "maps" / store.key(CONTENT)
     assert sorted(p.name for p in folder.iterdir()) == ["facts.json", "tensors.safetensors"]
-    assert json.loads((folder / "facts.json").read_text()) == a_stage().facts
+    assert json.loads((folder / "facts.json").read_text()) == an_artifact().facts
     assert set(load_file(folder / "tensors.safetensors")) == {"map", "step"}
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json"])
-def test_a_damaged_stage_is_named_with_the_mend(tmp_path: Path, name: str) -> None:
+def test_a_damaged_artifact_is_named_with_the_mend(tmp_path: Path, name: str) -> None:
     store = ArtifactStore(tmp_path)
-    store.get("maps", CONTENT, a_stage)
+    store.get("maps", CONTENT, an_artifact)
     folder = tmp_path / "maps" / store.key(CONTENT)
     (folder / name).write_bytes((folder / name).read_bytes()[:20])
     with pytest.raises(ClsnfError, match=r"is damaged .*: delete it") as caught:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clsnf.core.config import FlowSettings
 from clsnf.core.errors import TrainingError
+from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.flow import LevelFlow
 from clsnf.streams.stream import MemoryStream
@@ -24,6 +25,8 @@ from clsnf.training.density import (
     fit_flows,
     level_log_probs,
     level_scale,
+    start_flow,
+    start_flows,
     valid_vectors,
 )
 
@@ -95,10 +98,25 @@ def test_a_level_that_half_precision_can_t_hold_is_kept_in_single() -> None:
     torch.testing.assert_close(levels[1], expected, rtol=1e-3, atol=1)
 
 
+def train(
+    flow: LevelFlow,
+    features: Tensor,
+    valid: Tensor | None,
+    settings: FlowSettings,
+    seed: int,
+    device: torch.device,
+    progress: Progress = silent,
+    task: str = "flow",
+) -> list[float]:
+    """Start and fit."""
+    start_flow(flow, features, valid, settings, seed, device)
+    return fit_flow(flow, features, valid, settings, seed, device, progress, task)
+
+
 def test_features_can_be_trained_on() -> None:
     """They are made in inference mode, whose tensors autograd refuses."""
     flow = LevelFlow(3, (8, 16), dataclasses.replace(SMALL, passes=0.1))
-    assert fit_flow(
+    assert train(
         flow,
         extract_features(backbone(), MemoryStream(images(3)), CPU)[0],
         None,
@@ -235,9 +253,9 @@ def test_training_lowers_the_loss_and_raises_the_likelihood() -> None:
     flow = LevelFlow(3, GRID, SMALL)
     flow.whitening.fit(*feature_statistics(features, None, GRID))
     before = level_log_probs(flow, features, CPU).mean()
-    losses = fit_flow(LevelFlow(3, GRID, SMALL), features, None, SMALL, seed=0, device=CPU)
+    losses = train(LevelFlow(3, GRID, SMALL), features, None, SMALL, seed=0, device=CPU)
     trained = LevelFlow(3, GRID, SMALL)
-    fit_flow(trained, features, None, SMALL, seed=0, device=CPU)
+    train(trained, features, None, SMALL, seed=0, device=CPU)
     assert all(math.isfinite(loss) for loss in losses)
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
     assert level_log_probs(trained, features, CPU).mean() > before
@@ -245,7 +263,7 @@ def test_training_lowers_the_loss_and_raises_the_likelihood() -> None:
 
 def test_a_random_start_learns_too() -> None:
     settings = dataclasses.replace(SMALL, start="random", passes=20, learning_rate=3e-3)
-    losses = fit_flow(
+    losses = train(
         LevelFlow(3, GRID, settings), normal_features(100), None, settings, seed=0, device=CPU
     )
     assert np.mean(losses[-5:]) < 0.9 * losses[0]
@@ -255,7 +273,7 @@ def test_training_is_the_same_for_the_same_seed_bit_for_bit() -> None:
     features = normal_features(20)
     flows = [LevelFlow(3, GRID, SMALL, generator_seed=1) for _ in range(3)]
     curves = [
-        fit_flow(flow, features, None, SMALL, seed=seed, device=CPU)
+        train(flow, features, None, SMALL, seed=seed, device=CPU)
         for flow, seed in zip(flows, (5, 5, 6), strict=True)
     ]
     assert curves[0] == curves[1] != curves[2]
@@ -266,7 +284,7 @@ def test_training_is_the_same_for_the_same_seed_bit_for_bit() -> None:
 def test_training_sees_each_vector_as_often_as_it_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     features = normal_features(16)  # 320 vectors, 64 a step
-    losses = fit_flow(
+    losses = train(
         LevelFlow(3, GRID, SMALL),
         features,
         None,
@@ -278,7 +296,7 @@ def test_training_sees_each_vector_as_often_as_it_is_told() -> None:
     )
     assert told[-1] == ("flow", 30, 30)  # 6 passes of 5 steps
     assert len(losses) == 30
-    assert fit_flow(
+    assert train(
         LevelFlow(3, GRID, SMALL), features, None, dataclasses.replace(SMALL, passes=0.2), 0, CPU
     )
 
@@ -290,7 +308,7 @@ def test_training_never_looks_at_padding() -> None:
     flows = [LevelFlow(3, GRID, SMALL, generator_seed=1) for _ in range(2)]
     changed = torch.where(valid[..., None], features, torch.tensor(1e3))
     for flow, given_features in zip(flows, (features, changed), strict=True):
-        fit_flow(flow, given_features, valid, SMALL, seed=0, device=CPU)
+        train(flow, given_features, valid, SMALL, seed=0, device=CPU)
     states = [flow.state_dict() for flow in flows]
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
@@ -298,7 +316,7 @@ def test_training_never_looks_at_padding() -> None:
 def test_a_gaussian_has_nothing_to_train() -> None:
     settings = dataclasses.replace(SMALL, depth=0)
     flow = LevelFlow(3, GRID, settings)
-    assert fit_flow(flow, normal_features(), None, settings, seed=0, device=CPU) == []
+    assert train(flow, normal_features(), None, settings, seed=0, device=CPU) == []
     assert not torch.equal(flow.whitening.matrix, torch.eye(3))
 
 
@@ -308,16 +326,14 @@ def test_features_that_are_not_finite_stop_training_with_one_line(start: str) ->
     features[3, 2, 1] = math.nan
     settings = dataclasses.replace(SMALL, start=start)
     with pytest.raises(TrainingError) as caught:
-        fit_flow(LevelFlow(3, GRID, settings), features, None, settings, seed=0, device=CPU)
+        train(LevelFlow(3, GRID, settings), features, None, settings, seed=0, device=CPU)
     assert "\n" not in str(caught.value)
 
 
 def test_a_learning_rate_that_is_too_high_stops_training_with_the_mend() -> None:
     settings = dataclasses.replace(SMALL, learning_rate=1e30, passes=20)
     with pytest.raises(TrainingError, match=r"lower flow\.learning_rate"):
-        fit_flow(
-            LevelFlow(3, GRID, settings), normal_features(50), None, settings, seed=0, device=CPU
-        )
+        train(LevelFlow(3, GRID, settings), normal_features(50), None, settings, seed=0, device=CPU)
 
 
 # ---- constants ----
@@ -346,7 +362,7 @@ def test_a_quantile_of_one_is_the_largest_outside_padding() -> None:
 @given(st.floats(0.1, 50), st.floats(-20, 20))
 @settings(deadline=None, max_examples=30)
 def test_tails_make_levels_of_any_spread_say_the_same(spread: float, place: float) -> None:
-    """The relative likelihood is one at the median and one half where the rarest thousandth begins."""
+    """The relative likelihood is 1 at the median and 1/2 where the rarest thousandth begins."""
     values = torch.randn(1, 100, 100, generator=torch.Generator().manual_seed(0)).double()
     constant, steepness = level_scale(
         spread * values + place, None, dataclasses.replace(SMALL, levels="tails")
@@ -370,6 +386,7 @@ def test_all_levels_are_trained_and_no_training_vector_exceeds_its_constant() ->
     flows = nn.ModuleList([LevelFlow(3, GRID, SMALL), LevelFlow(3, (2, 3), SMALL)])
     valid = torch.ones(20, 16, 20, dtype=torch.bool)
     valid[:10, :, 15:] = False
+    start_flows(flows, features, valid, SMALL, seed=3, device=CPU)
     scales, curves = fit_flows(flows, features, valid, SMALL, seed=3, device=CPU)
     assert len(scales) == len(curves) == 2
     for flow, vectors, scale in zip(flows, features, scales, strict=True):

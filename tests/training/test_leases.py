@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clsnf.training import leases
-from clsnf.training.leases import Leases
+from clsnf.training.leases import FileLeases
 
 FORK = multiprocessing.get_context("fork")
 
@@ -22,14 +22,14 @@ def _add_one(folder: Path, times: int) -> None:
     """Read, pause, write: two at once would lose a count."""
     counter = folder / "counter"
     for _ in range(times):
-        with Leases(folder / "leases").hold("work"):
+        with FileLeases(folder / "leases").hold("work"):
             value = int(counter.read_text())
             time.sleep(0.002)
             counter.write_text(str(value + 1))
 
 
 def _hold_for_ever(folder: Path) -> None:
-    with Leases(folder / "leases", heartbeat=0.05).hold("work"):
+    with FileLeases(folder / "leases", heartbeat=0.05).hold("work"):
         (folder / "held").touch()
         signal.pause()
 
@@ -55,7 +55,7 @@ def test_many_processes_and_threads_take_turns(tmp_path: Path) -> None:
 
 
 def test_different_names_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    held = Leases(tmp_path)
+    held = FileLeases(tmp_path)
     with held.hold("one"), held.hold("two"):
         assert len(list(tmp_path.iterdir())) == 2
 
@@ -70,7 +70,7 @@ def test_a_killed_holders_lease_is_free_at_once(tmp_path: Path) -> None:
     done = threading.Event()
 
     def take() -> None:
-        with Leases(tmp_path / "leases", lifetime=3600).hold("work"):
+        with FileLeases(tmp_path / "leases", lifetime=3600).hold("work"):
             done.set()
 
     threading.Thread(target=take, daemon=True).start()
@@ -90,7 +90,7 @@ def test_a_stopped_holder_on_another_machine_loses_its_lease_and_a_beating_one_d
     done = threading.Event()
 
     def take() -> None:
-        with Leases(tmp_path / "leases", lifetime=3.0).hold("work"):
+        with FileLeases(tmp_path / "leases", lifetime=3.0).hold("work"):
             done.set()
             time.sleep(0.3)
 
@@ -103,7 +103,7 @@ def test_a_stopped_holder_on_another_machine_loses_its_lease_and_a_beating_one_d
         assert done.wait(30)
         os.kill(holder.pid, signal.SIGCONT)
         taking.join()
-        with Leases(tmp_path / "leases", lifetime=3.0).hold("work"):
+        with FileLeases(tmp_path / "leases", lifetime=3.0).hold("work"):
             pass  # the sleeper that woke up holds nothing any more
     finally:
         holder.kill()
@@ -111,9 +111,9 @@ def test_a_stopped_holder_on_another_machine_loses_its_lease_and_a_beating_one_d
 
 
 def test_a_lease_ends_with_an_error_in_the_block(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Leases(tmp_path).hold("work"):
+    with pytest.raises(ZeroDivisionError), FileLeases(tmp_path).hold("work"):
         _ = 1 / 0
-    with Leases(tmp_path).hold("work"):
+    with FileLeases(tmp_path).hold("work"):
         pass
 
 
@@ -121,5 +121,5 @@ def test_half_a_lease_file_is_waited_for_and_then_taken(tmp_path: Path) -> None:
     (tmp_path / "work.7").write_text(
         ""
     )  # a node that died between creating and writing, on a file system without links
-    with Leases(tmp_path, lifetime=0.2).hold("work"):
+    with FileLeases(tmp_path, lifetime=0.2).hold("work"):
         assert [p.name for p in tmp_path.iterdir()] == ["work.8"]
