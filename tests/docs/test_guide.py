@@ -20,7 +20,7 @@ from clsnf.reporting.build import build_report
 from clsnf.reporting.sections import PRODUCT_SECTIONS
 from clsnf.synthesis.validation_defects import FAMILIES
 from tests.support.made_up_study import write_study
-from tests.support.shop import blocks_of, commands_of, make_shop, run
+from tests.support.documented_commands import blocks_of, commands_of, make_example_folder, run
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
@@ -46,7 +46,7 @@ def starts(command: str, known: Any) -> str | None:
 
 @pytest.mark.slow
 def test_every_command_works_in_the_guides_order(tmp_path: Path) -> None:
-    shop = make_shop(tmp_path)
+    folder = make_example_folder(tmp_path)
     done = []
     for command in commands_of(GUIDE):
         if starts(command, ELSEWHERE):
@@ -55,17 +55,17 @@ def test_every_command_works_in_the_guides_order(tmp_path: Path) -> None:
         # A later --trials wins: two trials and one more show what eight and two more would.
         trials = {"8": ["--trials", "2"], "10": ["--trials", "3"]}
         given = re.search(r"--trials (\d+)", command)
-        run(command, shop, *more, *(trials[given[1]] if given else []))
+        run(command, folder, *more, *(trials[given[1]] if given else []))
         done.append(command)
     assert len(done) >= 10
-    assert len(list((shop / "heatmaps").glob("*_overlay.png"))) == 3
+    assert len(list((folder / "heatmaps").glob("*_overlay.png"))) == 3
     for made in (
         "look.png",
-        "figures.json",
+        "metrics.json",
         "runs/first/report/report.html",
         "runs/second/comparison/comparison.html",
     ):
-        assert (shop / made).is_file(), made
+        assert (folder / made).is_file(), made
 
 
 def test_the_install_line_is_the_readmes_without_the_tests() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clsnf.core.settings_yaml import settings_yaml
-from tests.support.shop import commands_of, make_shop, run
+from tests.support.documented_commands import commands_of, make_example_folder, run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -40,26 +40,26 @@ def test_the_test_command_is_what_ci_runs() -> None:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every path that the README's commands name exists."""
-    return make_shop(tmp_path_factory.mktemp("shop"))
+    return make_example_folder(tmp_path_factory.mktemp("folder"))
 
 
-def test_your_own_product_from_good_pictures_to_heat_maps(shop: Path) -> None:
+def test_your_own_product_from_good_pictures_to_heat_maps(folder: Path) -> None:
     (train,) = commands("clsnf train")
     (predict,) = commands("clsnf predict")
-    assert "threshold" in run(train, shop, "--config", "small.yaml").stdout
-    assert "verdict" in run(predict, shop).stdout
-    assert len(list((shop / "heatmaps").glob("*_overlay.png"))) == 3
+    assert "threshold" in run(train, folder, "--config", "small.yaml").stdout
+    assert "verdict" in run(predict, folder).stdout
+    assert len(list((folder / "heatmaps").glob("*_overlay.png"))) == 3
 
 
 @pytest.mark.slow
-def test_a_study_on_a_folder_of_categories_and_the_evaluation_of_its_winner(shop: Path) -> None:
+def test_a_study_on_a_folder_of_categories_and_the_evaluation_of_its_winner(folder: Path) -> None:
     (study,) = commands("python tune/run_study.py --data")
     (evaluate,) = commands("clsnf evaluate")
     printed = run(
         study,
-        shop,
+        folder,
         "--config",
         "small.yaml",
         "--trials",
@@ -70,15 +70,17 @@ def test_a_study_on_a_folder_of_categories_and_the_evaluation_of_its_winner(shop
         "runs/NAME",
     ).stdout
     assert "CATEGORY" in printed
-    assert "image_auroc" in run(evaluate, shop).stdout
-    assert (shop / "figures.json").is_file()
+    assert "image_auroc" in run(evaluate, folder).stdout
+    assert (folder / "metrics.json").is_file()
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_all_systems(shop: Path) -> None:
+def test_the_benchmark_of_all_systems(folder: Path) -> None:
     (benchmark,) = commands("clsnf benchmark")
-    assert "fused_unshared" in run(benchmark, shop, "--config", "small.yaml", "--seeds", "2").stdout
-    assert (shop / "runs" / "five" / "tables" / "fused.md").is_file()
+    assert (
+        "fused_unshared" in run(benchmark, folder, "--config", "small.yaml", "--seeds", "2").stdout
+    )
+    assert (folder / "runs" / "five" / "tables" / "fused.md").is_file()
 
 
 @pytest.mark.slow

@@ -127,7 +127,7 @@ class WideDecoder(nn.Module):
 
 
 class SmallDecoder(nn.Module):
-    """For ResNet-18: basic blocks, bilinear; skips from those of the stages 3 and 2 that are named."""
+    """For ResNet-18: basic blocks, bilinear; skips from the named ones of stages 3 and 2."""
 
     def __init__(self, skips: Collection[int] = (2, 3), classes: int = 1) -> None:
         super().__init__()

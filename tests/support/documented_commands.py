@@ -36,7 +36,7 @@ def blocks_of(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def make_shop(folder: Path) -> Path:
+def make_example_folder(folder: Path) -> Path:
     """Fill a folder with everything that the commands name."""
     import timm
     from safetensors.torch import save_file
