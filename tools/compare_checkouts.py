@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_studies import differences
+from compare_studies import compare
 
 PREDICT = """
 import sys
@@ -195,8 +195,9 @@ def main() -> None:
             print(f"    {line}")
 
     studies = [demo(checkout) for checkout in (before, now)]
-    tell("demo's study", differences(*studies))
-    tell("trials of study_reuse", differences(*(reuse(c, given.trials) for c in (before, now))))
+    tell("demo's study", list(compare(*studies)))
+    shared = [reuse(checkout, given.trials) for checkout in (before, now)]
+    tell("trials of study_reuse", list(compare(*shared)))
     if given.data is None:
         given.data = work / "before" / "demo-data"
     data = given.data = given.data.resolve()

@@ -19,8 +19,8 @@ from clsnf.metrics import METRICS
 from clsnf.reporting.build import build_report
 from clsnf.reporting.sections import PRODUCT_SECTIONS
 from clsnf.synthesis.validation_defects import FAMILIES
-from tests.support.made_up_study import write_study
 from tests.support.documented_commands import blocks_of, commands_of, make_example_folder, run
+from tests.support.made_up_study import write_study
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
