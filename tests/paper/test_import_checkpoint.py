@@ -1,6 +1,4 @@
-"""Importing the authors' checkpoints: the same maps as a plain reference, thresholds from normals,
-and no bad file does harm.
-"""
+"""Import of the authors' checkpoints: the maps of a plain reference, thresholds, bad files."""
 
 import argparse
 import dataclasses
@@ -333,7 +331,7 @@ def test_a_weight_that_is_given_goes_before_the_file_s(
         argparse.Namespace(input_size="big", clamp_alpha=None),
     ],
 )
-def test_without_sensible_arguments_the_defaults_are_taken_and_told(
+def test_without_sensible_arguments_the_defaults_are_taken_with_a_note(
     reference: Reference, tmp_path: Path, arguments: Any
 ) -> None:
     found = built(reference, tmp_path, arguments)
@@ -624,7 +622,7 @@ def test_two_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> No
         ),
     ],
 )
-def test_other_contents_are_told_apart(content: Any, said: str, tmp_path: Path) -> None:
+def test_other_contents_are_distinguished(content: Any, said: str, tmp_path: Path) -> None:
     assert said in reading_refusal(content, tmp_path)
 
 
