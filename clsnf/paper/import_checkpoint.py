@@ -43,7 +43,7 @@ from clsnf.model.backbone import (
 )
 from clsnf.model.decoder import PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
-from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
+from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows, to_network_input
 from clsnf.model.paper_decoder import PaperDecoder
 from clsnf.paper.checkpoint_file import Checkpoint, State
 from clsnf.training.prepare import PlacedImages, data_fingerprint, place_rows, rows_of
@@ -221,13 +221,7 @@ def level_constants(
     largest = [-math.inf] * len(flows)
     total = len(placed.images)
     for start in range(0, total, _BATCH):
-        batch = (
-            placed.images[start : start + _BATCH]
-            .to(device)
-            .float()
-            .div_(255)
-            .contiguous(memory_format=torch.channels_last)
-        )
+        batch = to_network_input(placed.images[start : start + _BATCH], device)
         for level, (flow, features) in enumerate(zip(flows, backbone(batch), strict=True)):
             assert isinstance(flow, LevelFlow)
             log_probs = flow.log_prob(level_vectors(features.float(), flow.neighbourhood))

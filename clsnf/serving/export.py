@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from clsnf.core.config import to_dict
 from clsnf.core.errors import ModelError, SettingsError
 from clsnf.core.files import atomic_write, check_writable
+from clsnf.core.pixels import to_floats
 from clsnf.data.images import place, read_image
 from clsnf.detector import Detector
-from clsnf.model.score_maps import fuse, image_scores
+from clsnf.model.score_maps import fuse_scores
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
 # Largest difference of maps and scores, which lie in [0, 1]: float32 rounds differently in another
@@ -58,17 +59,11 @@ class ExportedNetwork(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.network = detector.network
-        self.fusion_weight = detector.fusion_weight
-        self.image_weight = detector.settings.image_weight
-        self.smoothing = detector.settings.smoothing
 
     def forward(self, images: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        density, classifier = self.network(images.float() / 255, valid)
-        maps = fuse(density, classifier, self.fusion_weight, self.smoothing)
-        scored = maps
-        if self.image_weight != self.fusion_weight:
-            scored = fuse(density, classifier, self.image_weight, self.smoothing)
-        return maps if valid is None else maps * valid, image_scores(scored, valid)
+        density, classifier = self.network(to_floats(images), valid)
+        maps, scores = fuse_scores(density, classifier, self.network.fusion, valid)
+        return maps, scores
 
 
 def export_detector(
@@ -92,8 +87,6 @@ def export_detector(
     if kind == "onnx":
         _need_onnx()
     images, valid = _examples(detector, pictures)
-    # The detector computes before it is traced: what it keeps between calls (resampling matrices)
-    # must hold real numbers, not those of the tracer.
     # All pictures at once, and the first alone: N must not be fixed in the file.
     counts = (len(images), 1)
     expected = [

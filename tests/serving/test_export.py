@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import numpy as np
@@ -16,6 +17,7 @@ from clsnf.core.errors import ModelError
 from clsnf.data.images import place, write_image
 from clsnf.detector import Detector
 from clsnf.model.resample import _matrix
+from clsnf.model.score_maps import Scores
 from clsnf.serving import export
 from clsnf.serving.export import export_detector
 from tests.support.small_server import picture
@@ -74,8 +76,13 @@ def test_a_network_that_differs_is_not_written(
     winners: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = Detector.load(winners / "plate", device="cpu")
-    fuse = export.fuse
-    monkeypatch.setattr(export, "fuse", lambda *arguments: 0.9 * fuse(*arguments))
+    fuse_scores = export.fuse_scores
+
+    def darker(*arguments: Any) -> Scores:
+        maps, scores = fuse_scores(*arguments)
+        return Scores(0.9 * maps, 0.9 * scores)
+
+    monkeypatch.setattr(export, "fuse_scores", darker)
     with pytest.raises(ModelError, match="differ"):
         export_detector(detector, tmp_path / "network.pt2", "torch")
     assert list(tmp_path.iterdir()) == []
