@@ -1,11 +1,11 @@
-"""What keeping freed memory is worth on CPUs: training and looking, each in processes with the C
-library's habits and with ours.
+"""How much faster training and feature extraction on CPUs are when freed memory is kept.
 
     python benchmarks/allocator.py                    # about two minutes on two cores
 
-`training`: steps of stage one (ResNet-18, batches of 32). `features`: the backbone alone, batches
-    of 16. All at 256 x 256 on random
-weights. Processes alternate between the rows; a row's figures are its fastest round's.
+Each row runs in processes of its own: one with the C library's default, one with
+:func:`clsnf.core.memory.keep_freed_memory`. `training` is stage one (ResNet-18, batches of 32),
+`features` the backbone alone (batches of 16), both at 256 x 256 with random weights. The rows take
+turns; each shows its fastest round.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 
 from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
 from clsnf.core.memory import keep_freed_memory
+from clsnf.core.pixels import to_floats
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder
 from clsnf.streams.stream import DefectRecipe, MemoryStream
@@ -29,26 +30,25 @@ from clsnf.synthesis.textures import draw_textures
 from clsnf.synthesis.training_defects import DefectMaker
 from clsnf.training.finetune import Finetuner
 
-ROWS = {"as the C library does": False, "freed memory kept": True}
+ROWS = {"C library's default": False, "freed memory kept": True}
 IMAGES = 64
 
 
 def seconds_of(work: Callable[[], object], times: int) -> float:
-    """Of the fastest of some calls, after one that warms up."""
+    """Seconds of the fastest of several calls, after one to warm up."""
     work()
-    taken = []
+    seconds = []
     for _ in range(times):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - begin)
-    return min(taken)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def measure() -> dict[str, float]:
-    settings, image = (
-        FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=32),
-        ImageSettings(),
-    )
+    """Images per second of training and of feature extraction, and the peak memory in GiB."""
+    settings = FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=32)
+    image = ImageSettings()
     images = draw_textures(IMAGES, image.size, 0)
     backbone = empty_backbone("resnet18", (1, 2, 3), image.size)
     decoder = build_decoder(backbone.info, image, settings, seed=0)
@@ -61,15 +61,15 @@ def measure() -> dict[str, float]:
         trainer.epoch = 0
         trainer.run(1)
 
-    floats = images[:16].float() / 255
+    batch = to_floats(images[:16])
 
-    def look() -> None:
+    def extract() -> None:
         with torch.inference_mode():
-            backbone.eval()(floats)
+            backbone.eval()(batch)
 
     return {
         "training": IMAGES / seconds_of(train, 3),
-        "features": len(floats) / seconds_of(look, 12),
+        "features": len(batch) / seconds_of(extract, 12),
         "GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
@@ -88,21 +88,15 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, results in found.items():
             command = [sys.executable, __file__, "--row", name]
-            results.append(
-                json.loads(
-                    subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                )
-            )
-    print(
-        f"{torch.get_num_threads()} threads\n{'':24}{'training, images/s':>20}{'features, images/s':>20}{'largest memory':>16}"
-    )
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            results.append(json.loads(done.stdout))
+    print(f"{torch.get_num_threads()} threads")
+    print(f"{'':24}{'training, images/s':>20}{'features, images/s':>20}{'peak memory':>16}")
     for name, results in found.items():
-        training, features = (
-            max(result[what] for result in results) for what in ("training", "features")
-        )
-        print(
-            f"{name:24}{training:20.1f}{features:20.1f}{min(result['GiB'] for result in results):12.2f} GiB"
-        )
+        training = max(result["training"] for result in results)
+        features = max(result["features"] for result in results)
+        memory = min(result["GiB"] for result in results)
+        print(f"{name:24}{training:20.1f}{features:20.1f}{memory:12.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Exact pixel figures of a large test set: time and peak memory, beside scikit-learn on a part of
-the same pixels.
+"""Exact pixel metrics of a large test set: time and peak memory, compared with scikit-learn.
 
     python benchmarks/au_pro.py                                        # 120 maps of 1024 x 1024
     python benchmarks/au_pro.py --images 12 --size 256 --subset 4      # seconds
 
-Maps of 256 x 256 are made from a seed and upsampled when they are read, as the detector's callers
-do; every third image is normal, the others have up to four round defects. Each row runs in a
-process of its own, so that its peak is its own.
+Maps of 256 x 256 are made from a seed and upsampled when they are read, as in an evaluation. Every
+third image is normal, the others have up to four round defects. scikit-learn gets a part of the
+images. Each row runs in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -28,13 +27,11 @@ from sklearn.metrics import average_precision_score
 from clsnf.metrics import METRICS, LazySamples, PixelSample, evaluate
 
 SMALL = 256
-PIXEL_FIGURES = [name for name, metric in METRICS.items() if metric.kind == "pixel"]
+PIXEL_METRICS = [name for name, metric in METRICS.items() if metric.kind == "pixel"]
 
 
 def make_sample(size: int, index: int) -> PixelSample:
-    """Image ``index``: smooth noise in [0, 1], raised on most of each defect; map and mask (size,
-    size).
-    """
+    """Map and mask (size, size) of image `index`: smooth noise, with higher scores on defects."""
     rng = np.random.default_rng(index)
     noise = cv2.GaussianBlur(rng.standard_normal((SMALL, SMALL), dtype=np.float32), (0, 0), 4)
     mask = np.zeros((size, size), np.uint8)
@@ -76,14 +73,12 @@ def scikit_learn(size: int, count: int) -> dict[str, float]:
 
 
 def measured(work: Callable[[], dict[str, float]]) -> tuple[dict[str, float], float, float]:
-    """Figures, seconds, and the process's peak memory in GiB, imports included."""
+    """Results, seconds, and the process's peak memory in GiB, imports included."""
     start = time.perf_counter()
-    figures = work()
+    results = work()
     seconds = time.perf_counter() - start
-    unit = (
-        1 if sys.platform == "darwin" else 1024
-    )  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return figures, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes on macOS, else KiB
+    return results, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def main() -> None:
@@ -92,39 +87,34 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, default=1024, help="height and width of maps and masks in pixels"
     )
-    parser.add_argument(
-        "--subset", type=int, default=20, help="images that scikit-learn, too, is given"
-    )
+    parser.add_argument("--subset", type=int, default=20, help="images that scikit-learn gets too")
     options = parser.parse_args()
 
     size, images, subset = options.size, options.images, min(options.subset, options.images)
     rows: list[tuple[str, int, Callable[[], dict[str, float]]]] = [
         ("making and reading the maps twice", images, partial(read_twice, size, images)),
         (
-            f"all {len(PIXEL_FIGURES)} pixel figures",
+            f"all {len(PIXEL_METRICS)} pixel metrics",
             images,
-            partial(ours, size, images, PIXEL_FIGURES),
+            partial(ours, size, images, PIXEL_METRICS),
         ),
         ("AU-PRO alone", images, partial(ours, size, images, ["au_pro"])),
         ("pixel AP alone", subset, partial(ours, size, subset, ["pixel_ap"])),
         ("scikit-learn's pixel AP", subset, partial(scikit_learn, size, subset)),
     ]
-    print(
-        f"maps of {size} x {size}\n{'what':<36}{'images':>8}{'seconds':>10}{'peak GiB':>10}  "
-        "figures"
-    )
+    print(f"maps of {size} x {size}")
+    print(f"{'what':<36}{'images':>8}{'seconds':>10}{'peak GiB':>10}  metrics")
     results = []
     for what, count, work in rows:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            figures, seconds, peak = pool.submit(measured, work).result()
-        results.append((figures, seconds, peak))
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in islice(figures.items(), 8))
+            metrics, seconds, peak = pool.submit(measured, work).result()
+        results.append((metrics, seconds, peak))
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in islice(metrics.items(), 8))
         print(f"{what:<36}{count:>8}{seconds:>10.1f}{peak:>10.2f}  {shown}", flush=True)
     (own, own_seconds, own_peak), (theirs, their_seconds, their_peak) = results[-2:]
     print(
-        f"scikit-learn / ours on the same {subset} images: time "
-        f"{their_seconds / own_seconds:.2f}, peak memory "
-        f"{their_peak / own_peak:.2f}; pixel AP differs by "
+        f"scikit-learn / ours on the same {subset} images: time {their_seconds / own_seconds:.2f}, "
+        f"peak memory {their_peak / own_peak:.2f}; pixel AP differs by "
         f"{abs(own['pixel_ap'] - theirs['pixel_ap']):.1e}"
     )
 

@@ -1,20 +1,18 @@
-"""PatchCore and PaDiM on the same backbone, images and figures as this project: what the method is
-compared with.
+"""PatchCore and PaDiM with the same backbone, images and metrics as this project, for comparison.
 
     python benchmarks/peers.py --data DIR --category NAME --weights resnet18.safetensors
 
-Both are written from their papers with the settings that those name; the coreset is drawn by the
-same greedy rule as this project's memory. The test images choose nothing here: no setting was
-changed after looking at them.
+Both are written from their papers, with the settings given there. The coreset is chosen by the same
+greedy rule as this project's memory bank. No setting was changed after the test images were seen.
 
-- PatchCore (Roth et al., CVPR 2022): stages 2 and 3, means over 3 x 3 cells, the deeper level
-  resized to the shallower, a coreset of 1 % of all training vectors, distance to the nearest; image
-  score re-weighted by the 9 nearest neighbours of the nearest; maps smoothed, sigma 4.
-- PaDiM (Defard et al., ICPR 2021): stages 1 to 3, resized to the first, 100 random channels, a
+- PatchCore (Roth et al., CVPR 2022): levels 2 and 3, means over 3 x 3 cells, the deeper level
+  resized to the shallower, a coreset of 1 % of all training vectors, distance to the nearest one;
+  image score re-weighted by the 9 nearest neighbours of the nearest one; maps smoothed, sigma 4.
+- PaDiM (Defard et al., ICPR 2021): levels 1 to 3, resized to the first, 100 random channels, a
   Gaussian at each position (0.01 on the diagonal), Mahalanobis distance; maps smoothed, sigma 4;
-  image score is the largest.
+  the image score is the largest value.
 
-All normal training images are fitted on: peers need no validation images.
+Both are fitted on all normal training images, because they need no validation images.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from clsnf.streams.stream import MemoryStream
 from clsnf.training.density import extract_features
 from clsnf.training.prepare import place_rows, rows_of
 
-FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "au_pro")
+METRICS = ("image_auroc", "pixel_auroc", "pixel_ap", "au_pro")
 CPU = torch.device("cpu")
 
 
@@ -57,18 +55,17 @@ def patchcore(fit: torch.Tensor, test: torch.Tensor) -> tuple[torch.Tensor, torc
     vectors = fit.flatten(0, 1)
     generator = torch.Generator().manual_seed(0)
     projected = vectors @ (torch.randn(vectors.shape[1], 128, generator=generator) / 128**0.5)
-    memory = vectors[cover(projected, len(vectors) // 100)]
+    coreset = vectors[cover(projected, len(vectors) // 100)]
     distances, scores = [], []
     for image in test:
-        found, nearest = torch.cdist(image, memory).min(dim=1)
-        place = found.argmax()
-        neighbours = (
-            torch.cdist(memory[nearest[place]][None], memory)[0].topk(9, largest=False).indices
-        )
-        to_neighbours = torch.cdist(image[place][None], memory[neighbours])[0]
+        found, nearest = torch.cdist(image, coreset).min(dim=1)
+        worst = found.argmax()
+        to_coreset = torch.cdist(coreset[nearest[worst]][None], coreset)[0]
+        neighbours = to_coreset.topk(9, largest=False).indices
+        to_neighbours = torch.cdist(image[worst][None], coreset[neighbours])[0]
         weight = 1 - torch.softmax(to_neighbours, dim=0)[0]
         distances.append(found)
-        scores.append(weight * found[place])
+        scores.append(weight * found[worst])
     return torch.stack(distances), torch.stack(scores)
 
 
@@ -102,10 +99,8 @@ def main() -> None:
     image = ImageSettings(options.image_size, options.image_size)
     settings = DetectorSettings(image=image)
     table = read_category(options.data, options.category)
-    fit, shown = (
-        place_rows(rows_of(table, "fit"), settings),
-        place_rows(rows_of(table, TEST), settings),
-    )
+    fit = place_rows(rows_of(table, "fit"), settings)
+    test = place_rows(rows_of(table, TEST), settings)
     rows = rows_of(table, TEST).to_pylist()
     for name, levels, neighbourhood in (("patchcore", (2, 3), 3), ("padim", (1, 2, 3), 1)):
         started = time.perf_counter()
@@ -113,31 +108,23 @@ def main() -> None:
             BackboneSettings(options.backbone, levels, options.weights), image.size
         )
         grids = list(backbone.info.grids)
-        of_fit, of_test = (
+        fit_vectors, test_vectors = (
             stacked(extract_features(backbone, MemoryStream(images), CPU, neighbourhood), grids)
-            for images in (fit.images, shown.images)
+            for images in (fit.images, test.images)
         )
         scores = None
         if name == "patchcore":
-            distances, scores = patchcore(of_fit, of_test)
+            distances, scores = patchcore(fit_vectors, test_vectors)
         else:
-            distances = padim(of_fit, of_test)
-        maps = gaussian_smooth(
-            resample(distances.view(-1, 1, *grids[0]), image.size, "bilinear")[:, 0], 4.0
-        )
+            distances = padim(fit_vectors, test_vectors)
+        upsampled = resample(distances.view(-1, 1, *grids[0]), image.size, "bilinear")
+        maps = gaussian_smooth(upsampled[:, 0], 4.0)
         scores = maps.flatten(1).amax(dim=1) if scores is None else scores
-        figures = metrics_of_maps(rows, maps.numpy(), scores.numpy(), image, FIGURES)
-        shares = {figure: round(value, 4) for figure, value in figures.items()}
-        print(
-            json.dumps(
-                {
-                    "peer": name,
-                    "category": options.category,
-                    **shares,
-                    "seconds": round(time.perf_counter() - started),
-                }
-            )
-        )
+        metrics = metrics_of_maps(rows, maps.numpy(), scores.numpy(), image, METRICS)
+        rounded = {metric: round(value, 4) for metric, value in metrics.items()}
+        seconds = round(time.perf_counter() - started)
+        line = {"peer": name, "category": options.category, **rounded, "seconds": seconds}
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":

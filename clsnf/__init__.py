@@ -18,7 +18,7 @@ __all__ = ["ClsnfError", "Detector", "DetectorSettings"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the detector when it is asked for: a command line's --help must not wait for torch."""
+    """Import the detector on first use, so that ``clsnf --help`` does not wait for torch."""
     if name == "Detector":
         from clsnf.detector import Detector
 

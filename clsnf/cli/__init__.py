@@ -1,7 +1,6 @@
 """The command line, ``clsnf COMMAND``: one module for each group of commands.
 
-Unusual: nothing but the settings is imported before a command runs, so that ``--help`` answers at
-    once.
+Only the settings are imported before a command runs, so that ``--help`` answers quickly.
 """
 
 from clsnf.cli import (

@@ -1,6 +1,4 @@
-"""``clsnf data download | pack | verify | synthesize | show``: data sets, and a look at what
-training and selection see.
-"""
+"""``clsnf data download | pack | verify | synthesize | show``: data sets and synthetic defects."""
 
 from __future__ import annotations
 
@@ -32,25 +30,24 @@ if TYPE_CHECKING:
     from clsnf.synthesis.object_mask import MaskDecision
 
 
-@main.group(cls=Commands, short_help="Get and pack data sets; look at synthetic defects.")
+@main.group(cls=Commands, short_help="Download and pack data sets; look at synthetic defects.")
 def data() -> None:
-    """Get public data sets, pack data sets, and look at the defects that training and selection
-    use.
-    """
+    """Download public data sets, pack data sets, and look at synthetic defects."""
 
 
-@data.command(short_help="Get a public data set.")
+@data.command(short_help="Download a public data set.")
 @click.argument("name", metavar="mvtec|btad|visa|dtd")
-@click.option("--root", type=path, required=True, help="The folder to put it into, as ROOT/NAME.")
-@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--root", type=path, required=True, help="The folder to write it to, as ROOT/NAME.")
+@click.option("--yes", is_flag=True, help="Do not ask before the download.")
 @click.option(
     "--sources",
     type=path,
     help="A YAML file of data sets and mirrors.  [default: the one that ships with clsnf]",
 )
 def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
-    """Download a public data set, check it and unpack it. Give the command again to go on after an
-    interruption.
+    """Download a public data set, check it and unpack it.
+
+    After an interruption, the same command continues.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.datasets.download import download as fetch
@@ -76,9 +73,7 @@ def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
         terminal.line(line)
     if not yes:
         if not sys.stdin.isatty():
-            raise SettingsError(
-                "There is no terminal to ask on whether to download this: add --yes."
-            )
+            raise SettingsError("There is no terminal to ask whether to download this: add --yes.")
         if not click.confirm(f"Download it to {root / source.folder}?", err=True):
             raise ClsnfError("Not downloaded.")
     with terminal.live():
@@ -89,7 +84,7 @@ def download(name: str, root: Path, yes: bool, sources: Path | None) -> None:
 def _split_table(
     options: dict[str, Any], settings: DetectorSettings, terminal: Terminal
 ) -> pa.Table:
-    """The category's checked table with its training rows split as a study would."""
+    """The category's checked table, with its training rows split as in a study."""
     from clsnf.data.splits import assign_splits
 
     table = shared.read_one_table(options["data"], options["normals"], options["category"])
@@ -98,9 +93,7 @@ def _split_table(
 
 
 def _loaded(table: pa.Table, settings: DetectorSettings) -> tuple[LoadedImages, MaskDecision]:
-    """The normals to fit on the network's canvas, and the decision on the object mask that they
-    lead to.
-    """
+    """The normal images of split ``fit`` at the network's input size, and their mask mode."""
     from clsnf.data.images import load_images
     from clsnf.synthesis.object_mask import choose_mask_mode
     from clsnf.training.prepare import rows_of
@@ -113,14 +106,14 @@ def _loaded(table: pa.Table, settings: DetectorSettings) -> tuple[LoadedImages, 
 @picture_options
 @click.option("--category", help="Which category of --data.  [default: the only one]")
 @click.option(
-    "--out", type=path, required=True, help="The folder to write it to, in MVTec AD's layout."
+    "--out", type=path, required=True, help="The folder to write it to, in the layout of MVTec AD."
 )
 @setting_options
 def synthesize(**options: Any) -> None:
-    """Write the validation set that a study with the same settings selects on.
+    """Write the validation set that a study with the same settings uses for selection.
 
-    The number of defects is --set validation.images_per_family=N, where they may lie --set
-    defects.object_mask=auto|off|dark|bright.
+    --set validation.images_per_family=N is the number of defects of each family. --set
+    defects.object_mask=auto|off|dark|bright says where defects may be.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.core.files import check_writable
@@ -155,7 +148,7 @@ def synthesize(**options: Any) -> None:
 @click.option("--out", type=path, required=True, help="The PNG to write.")
 @setting_options
 def show(**options: Any) -> None:
-    """Draw a contact sheet of what training sees, then of what selection sees, kind by kind."""
+    """Draw a contact sheet of the defects for training, then of those for selection."""
     import tempfile
 
     import numpy as np
@@ -180,7 +173,7 @@ def show(**options: Any) -> None:
         training = draw_sheet(
             training_rows(fit, textures, settings.defects, decision.mode, settings.seed)
         )
-        few = min(6, settings.validation.images_per_family)  # the first of those that a study makes
+        few = min(6, settings.validation.images_per_family)  # the first ones of a study's set
         written = write_validation_set(
             table,
             Path(folder) / "set",
@@ -204,23 +197,23 @@ def _count(number: int, one: str, more: str | None = None) -> str:
     return f"{number} {one if number == 1 else more or one + 's'}"
 
 
-@data.command(short_help="Make a data set few large files.")
+@data.command(short_help="Pack a data set into a few large files.")
 @click.argument("source", metavar="SRC", type=location)
 @click.argument("destination", metavar="DEST", type=location)
 @click.option("--categories", help="Names with commas.  [default: all]")
 @click.option(
     "--normals",
     is_flag=True,
-    help="SRC is a bare folder of good pictures: one category, named after it.",
+    help="SRC is a folder of good pictures alone: one category, with the folder's name.",
 )
 def pack(
     source: Path | str, destination: Path | str, categories: str | None, normals: bool
 ) -> None:
-    """Write the data set SRC as Parquet shards to DEST, a new folder or a URI such as
-    s3://bucket/folder.
+    """Write the data set SRC as Parquet shards to DEST.
 
-    A pack takes the place of the folder in every --data, with the same figures. Pictures are packed
-    as they are; clsnf data verify says which of them can't be read.
+    DEST is a new folder or a URI such as s3://bucket/folder. Every --data accepts a pack in place
+    of the folder, with the same results. Pictures are packed unchanged and unchecked; clsnf data
+    verify names those that can't be read.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.data.layouts import read_normals
@@ -254,8 +247,9 @@ def pack(
 @click.argument("location", metavar="PACK", type=location)
 @max_bad_option
 def verify(location: Path | str, max_bad: float) -> None:
-    """Read all of a pack: sizes and checksums of the shards, and every picture. Pictures that are
-    no images are named.
+    """Check a whole pack: sizes and checksums of the shards, and every picture.
+
+    Pictures that can't be read are named.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.data.packs import is_pack, verify_pack

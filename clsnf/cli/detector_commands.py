@@ -12,6 +12,7 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import (
+    DATA_HELP,
     check_options,
     data_options,
     device_option,
@@ -32,13 +33,14 @@ from clsnf.core.errors import DataError, SettingsError
 @click.option(
     "--work",
     type=path,
-    help="A folder for finished stages: interrupted training goes on from there.",
+    help="A folder for finished artifacts, from which an interrupted training continues.",
 )
 @stream_option
 @setting_options
 def train(**options: Any) -> None:
-    """Train one detector on good pictures, take its threshold from held-out good pictures, and save
-    it.
+    """Train one detector on good pictures and save it.
+
+    Its threshold comes from good pictures that training does not see.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.core.files import check_writable
@@ -72,17 +74,17 @@ def train(**options: Any) -> None:
     terminal.trained(detector, options["out"])
 
 
-@main.command(short_help="Take a detector's threshold anew.")
+@main.command(short_help="Choose a detector's threshold again.")
 @click.argument("model", type=path)
 @click.option(
     "--normals",
     type=path,
-    help="Good pictures that training did not see.  [default: those that the threshold rests on]",
+    help="Good pictures that training did not see.  [default: those of the present threshold]",
 )
 @click.option(
     "--false-reject-rate",
     type=float,
-    help="Share of good products that may be rejected.  [default: the detector's]",
+    help="Share of good products that may be rejected.  [default: the detector's present one]",
 )
 @click.option("--out", type=path, help="The folder to save the detector to.  [default: MODEL]")
 @max_bad_option
@@ -95,11 +97,11 @@ def calibrate(
     max_bad: float,
     device: str,
 ) -> None:
-    """Take a saved detector's threshold anew, for another false-reject rate, from other good
-    pictures, or both.
+    """Choose a saved detector's threshold again.
 
-    Nothing is trained, and scores stay what they are. Defects play no part: a threshold fitted to
-    known defects promises nothing about others.
+    Give another false-reject rate, other good pictures, or both. Nothing is trained, and scores do
+    not change. Pictures of defects are not used: a threshold that is fitted to known defects
+    promises nothing for others.
     """
     from clsnf.cli.terminal import Terminal
     from clsnf.core.files import check_writable
@@ -127,7 +129,7 @@ def calibrate(
 @click.argument("images", type=path, nargs=-1, required=True)
 @click.option("--out", type=path, help="A folder for heat maps and overlays as PNG.")
 @click.option(
-    "--json", "as_json", is_flag=True, help="One line of JSON a picture instead of a table."
+    "--json", "as_json", is_flag=True, help="Print one line of JSON per picture, not a table."
 )
 @max_bad_option
 @stream_option
@@ -163,16 +165,11 @@ def predict(
     terminal.predictions(records, detector.threshold.value)
 
 
-@main.command(short_help="Figures of a detector on labelled pictures.")
+@main.command(short_help="Metrics of a detector on labelled pictures.")
 @click.argument("model", type=path)
-@click.option(
-    "--data",
-    type=location,
-    required=True,
-    help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack.",
-)
+@click.option("--data", type=location, required=True, help=DATA_HELP)
 @click.option("--category", help="Which category.  [default: the one the detector was trained on]")
-@click.option("--json", "json_file", type=path, help="A file for all figures and scores.")
+@click.option("--json", "json_file", type=path, help="A file for all metrics and scores.")
 @check_options
 @stream_option
 @device_option
@@ -186,7 +183,7 @@ def evaluate(
     stream: str | None,
     device: str,
 ) -> None:
-    """Score the test pictures of a category and compare with their labels."""
+    """Score the test pictures of a category and compare the scores with the labels."""
     from clsnf.cli.terminal import Terminal
     from clsnf.core.files import check_writable
     from clsnf.detector import Detector

@@ -1,5 +1,4 @@
-"""The command line's root, and what every command does: errors that a user can mend are one line on
-standard error with exit code 2; Ctrl-C ends with 130."""
+"""The root of the command line, and what all commands have in common."""
 
 from __future__ import annotations
 
@@ -15,8 +14,9 @@ from clsnf.core.threads import wait_passively
 
 
 class Command(click.Command):
-    """A command whose errors are one line: a :class:`ClsnfError` becomes exit code 2, Ctrl-C exit
-    code 130.
+    """A command that reports errors in one line.
+
+    A :class:`ClsnfError` becomes one line on standard error and exit code 2, Ctrl-C exit code 130.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -27,13 +27,13 @@ class Command(click.Command):
         except ClsnfError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:  # here, because click would end with 1
+        except KeyboardInterrupt:  # click's own exit code would be 1
             click.echo("interrupted: what was finished is kept", err=True)
             sys.exit(130)
 
 
 class Commands(click.Group):
-    """A group of such commands."""
+    """A group of :class:`Command`."""
 
     command_class = Command
 

@@ -9,7 +9,14 @@ import click
 
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
-from clsnf.cli.options import check_options, device_option, image_size_option, location, path
+from clsnf.cli.options import (
+    DATA_HELP,
+    check_options,
+    device_option,
+    image_size_option,
+    location,
+    path,
+)
 from clsnf.core.errors import SettingsError
 
 
@@ -19,25 +26,21 @@ from clsnf.core.errors import SettingsError
 @click.argument("files", type=path, nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--backbone",
-    help="The encoder's name in timm, such as wide_resnet50_2.  [default: what its tensors show]",
+    help="The encoder's name in timm, such as wide_resnet50_2.  [default: from its tensors]",
 )
 @click.option("--out", type=path, required=True, help="The folder to save the detector to.")
-@click.option(
-    "--data",
-    type=location,
-    help="A folder of categories in MVTec AD's, BTAD's or VisA's layout, or a pack.",
-)
+@click.option("--data", type=location, help=DATA_HELP)
 @click.option("--category", help="Which category of --data.  [default: the only one]")
 @click.option(
     "--normals",
     type=path,
-    help="A folder of good pictures alone, better ones that the checkpoint was not trained on.",
+    help="A folder of good pictures alone, if possible not those that trained the checkpoint.",
 )
-@image_size_option("the one that the file names")
+@image_size_option("from the checkpoint")
 @click.option(
     "--fusion-weight",
     type=float,
-    help="Share of the classifier's map, in [0, 1].  [default: from the file's w_fe, or 0.25]",
+    help="Share of the classifier's map, in [0, 1].  [default: from the files' w_fe, or 0.25]",
 )
 @click.option(
     "--false-reject-rate",
@@ -68,14 +71,17 @@ def import_checkpoint(
     max_bad: float,
     device: str,
 ) -> None:
-    """Save a detector with the networks of the authors' checkpoint: both files of a product
-    (fe_only_*.pt and nf_only_*.pt), or one with everything. Good pictures give what the files do
-    not hold: the level constants and the threshold."""
+    """Save a detector with the networks of a checkpoint of the authors.
+
+    FILE... are both files of a product (fe_only_*.pt and nf_only_*.pt), or one file with
+    everything. The level constants and the threshold, which the files do not hold, come from good
+    pictures.
+    """
     if data is None and normals is None:
         raise SettingsError(
             "An imported network needs good pictures, because its level constants and its "
-            "threshold are in no checkpoint: "
-            "give --normals FOLDER, or --data FOLDER --category NAME."
+            "threshold are in no checkpoint: give --normals FOLDER, or --data FOLDER --category "
+            "NAME."
         )
     from clsnf.cli.terminal import Terminal
     from clsnf.core.device import choose_device
@@ -105,8 +111,7 @@ def import_checkpoint(
             terminal.line(f"note: {note}")
         terminal.line(
             "note: if the checkpoint was trained on these good pictures, it rejects more good "
-            "products than its threshold promises: "
-            "give others with --normals where you can"
+            "products than its threshold promises: give others with --normals if you can"
         )
         detector = calibrate_imported(imported, table, chosen, terminal.progress)
     detector.save(out)

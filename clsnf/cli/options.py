@@ -110,7 +110,7 @@ max_bad_option = click.option(
         "more, the command ends."
     ),
 )
-data_option_help = (
+DATA_HELP = (
     "A folder of categories in the layout of MVTec AD, BTAD or VisA (CATEGORY/train/good, "
     "CATEGORY/test/...), or a pack."
 )
@@ -121,7 +121,7 @@ check_options = combined(
     max_bad_option,
 )
 picture_options = combined(
-    click.option("--data", type=location, help=data_option_help),
+    click.option("--data", type=location, help=DATA_HELP),
     click.option(
         "--normals",
         type=path,

@@ -14,7 +14,7 @@ from clsnf.core.errors import SettingsError
 @main.command(short_help="Write a study's report, or compare studies.")
 @click.argument("runs", type=path, nargs=-1, required=True)
 @click.option(
-    "--compare", is_flag=True, help="Write what changed from the first study to each of the others."
+    "--compare", is_flag=True, help="Write how the other studies differ from the first one."
 )
 @click.option(
     "--out",
@@ -22,11 +22,10 @@ from clsnf.core.errors import SettingsError
     help="A folder for the report.  [default: RUN/report, or comparison in the last RUN]",
 )
 def report(runs: tuple[Path, ...], compare: bool, out: Path | None) -> None:
-    """Write a study's report: one page that opens from disk and prints, and its tables as CSV and
-    Markdown.
+    """Write a study's report: one HTML page, and its tables as CSV and Markdown.
 
-    RUN is the folder that a study wrote. Of a study that is under way, or failed in parts, the
-    report shows what there is.
+    The page can be opened from disk and printed. RUN is a study's folder. If the study is still
+    running or failed in parts, the report shows the results so far.
     """
     from clsnf.cli.terminal import Terminal
 
@@ -42,7 +41,7 @@ def report(runs: tuple[Path, ...], compare: bool, out: Path | None) -> None:
             terminal.compared(build_comparison(list(runs), out))
         return
     if len(runs) > 1:
-        raise SettingsError("Several studies are compared: say --compare, or give one.")
+        raise SettingsError("Several studies need --compare; without it, give one.")
     from clsnf.reporting.build import build_report
 
     with terminal.live():

@@ -1,18 +1,15 @@
-"""The checkpoint files of the method's authors (S. Oh and J. Kim, IEEE Access 2024), read without
-running what they hold.
+"""Reading checkpoint files of the method's authors (S. Oh and J. Kim, IEEE Access 2024) safely.
 
-Their program writes two files for each product: ``fe_only_*.pt`` with ``encoder_state_dict`` and
-``decoder_state_dict``, and ``nf_only_*.pt`` with ``encoder_state_dict`` again and
-``nf_state_dict``, a list with one state dict for each flow; both with ``args``, the options of the
-run. One file with everything is read as well.
+Their program writes two files for each product. ``fe_only_*.pt`` holds ``encoder_state_dict`` and
+``decoder_state_dict``. ``nf_only_*.pt`` holds ``encoder_state_dict`` again and ``nf_state_dict``, a
+list with one state dict for each flow. Both hold ``args``, the options of the run. One file with
+everything can be read as well.
 
-Unusual: such a file is a pickle, which could run any program. It is read by torch's restricted
-    unpickler, which builds tensors and plain
-values and refuses everything else by name. The one further thing that these files hold,
-``argparse.Namespace``, is not built either: a class of ours that can do nothing but keep a
-dictionary stands in for it. And sizes are not believed: storages are slices of the mapped file, so
-that a tensor which declares more than the file holds is refused before anything of that size is
-made.
+Such a file is a pickle, which could run any program. torch's restricted unpickler reads it: it
+builds tensors and plain values, and refuses everything else by name. These files also hold an
+``argparse.Namespace``; a class that can only keep a dictionary takes its place. Sizes in the file
+are not trusted: storages are slices of the mapped file, so that a tensor which declares more values
+than the file holds is refused before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -40,19 +37,19 @@ ENCODER, DECODER, FLOWS, ARGUMENTS = (
     "nf_state_dict",
     "args",
 )
-_SAID = {ENCODER: "the encoder", DECODER: "the decoder", FLOWS: "the flows"}
-_ZIP_START = b"PK\x03\x04"  # what torch takes for its newer format
+_PARTS = {ENCODER: "the encoder", DECODER: "the decoder", FLOWS: "the flows"}
+_ZIP_START = b"PK\x03\x04"  # of torch's newer format
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the files hold, none of it checked against an architecture yet.
+    """The content of the files, not yet checked against an architecture.
 
     Attributes:
         encoder, decoder: tensors by name.
-        flows: the same for each flow, in the files' order.
-        arguments: the options of the authors' program, as far as they are there, of the flows' run
-            before the decoder's; of any type, to be taken with care.
+        flows: tensors by name of each flow, in the order of the file.
+        arguments: options of the authors' program, if the files hold any. Those of the flows' run
+            override those of the decoder's run. Values may have any type.
         files: the sha256 of each file by its name.
     """
 
@@ -64,9 +61,7 @@ class Checkpoint:
 
 
 class _Arguments:
-    """Stands in for ``argparse.Namespace`` while a file is read: keeps a dictionary, does nothing
-    else.
-    """
+    """Takes the place of ``argparse.Namespace`` while a file is read; only keeps a dictionary."""
 
     __slots__ = ("values",)
 
@@ -75,31 +70,33 @@ class _Arguments:
 
 
 def read_checkpoint(paths: Sequence[Path]) -> Checkpoint:
-    """Read one file with everything, or the two that the authors' program writes.
+    """Read one file with everything, or the two files that the authors' program writes.
 
     Args:
-        paths: in any order; each part must be in one of them, the encoder may be in both, and is
-            the same then.
+        paths: in any order. Each part must be in exactly one file; only the encoder may be in both,
+            and must then be the same.
 
     Raises:
         CheckpointError: a file is missing, damaged, no checkpoint of the authors, or holds objects
-            of unknown types; a part is missing or there twice; the encoders differ.
+            of unknown types; or a part is missing or in two files; or the encoders differ.
     """
     parts: dict[str, Any] = {}
     origin: dict[str, Path] = {}
     arguments: dict[str, Any] = {}
     for path in paths:
         content = _read_file(path)
-        said = _arguments(content.pop(ARGUMENTS, None))
-        # Each file holds the options of its own run; those of the flows' run are what the flows
-        # need, in whatever order files come.
-        arguments = arguments | said if FLOWS in content else said | arguments
-        for name in _SAID:
+        options = _arguments(content.pop(ARGUMENTS, None))
+        # Each file holds the options of its own run. The flows need those of the flows' run,
+        # whatever the order of the files.
+        arguments = arguments | options if FLOWS in content else options | arguments
+        for name in _PARTS:
             if name not in content:
                 continue
-            part: Any = (
-                _flows(content[name], path) if name == FLOWS else _state(content[name], name, path)
-            )
+            part: Any
+            if name == FLOWS:
+                part = _flows(content[name], path)
+            else:
+                part = _state(content, name, path)
             if name not in parts:
                 parts[name], origin[name] = part, path
             elif name != ENCODER:
@@ -109,28 +106,28 @@ def read_checkpoint(paths: Sequence[Path]) -> Checkpoint:
             elif not _same(part, parts[name]):
                 raise CheckpointError(
                     f"{origin[name]} and {path} hold different encoders: decoder and flows must "
-                    "share one "
-                    "(flows of a run with the pretrained encoder, base-nf_only, do not)."
+                    "share one (flows of a run with the pretrained encoder, base-nf_only, do not)."
                 )
-    missing = [name for name in _SAID if name not in parts]
+    missing = ", ".join(f"{_PARTS[name]} ({name})" for name in _PARTS if name not in parts)
     if missing:
         raise CheckpointError(
-            f"{' and '.join(map(str, paths))}: "
-            f"{', '.join(f'{_SAID[name]} ({name})' for name in missing)} not found. The authors' "
-            "program "
-            "writes the decoder to one file (fe_only_*.pt) and the flows to another "
-            "(nf_only_*.pt): give both."
+            f"{' and '.join(map(str, paths))}: {missing} not found. The authors' program writes "
+            "the decoder to one file (fe_only_*.pt) and the flows to another (nf_only_*.pt): give "
+            "both."
         )
-    files = {
-        path.name if len({p.name for p in paths}) == len(paths) else str(path): sha256_file(path)
-        for path in paths
-    }
-    return Checkpoint(parts[ENCODER], parts[DECODER], parts[FLOWS], arguments, files)
+    return Checkpoint(parts[ENCODER], parts[DECODER], parts[FLOWS], arguments, _hashes(paths))
+
+
+def _hashes(paths: Sequence[Path]) -> dict[str, str]:
+    """The sha256 of each file by its name, or by its path if two files have the same name."""
+    different = len({path.name for path in paths}) == len(paths)
+    return {path.name if different else str(path): sha256_file(path) for path in paths}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """A file's dictionary, its tensors on the CPU and part of the mapped file where its format
-    allows that.
+    """The dictionary of a file, with tensors on the CPU.
+
+    If the file is an archive, the tensors are parts of the mapped file.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -145,38 +142,31 @@ def _read_file(path: Path) -> dict[str, Any]:
             torch.serialization.safe_globals([(_Arguments, "argparse.Namespace")]),
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter(
-                "ignore"
-            )  # about old formats: who reads them can do nothing about it
+            warnings.simplefilter("ignore")  # about old formats, which users can't change
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except CheckpointError:
         raise
-    # whatever a damaged file makes of the unpickler, MemoryError and RecursionError among it
+    # A damaged file can raise anything in the unpickler, MemoryError and RecursionError too.
     except Exception as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} is no checkpoint of the authors: it holds {_a(content)}, not a dictionary."
         )
-    if not any(name in content for name in _SAID):
-        said = (
-            "a plain state dict"
-            if content and all(isinstance(v, Tensor) for v in content.values())
-            else "a dictionary"
-        )
+    if not any(name in content for name in _PARTS):
+        tensors = bool(content) and all(isinstance(v, Tensor) for v in content.values())
+        kind = "a plain state dict" if tensors else "a dictionary"
         names = ", ".join(str(name)[:40] for name in list(content)[:3]) or "nothing"
+        more = " ..." if len(content) > 3 else ""
         raise CheckpointError(
-            f"{path} is no checkpoint of the authors: it is {said} of "
-            f"{names}{' ...' if len(content) > 3 else ''}, "
-            f"without {ENCODER}, {DECODER} and {FLOWS}."
+            f"{path} is no checkpoint of the authors: it is {kind} of {names}{more}, without "
+            f"{ENCODER}, {DECODER} and {FLOWS}."
         )
     return dict(content)
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse archives that are cut short or damaged, and those that hold compressed entries, which
-    can't be mapped.
-    """
+    """Refuse damaged archives, and compressed ones, which can't be mapped."""
     with zipfile.ZipFile(path) as archive:
         packed = [
             entry.filename
@@ -203,29 +193,28 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     )
     if found:
         return CheckpointError(
-            f"{path} holds an object of the unknown kind {found[1]!r}, which could run code: only "
-            "tensors, plain values and "
-            "argparse.Namespace are read. Save it again without that object, where you trust it."
+            f"{path} holds an object of the unknown type {found[1]!r}, which could run code: only "
+            "tensors, plain values and argparse.Namespace are read. If you trust the file, save it "
+            "again without that object."
         )
     if isinstance(error, (EOFError, zipfile.BadZipFile)):
         return CheckpointError(
             f"{path} is cut short or no torch file: copy it again from its source."
         )
     reason = text.rpartition("WeightsUnpickler error:")[2].strip().splitlines()
-    said = reason[0][:160].rstrip(".") if reason else type(error).__name__
+    cause = reason[0][:160].rstrip(".") if reason else type(error).__name__
     return CheckpointError(
-        f"{path} can't be read ({said}): it is damaged, or no torch file. Copy it again from its "
+        f"{path} can't be read ({cause}): it is damaged, or no torch file. Copy it again from its "
         "source."
     )
 
 
-def _state(content: object, name: str, path: Path) -> State:
-    """A state dict whose tensors are plain, on the CPU, and no larger than what the file holds of
-    them.
-    """
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path}: {name} is {_a(content)}, not a dictionary of tensors.")
-    for key, value in content.items():
+def _state(parts: Mapping[Any, Any], name: str, path: Path) -> State:
+    """The state dict `name`, checked: plain tensors on the CPU whose values are in the file."""
+    state = parts[name]
+    if not isinstance(state, Mapping) or not state:
+        raise CheckpointError(f"{path}: {name} is {_a(state)}, not a dictionary of tensors.")
+    for key, value in state.items():
         if type(key) is not str or type(value) not in (Tensor, torch.nn.Parameter):
             raise CheckpointError(
                 f"{path}: {name} holds {_a(value)} under {str(key)[:80]!r}, not a tensor."
@@ -237,10 +226,9 @@ def _state(content: object, name: str, path: Path) -> State:
             raise CheckpointError(
                 f"{path}: the values of {name}'s {key} {tuple(value.shape)} are not in the file."
             )
-    prefix = (
-        "module." if all(key.startswith("module.") for key in content) else ""
-    )  # of a run on several GPUs
-    return {key.removeprefix(prefix): value.detach() for key, value in content.items()}
+    # Runs on several GPUs put a prefix before all names.
+    prefix = "module." if all(key.startswith("module.") for key in state) else ""
+    return {key.removeprefix(prefix): value.detach() for key, value in state.items()}
 
 
 def _flows(content: object, path: Path) -> tuple[State, ...]:
@@ -248,29 +236,26 @@ def _flows(content: object, path: Path) -> tuple[State, ...]:
         raise CheckpointError(
             f"{path}: {FLOWS} is {_a(content)}, not a list with a state dict for each level."
         )
-    return tuple(_state(flow, f"{FLOWS}[{index}]", path) for index, flow in enumerate(content))
+    flows = {f"{FLOWS}[{index}]": flow for index, flow in enumerate(content)}
+    return tuple(_state(flows, name, path) for name in flows)
 
 
 def _arguments(content: object) -> dict[str, Any]:
-    """The options by name; none where they are of an unexpected type, because nothing rests on them
-    alone.
-    """
+    """The options by name; empty if they have an unexpected type, because none is required."""
     if isinstance(content, _Arguments):
         content = getattr(content, "values", {})
     elif isinstance(content, argparse.Namespace):
         content = vars(content)
-    return (
-        {key: value for key, value in content.items() if type(key) is str}
-        if isinstance(content, dict)
-        else {}
-    )
+    if not isinstance(content, dict):
+        return {}
+    return {key: value for key, value in content.items() if type(key) is str}
 
 
 def _same(one: State, other: State) -> bool:
-    def facts(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    def shapes(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
         return {name: (value.shape, value.dtype) for name, value in state.items()}
 
-    return facts(one) == facts(other) and all(torch.equal(one[name], other[name]) for name in one)
+    return shapes(one) == shapes(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _a(value: object) -> str:

@@ -1,12 +1,13 @@
-"""A detector from a checkpoint of the method's authors: their networks, level constants and a
-threshold from normal images.
+"""A detector from a checkpoint of the method's authors.
 
-What maps onto what, and what rests on an assumption, is in ``docs/checkpoints.md``. Unusual:
-nothing is taken on trust that the tensors tell themselves (which backbone, which levels, how many
-coupling blocks, which permutation); the file's ``args`` are asked only for what no shape shows, and
-a value that makes no sense there is passed over with a note. The authors' scores are relative to
-the largest one of a test set; here the level constants come from fit images and the threshold from
-validation images, as for every detector.
+The networks are theirs; level constants and threshold come from normal images.
+``docs/checkpoints.md`` says what corresponds to what, and which assumptions are made.
+
+The tensors decide whatever they show: the backbone, the levels, the number of coupling blocks, the
+permutation. The file's ``args`` decide only what no shape shows; a value there that makes no sense
+is ignored, and a note says so. The authors' scores are relative to the largest one of a test set;
+here the level constants come from fit images and the threshold from validation images, as for every
+detector.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ from clsnf.core.config import (
     FinetuneSettings,
     FlowSettings,
     ImageSettings,
-    ValidationSettings,
+    replaced,
 )
 from clsnf.core.errors import CheckpointError, DataError
 from clsnf.core.progress import Progress, silent
@@ -51,13 +53,13 @@ from clsnf.training.prepare import PlacedImages, data_fingerprint, place_rows, r
 DEFAULT_SIZE = 256
 DEFAULT_CLAMP = 1.9
 DEFAULT_WEIGHT = 0.25  # the authors' w_fe = 1 on three levels, their value for most categories
-MOST_BLOCKS = 64  # of a flow, and
-MOST_CONDITION = 4096  # dimensions of its condition: beyond those no flow is meant
-DEEPEST = 4  # the encoder's stage that the decoder starts from
+MOST_BLOCKS = 64  # coupling blocks of a flow; a file with more is damaged or something else
+MOST_CONDITION = 4096  # dimensions of a flow's condition; the same
+DEEPEST = 4  # the encoder's level that the decoder starts from
 _BATCH = 8
 
-# Blocks of the four stages, width of the first 3x3 convolution, whether blocks are bottlenecks:
-# torchvision's ResNets.
+# torchvision's ResNets by the numbers of blocks of their four levels, the width of the first 3x3
+# convolution, and whether the blocks are bottlenecks.
 _RESNETS: dict[tuple[tuple[int, ...], int, bool], str] = {
     ((2, 2, 2, 2), 64, False): "resnet18",
     ((3, 4, 6, 3), 64, False): "resnet34",
@@ -71,13 +73,13 @@ _RESNETS: dict[tuple[tuple[int, ...], int, bool], str] = {
 
 @dataclass
 class Imported:
-    """The networks of a checkpoint, without what normal images have to say.
+    """The networks of a checkpoint, still without level constants and threshold.
 
     Attributes:
-        backbone, decoder, flows: filled; in evaluation mode.
-        settings: those that a detector of these networks has.
+        backbone, decoder, flows: with the checkpoint's parameters, in evaluation mode.
+        settings: of a detector with these networks.
         files: the sha256 of each file by its name.
-        notes: lines for people: what was assumed.
+        notes: one line for each assumption that was made.
     """
 
     backbone: Backbone
@@ -97,81 +99,75 @@ def build_imported(
     false_reject_rate: float | None = None,
     seed: int = 0,
 ) -> Imported:
-    """The networks of a checkpoint.
+    """Build the networks of a checkpoint.
 
     Args:
-        checkpoint: as :func:`clsnf.paper.checkpoint_file.read_checkpoint` gives it.
-        backbone: timm's name of the encoder; None for the one that its tensors show.
-        image_size: (height, width); None for the one of the file's ``args``.
-        fusion_weight: w in [0, 1]; None for the one of the file's ``args``, w_fe / (L + w_fe).
-        false_reject_rate: share of normals that the threshold may reject; the default where None.
-        seed: decides which normal images validate.
+        checkpoint: from :func:`clsnf.paper.checkpoint_file.read_checkpoint`.
+        backbone: timm's name of the encoder; None: the one that the tensors show.
+        image_size: (height, width); None: the one in the file's ``args``.
+        fusion_weight: w in [0, 1]; None: w_fe / (L + w_fe) with w_fe from the file's ``args``.
+        false_reject_rate: share of normals that the threshold may reject; None: the default.
+        seed: decides which normal images are for validation.
 
     Raises:
-        CheckpointError: the tensors are not those of this backbone with the authors' decoder and
-            flows; the first that differs is named.
-        SettingsError: no such backbone, or an image size or weight that makes no sense.
+        CheckpointError: the tensors do not belong to this backbone, or to the authors' decoder and
+            flows; the message names the first tensor that differs.
+        SettingsError: there is no such backbone, or the image size or a share is not valid.
     """
     arguments, notes = checkpoint.arguments, list[str]()
     _check_arguments(arguments)
-    seen = _architecture(checkpoint.encoder)
-    if backbone is None and seen is None:
-        raise CheckpointError(
-            "The encoder's tensors (layer1.0.conv2.weight and so on) are not those of a ResNet "
-            "that is known by its shapes: say which "
-            "one of timm's it is with --backbone, such as wide_resnet50_2."
-        )
-    name = backbone or str(seen)
-    hint = (
-        f" The encoder is that of {seen}: try --backbone {seen}."
-        if seen not in (None, architecture_of(BackboneSettings(name)))
-        else ""
-    )
+    name, hint = _backbone_name(checkpoint.encoder, backbone)
     by_level = _flows_by_level(checkpoint, hint)
-    levels = tuple(by_level)
-    size = image_size or _square(arguments, notes)
     settings = DetectorSettings(
-        image=ImageSettings(*size),
-        backbone=BackboneSettings(name, levels),
+        image=ImageSettings(*(image_size or _square(arguments, notes))),
+        backbone=BackboneSettings(name, tuple(by_level)),
         finetune=FinetuneSettings(decoder="authors"),
         flow=_flow_settings(list(by_level.values()), arguments, notes),
-        validation=ValidationSettings()
-        if false_reject_rate is None
-        else ValidationSettings(false_reject_rate=false_reject_rate),
-        fusion_weight=_weight(arguments, len(levels), notes)
-        if fusion_weight is None
-        else fusion_weight,
         seed=seed,
     )
+    if fusion_weight is None:
+        fusion_weight = _weight(arguments, len(by_level), notes)
+    values: dict[str, Any] = {"fusion_weight": fusion_weight}
+    if false_reject_rate is not None:
+        values["validation.false_reject_rate"] = false_reject_rate
+    settings = replaced(settings, values)
+    networks = _fill_networks(checkpoint, by_level, settings, hint)
+    return Imported(*networks, settings, dict(checkpoint.files), notes)
+
+
+def _fill_networks(
+    checkpoint: Checkpoint, by_level: Mapping[int, State], settings: DetectorSettings, hint: str
+) -> tuple[Backbone, nn.Module, nn.ModuleList]:
+    """Backbone, decoder and flows with the checkpoint's parameters, in evaluation mode."""
     architecture = architecture_of(settings.backbone)
-    extractor = empty_backbone(architecture, levels, size)
-    _fill(extractor.extractor, checkpoint.encoder, "the encoder", architecture, hint, spare=True)
-    _check_decoder_kind(checkpoint.decoder, arguments, extractor.info, size)
-    decoder = build_decoder(extractor.info, settings.image, settings.finetune, seed=0)
-    _fill(decoder, checkpoint.decoder, "the decoder", architecture, hint)
-    flows = empty_flows(extractor.info, settings.flow)
-    for level, flow in zip(levels, flows, strict=True):
+    fill = partial(_fill, architecture=architecture, hint=hint)
+    backbone = empty_backbone(architecture, settings.backbone.levels, settings.image.size)
+    fill(backbone.extractor, checkpoint.encoder, "the encoder", spare=True)
+    _check_decoder_kind(
+        checkpoint.decoder, checkpoint.arguments, backbone.info, settings.image.size
+    )
+    decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
+    fill(decoder, checkpoint.decoder, "the decoder")
+    flows = empty_flows(backbone.info, settings.flow)
+    for level, flow in zip(by_level, flows, strict=True):
         assert isinstance(flow, LevelFlow)
         assert flow.blocks is not None
-        _fill(flow.blocks, by_level[level], f"the flow of stage {level}", architecture, hint)
-    return Imported(
-        extractor, decoder.eval(), flows.eval(), settings, dict(checkpoint.files), notes
-    )
+        fill(flow.blocks, by_level[level], f"the flow of level {level}")
+    return backbone, decoder.eval(), flows.eval()
 
 
 def calibrate_imported(
     imported: Imported, table: pa.Table, device: torch.device, progress: Progress = silent
 ) -> Detector:
-    """The detector of imported networks, with level constants and threshold from a category's
-    normal images.
+    """A detector of imported networks; normal images give level constants and threshold.
 
     Args:
-        imported: as :func:`build_imported` gives it.
-        table: a category, split by :func:`clsnf.data.splits.assign_splits`: level constants come
-            from its rows of split ``fit``, the threshold from the normal ones of ``validation``;
-            test rows are not looked at.
-        device: where to compute.
-        progress: told about long work.
+        imported: from :func:`build_imported`.
+        table: a category, split by :func:`clsnf.data.splits.assign_splits`. Level constants come
+            from the rows of split ``fit``, the threshold from the normal rows of ``validation``;
+            test rows are not read.
+        device: to compute on.
+        progress: called after every step.
 
     Raises:
         CheckpointError: the networks give values that are not finite.
@@ -216,65 +212,82 @@ def level_constants(
     """m_l of each level: the largest log-likelihood per dimension over all vectors of the images.
 
     Raises:
-        CheckpointError: one is not finite.
+        CheckpointError: a log-likelihood is not finite.
     """
     largest = [-math.inf] * len(flows)
     total = len(placed.images)
     for start in range(0, total, _BATCH):
         batch = to_network_input(placed.images[start : start + _BATCH], device)
-        for level, (flow, features) in enumerate(zip(flows, backbone(batch), strict=True)):
+        for index, (flow, features) in enumerate(zip(flows, backbone(batch), strict=True)):
             assert isinstance(flow, LevelFlow)
             log_probs = flow.log_prob(level_vectors(features.float(), flow.neighbourhood))
             if not bool(log_probs.isfinite().all()):
                 raise CheckpointError(
-                    f"The flow of level {level + 1} of {len(flows)} gives log-likelihoods that "
-                    "are not finite for normal images: "
-                    "the checkpoint's networks do not fit together, or its training had diverged."
+                    f"Flow {index + 1} of {len(flows)} gives log-likelihoods that are not finite "
+                    "for normal images: the checkpoint's networks do not fit together, or its "
+                    "training had diverged."
                 )
-            largest[level] = max(largest[level], float(log_probs.max()))
+            largest[index] = max(largest[index], float(log_probs.max()))
         progress("level constants", min(start + _BATCH, total), total)
     return largest
 
 
-# ---- what the tensors tell ----
+# ---- what the tensors show ----
 
 
-def _stage_channels(encoder: State) -> dict[int, int]:
-    """Output channels of each stage of a ResNet's encoder, by its number from 1 on."""
+def _backbone_name(encoder: State, given: str | None) -> tuple[str, str]:
+    """timm's name of the encoder, and a hint for errors if the tensors show another one.
+
+    Args:
+        encoder: tensors by name.
+        given: the name that the user gave; None: the one that the tensors show.
+    """
+    shown = _architecture(encoder)
+    name = given or shown
+    if name is None:
+        raise CheckpointError(
+            "The encoder's tensors (layer1.0.conv2.weight and so on) are not those of a ResNet "
+            "that is known by its shapes: say which one of timm's it is with --backbone, such as "
+            "wide_resnet50_2."
+        )
+    if shown in (None, architecture_of(BackboneSettings(name))):
+        return name, ""
+    return name, f" The encoder is that of {shown}: try --backbone {shown}."
+
+
+def _level_channels(encoder: State) -> dict[int, int]:
+    """Output channels of each level of a ResNet: the width of the level's last convolution."""
     found: dict[int, tuple[tuple[int, int], int]] = {}
     for name, value in encoder.items():
         match = re.fullmatch(r"layer([1-4])\.(\d{1,3})\.conv([23])\.weight", name)
         if match and value.ndim == 4:
-            stage, place = int(match[1]), (int(match[2]), int(match[3]))
-            if stage not in found or place > found[stage][0]:
-                found[stage] = place, value.shape[0]
-    return {stage: channels for stage, (_, channels) in sorted(found.items())}
+            level, position = int(match[1]), (int(match[2]), int(match[3]))
+            if level not in found or position > found[level][0]:
+                found[level] = position, value.shape[0]
+    return {level: channels for level, (_, channels) in sorted(found.items())}
 
 
 def _architecture(encoder: State) -> str | None:
-    """timm's (and torchvision's) name of the ResNet that these tensors belong to, None where it
-    can't be told.
-    """
+    """timm's name (and torchvision's) of the ResNet with these tensors; None if it is unknown."""
     blocks = tuple(
-        len({name.split(".")[1] for name in encoder if name.startswith(f"layer{stage}.")})
-        for stage in range(1, 5)
+        len({name.split(".")[1] for name in encoder if name.startswith(f"layer{level}.")})
+        for level in range(1, 5)
     )
     first = encoder.get("layer1.0.conv2.weight")
-    if (
-        first is None or first.ndim != 4 or first.shape[0] != first.shape[1]
-    ):  # a grouped convolution: no ResNet of these
+    # The known ResNets have no grouped convolutions, whose shape[1] is smaller.
+    if first is None or first.ndim != 4 or first.shape[0] != first.shape[1]:
         return None
     return _RESNETS.get((blocks, first.shape[0], "layer1.0.conv3.weight" in encoder))
 
 
 def _flows_by_level(checkpoint: Checkpoint, hint: str) -> dict[int, State]:
-    """Each flow under the number of the encoder's stage that has as many channels, shallow to deep."""
-    stages = {channels: stage for stage, channels in _stage_channels(checkpoint.encoder).items()}
-    if len(stages) < DEEPEST:
+    """Each flow by its level, shallow to deep: the encoder's level with as many channels."""
+    levels = {channels: level for level, channels in _level_channels(checkpoint.encoder).items()}
+    if len(levels) < DEEPEST:
         raise CheckpointError(
-            "The encoder's tensors are not those of a ResNet with four stages "
-            "(layer1.0.conv2.weight and so on): "
-            f"the authors' checkpoints hold torchvision's resnet18 or wide_resnet50_2.{hint}"
+            "The encoder's tensors are not those of a ResNet with four levels "
+            "(layer1.0.conv2.weight and so on): the authors' checkpoints hold torchvision's "
+            f"resnet18 or wide_resnet50_2.{hint}"
         )
     found: dict[int, State] = {}
     for index, flow in enumerate(checkpoint.flows):
@@ -282,19 +295,14 @@ def _flows_by_level(checkpoint: Checkpoint, hint: str) -> dict[int, State]:
         if offset is None or offset.ndim != 2:
             raise CheckpointError(
                 f"Flow {index + 1} of {len(checkpoint.flows)} has no module_list.0.global_offset "
-                "of shape (1, channels): "
-                "it is no SequenceINN of FrEIA's (0.2) AllInOneBlock."
+                "of shape (1, channels): it is no SequenceINN of FrEIA's (0.2) AllInOneBlock."
             )
-        level = stages.get(offset.shape[1])
+        level = levels.get(offset.shape[1])
         if level is None or level in found:
-            known = ", ".join(
-                f"{channels} (stage {stage})" for channels, stage in sorted(stages.items())
-            )
-            problem = (
-                "a level that has a flow already"
-                if level in found
-                else "none of the encoder's levels"
-            )
+            known = ", ".join(f"{channels} (level {n})" for channels, n in sorted(levels.items()))
+            problem = "none of the encoder's levels"
+            if level in found:
+                problem = "a level that has a flow already"
             raise CheckpointError(
                 f"Flow {index + 1} of {len(checkpoint.flows)} is for vectors of {offset.shape[1]} "
                 f"channels, {problem}: they have {known}."
@@ -302,9 +310,9 @@ def _flows_by_level(checkpoint: Checkpoint, hint: str) -> dict[int, State]:
         found[level] = flow
     if DEEPEST not in found:
         raise CheckpointError(
-            f"The flows are of stages {', '.join(map(str, sorted(found)))}: stage {DEEPEST}, "
-            "which the decoder starts from, has none. "
-            "Only checkpoints whose pool_layers hold 3 can be imported."
+            f"The flows are of levels {', '.join(map(str, sorted(found)))}: level {DEEPEST}, "
+            "which the decoder starts from, has none. Only checkpoints whose pool_layers hold 3 "
+            "can be imported."
         )
     return dict(sorted(found.items()))
 
@@ -332,16 +340,12 @@ def _flow_settings(
     if not 0 < condition <= MOST_CONDITION or condition % 4:
         raise CheckpointError(
             f"The first flow's module_list.0.subnet.0.weight has the shape {tuple(first.shape)}: "
-            f"that leaves {condition} dimensions for "
-            f"the condition, which must be a multiple of 4 from 4 to {MOST_CONDITION} (the "
-            "authors: 128)."
+            f"that leaves {condition} dimensions for the condition, which must be a multiple of 4 "
+            f"from 4 to {MOST_CONDITION} (the authors: 128)."
         )
-    hard = all(
-        _is_shuffle(value)
-        for flow in flows
-        for name, value in flow.items()
-        if name.endswith("w_perm")
-    )
+    permutations = [
+        value for flow in flows for name, value in flow.items() if name.endswith("w_perm")
+    ]
     clamp = _number(arguments.get("clamp_alpha"))
     if clamp is None or not 0 < clamp < math.inf:
         clamp = DEFAULT_CLAMP
@@ -355,7 +359,7 @@ def _flow_settings(
         depth=depths[0],
         start="random",
         clamp=clamp,
-        permutation="hard" if hard else "soft",
+        permutation="hard" if all(map(_is_shuffle, permutations)) else "soft",
         condition_dims=condition,
     )
 
@@ -364,7 +368,7 @@ def _is_shuffle(matrix: Tensor) -> bool:
     return bool(((matrix == 0) | (matrix == 1)).all())
 
 
-# ---- what only the arguments tell ----
+# ---- what only the arguments show ----
 
 
 def _number(value: Any) -> float | None:
@@ -383,8 +387,10 @@ def _square(arguments: Mapping[str, Any], notes: list[str]) -> tuple[int, int]:
 
 
 def _weight(arguments: Mapping[str, Any], levels: int, notes: list[str]) -> float:
-    """w = w_fe / (L + w_fe). The authors' program gets w_fe when it tests, so files of training
-    runs hold its default, 0.
+    """w = w_fe / (L + w_fe).
+
+    The authors give w_fe when they test. Files of training runs hold its default, 0, which counts
+    as not given.
     """
     w_fe = _number(arguments.get("w_fe"))
     if w_fe is not None and 0 < w_fe < math.inf:
@@ -400,14 +406,13 @@ def _weight(arguments: Mapping[str, Any], levels: int, notes: list[str]) -> floa
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse what no tensor shows and what would make every score wrong."""
+    """Refuse a normalisation of the images that no tensor shows and that changes every score."""
     for name, needed in (("norm_mean", IMAGENET_MEAN), ("norm_std", IMAGENET_STD)):
         given = arguments.get(name)
         if not isinstance(given, (list, tuple)) or any(_number(v) is None for v in given):
-            continue  # not said: the authors know no other
-        if len(given) != 3 or any(
-            abs(float(a) - b) > 1e-6 for a, b in zip(given, needed, strict=True)
-        ):
+            continue  # not given: the authors have no other
+        pairs = zip(given, needed, strict=False)
+        if len(given) != 3 or any(abs(float(a) - b) > 1e-6 for a, b in pairs):
             raise CheckpointError(
                 f"The network was trained on images scaled with {name} {list(given)}: only "
                 f"ImageNet's, {list(needed)}, fit."
@@ -417,15 +422,14 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 def _check_decoder_kind(
     decoder: State, arguments: Mapping[str, Any], info: BackboneInfo, image_size: tuple[int, int]
 ) -> None:
-    """Say what two known kinds of other decoders are, before their shapes do."""
+    """Refuse two known kinds of other decoders with a clearer message than that of shapes."""
     last = decoder.get("conv2.weight")
     if last is not None and last.ndim == 4 and last.shape[0] in (2, 3):
         trained = arguments.get("loss_type")
         said = f" (loss_type {trained})" if isinstance(trained, str) else ""
         raise CheckpointError(
             f"The decoder's conv2.weight {tuple(last.shape)} gives {last.shape[0]} maps{said}: "
-            "only soft targets, which give one map "
-            "(loss_type smooth_cls), can be imported."
+            "only soft targets, which give one map (loss_type smooth_cls), can be imported."
         )
     with torch.device("meta"):  # shapes alone
         built, bare = (
@@ -454,39 +458,49 @@ def _has_shapes_of(given: State, module: nn.Module) -> bool:
 def _fill(
     module: nn.Module, given: State, what: str, architecture: str, hint: str, spare: bool = False
 ) -> None:
-    """Load tensors by name; every one must be there, in its shape and finite, and, unless `spare`,
-    none be left over.
+    """Load the tensors `given` into `module`, by name.
+
+    Every tensor must be there, with the right shape and finite. Unless `spare`, there may be no
+    others.
+
+    Args:
+        module: to fill.
+        given: tensors by name.
+        what: what error messages call the module.
+        architecture: the backbone's, for error messages.
+        hint: the end of error messages about shapes.
+        spare: whether other tensors are ignored.
     """
+    what = what.capitalize()
     filled = {}
     for name, value in module.state_dict().items():
-        if name.endswith("num_batches_tracked"):  # counts training steps; older files have none
+        if name.endswith("num_batches_tracked"):  # a counter of steps; older files have none
             filled[name] = value
             continue
         found = given.get(name)
         wanted = f"{architecture} needs {tuple(value.shape)}"
         if found is None:
-            raise CheckpointError(f"{what.capitalize()} has no {name}; {wanted}.{hint}")
+            raise CheckpointError(f"{what} has no {name}; {wanted}.{hint}")
         if found.shape != value.shape:
             raise CheckpointError(
-                f"{what.capitalize()}'s {name} has the shape {tuple(found.shape)}; {wanted}.{hint}"
+                f"{what}'s {name} has the shape {tuple(found.shape)}; {wanted}.{hint}"
             )
         if not found.is_floating_point():
             raise CheckpointError(
-                f"{what.capitalize()}'s {name} holds {str(found.dtype).removeprefix('torch.')}, "
+                f"{what}'s {name} holds {str(found.dtype).removeprefix('torch.')}, "
                 "not floating-point numbers."
             )
         filled[name] = found.to(value.dtype)
         if not bool(filled[name].isfinite().all()):
             raise CheckpointError(
-                f"{what.capitalize()}'s {name} holds values that are not finite: its training had "
-                "diverged."
+                f"{what}'s {name} holds values that are not finite: its training had diverged."
             )
     more = [
         name for name in given if name not in filled and not name.endswith("num_batches_tracked")
     ]
     if more and not spare:
         raise CheckpointError(
-            f"{what.capitalize()} has {more[0]} {tuple(given[more[0]].shape)}, which that of "
+            f"{what} has {more[0]} {tuple(given[more[0]].shape)}, which that of "
             f"{architecture} has not.{hint}"
         )
     module.load_state_dict(filled)

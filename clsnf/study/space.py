@@ -252,10 +252,13 @@ def _samples(given: Mapping[str, Any]) -> list[Any]:
 
 def _nearest_choice(values: list[Any], settings: DetectorSettings, name: str) -> Any:
     """The choice that the settings have; else the nearest number, or the first choice."""
-    same = [value for value in values if apply_config(settings, {name: value}) == settings]
-    if same:
-        return same[0]
     now = value_at(settings, SHORT_NAMES.get(name, name))
+    now = list(now) if isinstance(now, tuple) else now  # as YAML and JSON have it
+    if now in values:
+        return now
+    for value in values:  # one with an old name
+        if apply_config(settings, {name: value}) == settings:
+            return value
     if all(isinstance(value, (int, float)) for value in (now, *values)):
         return min(values, key=lambda value: abs(value - now))
     return values[0]

@@ -1,6 +1,4 @@
-"""The command line: how settings are given, what bad input gets, and that --help does not wait for
-the heavy libraries.
-"""
+"""The command line: how settings are given, errors for bad input, and a quick --help."""
 
 import json
 import os
@@ -94,7 +92,7 @@ def test_the_study_script_refuses_bad_input_with_one_line_and_exit_code_2(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     assert f"version {__version__}" in CliRunner().invoke(main, ["--version"]).output
 
 
@@ -104,7 +102,7 @@ def test_the_version_is_told() -> None:
 def settings_of(
     monkeypatch: pytest.MonkeyPatch, *arguments: str, said: str = ""
 ) -> DetectorSettings:
-    """What a command would work with, without the work; `said` is what it tells people first."""
+    """The settings that a command gets; it ends before the work. `said` is what it prints first."""
     from clsnf.cli import options
 
     seen: list[DetectorSettings] = []
@@ -334,7 +332,7 @@ def test_settings_show_a_preset_as_yaml_that_gives_it_back(tmp_path: Path) -> No
     assert shown == preset_for("screw").settings
 
 
-def test_a_study_of_the_paper_preset_searches_the_fusion_weight_alone_unless_told(
+def test_a_study_of_the_paper_preset_searches_only_the_fusion_weight_by_default(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
 ) -> None:
     from clsnf.study import run as study
@@ -362,7 +360,7 @@ def test_a_study_of_the_paper_preset_searches_the_fusion_weight_alone_unless_tol
 
 
 def test_the_word_off_needs_no_quotes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """YAML 1.1 takes a bare off for false; it is one of the object mask's kinds."""
+    """In YAML 1.1 a bare off is false; here it is a value of defects.object_mask."""
     assert settings_of(monkeypatch, "--set", "defects.object_mask=off").defects.object_mask == "off"
     (tmp_path / "s.yaml").write_text("defects: {object_mask: off}\n")
     assert (
@@ -452,7 +450,7 @@ def data(tmp_path: Path) -> Path:
 def refused(
     request: pytest.FixtureRequest, tmp_path: Path, resnet18_weights: Path
 ) -> Callable[..., str]:
-    """Runs a command that must end with one line, exit code 2 and no trace; gives the line."""
+    """Runs a command that must end with exit code 2, one line and no files; returns the line."""
 
     def run(*arguments: str) -> str:
         before = listing(tmp_path)

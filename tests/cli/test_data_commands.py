@@ -1,4 +1,4 @@
-"""``clsnf data synthesize`` and ``show``: what a person looks at before a study."""
+"""``clsnf data synthesize`` and ``show``: synthetic defects for people to see."""
 
 from pathlib import Path
 

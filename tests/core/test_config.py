@@ -223,14 +223,14 @@ def test_a_random_start_needs_a_block() -> None:
         FlowSettings(depth=0, start="random")
 
 
-STAGES = [
+SECTIONS = [
     f.default_factory
     for f in dataclasses.fields(DetectorSettings)
     if f.default_factory is not dataclasses.MISSING
 ]
 
 
-@pytest.mark.parametrize("cls", STAGES)
+@pytest.mark.parametrize("cls", SECTIONS)
 def test_every_setting_says_what_it_is(cls: type) -> None:
     for field in dataclasses.fields(cls):
         assert field.metadata["help"], field.name

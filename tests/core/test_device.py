@@ -1,6 +1,4 @@
-"""Devices: what exists is taken at its word, what does not is said, and mixed precision is used
-only where it helps.
-"""
+"""Devices: the choice, errors for those that do not exist, and the type for training."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""YAML that people write: numbers as they mean them, and one line where it is no YAML."""
+"""YAML that people write: numbers and words as they mean them, and errors in one line."""
 
 from pathlib import Path
 

@@ -1,6 +1,4 @@
-"""Importing the authors' checkpoints: the same maps as a plain reference, thresholds from normals,
-and no bad file does harm.
-"""
+"""Import of the authors' checkpoints: the maps of a plain reference, thresholds, bad files."""
 
 import argparse
 import dataclasses
@@ -333,7 +331,7 @@ def test_a_weight_that_is_given_goes_before_the_file_s(
         argparse.Namespace(input_size="big", clamp_alpha=None),
     ],
 )
-def test_without_sensible_arguments_the_defaults_are_taken_and_told(
+def test_without_sensible_arguments_the_defaults_are_taken_with_a_note(
     reference: Reference, tmp_path: Path, arguments: Any
 ) -> None:
     found = built(reference, tmp_path, arguments)
@@ -485,13 +483,13 @@ def tensor(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change
             "nf_state_dict",
             1,
             lambda s: s.pop("module_list.1.w_perm"),
-            "The flow of stage 3 has no module_list.1.w_perm",
+            "The flow of level 3 has no module_list.1.w_perm",
         ),
         (
             "nf_state_dict",
             0,
             tensor("module_list.0.vk_householder", 2),
-            "The flow of stage 2 has module_list.0.vk_householder (2,), which",
+            "The flow of level 2 has module_list.0.vk_householder (2,), which",
         ),
         (
             "nf_state_dict",
@@ -537,22 +535,22 @@ def test_the_first_tensor_that_does_not_fit_is_named(
     assert said in refusal(changed(reference, part, change, flow))
 
 
-def test_an_encoder_without_a_stage_is_refused_under_any_name(reference: Reference) -> None:
+def test_an_encoder_without_a_level_is_refused_under_any_name(reference: Reference) -> None:
     content = changed(
         reference,
         "encoder_state_dict",
         lambda s: [s.pop(n) for n in list(s) if n.startswith("layer4")],
     )
-    assert "not those of a ResNet with four stages" in refusal(content, backbone="resnet18")
+    assert "not those of a ResNet with four levels" in refusal(content, backbone="resnet18")
 
 
 def test_a_decoder_without_skips_is_said_to_be_one() -> None:
     assert "without skip connections" in refusal(Reference(skips=False, depth=1).checkpoint())
 
 
-def test_flows_without_the_deepest_stage_are_refused() -> None:
+def test_flows_without_the_deepest_level_are_refused() -> None:
     text = refusal(Reference(stages=(2, 3), depth=1).checkpoint())
-    assert "The flows are of stages 2, 3: stage 4, which the decoder starts from, has none." in text
+    assert "The flows are of levels 2, 3: level 4, which the decoder starts from, has none." in text
 
 
 @pytest.mark.parametrize("missing", ["encoder_state_dict", "decoder_state_dict", "nf_state_dict"])
@@ -624,7 +622,7 @@ def test_two_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> No
         ),
     ],
 )
-def test_other_contents_are_told_apart(content: Any, said: str, tmp_path: Path) -> None:
+def test_other_contents_are_distinguished(content: Any, said: str, tmp_path: Path) -> None:
     assert said in reading_refusal(content, tmp_path)
 
 
@@ -673,7 +671,7 @@ def test_a_file_that_would_run_a_command_is_refused_and_runs_nothing(
 def test_an_unknown_object_inside_the_arguments_is_named(tmp_path: Path, zipped: bool) -> None:
     content = SMALL | {"args": argparse.Namespace(inner=argparse.Namespace(deeper=[Stranger()]))}
     path = saved(content, tmp_path / "c.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=r"unknown kind '[\w.]*Stranger'"):
+    with pytest.raises(CheckpointError, match=r"unknown type '[\w.]*Stranger'"):
         read_checkpoint([path])
 
 
@@ -817,7 +815,7 @@ def test_networks_whose_likelihoods_are_not_finite_are_refused(
         known, "nf_state_dict", lambda s: s["module_list.0.global_offset"].fill_(1e30), flow=2
     )
     with pytest.raises(
-        CheckpointError, match="The flow of level 3 of 3 gives log-likelihoods that are not finite"
+        CheckpointError, match="Flow 3 of 3 gives log-likelihoods that are not finite"
     ):
         imported(saved(content, tmp_path / "c.pt"), table)
 

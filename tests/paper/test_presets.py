@@ -1,6 +1,4 @@
-"""The authors' tables: every row makes valid settings, some by hand, and a damaged table is refused
-with its line.
-"""
+"""The authors' tables: every row makes valid settings; a damaged table is refused with its line."""
 
 import csv
 import dataclasses

@@ -1,6 +1,4 @@
-"""Search spaces: what a YAML file may say, what is refused before any trial, and how a trial's
-values become settings.
-"""
+"""Search spaces: valid and refused YAML files, and how a trial's values become settings."""
 
 import dataclasses
 import math
