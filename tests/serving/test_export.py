@@ -80,7 +80,7 @@ def test_a_network_that_differs_is_not_written(
 
     def darker(*arguments: Any) -> Scores:
         maps, scores = fuse_scores(*arguments)
-        return Scores(0.9 * maps, scores)
+        return Scores(0.9 * maps, 0.9 * scores)
 
     monkeypatch.setattr(export, "fuse_scores", darker)
     with pytest.raises(ModelError, match="differ"):
