@@ -32,7 +32,7 @@ def compare_systems(
         maps: of the test images.
         rows: of the test images' table.
         settings: of the cell.
-        progress: told about it.
+        progress: gets every step.
 
     Returns:
         Name of a system -> metrics, with intervals and what the method is ahead by.

@@ -64,7 +64,7 @@ def evaluate_detector(
         detector: fitted on other images.
         table: rows with path, label, defect_type and mask_path. Without the mask of some defect,
             there are no pixel metrics.
-        progress: told about it, as `task`.
+        progress: gets every step, as `task`.
         stream: who scores the images, see :meth:`clsnf.detector.Detector.predict`.
 
     Raises:
