@@ -103,12 +103,12 @@ def trial_reports(
     with _open_workbench(context, category, settings) as bench:
         usage = _Usage(bench)
         loading = time.perf_counter() - started
-        epochs, objective = settings.finetune.joint_epochs, context.study.objective
+        joint_epochs, objective = settings.finetune.joint_epochs, context.study.objective
         for step in context.pruning_epochs:
             if step <= decay_start(settings.finetune):
-                yield TrialReport(_objective_after(bench, epochs, step, objective), step)
+                yield TrialReport(_objective_after(bench, joint_epochs, step, objective), step)
         bench.pipeline.finetuned(
-            epochs, context.joint_epochs_choices if context.study.reuse else ()
+            joint_epochs, context.joint_epochs_choices if context.study.reuse else ()
         )
         names = reported_metrics(context.study)
         metrics = _family_metrics(bench, settings, names)
@@ -218,7 +218,7 @@ def _latency(bench: Workbench, context: StudyContext, settings: DetectorSettings
     return float(bench.store.get("latency", content, compute).facts["milliseconds"])
 
 
-def _objective_after(bench: Workbench, epochs: int, step: int, objective: str) -> float:
+def _objective_after(bench: Workbench, joint_epochs: int, step: int, objective: str) -> float:
     """The classifier's objective after `step` epochs, before the learning rate decays.
 
     Runs that share these epochs share the value.
@@ -226,12 +226,12 @@ def _objective_after(bench: Workbench, epochs: int, step: int, objective: str) -
     pipeline = bench.pipeline
 
     def compute() -> Artifact:
-        maps = pipeline.stable_phase_maps(epochs, step, bench.images)
+        maps = pipeline.stable_phase_maps(joint_epochs, step, bench.images)
         answers = scores_of_map(maps, bench.labels.valid)
         metrics = family_metrics(answers, bench.labels, (objective,))
         return Artifact({}, {"value": mean_over_families(metrics, objective)})
 
     content = {"images": bench.images.key, "objective": objective}
     return float(
-        pipeline.get_on_stable_phase("rungs", epochs, step, content, compute).facts["value"]
+        pipeline.get_on_stable_phase("rungs", joint_epochs, step, content, compute).facts["value"]
     )

@@ -255,15 +255,15 @@ class CategoryPipeline:
             "arithmetic": f"{self.device.type} {training_dtype(self.device)}",
         }
 
-    def _finetune(self, epochs: int) -> FinetuneSettings:
-        return dataclasses.replace(self.settings.finetune, joint_epochs=epochs)
+    def _finetune(self, joint_epochs: int) -> FinetuneSettings:
+        return dataclasses.replace(self.settings.finetune, joint_epochs=joint_epochs)
 
     def _flow(self, depth: int) -> FlowSettings:
         return dataclasses.replace(self.settings.flow, depth=depth)
 
-    def _stable_phase_content(self, epochs: int) -> dict[str, Any]:
+    def _stable_phase_content(self, joint_epochs: int) -> dict[str, Any]:
         content = self._root_content | {
-            "finetune": stable_phase_content(self._finetune(epochs)),
+            "finetune": stable_phase_content(self._finetune(joint_epochs)),
             "defects": to_dict(self.settings.defects),
             "polarity": self.data.mask_mode,  # its name in the keys of stored artifacts
             "textures": self.data.textures_key,
@@ -271,18 +271,18 @@ class CategoryPipeline:
         donors = len(self.data.donor_indices)
         return content if donors == len(self.fit.stream) else content | {"donors": donors}
 
-    def _finetuned_content(self, epochs: int) -> dict[str, Any]:
-        return self._stable_phase_content(epochs) | {
-            "joint_epochs": epochs,
+    def _finetuned_content(self, joint_epochs: int) -> dict[str, Any]:
+        return self._stable_phase_content(joint_epochs) | {
+            "joint_epochs": joint_epochs,
             "decay_epochs": self.settings.finetune.decay_epochs,
         }
 
-    def _flow_content(self, epochs: int, depth: int) -> dict[str, Any]:
-        return self._backbone_content(epochs) | {"flow": to_dict(self._flow(depth))}
+    def _flow_content(self, joint_epochs: int, depth: int) -> dict[str, Any]:
+        return self._backbone_content(joint_epochs) | {"flow": to_dict(self._flow(depth))}
 
-    def _backbone_content(self, epochs: int) -> dict[str, Any]:
+    def _backbone_content(self, joint_epochs: int) -> dict[str, Any]:
         """What the backbone depends on; without joint epochs, on no setting of stage one."""
-        return self._finetuned_content(epochs) if epochs else self._root_content
+        return self._finetuned_content(joint_epochs) if joint_epochs else self._root_content
 
     def _new_finetuner(self, settings: FinetuneSettings) -> Finetuner:
         maker = DefectMaker(
@@ -308,57 +308,59 @@ class CategoryPipeline:
         return copy
 
     def finetuned(
-        self, epochs: int, joint_epochs_choices: Collection[int] = ()
+        self, joint_epochs: int, joint_epochs_choices: Collection[int] = ()
     ) -> tuple[Backbone, PixelDecoder]:
-        """Backbone and decoder after `epochs` joint epochs, in evaluation mode on the device.
+        """Backbone and decoder after `joint_epochs` epochs, in evaluation mode on the device.
 
         Args:
-            epochs: joint epochs. With 0 the backbone keeps its pretrained weights, and the decoder
+            joint_epochs: with 0 the backbone keeps its pretrained weights, and the decoder
                 alone trains.
             joint_epochs_choices: other numbers of joint epochs that runs may ask for. The stable
                 phase is stored where their decay starts. With the schedule ``cosine``, runs share
                 nothing, and these are ignored.
         """
-        compute = partial(self._finetune_to_the_end, epochs, joint_epochs_choices)
-        artifact = self.store.get("finetuned", self._finetuned_content(epochs), compute)
+        compute = partial(self._finetune_to_the_end, joint_epochs, joint_epochs_choices)
+        artifact = self.store.get("finetuned", self._finetuned_content(joint_epochs), compute)
         if self.settings.finetune.schedule == "cosine":
             # The run is whole, and no other run resumes from its stored epochs.
-            for epoch in range(1, decay_start(self._finetune(epochs)) + 1):
-                self.store.drop(STABLE_PHASE, self._stable_phase_point(epochs, epoch))
-        return self._classifier_of(artifact, epochs)
+            for epoch in range(1, decay_start(self._finetune(joint_epochs)) + 1):
+                self.store.drop(STABLE_PHASE, self._stable_phase_point(joint_epochs, epoch))
+        return self._classifier_of(artifact, joint_epochs)
 
-    def _stable_phase_point(self, epochs: int, epoch: int) -> dict[str, Any]:
-        return self._stable_phase_content(epochs) | {"epoch": epoch}
+    def _stable_phase_point(self, joint_epochs: int, epoch: int) -> dict[str, Any]:
+        return self._stable_phase_content(joint_epochs) | {"epoch": epoch}
 
-    def _snapshot_point(self, epochs: int, epoch: int) -> dict[str, Any]:
-        return self._finetuned_content(epochs) | {"epoch": epoch}
+    def _snapshot_point(self, joint_epochs: int, epoch: int) -> dict[str, Any]:
+        return self._finetuned_content(joint_epochs) | {"epoch": epoch}
 
     def _stable_phase(
-        self, epochs: int, until: int, decay_starts: Collection[int] = ()
+        self, joint_epochs: int, until: int, decay_starts: Collection[int] = ()
     ) -> Finetuner:
         return train_stable_phase(
-            partial(self._new_finetuner, self._finetune(epochs)),
+            partial(self._new_finetuner, self._finetune(joint_epochs)),
             self.store,
-            partial(self._stable_phase_point, epochs),
+            partial(self._stable_phase_point, joint_epochs),
             until,
             decay_starts,
             self.progress,
         )
 
     def _finetune_to_the_end(
-        self, epochs: int, joint_epochs_choices: Collection[int] = (), snapshots: bool = False
+        self, joint_epochs: int, joint_epochs_choices: Collection[int] = (), snapshots: bool = False
     ) -> Artifact:
-        settings = self._finetune(epochs)
+        settings = self._finetune(joint_epochs)
         start = decay_start(settings)
         others = [] if settings.schedule == "cosine" else joint_epochs_choices
         finetuner = self._stable_phase(
-            epochs, start, [decay_start(self._finetune(other)) for other in others]
+            joint_epochs, start, [decay_start(self._finetune(other)) for other in others]
         )
 
         def store_snapshot(epoch: int) -> None:
             if snapshots and epoch >= settings.frozen_epochs:
                 self.store.get(
-                    "snapshots", self._snapshot_point(epochs, epoch), lambda: _weights_of(finetuner)
+                    "snapshots",
+                    self._snapshot_point(joint_epochs, epoch),
+                    lambda: _weights_of(finetuner),
                 )
 
         finetuner.run(settings.epochs, start, self.progress, before_epoch=store_snapshot)
@@ -367,7 +369,7 @@ class CategoryPipeline:
     def get_on_stable_phase(
         self,
         kind: str,
-        epochs: int,
+        joint_epochs: int,
         step: int,
         content: dict[str, Any],
         compute: Callable[[], Artifact],
@@ -376,50 +378,52 @@ class CategoryPipeline:
 
         Args:
             kind: of artifact.
-            epochs: joint epochs of the run.
+            joint_epochs: joint epochs of the run.
             step: epochs of the stable phase.
             content: what else decides the artifact.
             compute: makes it where it is missing.
         """
-        return self.store.get(kind, self._stable_phase_point(epochs, step) | content, compute)
+        return self.store.get(kind, self._stable_phase_point(joint_epochs, step) | content, compute)
 
-    def stable_phase_maps(self, epochs: int, step: int, images: PlacedImages) -> Tensor:
+    def stable_phase_maps(self, joint_epochs: int, step: int, images: PlacedImages) -> Tensor:
         """The classifier's maps of images (N, H, W) after `step` epochs of the stable phase."""
-        finetuner = self._stable_phase(epochs, step)
+        finetuner = self._stable_phase(joint_epochs, step)
         return classifier_maps(
             finetuner.backbone.eval(), finetuner.decoder.eval(), images.images, self.device
         )
 
-    def _snapshot_epochs(self, epochs: int) -> range:
+    def _snapshot_epochs(self, joint_epochs: int) -> range:
         """The joint epochs among those in which the learning rate decays."""
-        settings = self._finetune(epochs)
+        settings = self._finetune(joint_epochs)
         return range(max(decay_start(settings), settings.frozen_epochs), settings.epochs)
 
-    def finetune_with_snapshots(self, epochs: int) -> None:
+    def finetune_with_snapshots(self, joint_epochs: int) -> None:
         """As :meth:`finetuned`; stores the classifier after each of the last joint epochs too."""
         keys = [
-            self.store.key(self._snapshot_point(epochs, epoch))
-            for epoch in self._snapshot_epochs(epochs)
+            self.store.key(self._snapshot_point(joint_epochs, epoch))
+            for epoch in self._snapshot_epochs(joint_epochs)
         ]
         if any(self.store.find("snapshots", key) is None for key in keys):
             # One pass over the decay stores all of them.
-            end = self._finetune_to_the_end(epochs, snapshots=True)
-            self.store.get("finetuned", self._finetuned_content(epochs), lambda: end)
+            end = self._finetune_to_the_end(joint_epochs, snapshots=True)
+            self.store.get("finetuned", self._finetuned_content(joint_epochs), lambda: end)
 
-    def _classifier_of(self, artifact: Artifact, epochs: int) -> tuple[Backbone, PixelDecoder]:
+    def _classifier_of(
+        self, artifact: Artifact, joint_epochs: int
+    ) -> tuple[Backbone, PixelDecoder]:
         backbone = self._copy_of_backbone()
         backbone.load_state_dict(without_prefix(artifact.tensors, "backbone."))
         decoder = build_decoder(
-            self.info, self.settings.image, self._finetune(epochs), self.settings.seed
+            self.info, self.settings.image, self._finetune(joint_epochs), self.settings.seed
         )
         decoder.load_state_dict(without_prefix(artifact.tensors, "decoder."))
         return backbone.to(self.device), decoder.to(self.device).eval()
 
-    def _backbone(self, epochs: int) -> Backbone:
-        return self.finetuned(epochs)[0] if epochs else self._copy_of_backbone()
+    def _backbone(self, joint_epochs: int) -> Backbone:
+        return self.finetuned(joint_epochs)[0] if joint_epochs else self._copy_of_backbone()
 
-    def features(self, epochs: int, images: Images) -> list[Tensor]:
-        """Features of images under the backbone after `epochs` joint epochs.
+    def features(self, joint_epochs: int, images: Images) -> list[Tensor]:
+        """Features of images under the backbone after `joint_epochs` epochs.
 
         Returns:
             For each level (N, P, C) on the CPU. :attr:`feature_cache` keeps the last ones.
@@ -428,22 +432,26 @@ class CategoryPipeline:
 
         def extract() -> list[Tensor]:
             return extract_features(
-                self._backbone(epochs), images.stream, self.device, neighbourhood, self.progress
+                self._backbone(joint_epochs),
+                images.stream,
+                self.device,
+                neighbourhood,
+                self.progress,
             )
 
-        key = content_key([self._backbone_content(epochs), neighbourhood])
+        key = content_key([self._backbone_content(joint_epochs), neighbourhood])
         if images.key == self.fit.key:
             return self.feature_cache.of_fit_images(key, extract)
         return self.feature_cache.of_other_images(f"{key} {images.key}", extract)
 
-    def flows(self, epochs: int, depth: int) -> tuple[torch.nn.ModuleList, list[LevelScale]]:
-        """Flows of `depth` blocks on the backbone after `epochs` joint epochs, and their scales."""
+    def flows(self, joint_epochs: int, depth: int) -> tuple[torch.nn.ModuleList, list[LevelScale]]:
+        """Flows of `depth` blocks on the backbone after `joint_epochs` epochs, and their scales."""
         settings = self._flow(depth)
 
         def compute() -> Artifact:
             flows = build_flows(self.info, settings, self.settings.seed)
-            flows.load_state_dict(self._flow_start(epochs).tensors, strict=False)
-            features = self.features(epochs, self.fit)
+            flows.load_state_dict(self._flow_start(joint_epochs).tensors, strict=False)
+            features = self.features(joint_epochs, self.fit)
             scales, curves = fit_flows(
                 flows,
                 features,
@@ -455,13 +463,13 @@ class CategoryPipeline:
             )
             return Artifact(dict(flows.state_dict()), {"scales": scales, "losses": curves})
 
-        artifact = self.store.get("flows", self._flow_content(epochs, depth), compute)
+        artifact = self.store.get("flows", self._flow_content(joint_epochs, depth), compute)
         flows = empty_flows(self.info, settings)
         flows.load_state_dict(artifact.tensors)
         scales = [LevelScale(*scale) for scale in artifact.facts["scales"]]
         return flows.to(self.device).eval(), scales
 
-    def _flow_start(self, epochs: int) -> Artifact:
+    def _flow_start(self, joint_epochs: int) -> Artifact:
         """Whitening layers and memory banks, which flows of every depth on this backbone share."""
         flow = self.settings.flow
         given = {
@@ -475,7 +483,7 @@ class CategoryPipeline:
             flows = empty_flows(
                 self.info, dataclasses.replace(flow, depth=0 if flow.start == "data" else 1)
             )
-            features = self.features(epochs, self.fit)
+            features = self.features(joint_epochs, self.fit)
             start_flows(
                 flows,
                 features,
@@ -490,47 +498,51 @@ class CategoryPipeline:
                 {name: value for name, value in state.items() if ".blocks." not in name}, {}
             )
 
-        content = self._backbone_content(epochs) | {"flow_start": given}
+        content = self._backbone_content(joint_epochs) | {"flow_start": given}
         return self.store.get("flow_starts", content, compute)
 
-    def losses(self, epochs: int, depth: int) -> dict[str, Any]:
+    def losses(self, joint_epochs: int, depth: int) -> dict[str, Any]:
         """Learning curves of a finished run: ``finetuning``, one loss per epoch, and ``flows``, one
         curve per level.
         """
-        finetuned = self.store.find("finetuned", self.store.key(self._finetuned_content(epochs)))
-        flows = self.store.find("flows", self.store.key(self._flow_content(epochs, depth)))
+        finetuned = self.store.find(
+            "finetuned", self.store.key(self._finetuned_content(joint_epochs))
+        )
+        flows = self.store.find("flows", self.store.key(self._flow_content(joint_epochs, depth)))
         return {
             "finetuning": finetuned.facts["losses"] if finetuned else [],
             "flows": flows.facts["losses"] if flows else [],
         }
 
-    def network(self, epochs: int, depth: int, fusion: Fusion | None = None) -> ScoreNetwork:
+    def network(self, joint_epochs: int, depth: int, fusion: Fusion | None = None) -> ScoreNetwork:
         """The whole network of a run, in evaluation mode on the device.
 
         Args:
-            epochs, depth: joint epochs, and blocks of each flow.
+            joint_epochs, depth: joint epochs, and blocks of each flow.
             fusion: how it makes one map of both; None for what the settings say.
         """
-        backbone, decoder = self.finetuned(epochs)
-        flows, scales = self.flows(epochs, depth)
+        backbone, decoder = self.finetuned(joint_epochs)
+        flows, scales = self.flows(joint_epochs, depth)
         fusion = self.settings.fusion if fusion is None else fusion
         return ScoreNetwork(backbone, decoder, flows, scales, fusion).eval()
 
-    def maps(self, epochs: int, depth: int, images: PlacedImages) -> ScoreMaps:
+    def maps(self, joint_epochs: int, depth: int, images: PlacedImages) -> ScoreMaps:
         """Both score maps of images. They are stored, so another fusion weight costs a weighted
         sum.
         """
-        density = self.density_maps(epochs, depth, images)
-        return ScoreMaps(density, self.classifier_maps(epochs, images), self.settings.smoothing)
+        density = self.density_maps(joint_epochs, depth, images)
+        return ScoreMaps(
+            density, self.classifier_maps(joint_epochs, images), self.settings.smoothing
+        )
 
-    def density_maps(self, epochs: int, depth: int, images: PlacedImages) -> Tensor:
+    def density_maps(self, joint_epochs: int, depth: int, images: PlacedImages) -> Tensor:
         """The density's maps of images (N, H, W), by flows of `depth` blocks on the backbone after
-        `epochs` joint epochs.
+        `joint_epochs` epochs.
         """
 
         def compute() -> Artifact:
-            flows, scales = self.flows(epochs, depth)
-            features = self.features(epochs, images)
+            flows, scales = self.flows(joint_epochs, depth)
+            features = self.features(joint_epochs, images)
             likelihoods = [
                 level_likelihoods(flow, scale, level, self.device)  # type: ignore[arg-type]
                 for flow, scale, level in zip(flows, scales, features, strict=True)
@@ -540,44 +552,49 @@ class CategoryPipeline:
             )
 
         return self.store.get(
-            "density_maps", self._flow_content(epochs, depth) | {"images": images.key}, compute
+            "density_maps",
+            self._flow_content(joint_epochs, depth) | {"images": images.key},
+            compute,
         ).tensors["map"]
 
-    def classifier_maps(self, epochs: int, images: PlacedImages) -> Tensor:
-        """The classifier's maps of images (N, H, W) after `epochs` joint epochs."""
+    def classifier_maps(self, joint_epochs: int, images: PlacedImages) -> Tensor:
+        """The classifier's maps of images (N, H, W) after `joint_epochs` epochs."""
 
         def compute() -> Artifact:
             return Artifact(
-                {"map": classifier_maps(*self.finetuned(epochs), images.images, self.device)}, {}
+                {"map": classifier_maps(*self.finetuned(joint_epochs), images.images, self.device)},
+                {},
             )
 
-        content = self._finetuned_content(epochs) | {"images": images.key}
+        content = self._finetuned_content(joint_epochs) | {"images": images.key}
         return self.store.get("classifier_maps", content, compute).tensors["map"]
 
-    def classifier_maps_by_epoch(self, epochs: int, images: PlacedImages) -> dict[int, Tensor]:
+    def classifier_maps_by_epoch(
+        self, joint_epochs: int, images: PlacedImages
+    ) -> dict[int, Tensor]:
         """The classifier's maps of images (N, H, W) after each of a run's last joint epochs.
 
         Returns:
             Number of joint epochs -> maps, for the epochs in which the learning rate decays, up to
-            `epochs`.
+            `joint_epochs`.
         """
         frozen = self.settings.finetune.frozen_epochs
         result = {
-            epoch - frozen: self._snapshot_maps(epochs, epoch, images)
-            for epoch in self._snapshot_epochs(epochs)
+            epoch - frozen: self._snapshot_maps(joint_epochs, epoch, images)
+            for epoch in self._snapshot_epochs(joint_epochs)
         }
-        result[epochs] = self.classifier_maps(epochs, images)
+        result[joint_epochs] = self.classifier_maps(joint_epochs, images)
         return result
 
-    def _snapshot_maps(self, epochs: int, epoch: int, images: PlacedImages) -> Tensor:
-        """The classifier's maps after `epoch` of all epochs of a run of `epochs` joint ones."""
-        point = self._snapshot_point(epochs, epoch)
+    def _snapshot_maps(self, joint_epochs: int, epoch: int, images: PlacedImages) -> Tensor:
+        """The classifier's maps after `epoch` of all epochs of a run with `joint_epochs`."""
+        point = self._snapshot_point(joint_epochs, epoch)
 
         def compute() -> Artifact:
-            self.finetune_with_snapshots(epochs)
+            self.finetune_with_snapshots(joint_epochs)
             snapshot = self.store.find("snapshots", self.store.key(point))
             assert snapshot is not None
-            backbone, decoder = self._classifier_of(snapshot, epochs)
+            backbone, decoder = self._classifier_of(snapshot, joint_epochs)
             maps = classifier_maps(backbone, decoder, images.images, self.device)
             return Artifact({"map": maps}, {})
 
