@@ -2,8 +2,9 @@
 
 An artifact is a folder ``<root>/<kind>/<key>/`` with ``tensors.safetensors`` and ``facts.json``.
 The key is the hash of everything that decided its content. The folder appears whole or not at all.
-While one process computes an artifact, others that ask for the same one wait for it (see
-:mod:`clsnf.training.leases`).
+Checksums in ``facts.json`` show whether a disk or a power cut damaged it since; a damaged artifact
+counts as missing, and is computed anew. While one process computes an artifact, others that ask for
+the same one wait for it (see :mod:`clsnf.training.leases`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -23,13 +25,15 @@ from torch import Tensor
 
 from clsnf.core.errors import OutputError
 from clsnf.core.files import atomic_write, write_json
-from clsnf.core.hashing import content_key
+from clsnf.core.hashing import content_key, sha256_file
 from clsnf.core.memory import release_freed_memory
 from clsnf.core.remote import RemoteFolder
 from clsnf.training.leases import FileLeases, Leases
 
 # Part of every key. Raise it when the same settings give other results than before.
 RESULTS_VERSION = 2
+_TENSORS, _FACTS = "tensors.safetensors", "facts.json"
+_CHECKSUMS = "sha256"  # the name in facts.json beside the facts; earlier versions wrote none
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Artifact:
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+
+
+class _DamagedError(Exception):
+    """An artifact's files are not what was stored."""
 
 
 class ArtifactStore:
@@ -73,26 +81,36 @@ class ArtifactStore:
         return content_key({"version": RESULTS_VERSION, **content})
 
     def find(self, kind: str, key: str) -> Artifact | None:
-        """The artifact, or None if it is not stored.
+        """The artifact, or None if it is not stored, or damaged.
 
         Raises:
-            OutputError: its files are damaged.
+            OutputError: its files can't be read.
         """
         folder = self.root / kind / key
-        facts = folder / "facts.json"
-        if not facts.is_file() and not self._pull(f"{kind}/{key}", folder):
+        if not (folder / _FACTS).is_file() and not self._pull(f"{kind}/{key}", folder):
             return None
         try:
-            return Artifact(
-                load_file(folder / "tensors.safetensors"), json.loads(facts.read_text())
-            )
-        except FileNotFoundError:  # dropped meanwhile
+            return _read(folder)
+        except _DamagedError:  # `get` drops it, while no other process stores it
             return None
-        except (SafetensorError, OSError, ValueError) as error:
-            raise OutputError(
-                f"The stored artifact {folder} is damaged ({error}): delete it, and it will be "
-                "computed anew."
-            ) from error
+
+    def _find_or_drop(self, kind: str, key: str) -> Artifact | None:
+        """As :meth:`find`; drops what is damaged, in the remote folder too. Needs the lease."""
+        folder, name = self.root / kind / key, f"{kind}/{key}"
+        if (folder / _FACTS).is_file():
+            try:
+                return _read(folder)
+            except _DamagedError as error:
+                _warn_of(folder, error)
+                self._drop_local(folder)
+        if not self._pull(name, folder):
+            return None
+        try:
+            return _read(folder)
+        except _DamagedError as error:
+            _warn_of(folder, error)
+            self._drop(kind, key)
+            return None
 
     def _pull(self, name: str, folder: Path) -> bool:
         """Fetch an artifact that another machine stored: it is whole where its facts exist, because
@@ -100,7 +118,7 @@ class ArtifactStore:
         """
         return (
             self._remote is not None
-            and self._remote.read(f"{name}/facts.json") is not None
+            and self._remote.read(f"{name}/{_FACTS}") is not None
             and self._remote.pull(name, folder)
         )
 
@@ -120,7 +138,7 @@ class ArtifactStore:
             with ExitStack() as held:
                 with self.clock("waiting"):
                     held.enter_context(self._leases.hold(f"{kind}-{key}"))
-                    found = self.find(kind, key)
+                    found = self._find_or_drop(kind, key)
                 if found is None:
                     self.computed[kind] = self.computed.get(kind, 0) + 1
                     with self.clock(kind):
@@ -146,24 +164,73 @@ class ArtifactStore:
 
     def drop(self, kind: str, content: Mapping[str, Any]) -> None:
         """Delete an artifact that no run will ask for again."""
-        folder = self.root / kind / self.key(content)
+        self._drop(kind, self.key(content))
+
+    def _drop(self, kind: str, key: str) -> None:
+        self._drop_local(self.root / kind / key)
+        if self._remote is not None:
+            name = f"{kind}/{key}"
+            self._remote.delete(f"{name}/{_FACTS}")  # first: without it there is no artifact
+            self._remote.delete(name)
+
+    def _drop_local(self, folder: Path) -> None:
         gone = folder.with_name(f".{folder.name}.old")
         with suppress(OSError):
             folder.rename(gone)  # in one step: no process finds half of it
         shutil.rmtree(gone, ignore_errors=True)
-        if self._remote is not None:
-            name = f"{kind}/{folder.name}"
-            self._remote.delete(f"{name}/facts.json")  # first: without it there is no artifact
-            self._remote.delete(name)
 
     def _put(self, kind: str, key: str, artifact: Artifact) -> None:
         with atomic_write(self.root / kind / key) as draft:
             draft.mkdir()
             save_file(
                 {name: t.detach().cpu().contiguous() for name, t in artifact.tensors.items()},
-                draft / "tensors.safetensors",
+                draft / _TENSORS,
             )
-            write_json(draft / "facts.json", artifact.facts)
+            sums = {"tensors": sha256_file(draft / _TENSORS), "facts": _sum_of(artifact.facts)}
+            write_json(draft / _FACTS, artifact.facts | {_CHECKSUMS: sums})
         if self._remote is not None:
-            for file in ("tensors.safetensors", "facts.json"):  # in this order: see _pull
+            for file in (_TENSORS, _FACTS):  # in this order: see _pull
                 self._remote.push(self.root / kind / key / file, f"{kind}/{key}/{file}")
+
+
+def _sum_of(facts: Mapping[str, Any]) -> str:
+    """The checksum of facts, the same before and after they were JSON."""
+    return content_key(json.loads(json.dumps(facts, allow_nan=False)))
+
+
+def _read(folder: Path) -> Artifact | None:
+    """A stored artifact; None where it was dropped meanwhile.
+
+    Raises:
+        _DamagedError: its files are not what was stored.
+        OutputError: they can't be read.
+    """
+    try:
+        facts = json.loads((folder / _FACTS).read_bytes())
+        if not isinstance(facts, dict):
+            raise _DamagedError(f"{_FACTS} holds no facts")
+        sums = facts.pop(_CHECKSUMS, None)
+        # What earlier versions stored has no checksums.
+        if sums is not None and sums != {
+            "tensors": sha256_file(folder / _TENSORS),
+            "facts": _sum_of(facts),
+        }:
+            raise _DamagedError("its content does not have its checksum")
+        return Artifact(load_file(folder / _TENSORS), facts)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise OutputError(
+            f"The stored artifact {folder} can't be read ({error.strerror or error}): see to its "
+            "disk and its permissions, or delete it, and it will be computed anew."
+        ) from error
+    except (SafetensorError, ValueError) as error:
+        raise _DamagedError(error) from error
+
+
+def _warn_of(folder: Path, error: _DamagedError) -> None:
+    warnings.warn(
+        f"The stored artifact {folder} is damaged ({error}): it is computed anew.",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from clsnf.core.errors import ClsnfError
+from clsnf.core.hashing import sha256_file
+from clsnf.core.remote import RemoteFolder
 from clsnf.training.artifacts import Artifact, ArtifactStore
 
 CONTENT = {"seed": 3, "image": {"height": 64, "width": 96}, "levels": [1, 2]}
@@ -165,17 +167,81 @@ def test_an_artifact_is_two_files_that_need_no_pickle(tmp_path: Path) -> None:
     store.get("maps", CONTENT, an_artifact)
     folder = tmp_path / "maps" / store.key(CONTENT)
     assert sorted(p.name for p in folder.iterdir()) == ["facts.json", "tensors.safetensors"]
-    assert json.loads((folder / "facts.json").read_text()) == an_artifact().facts
+    facts = json.loads((folder / "facts.json").read_text())
+    assert facts.pop("sha256")["tensors"] == sha256_file(folder / "tensors.safetensors")
+    assert facts == an_artifact().facts
     assert set(load_file(folder / "tensors.safetensors")) == {"map", "step"}
 
 
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:20])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def flip_a_bit_of_the_content(file: Path) -> None:
+    """Of a number: what is left has the right form."""
+    content = bytearray(file.read_bytes())
+    place = content.index(b"0.25") + 2 if file.suffix == ".json" else len(content) - 1
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json"])
-def test_a_damaged_artifact_is_named_with_the_mend(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("damage", [cut, empty, flip_a_bit_of_the_content])
+def test_a_damaged_artifact_is_computed_anew_and_said(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
     store = ArtifactStore(tmp_path)
     store.get("maps", CONTENT, an_artifact)
     folder = tmp_path / "maps" / store.key(CONTENT)
-    (folder / name).write_bytes((folder / name).read_bytes()[:20])
-    with pytest.raises(ClsnfError, match=r"is damaged .*: delete it") as caught:
-        store.get("maps", CONTENT, refuse)
-    assert str(folder) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    damage(folder / name)
+    assert store.find("maps", store.key(CONTENT)) is None
+    with pytest.warns(RuntimeWarning, match="is damaged .*: it is computed anew") as said:
+        artifact = store.get("maps", CONTENT, an_artifact)
+    assert len(said) == 1
+    assert str(folder) in str(said[0].message)
+    assert "\n" not in str(said[0].message)
+    assert artifact.facts == an_artifact().facts
+    assert store.computed == {"maps": 2}
+    again = ArtifactStore(tmp_path).get("maps", CONTENT, refuse)
+    assert torch.equal(again.tensors["map"], an_artifact().tensors["map"])
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit_of_the_content])
+def test_a_damaged_artifact_is_fetched_again_and_a_remote_one_computed_anew(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    remote = RemoteFolder(f"file://{tmp_path}/remote")
+    one, two = (ArtifactStore(tmp_path / name, remote) for name in ("one", "two"))
+    one.get("maps", CONTENT, an_artifact)
+    file = Path("maps") / one.key(CONTENT) / "tensors.safetensors"
+    damage(tmp_path / "one" / file)
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        one.get("maps", CONTENT, refuse)  # the remote folder has a whole one
+    damage(tmp_path / "remote" / file)
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        two.get("maps", CONTENT, an_artifact)
+    three = ArtifactStore(tmp_path / "three", remote).get("maps", CONTENT, refuse)
+    assert torch.equal(three.tensors["map"], an_artifact().tensors["map"])
+
+
+def test_an_artifact_of_an_earlier_version_has_no_checksum_and_is_read(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    store.get("maps", CONTENT, an_artifact)
+    facts = tmp_path / "maps" / store.key(CONTENT) / "facts.json"
+    facts.write_text(json.dumps(an_artifact().facts))
+    assert store.get("maps", CONTENT, refuse).facts == an_artifact().facts
+    cut(facts.with_name("tensors.safetensors"))
+    with pytest.warns(RuntimeWarning, match="is damaged"):
+        store.get("maps", CONTENT, an_artifact)
+
+
+def test_facts_that_json_changes_keep_their_checksum(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    given = {"scales": [(0.1, 2)], "of": {2: "a", 10: "b"}, "tiny": 1e-310, "third": 1 / 3}
+    store.get("maps", CONTENT, lambda: Artifact({}, given))
+    found = store.get("maps", CONTENT, refuse).facts
+    assert found == {**given, "scales": [[0.1, 2]], "of": {"2": "a", "10": "b"}}
