@@ -238,14 +238,16 @@ def trial_result(category: str, trial: FrozenTrial) -> TrialResult:
 def trials_of_journal(path: Path) -> list[TrialResult]:
     """All begun trials in an Optuna journal; each Optuna study in it is named after its category.
 
-    Damage raises what Optuna raises.
+    It is read up to its last whole record. Raises OSError, and what Optuna raises for records that
+    contradict each other.
     """
     from optuna import logging
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from clsnf.core.journal import WholeRecords
 
     logging.set_verbosity(logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    storage = JournalStorage(WholeRecords(path))
     return [
         trial_result(study.study_name.rpartition("/")[2], trial)
         for study in storage.get_all_studies()

@@ -461,6 +461,10 @@ def test_the_trials_of_a_journal_are_those_of_a_table(tmp_path: Path) -> None:
     assert [t.cause for t in trials] == [None, "TrainingError: no", None]
     assert trials[0].config == params
     assert trials[0].measured == Measurements({"pixel_ap": 0.5}, seconds=2.0, artifacts_reused=1)
+    whole = path.read_bytes()
+    torn_line = whole.splitlines(keepends=True)[-1]
+    path.write_bytes(whole + torn_line[:20] + torn_line + torn_line)
+    assert trials_of_journal(path) == trials, "what follows a torn line is left out"
 
 
 # ---- rows of the evidence ----

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from clsnf.core.config import DetectorSettings
 from clsnf.core.errors import ClsnfError, OutputError
+from clsnf.core.journal import find_damage
 from clsnf.results import (
     BaselineResult,
     Case,
@@ -232,7 +233,14 @@ def _trials(folder: Path, finished: bool, elsewhere: bool, missing: list[str]) -
     table, journal = folder / "trials.parquet", folder / "optuna.journal"
     if journal.is_file() and not (finished and table.is_file()):
         # Of a study that goes on, the journal is newer than the table.
-        return _read(journal, trials_of_journal, missing) or []
+        trials = _read(journal, trials_of_journal, missing)
+        damage = None if trials is None else _read(journal, find_damage, missing)
+        if damage is not None:
+            missing.append(
+                f"{_name(journal)} is torn, or is being written: what follows its last whole "
+                f"record ({damage}) is left out."
+            )
+        return trials or []
     if table.is_file():
         return _rows(table, TrialResult.from_row, missing)
     missing.append(

@@ -6,6 +6,7 @@
     trials.parquet           every trial
     study.json               what the study is: settings, space, data
     optuna.journal           the trials while the study runs (unless another storage was named)
+    optuna.journal.torn      what a killed process left after the last whole record of the journal
     winners/<category>/      the winning detector
     front/<category>/        the detectors on the Pareto front, with several objectives
     examples/<category>.png  pictures of the winner's answers

@@ -27,6 +27,7 @@ from clsnf.core.uris import without_secrets
 STATE = (
     "study.json",
     "optuna.journal",
+    "optuna.journal.torn",
     "trials.parquet",
     "summary.json",
     "finished",

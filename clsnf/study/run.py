@@ -206,7 +206,7 @@ class _Driver:
             prefix = ""
         else:  # other studies may use the same storage, and another study of this name may come
             prefix = f"{request.name}-{secrets.token_hex(3)}/"
-        storage = open_storage(request.optuna_storage, self.out)
+        storage = open_storage(request.optuna_storage, self.out, self.reporter.say)
         if (
             resumed is not None
             and prefix

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from clsnf.core.config import StudySettings
 from clsnf.core.errors import OutputError
 from clsnf.core.hashing import content_key
+from clsnf.core.journal import cut_damage, remove_stale_lock
 from clsnf.core.uris import is_uri
 from clsnf.results import LATENCY, Measurements, TrialResult, trial_result
 
@@ -36,6 +37,9 @@ Direction = Literal["maximize", "minimize"]
 
 JOURNAL = "optuna.journal"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+# Seconds for which a lock on a journal must not change to be taken for one of a killed process. The
+# study's own journal has one writer, who holds the study's folder. Others may write another one.
+_OWN_GRACE, _SHARED_GRACE = 1.0, 30.0
 _FIRST_POINTS = "first"  # the Optuna study's attribute that holds the points to try first
 # A trial is pruned when at least this many other trials came as far, and it is not among the best
 # 75 percent of them.
@@ -43,13 +47,19 @@ _PRUNING_NEEDS_TRIALS = 4
 _PRUNING_KEEPS_PERCENT = 75.0
 
 
-def open_storage(where: str | None, out: Path) -> BaseStorage:
+def open_storage(
+    where: str | None, out: Path, say: Callable[[str], None] = lambda line: None
+) -> BaseStorage:
     """The storage of Optuna studies.
+
+    A journal that a killed process left torn is cut after its last whole record, and its lock is
+    removed. The caller holds the study's folder.
 
     Args:
         where: a database's URL (``sqlite:///studies.db``, ``postgresql://...``) or a journal file;
             None for a journal in `out`.
         out: the study's folder.
+        say: gets a line for what was mended.
 
     Raises:
         OutputError: it can't be opened.
@@ -67,7 +77,7 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
             raise OutputError(
                 f"The Optuna storage {path} can't be made: there is no folder {path.parent}."
             )
-        return JournalStorage(JournalFileBackend(str(path)))
+        return _open_journal(path, _OWN_GRACE if where is None else _SHARED_GRACE, say)
     except OutputError:
         raise
     except (OSError, ImportError, StorageInternalError, ValueError) as error:
@@ -76,6 +86,27 @@ def open_storage(where: str | None, out: Path) -> BaseStorage:
         if type(error).__module__.startswith("sqlalchemy"):
             raise OutputError(_cant_open(where, error)) from error
         raise
+
+
+def _open_journal(path: Path, grace: float, say: Callable[[str], None]) -> JournalStorage:
+    if remove_stale_lock(path, grace):
+        say(f"{path.name}: the lock of a process that was killed is removed")
+    cut = cut_damage(path)
+    if cut is not None:
+        damage, aside = cut
+        say(
+            f"{path.name} is torn: what follows its last whole record ({damage}) is left out, and "
+            f"kept in {aside.name}; a trial whose end was there runs again"
+        )
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError:
+        raise
+    except Exception as error:  # records that are whole may contradict each other
+        raise OutputError(
+            f"The Optuna journal {path} is damaged ({type(error).__name__}: {error}): put an "
+            "earlier copy in its place, or begin another study with another --out."
+        ) from error
 
 
 def _cant_open(where: str | None, error: Exception) -> str:

@@ -5,7 +5,8 @@ the highest generation holds the lease. The holder writes a new count into the f
 seconds. No clocks of different machines are compared: a waiting process takes a lease for dead when
 the count has not changed for the lifetime of a lease, by its own clock. It then creates the next
 generation. On the holder's own machine it looks the holder's process up instead, so a killed
-process's lease is free at once.
+process's lease is free at once. The owner of a damaged lease file is unknown, so its lease is free
+when the file has not changed for the lifetime.
 
 There are two kinds of leases, because neither serves every run. Files need a folder that all
 machines share, on a file system where only one process can create a file; an object store gives no
@@ -25,9 +26,10 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import psutil
 
@@ -45,24 +47,35 @@ def _machine() -> str:
     return f"{socket.gethostname()} {os.readlink(space) if space.exists() else ''}"
 
 
-def _new_owner() -> dict[str, Any]:
-    # A new process may get the number of an ended one: the time of birth tells them apart.
-    return {
-        "machine": _machine(),
-        "pid": os.getpid(),
-        "born": psutil.Process().create_time(),
-        "token": uuid.uuid4().hex,
-    }
+@dataclass(frozen=True)
+class _Owner:
+    """The process that holds a lease.
+
+    Attributes:
+        machine: as :func:`_machine` gives it.
+        pid: of the process.
+        born: when it began, in seconds since the epoch: a new process may get the number of an
+            ended one.
+        token: tells the leases of one process apart.
+    """
+
+    machine: str
+    pid: int
+    born: float
+    token: str
+
+    def is_gone(self) -> bool:
+        """Whether the owner has ended; False if it ran on another machine."""
+        if self.machine != _machine():
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.born) > 1.0
+        except psutil.NoSuchProcess:
+            return True
 
 
-def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether the owner has ended; False if it ran on another machine."""
-    if owner.get("machine") != _machine():
-        return False
-    try:
-        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["born"]) > 1.0)
-    except psutil.NoSuchProcess:
-        return True
+def _new_owner() -> _Owner:
+    return _Owner(_machine(), os.getpid(), psutil.Process().create_time(), uuid.uuid4().hex)
 
 
 class Leases(Protocol):
@@ -107,7 +120,7 @@ class FileLeases:
         finally:
             self._release(lease, owner)
 
-    def _acquire(self, name: str, owner: dict[str, Any]) -> Path:
+    def _acquire(self, name: str, owner: _Owner) -> Path:
         seen: tuple[Path, str] | None = None
         seen_at = time.monotonic()
         while True:
@@ -118,8 +131,9 @@ class FileLeases:
                 content = _read(newest)
                 if (newest, content) != seen:
                     seen, seen_at = (newest, content), time.monotonic()
+                holder = _owner_of(content)
                 dead = time.monotonic() - seen_at > self._lifetime or (
-                    content and _is_gone(json.loads(content)["owner"])
+                    holder is not None and holder.is_gone()
                 )
                 if not dead:
                     time.sleep(_POLL)
@@ -143,21 +157,36 @@ class FileLeases:
     def _newest(self, name: str) -> Path | None:
         return max(self._all(name), key=lambda path: int(path.suffix[1:]), default=None)
 
-    def _beat(self, lease: Path, owner: dict[str, Any], count: int) -> None:
+    def _beat(self, lease: Path, owner: _Owner, count: int) -> None:
         with suppress(OSError):  # the next heartbeat may succeed
             if lease.exists():  # else another process took it over
                 draft = lease.with_name(f".{lease.name}.part")
                 draft.write_text(_sign(owner, count))
                 draft.replace(lease)
 
-    def _release(self, lease: Path, owner: dict[str, Any]) -> None:
+    def _release(self, lease: Path, owner: _Owner) -> None:
         with suppress(OSError):
-            if json.loads(_read(lease) or "{}").get("owner") == owner:  # else another took it over
+            if _owner_of(_read(lease)) == owner:  # else another took it over
                 lease.unlink(missing_ok=True)
 
 
-def _sign(owner: dict[str, Any], count: int) -> str:
-    return json.dumps({"owner": owner, "count": count})
+def _sign(owner: _Owner, count: int) -> str:
+    return json.dumps({"owner": asdict(owner), "count": count})
+
+
+def _owner_of(content: str) -> _Owner | None:
+    """The owner that a lease file names; None where the file is damaged."""
+    try:
+        found = _Owner(**json.loads(content)["owner"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    whole = (
+        isinstance(found.machine, str)
+        and isinstance(found.pid, int)
+        and 0 < found.pid < 2**31
+        and isinstance(found.born, int | float)
+    )
+    return found if whole else None
 
 
 def _create(path: Path, content: str) -> bool:
@@ -184,6 +213,6 @@ def _create(path: Path, content: str) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except OSError:
         return ""

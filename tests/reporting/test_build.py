@@ -221,9 +221,13 @@ def test_a_study_under_way_is_reported_from_its_journal_as_far_as_it_came(tmp_pa
             "objectives": ["pixel_ap"],
         },
     )
+    with (out / "optuna.journal").open("ab") as journal:
+        journal.write(b'{"op_code":6,"tri')
     built = build_report(out)
     assert built.decisions == {"alpha": "Ready to deploy", "beta": "No winner yet"}
     assert any("The study is not finished" in line for line in built.missing)
+    assert any("optuna.journal of out is torn" in line for line in built.missing)
+    assert any("last whole record (1 line, 17 bytes)" in line for line in built.missing)
     assert any("beta: no winner yet (2 of its trials finished)" in line for line in built.missing)
     found = [
         (row["category"], row["status"], row["objective"], row["cause"])

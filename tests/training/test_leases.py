@@ -117,9 +117,48 @@ def test_a_lease_ends_with_an_error_in_the_block(tmp_path: Path) -> None:
         pass
 
 
-def test_half_a_lease_file_is_waited_for_and_then_taken(tmp_path: Path) -> None:
-    (tmp_path / "work.7").write_text(
-        ""
-    )  # a node that died between creating and writing, on a file system without links
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",  # a node that died between creating and writing, on a file system without links
+        b'{"owner": {"machine": "a',
+        b"\0\0\0\0",
+        b"\xff\xfe",
+        b"null",
+        b"{}",
+        b'{"owner": null}',
+        b'{"owner": {}}',
+        b'{"owner": {"machine": "HERE", "pid": 1}}',
+        b'{"owner": {"machine": "HERE", "pid": "1", "born": 1.0, "token": "a"}}',
+        b'{"owner": {"machine": "HERE", "pid": -1, "born": 1.0, "token": "a"}}',
+        b'{"owner": {"machine": "HERE", "pid": 1, "born": null, "token": "a"}}',
+    ],
+)
+def test_a_damaged_lease_file_is_waited_for_and_then_taken(tmp_path: Path, content: bytes) -> None:
+    content = content.replace(b"HERE", leases._machine().encode())
+    (tmp_path / "work.7").write_bytes(content)
+    began = time.monotonic()
     with FileLeases(tmp_path, lifetime=0.2).hold("work"):
+        assert time.monotonic() - began > 0.2
         assert [p.name for p in tmp_path.iterdir()] == ["work.8"]
+
+
+def test_a_lease_that_is_damaged_while_it_is_held_is_written_anew_by_its_holder(
+    tmp_path: Path,
+) -> None:
+    with FileLeases(tmp_path, heartbeat=0.05).hold("work"):
+        (tmp_path / "work.0").write_bytes(b"\0")
+        for _ in range(1000):
+            if (tmp_path / "work.0").read_bytes() != b"\0":
+                break
+            time.sleep(0.01)
+        assert b"owner" in (tmp_path / "work.0").read_bytes()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_is_damaged_as_it_ends_fails_nothing(tmp_path: Path) -> None:
+    with FileLeases(tmp_path).hold("work"):
+        (tmp_path / "work.0").write_bytes(b"{")
+    with FileLeases(tmp_path, lifetime=0.2).hold("work"):
+        pass
+    assert list(tmp_path.iterdir()) == []
