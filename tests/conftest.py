@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+
+# No test is about time: on a busy machine an example may take long.
+hypothesis.settings.register_profile("clsnf", deadline=None)
+hypothesis.settings.load_profile("clsnf")
 
 # The networks of the tests are so small that a second thread costs more than it gives, most of all
 # beside other work.
