@@ -425,7 +425,24 @@ def test_a_resumed_study_runs_nothing_again_and_leaves_the_test_images_closed(st
 # ---- ended early ----
 
 
-def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path: Path) -> None:
+def tear(out: Path) -> None:
+    """What a power cut may leave: half a record, the journal's lock, and a flipped bit in every
+    artifact.
+    """
+    with (out / "optuna.journal").open("ab") as journal:
+        journal.write(b'{"op_code":6,"wor')
+    lock = out / "optuna.journal.lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(out / "optuna.journal")
+    for file in (out / "stages").rglob("tensors.safetensors"):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+
+
+def test_a_study_killed_twice_torn_and_moved_ends_as_an_undisturbed_one(
+    study: Study, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     for ended, more in ((1, []), (5, ["--resume"])):
         process = study.start("--trials", str(TRIALS), *more, out=out)
@@ -441,10 +458,14 @@ def test_a_study_killed_twice_ends_as_an_undisturbed_one(study: Study, tmp_path:
         assert psutil.wait_procs(started, timeout=30)[1] == [], (
             "Ray's processes end with the driver"
         )
-    process = study.start("--trials", str(TRIALS), "--resume", out=out)
+    tear(out)
+    moved = out.rename(tmp_path / "moved")
+    process = study.start("--trials", str(TRIALS), "--resume", out=moved)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    again = study.at(out)
+    assert "optuna.journal: the lock of a process that was killed is removed" in stderr
+    assert "optuna.journal is torn: what follows its last whole record (1 line, " in stderr
+    again = study.at(moved)
     compared = {"seconds", "wall_seconds"} | {
         name for name in study.trials()[0] if name.startswith(("seconds_", "stages_", "stream_"))
     }
