@@ -56,6 +56,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return run_trials(tmp_path_factory.mktemp("undisturbed"), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn_at", ["20", "900"], ids=["as it begins", "as it ends"])
 def test_a_study_that_was_killed_while_it_wrote_and_moved_goes_on_as_undisturbed(
     tmp_path: Path, undisturbed: list[str], torn_at: str
@@ -79,6 +80,7 @@ def test_a_study_that_was_killed_while_it_wrote_and_moved_goes_on_as_undisturbed
     assert run_trials(moved, 5) == undisturbed, "the next one finds it whole"
 
 
+@pytest.mark.slow
 def test_a_moved_journal_outside_the_study_is_mended_too(
     tmp_path: Path, undisturbed: list[str]
 ) -> None:
