@@ -8,7 +8,7 @@ Fields may have other names than the keys in the file (``metrics`` is stored as 
 of earlier versions stay readable, and scripts that read the files go on working.
 
 A JSON file: :func:`read_result` and :func:`write_result`. A table with a row for each image or
-region: :func:`read_rows` and :func:`write_rows`. Trials: :func:`read_trials` and
+region: :func:`read_table` and :func:`write_rows`. Trials: :func:`read_trials` and
 :func:`write_trials`, and :func:`trials_of_journal` while a study runs.
 """
 
@@ -927,6 +927,11 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table; :func:`from_plain` makes each one a type.
+
+    Raises:
+        OutputError: the file can't be read, or is damaged.
+    """
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     except (OSError, pa.ArrowException) as error:
@@ -939,14 +944,3 @@ def write_rows(path: Path, rows: Sequence[Any]) -> None:
     """Write a table with a row for each result: images or regions of the evidence."""
     content = [to_plain(row) for row in rows]
     write_table(path, pa.Table.from_pylist(content) if content else pa.table({}))
-
-
-def read_rows(cls: type[T], path: Path) -> list[T]:
-    """The rows of a table that :func:`write_rows` wrote.
-
-    Raises:
-        OutputError: the file can't be read, or is damaged.
-    """
-    return [
-        from_plain(cls, row, f"{path}, row {number}") for number, row in enumerate(read_table(path))
-    ]

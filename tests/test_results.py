@@ -36,7 +36,7 @@ from clsnf.results import (
     WinnerResult,
     from_plain,
     read_result,
-    read_rows,
+    read_table,
     read_trials,
     to_plain,
     trials_of_journal,
@@ -488,6 +488,12 @@ REGION_ROW = {
     "found": True,
     "rejected": True,
 }
+
+
+def read_rows(cls: type[Any], path: Path) -> list[Any]:
+    """The rows of a table as a type."""
+    rows = enumerate(read_table(path))
+    return [from_plain(cls, row, f"{path}, row {number}") for number, row in rows]
 
 
 @pytest.mark.parametrize(("cls", "row"), [(ImageEvidence, IMAGE_ROW), (RegionEvidence, REGION_ROW)])
