@@ -19,19 +19,43 @@ class Row:
     """A category's row.
 
     Attributes:
-        ended, running, failed: numbers of trials; failed and stopped trials ended too.
-        best: the highest objective; None before the first.
-        reused, computed: numbers of artifacts.
-        results: the trials that ended.
+        begun: number of trials that began in this run.
+        earlier: number of trials that ended before it.
+        results: number of a trial -> its result, of all that ended.
     """
 
-    ended: int = 0
-    running: int = 0
-    failed: int = 0
-    best: float | None = None
-    reused: int = 0
-    computed: int = 0
-    results: list[TrialResult] = field(default_factory=list)
+    begun: int = 0
+    earlier: int = 0
+    results: dict[int, TrialResult] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> int:
+        """Number of trials that ended; failed and stopped trials are among them."""
+        return len(self.results)
+
+    @property
+    def running(self) -> int:
+        return self.begun - (self.ended - self.earlier)
+
+    @property
+    def failed(self) -> int:
+        return sum(result.status == "failed" for result in self.results.values())
+
+    @property
+    def best(self) -> float | None:
+        """The highest objective; None before the first."""
+        values = [r.objective for r in self.results.values() if r.objective is not None]
+        return max(values, default=None)
+
+    @property
+    def reused(self) -> int:
+        """Number of artifacts."""
+        return sum(r.measured.artifacts_reused or 0 for r in self.results.values())
+
+    @property
+    def computed(self) -> int:
+        """Number of artifacts."""
+        return sum(r.measured.artifacts_computed or 0 for r in self.results.values())
 
 
 class Board:
@@ -56,27 +80,18 @@ class Board:
     def earlier(self, results: Sequence[TrialResult]) -> None:
         """Trials that ended before this run."""
         for result in results:
-            self._count(result)
+            self.trial(result)
+        for row in self.rows.values():
+            row.earlier = row.ended
         self._before = self.ended
 
     def begun(self, category: str) -> None:
         """A trial began."""
-        self.rows[category].running += 1
+        self.rows[category].begun += 1
 
     def trial(self, result: TrialResult) -> None:
-        """A trial ended."""
-        self.rows[result.category].running -= 1
-        self._count(result)
-
-    def _count(self, result: TrialResult) -> None:
-        row = self.rows[result.category]
-        row.ended += 1
-        row.failed += result.status == "failed"
-        row.reused += result.measured.artifacts_reused or 0
-        row.computed += result.measured.artifacts_computed or 0
-        row.results.append(result)
-        if result.objective is not None:
-            row.best = result.objective if row.best is None else max(row.best, result.objective)
+        """A trial ended; to hear of the same trial twice changes nothing."""
+        self.rows[result.category].results[result.number] = result
 
     @property
     def ended(self) -> int:
@@ -124,7 +139,7 @@ class Board:
                 str(row.failed),
                 "-" if row.best is None else f"{row.best:.4f}",
                 f"{row.reused} of {artifacts}",
-                *_stream_cells(row.results),
+                *_stream_cells(list(row.results.values())),
             )
         if len(self.rows) > _MOST_ROWS:
             table.add_row(f"and {len(self.rows) - _MOST_ROWS} more", *[""] * 7)

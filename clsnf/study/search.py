@@ -53,9 +53,12 @@ class PerCategorySearch(Searcher):
         super().__init__(metric=OBJECTIVE, mode="max")
         self._trials_of, self._trials, self._in_sequence = dict(trials_of), trials, in_sequence
         self._begun, self._ended = begun, ended
-        self._running = dict.fromkeys(trials_of, 0)
+        # Tune's ids of the running trials. Tune may say twice that a trial ended: a set stays
+        # right, and a count would not.
+        self._running: dict[str, set[str]] = {category: set() for category in trials_of}
         self._suggested: dict[str, tuple[str, int]] = {}  # Tune's id -> category and number
         self._attempts: Counter[tuple[str, int]] = Counter()
+        self._told: set[tuple[str, int]] = set()  # trials that `ended` was told of
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher to resume after a crash; here the Optuna storage does that."""
@@ -75,11 +78,11 @@ class PerCategorySearch(Searcher):
         unfinished = [category for category in begun if begun[category] < self._trials]
         if not unfinished:
             return Searcher.FINISHED
-        category = min(unfinished, key=lambda c: (self._running[c], begun[c]))
+        category = min(unfinished, key=lambda c: (len(self._running[c]), begun[c]))
         if self._in_sequence and self._running[category]:
             return None
         number, values = self._trials_of[category].begin()
-        self._running[category] += 1
+        self._running[category].add(trial_id)
         self._suggested[trial_id] = (category, number)
         self._attempts[category, number] += 1
         if self._attempts[category, number] == 1:
@@ -112,7 +115,7 @@ class PerCategorySearch(Searcher):
         cause.
         """
         category, number = self._suggested[trial_id]
-        self._running[category] -= 1
+        self._running[category].discard(trial_id)
         if error or result is None:
             return
         own, report = self._trials_of[category], TrialReport.from_tune(result)
@@ -122,17 +125,27 @@ class PerCategorySearch(Searcher):
             own.stop(number, report.measured)
         else:
             own.finish(number, report.measured)
-        self._ended(own.result(number))
+        self._tell(category, number)
 
     def on_trial_failed(self, trial_id: str, cause: str) -> None:
         """A trial's process ended without a report: begin the trial again, a few times at most."""
         category, number = self._suggested[trial_id]
+        self._running[category].discard(trial_id)
         own = self._trials_of[category]
+        if own.result(number).status != "under way":  # what failed came after its result was stored
+            self._tell(category, number)
+            return
         if self._attempts[category, number] < MAX_ATTEMPTS:
             own.restart(number)
             return
         own.fail(number, cause)
-        self._ended(own.result(number))
+        self._tell(category, number)
+
+    def _tell(self, category: str, number: int) -> None:
+        """Say once that a trial ended."""
+        if (category, number) not in self._told:
+            self._told.add((category, number))
+            self._ended(self._trials_of[category].result(number))
 
     def save(self, checkpoint_path: str) -> None:
         """Write an empty file: the trials are in the Optuna storage."""

@@ -8,6 +8,7 @@ from clsnf.results import Measurements, TrialResult, TrialStatus
 
 def trial(
     category: str,
+    number: int,
     objective: float | None,
     reused: int = 0,
     computed: int = 0,
@@ -17,7 +18,7 @@ def trial(
         artifacts_reused=reused, artifacts_computed=computed, stream=stream or {}
     )
     status: TrialStatus = "failed" if objective is None else "finished"
-    return TrialResult(category, 0, status, objective=objective, measured=measured)
+    return TrialResult(category, number, status, objective=objective, measured=measured)
 
 
 def shown(board: Board) -> str:
@@ -29,7 +30,7 @@ def shown(board: Board) -> str:
 def test_counts_best_values_and_the_time_to_go() -> None:
     now = 100.0
     board = Board(["nut", "[bold]bolt"], 5, lambda: now)
-    board.earlier([trial("nut", 0.5, reused=1, computed=5), trial("nut", None)])
+    board.earlier([trial("nut", 0, 0.5, reused=1, computed=5), trial("nut", 1, None)])
     assert board.seconds_to_go() is None
     for category in ("nut", "[bold]bolt"):
         board.begun(category)
@@ -40,7 +41,7 @@ def test_counts_best_values_and_the_time_to_go() -> None:
         "decode_images": 40,
         "decode_seconds": 0.5,
     }
-    board.trial(trial("nut", 0.4, reused=5, stream=stream))
+    board.trial(trial("nut", 2, 0.4, reused=5, stream=stream))
     assert board.seconds_to_go() == 30 * 7, "one trial took 30 s, seven are left"
     assert (board.ended, board.total, board.rows["nut"].best, board.rows["nut"].running) == (
         3,
@@ -62,3 +63,13 @@ def test_hundreds_of_categories_show_those_that_something_happens_in() -> None:
     assert "part 123" in text
     assert "and 280 more" in text
     assert len(text.splitlines()) < 40
+
+
+def test_a_trial_that_is_told_of_twice_counts_once() -> None:
+    board = Board(["nut"], 5)
+    board.begun("nut")
+    for _ in range(2):
+        board.trial(trial("nut", 0, 0.5, reused=1, computed=5))
+    row = board.rows["nut"]
+    assert (row.running, row.ended, row.reused, row.computed) == (0, 1, 1, 5)
+    assert board.ended == 1

@@ -200,6 +200,39 @@ def test_a_failed_trial_counts_and_the_search_goes_on(way: str) -> None:
     )
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_trial_that_tune_ends_twice_does_not_stop_the_search(
+    stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune calls on_trial_complete again, with error=True, where the first call raised."""
+    trials = CategoryTrials(InMemoryStorage(), "a", "a", search_plan(trials=4), [START])
+    calls = Counter[int]()
+
+    def storage_is_locked(number: int, measured: Measurements) -> None:
+        calls[number] += 1
+        if stored:
+            finish(number, measured)
+        raise OSError("database is locked")
+
+    told: list[TrialResult] = []
+    search = PerCategorySearch({"a": trials}, 4, in_sequence=True, ended=told.append)
+    finish = trials.finish
+    first = search.suggest("t0")
+    monkeypatch.setattr(trials, "finish", storage_is_locked)
+    with pytest.raises(OSError, match="locked"):
+        search.on_trial_complete("t0", report(0.5))
+    monkeypatch.undo()
+    search.on_trial_complete("t0", error=True)
+    search.on_trial_failed("t0", "OSError: database is locked")
+    seen = run(search, prefix="later")
+    expected = [1, 2, 3] if stored else [0, 1, 2, 3]
+    assert [trial[NUMBER] for trial in seen] == expected
+    assert stored or seen[0] == first, "it is begun again as it was"
+    assert [t.status for t in trials.results()] == ["finished"] * 4
+    assert sorted(t.number for t in told) == [0, 1, 2, 3], "each is told of once"
+    assert calls == {0: 1}
+
+
 STORAGES = [None, "studies.journal", "sqlite:///{}/studies.db"]
 
 
