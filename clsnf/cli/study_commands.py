@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +129,14 @@ def study(**options: Any) -> None:
         wandb=options["wandb"],
         origin=origin,
     )
-    with terminal.live():
-        reporter = terminal.reporter(settings, request.categories, study_settings.trials)
-        summary = run_study(request, reporter)
+    try:
+        with terminal.live():
+            reporter = terminal.reporter(settings, request.categories, study_settings.trials)
+            summary = run_study(request, reporter)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(
+            f"to go on, say the same again with --out {shlex.quote(str(out))} --resume"
+        ) from interrupt
     terminal.summary(summary, out)
     if all(found.winner is None for found in summary.categories.values()):
         raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")

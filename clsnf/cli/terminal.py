@@ -135,8 +135,8 @@ class Terminal:
             board.trial(result)
             outcome = _outcome(result, board.rows[result.category].best)
             self.line(
-                f"trial {board.ended}/{board.total}  {result.category}: {_config(result.config)}: "
-                f"{outcome}"
+                f"{board.ended} of {board.total} trials ended: {result.category}, trial "
+                f"{result.number}: {_config(result.config)}: {outcome}"
             )
 
         def notes(found: list[ProgressNote]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 import clsnf
 from clsnf.core.config import StudySettings
 from clsnf.core.errors import SettingsError
+from clsnf.core.sigterm import Terminated
 from clsnf.core.threads import PASSIVE_THREADS, wait_passively
 
 _ENVIRONMENT = {
@@ -29,6 +32,10 @@ _ENVIRONMENT = {
     # Tune's own handler ignores a Ctrl-C while the last trial ends, and takes seconds for another.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+# How long a private Ray may take to start, in seconds. Ray's own 30 are too few for a machine that
+# is busy or has slow disks.
+_START_SECONDS = "RAY_raylet_start_wait_time_s"
+_PRIVATE_ENVIRONMENT = {_START_SECONDS: "300", "RAY_gcs_server_port_wait_time_s": "300"}
 
 
 Node = Mapping[str, float]  # the resources of a node: ``CPU``, ``GPU``, ``memory`` in bytes
@@ -84,6 +91,8 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     address = address or os.environ.get("RAY_ADDRESS") or None
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
+        for name, value in _PRIVATE_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         # "local" never connects to a Ray that another program has left running.
         arguments |= {
             "address": "local",
@@ -114,26 +123,91 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
 def _start(arguments: dict[str, Any]) -> None:
     import ray
 
+    address = arguments["address"]
     try:
-        _check_reachable(arguments["address"])
-        ray.init(**arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if arguments["address"] == "local":
-            raise SettingsError(
-                f"Ray can't start on this machine ({line}): is there memory and room in /tmp?"
-            ) from error
-        raise SettingsError(
-            f"There is no Ray cluster at {arguments['address']!r} ({line}): leave --address out "
+        _check_reachable(address)
+        with _own_sigterm():
+            ray.init(**arguments)
+    except Exception as error:  # of a node that is slow to start, Ray raises nothing narrower
+        raise _start_error(address, error) from error
+
+
+def _start_error(address: str, error: Exception) -> SettingsError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    if address != "local":
+        return SettingsError(
+            f"There is no Ray cluster at {address!r} ({line}): leave --address out "
             "for a private one."
-        ) from error
+        )
+    if "timed out during startup" in line:
+        waited = max(30, int(os.environ[_START_SECONDS]))  # Ray tries for 30 s at least
+        return SettingsError(
+            f"Ray did not start within {waited} s ({line}): is the machine busy? "
+            f"{_START_SECONDS}=900 in the environment gives it more time."
+        )
+    return SettingsError(
+        f"Ray can't start on this machine ({line}): is there memory and room in /tmp?"
+    )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray's ends the process with a crash dump.
+
+    Raises:
+        Terminated: a SIGTERM came while Ray's handler was there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code == signal.SIGTERM and callable(before):
+            before(signal.SIGTERM, None)
+            raise Terminated from ended
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str) -> None:
-    """Raise OSError where nobody listens at a HOST:PORT; Ray would try for minutes."""
+    """Raise where no cluster answers at an address; Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody listens there, or ``auto`` finds no cluster.
+        ray.exceptions.RpcError: who listens there does not answer as a cluster does.
+    """
+    if address == "local":
+        return
+    address = _resolved(address)
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():
+    if not port.isdecimal():
+        return
+    try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise OSError(f"{address}: {error}") from error
+    if not address.startswith("ray://"):
+        # A head that hangs still listens, and another program may have a dead head's port. Ray's
+        # client tries for 40 s.
+        from ray import _raylet
+
+        _raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+
+
+def _resolved(address: str) -> str:
+    """HOST:PORT of ``auto``, as :func:`ray.init` finds it; other addresses are returned as given.
+
+    That is RAY_ADDRESS, a Ray that runs on this machine, or the one that was started here last,
+    which may be gone.
+    """
+    if address != "auto":
+        return address
+    from ray._private.services import get_ray_address_from_environment
+
+    return str(get_ray_address_from_environment(address, None))
 
 
 def node_resources() -> list[dict[str, float]]:

@@ -550,19 +550,27 @@ def test_trials_from_scratch_have_the_same_metrics_and_a_front_of_two_objectives
     assert names[0].endswith("/alpha")
 
 
-def test_ctrl_c_ends_every_process_and_leaves_what_was_finished(
-    study: Study, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_every_process_and_leave_what_was_finished(
+    study: Study, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
     process = study.start("--trials", "100", "--categories", "alpha,beta", out=out)
     wait_for_trial(process, 2)
     started = psutil.Process(process.pid).children(recursive=True)
     assert any("raylet" in p.name() for p in started)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)  # as Kubernetes does
     stdout, stderr = process.communicate(timeout=60)
 
-    assert process.returncode == 130, stderr
-    assert stderr.endswith("interrupted: what was finished is kept\n")
+    assert process.returncode == 128 + number, stderr
+    assert stderr.endswith(
+        "interrupted: what was finished is kept; to go on, say the same again with --out "
+        f"{out} --resume\n"
+    )
+    assert "Aborted" not in stderr
     assert "Traceback" not in stderr + stdout
     assert psutil.wait_procs(started, timeout=10)[1] == []
     trials = pq.read_table(out / "trials.parquet").to_pylist()

@@ -4,13 +4,18 @@ trial's share of a cluster.
 
 import dataclasses
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray._private import services
 
 from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import OutputError, SettingsError
@@ -159,6 +164,88 @@ def test_an_address_where_no_cluster_is_is_said_at_once(address: str) -> None:
     said = rf"There is no Ray cluster at '{re.escape(address)}' \(.*\): leave --address out"
     with pytest.raises(SettingsError, match=said), ray_session(address):
         pass
+
+
+@pytest.mark.parametrize("known_by", ["the environment", "the file of the last cluster"])
+def test_auto_is_refused_at_once_where_the_head_has_died(
+    known_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if known_by == "the environment":
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    else:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        services._cached_find_gcs_addresses.cache_clear()
+        # Other programs' Rays may run here.
+        monkeypatch.setattr(services, "_find_address_from_flag", lambda flag: set())
+    said = r"There is no Ray cluster at 'auto' \(127\.0\.0\.1:1: .*\): leave --address out"
+    with pytest.raises(SettingsError, match=said), ray_session("auto"):
+        pass
+
+
+@pytest.mark.slow
+def test_a_program_that_is_no_ray_is_refused_within_a_minute() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        said = f"There is no Ray cluster at '{address}'"
+        with pytest.raises(SettingsError, match=said), ray_session(address):
+            pass
+
+
+# A Ray whose raylet is stopped as soon as it is there: it never starts.
+_STOPPED_RAY = """
+import sys, threading, psutil
+from clsnf.core.errors import SettingsError
+from clsnf.study.cluster import ray_session
+
+def stop() -> None:
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.cmdline()[0].endswith("raylet/raylet"):
+                    process.suspend()
+                    threading.Timer(float(sys.argv[1]), process.resume).start()
+                    return
+            except (psutil.Error, IndexError):
+                pass
+
+threading.Thread(target=stop, daemon=True).start()
+try:
+    with ray_session(None):
+        print("started")
+except SettingsError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "started"),
+        (
+            {"RAY_raylet_start_wait_time_s": "5"},
+            "Ray did not start within 30 s (The current node timed out during startup. ",
+        ),
+    ],
+)
+def test_a_ray_that_is_slow_to_start_is_waited_for_or_said(
+    asked: dict[str, str], said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _STOPPED_RAY, "45"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | asked,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.startswith(said), done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert ("RAY_raylet_start_wait_time_s=900" in done.stdout) == bool(asked)
 
 
 # ---- shares of a cluster ----

@@ -118,6 +118,6 @@ def wait_for_trial(process: subprocess.Popen[str], number: int) -> None:
     """Wait until this many trials of a running study have ended."""
     assert process.stderr is not None
     lines: list[str] = []
-    while not any(line.startswith(f"trial {number}/") for line in lines):
+    while not any(line.startswith(f"{number} of ") and "trials ended: " in line for line in lines):
         lines.append(process.stderr.readline())
         assert lines[-1], "".join(lines)
