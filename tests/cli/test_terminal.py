@@ -13,6 +13,7 @@ from clsnf.results import (
     FailedTrial,
     StudySummary,
     ThresholdReport,
+    TrialResult,
     ValidationResult,
     WinnerResult,
 )
@@ -70,3 +71,13 @@ def test_long_work_without_a_terminal_says_nothing_at_first(
         for done in range(1, 101):
             terminal.progress("features", done, 100)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_about_a_trial_has_its_number_and_how_many_ended(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reporter = Terminal().reporter(DetectorSettings(), ["nut", "bolt"], 3)
+    reporter.begun("nut")
+    reporter.trial(TrialResult("nut", 2, "failed", cause="no", config={"flow_depth": 4}))
+    said = capsys.readouterr().err
+    assert said == "1 of 6 trials ended: nut, trial 2: flow_depth 4: failed: no\n"
