@@ -626,11 +626,20 @@ class StudySummary:
 class StudyIdentity:
     """``study.json``: what a study is; resuming with anything else is refused.
 
+    None is unknown: earlier versions did not write down `textures` and what follows them here.
+
     Attributes:
         settings: what every trial starts from.
         space: what is searched.
         data: category -> hash of its images' contents.
         objectives: names, the first picks the winner.
+        textures: hash of the pictures that training defects are filled from; ``drawn`` where code
+            draws them.
+        weights: weights file of a backbone -> sha256 of its content; empty where timm's are used.
+        results_version: of what the same settings give
+            (:data:`clsnf.training.artifacts.RESULTS_VERSION`).
+        generator_version: of the validation defects
+            (:data:`clsnf.synthesis.validation_defects.GENERATOR_VERSION`).
         storage_prefix: what the names of its Optuna studies begin with; empty for a journal of its
             own.
         copy: name of the driver's local folder.
@@ -640,6 +649,10 @@ class StudyIdentity:
     space: dict[str, dict[str, Any]]
     data: dict[str, str]
     objectives: list[str]
+    textures: str | None = None
+    weights: dict[str, str] | None = None
+    results_version: int | None = None
+    generator_version: int | None = None
     storage_prefix: Annotated[str, Field(alias="studies")] = ""
     copy: str = ""
     format: int = FORMAT

@@ -284,6 +284,13 @@ def test_settings_of_an_earlier_version_get_the_defaults_of_what_they_lack() -> 
     assert identity.settings == DetectorSettings()
 
 
+def test_what_a_study_of_an_earlier_version_did_not_write_down_is_unknown() -> None:
+    identity = from_plain(StudyIdentity, IDENTITY, "study.json")
+    assert identity.textures is None
+    assert identity.weights is None
+    assert (identity.results_version, identity.generator_version) == (None, None)
+
+
 def test_a_schedule_by_its_old_name_is_the_same() -> None:
     settings = SETTINGS | {"finetune": SETTINGS["finetune"] | {"schedule": "trunk"}}
     identity = from_plain(StudyIdentity, IDENTITY | {"settings": settings}, "study.json")

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from clsnf.core.config import StudySettings, differences
-from clsnf.core.errors import OutputError
+from clsnf.core.config import BackboneSettings, StudySettings, differences
+from clsnf.core.errors import DataError, OutputError, WeightsError
+from clsnf.core.hashing import sha256_file
 from clsnf.data.checks import CheckReport, check_category
 from clsnf.data.splits import assign_splits
 from clsnf.evaluation.selection import check_objective
 from clsnf.evaluation.selection_rules import check_rule
+from clsnf.model.backbone import weights_file
 from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, read_result, to_plain
 from clsnf.study.callbacks import check_loggers
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
 from clsnf.study.warm_start import read_earlier_trials
-from clsnf.training.prepare import check_ingredients, data_fingerprint
+from clsnf.synthesis.textures import texture_contents_key
+from clsnf.synthesis.validation_defects import GENERATOR_VERSION
+from clsnf.training.artifacts import RESULTS_VERSION
+from clsnf.training.prepare import MAX_TEXTURES, check_ingredients, data_fingerprint
+
+DRAWN = "drawn"  # the identity's textures where code draws them
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,10 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     check_loggers(request.mlflow, request.wandb)
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))
+    resumed = _read_identity(out)
     check_ingredients(request.settings, request.textures, request.device)
+    if resumed is None:
+        request.space.check_new(request.settings)
     reports = {category_of(t): _check_images(t, request, reporter) for t in request.tables}
     fraction, seed = request.settings.validation.fraction, request.settings.seed
     tables = {
@@ -72,8 +83,11 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
         space={name: dict(given) for name, given in request.space.ranges.items()},
         data={category: data_fingerprint(table) for category, table in tables.items()},
         objectives=list(request.study.objectives),
+        textures=_textures_key(request.textures),
+        weights=_weights_keys(request),
+        results_version=RESULTS_VERSION,
+        generator_version=GENERATOR_VERSION,
     )
-    resumed = _read_identity(out)
     if resumed is not None:
         _check_same_study(resumed, identity, out, request.optuna_storage)
     return StudyInputs(tables, skipped, earlier_trials, identity, resumed)
@@ -85,6 +99,35 @@ def _check_names(study: StudySettings) -> None:
     for name in (first, *(name for name in others if name != LATENCY)):
         check_objective(name)
     check_rule(study.selection)
+
+
+def _textures_key(folder: Path | None) -> str:
+    """What decides the textures beside settings, for the identity."""
+    if folder is None:
+        return DRAWN
+    try:
+        return texture_contents_key(folder, MAX_TEXTURES)
+    except OSError as error:
+        raise DataError(f"A picture of the texture folder can't be read: {error}.") from error
+
+
+def _weights_keys(request: StudyRequest) -> dict[str, str]:
+    """The sha256 of each weights file that a trial may load, by its name in settings or space.
+
+    Raises:
+        WeightsError: a file is not there, or can't be read.
+    """
+    names = (request.settings.backbone.weights, *request.space.choices("backbone.weights"))
+    return {name: _sha256_of_weights(name) for name in names if name is not None}
+
+
+def _sha256_of_weights(name: str) -> str:
+    path = weights_file(BackboneSettings(weights=name))
+    assert path is not None  # as a file is named
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise WeightsError(f"The weights file {path} can't be read ({error.strerror}).") from error
 
 
 def _check_images(table: pa.Table, request: StudyRequest, reporter: Reporter) -> CheckReport:
@@ -111,10 +154,12 @@ def _read_identity(out: Path) -> StudyIdentity | None:
 def _check_same_study(
     before: StudyIdentity, identity: StudyIdentity, out: Path, optuna_storage: str | None
 ) -> None:
-    """Refuse to resume a study with other settings, data, space or objectives."""
+    """Refuse to resume a study with anything else that decides a metric."""
     old, new = to_plain(before), to_plain(identity)
     parts = ("settings", "space", "data", "objectives")
     changed = {part: list(differences(old[part], new[part])) for part in parts}
+    changed["textures"] = list(_texture_differences(before.textures, identity.textures))
+    changed["weights"] = list(_weights_differences(before.weights, identity.weights))
     found = [line for lines in changed.values() for line in lines]
     if found:
         kinds = " and ".join(part for part, lines in changed.items() if lines)
@@ -123,8 +168,36 @@ def _check_same_study(
             f"The study in {out} was begun with other {kinds} ({'; '.join(found[:3])}{more}): "
             "choose another --out."
         )
+    for name in ("results_version", "generator_version"):
+        was, now = getattr(before, name), getattr(identity, name)
+        if was not in (None, now):
+            raise OutputError(
+                f"The study in {out} was begun with a version of clsnf that gives other results "
+                f"({name} was {was}, is {now}): choose another --out, or go on with that version."
+            )
     if (optuna_storage is None) != (before.storage_prefix == ""):
         place = "its own journal" if before.storage_prefix == "" else "another --optuna-storage"
         raise OutputError(
             f"The study in {out} was begun with its trials in {place}: say the same again."
         )
+
+
+def _texture_differences(before: str | None, now: str | None) -> Iterator[str]:
+    """How the textures differ; earlier versions did not say what theirs were."""
+    if before in (None, now):
+        return
+    if before == DRAWN:
+        yield "they were drawn by code, are pictures of --textures"
+    elif now == DRAWN:
+        yield "they were pictures of --textures, are drawn by code"
+    else:
+        yield "the pictures of --textures have changed"
+
+
+def _weights_differences(
+    before: Mapping[str, str] | None, now: Mapping[str, str] | None
+) -> Iterator[str]:
+    """Weights files whose content differs; settings and space tell which files there are."""
+    for name, sha in (before or {}).items():
+        if now is not None and now.get(name, sha) != sha:
+            yield f"the content of {name} has changed"

@@ -11,15 +11,24 @@ full name, such as ``flow.passes`` or ``defects.threshold``.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from clsnf.core.config import DetectorSettings, check_names, replaced, value_at
-from clsnf.core.errors import SettingsError, nearest
+from clsnf.core.config import (
+    BackboneSettings,
+    DetectorSettings,
+    check_names,
+    replaced,
+    value_at,
+)
+from clsnf.core.errors import ClsnfError, SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
+from clsnf.model.backbone import architecture_of, empty_backbone, load_backbone
 from clsnf.training.finetune import RESUME_EVERY
 
 SHORT_NAMES = {
@@ -37,6 +46,16 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
 # Swept at the end of a study, as far as the space allows them. They lie closer together where the
 # authors' weights are, from 0.016 to 0.25.
 FUSION_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+# Why no trial depends on a setting, for refusals. Any other name in the section `validation` is
+# refused too.
+_UNREAD = {
+    "score_weight": "the study chooses it for the winner alone, by image AUROC",
+    "validation.fraction": "validation images are held out once, before the first trial",
+    "validation.images_per_family": "validation defects are made once, before the first trial",
+    "validation.false_reject_rate": "the threshold of the winner alone depends on it",
+}
+_VALIDATION = "all trials are judged by the same validation"
 
 # Sections whose settings change the training of stage one before the learning rate decays.
 _CHANGE_STAGE_ONE = ("finetune", "defects", "backbone", "image", "seed")
@@ -87,6 +106,58 @@ class Space:
                 except SettingsError as error:
                     raise SettingsError(f"The search space's {name}: {error}") from error
 
+    def check_new(self, settings: DetectorSettings) -> None:
+        """Refuse what a new study could only waste trials on.
+
+        That is a setting that no trial reads, and backbones that can't be loaded. A study that was
+        begun with such a space may still go on.
+
+        Raises:
+            SettingsError, WeightsError: with the setting's name, and why.
+        """
+        for name in self.ranges:
+            why = _why_unread(SHORT_NAMES.get(name, name))
+            if why is not None:
+                raise SettingsError(
+                    f"The search space's {name} changes nothing in a trial: {why}. Take it out of "
+                    f"the space; give one value with --set {name}=VALUE."
+                )
+        self._check_backbones(settings)
+
+    def _check_backbones(self, settings: DetectorSettings) -> None:
+        """Build every backbone that a trial may have, at every image size, and load its weights."""
+        names, file = self.choices("backbone.name"), settings.backbone.weights
+        for name in names:  # unknown ones are refused before anything is loaded
+            with _named({"backbone.name": name}):
+                architecture_of(BackboneSettings(name))
+        if len(names) > 1 and file is not None and not self.choices("backbone.weights"):
+            raise SettingsError(
+                f"The search space's backbone.name has {len(names)} backbones "
+                f"({', '.join(names)}), and --weights is one file, {file}, which fits one of them: "
+                "leave --weights out to use timm's pretrained weights, or search one backbone."
+            )
+        backbones, sizes = self._points("backbone."), self._points("image.")
+        if backbones == sizes == [{}]:
+            return  # the settings' own, which is checked with them
+        for backbone in backbones:
+            for index, size in enumerate(sizes):
+                point = backbone | size
+                with _named(point):
+                    _load(apply_config(settings, point), with_weights=index == 0)
+
+    def _points(self, section: str) -> list[dict[str, Any]]:
+        """All combinations of the values of a section's settings that are checked."""
+        searched = {n: _samples(r) for n, r in self.ranges.items() if n.startswith(section)}
+        return [
+            dict(zip(searched, values, strict=True))
+            for values in itertools.product(*searched.values())
+        ]
+
+    def choices(self, full_name: str) -> list[Any]:
+        """The choices of a setting by its full name; none where the space has no choice of it."""
+        given = self._range(full_name) or {}
+        return list(given.get("values", ()))
+
     def distributions(self) -> dict[str, Any]:
         """The Optuna distribution of each name."""
         from optuna.distributions import (
@@ -104,7 +175,7 @@ class Space:
                     given["low"],
                     given["high"],
                     log=given.get("log", False),
-                    step=given.get("step", 1),
+                    step=_whole_step(given),
                 )
             return FloatDistribution(
                 given["low"], given["high"], log=given.get("log", False), step=given.get("step")
@@ -128,7 +199,7 @@ class Space:
             return [settings.finetune.joint_epochs]
         if given["type"] == "choice":
             return sorted(given["values"])
-        return list(range(given["low"], given["high"] + 1, given.get("step", 1)))
+        return list(range(given["low"], given["high"] + 1, _whole_step(given)))
 
     def rungs(self, settings: DetectorSettings) -> list[int]:
         """Epochs at which running trials are compared, so that hopeless ones can stop.
@@ -189,6 +260,31 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
     return replaced(settings, {SHORT_NAMES.get(name, name): v for name, v in config.items()})
 
 
+def _why_unread(full_name: str) -> str | None:
+    """Why no trial depends on a setting; None where trials do."""
+    in_validation = full_name.startswith("validation.")
+    return _UNREAD.get(full_name, _VALIDATION if in_validation else None)
+
+
+@contextmanager
+def _named(point: Mapping[str, Any]) -> Iterator[None]:
+    """Errors of the block name the values that they are about."""
+    try:
+        yield
+    except ClsnfError as error:
+        values = ", ".join(f"{name}={value}" for name, value in point.items())
+        raise type(error)(f"The search space's {values}: {error}") from error
+
+
+def _load(settings: DetectorSettings, with_weights: bool) -> None:
+    """Build a backbone; its weights fit images of every size, so once is enough for them."""
+    backbone, size = settings.backbone, settings.image.size
+    if with_weights:
+        load_backbone(backbone, size)
+    else:
+        empty_backbone(architecture_of(backbone), backbone.levels, size)
+
+
 def _check_range(name: str, given: Mapping[str, Any]) -> None:
     if not isinstance(given, Mapping):
         raise SettingsError(
@@ -224,9 +320,9 @@ def _check_numbers(name: str, kind: str, given: Mapping[str, Any]) -> None:
             f"{name}: low is {low!r} and high is {high!r}: a range of type {kind} needs numbers "
             "with low <= high."
         )
-    if step is not None and (not _is_number(step, kind) or step <= 0):
-        whole = "a whole number " if kind == "int" else ""
-        raise SettingsError(f"{name}: step is {step!r}: it must be {whole}above 0.")
+    if step is not None and (not _is_number(step, kind) or not 0 < step < math.inf):
+        what = "a whole number above 0" if kind == "int" else "above 0 and finite"
+        raise SettingsError(f"{name}: step is {step!r}: it must be {what}, or left out.")
     if not isinstance(log, bool):
         raise SettingsError(f"{name}: log is {log!r}: it must be true or false.")
     if log and (low <= 0 or step):
@@ -235,6 +331,11 @@ def _check_numbers(name: str, kind: str, given: Mapping[str, Any]) -> None:
 
 def _is_number(value: Any, kind: str) -> TypeGuard[float]:
     return isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+
+
+def _whole_step(given: Mapping[str, Any]) -> int:
+    """The step of a range of type int; ``step: null`` is as no step."""
+    return given.get("step") or 1
 
 
 def _samples(given: Mapping[str, Any]) -> list[Any]:
@@ -246,7 +347,7 @@ def _samples(given: Mapping[str, Any]) -> list[Any]:
         return list(given["values"])
     low, high = given["low"], given["high"]
     if given["type"] == "int":
-        return [low, high, min(low + given.get("step", 1), high)]
+        return [low, high, min(low + _whole_step(given), high)]
     return [float(low), float(high)]
 
 
@@ -264,10 +365,13 @@ def _nearest_choice(values: list[Any], settings: DetectorSettings, name: str) ->
     return values[0]
 
 
-def _nearest_number(given: Mapping[str, Any], now: float) -> int | float:
-    """The number of a range that is nearest to the value that the settings have."""
+def _nearest_number(given: Mapping[str, Any], now: float | None) -> int | float:
+    """The number of a range that is nearest to the value that the settings have.
+
+    The lowest where they have none, such as ``score_weight`` by default.
+    """
     low, high, step = given["low"], given["high"], given.get("step")
-    value = min(max(now, low), high)
+    value = low if now is None else min(max(now, low), high)
     if step:
         # The last step may end below the range's upper end.
         steps = min(round((value - low) / step), math.floor((high - low) / step))

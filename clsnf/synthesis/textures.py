@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clsnf.core.errors import DataError
-from clsnf.core.hashing import content_key
+from clsnf.core.hashing import content_key, sha256_file
 from clsnf.data.images import IMAGE_SUFFIXES, read_image
 
 Field = NDArray[np.floating[Any]]  # (H, W)
@@ -46,6 +46,31 @@ def texture_files_key(folder: Path) -> str:
     return content_key([[path.as_posix(), size] for path, size in sizes])
 
 
+def texture_contents_key(folder: Path, limit: int) -> str:
+    """A hash of the contents of the images that :func:`load_textures` takes, in their order.
+
+    Names and places of the files are no part of it.
+
+    Raises:
+        DataError: the folder has no images.
+        OSError: an image can't be read.
+    """
+    return content_key([sha256_file(path) for path in _chosen_files(folder, limit)])
+
+
+def _chosen_files(folder: Path, limit: int) -> list[Path]:
+    """At most `limit` images below a folder, evenly spread over the sorted paths."""
+    paths = _image_files(folder)
+    if not paths:
+        what = "has no images" if folder.is_dir() else "is no folder"
+        raise DataError(
+            f"The texture folder {folder} {what}: give one with {', '.join(IMAGE_SUFFIXES)} files "
+            "in it or below it, or leave it out to use drawn textures."
+        )
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
+    return [paths[index] for index in chosen]
+
+
 def load_textures(folder: str | Path, size: tuple[int, int], limit: int) -> Tensor:
     """At most ``limit`` images from anywhere below ``folder``, uint8 (T, 3, H, W).
 
@@ -58,18 +83,10 @@ def load_textures(folder: str | Path, size: tuple[int, int], limit: int) -> Tens
         DataError: the folder has no images.
         ImageError: an image can't be read.
     """
-    folder = Path(folder)
-    paths = _image_files(folder)
-    if not paths:
-        what = "has no images" if folder.is_dir() else "is no folder"
-        raise DataError(
-            f"The texture folder {folder} {what}: give one with {', '.join(IMAGE_SUFFIXES)} files "
-            "in it or below it, or leave it out to use drawn textures."
-        )
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(limit, len(paths))).round().astype(int))
-    textures = torch.empty(len(chosen), 3, *size, dtype=torch.uint8)
-    for into, index in zip(textures, chosen, strict=True):
-        into.copy_(torch.from_numpy(_covering(read_image(paths[index]), size)).permute(2, 0, 1))
+    paths = _chosen_files(Path(folder), limit)
+    textures = torch.empty(len(paths), 3, *size, dtype=torch.uint8)
+    for into, path in zip(textures, paths, strict=True):
+        into.copy_(torch.from_numpy(_covering(read_image(path), size)).permute(2, 0, 1))
     return textures
 
 

@@ -392,6 +392,11 @@ def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
             "another --out.",
         ),
         (
+            ["--resume", "--textures", "data"],
+            "was begun with other textures (they were drawn by code, are pictures of --textures): "
+            "choose another --out.",
+        ),
+        (
             ["--resume", "--optuna-storage", "other.journal"],
             "was begun with its trials in its own journal: say the same again.",
         ),
@@ -402,7 +407,8 @@ def test_a_folder_in_use_is_refused_for_another_study(
 ) -> None:
     files = {path: path.stat().st_mtime_ns for path in study.out.rglob("*")}
     base = ["study", "--data", str(study.data), "--out", str(study.out), *study.options]
-    result = CliRunner().invoke(main, [*base, *arguments])
+    given = [str(study.data) if argument == "data" else argument for argument in arguments]
+    result = CliRunner().invoke(main, [*base, *given])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {'The study in ' if arguments else ''}{study.out} ")
     assert result.stderr.endswith(f"{said}\n")

@@ -9,9 +9,17 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution, IntDistribution
 
-from clsnf.core.config import DetectorSettings, FinetuneSettings, FlowSettings, to_dict
-from clsnf.core.errors import SettingsError
+from clsnf.core.config import (
+    BackboneSettings,
+    DetectorSettings,
+    FinetuneSettings,
+    FlowSettings,
+    ImageSettings,
+    to_dict,
+)
+from clsnf.core.errors import ClsnfError, SettingsError, WeightsError
 from clsnf.study.space import (
     DEFAULT_SPACE,
     FUSION_WEIGHTS,
@@ -161,11 +169,15 @@ def test_a_file_may_search_any_setting_by_its_full_name(tmp_path: Path) -> None:
         ),
         (
             "flow.passes: {type: float, low: 1, high: 2, step: 0}",
-            "flow.passes: step is 0: it must be above 0.",
+            "flow.passes: step is 0: it must be above 0 and finite, or left out.",
+        ),
+        (
+            "flow.passes: {type: float, low: 1, high: 2, step: .nan}",
+            "flow.passes: step is nan: it must be above 0 and finite, or left out.",
         ),
         (
             "flow_depth: {type: int, low: 1, high: 2, step: 0.5}",
-            "flow_depth: step is 0.5: it must be a whole number above 0.",
+            "flow_depth: step is 0.5: it must be a whole number above 0, or left out.",
         ),
         # A float range for a setting that takes whole numbers would fail in every trial but at its
         # ends.
@@ -228,6 +240,115 @@ def test_a_value_that_the_studys_settings_do_not_allow_is_refused_before_any_tri
         match=r"The search space's flow_depth: FlowSettings.depth is 0: it must be 0 or more \(1",
     ):
         Space(DEFAULT_SPACE).check(random_start)
+
+
+def choice(*values: Any) -> dict[str, Any]:
+    return {"type": "choice", "values": list(values)}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "why"),
+    [
+        ("score_weight", [0.1, 0.5], "the study chooses it for the winner alone, by image AUROC"),
+        (
+            "validation.fraction",
+            [0.1, 0.2],
+            "validation images are held out once, before the first trial",
+        ),
+        (
+            "validation.images_per_family",
+            [8, 16],
+            "validation defects are made once, before the first trial",
+        ),
+        (
+            "validation.false_reject_rate",
+            [0.01, 0.1],
+            "the threshold of the winner alone depends on it",
+        ),
+    ],
+)
+def test_a_setting_that_no_trial_reads_is_refused_in_a_new_study(
+    name: str, values: list[Any], why: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Space({name: choice(*values)}).check_new(DetectorSettings())
+    assert str(caught.value) == (
+        f"The search space's {name} changes nothing in a trial: {why}. Take it out of the space; "
+        f"give one value with --set {name}=VALUE."
+    )
+
+
+def test_every_setting_of_validation_is_refused() -> None:
+    settings = DetectorSettings()
+    for name, value in to_dict(settings.validation).items():
+        with pytest.raises(SettingsError, match="changes nothing in a trial"):
+            Space({f"validation.{name}": choice(value)}).check_new(settings)
+
+
+# ---- backbones ----
+
+
+def with_weights(file: Path | None, **backbone: Any) -> DetectorSettings:
+    return DetectorSettings(
+        image=ImageSettings(64, 64),
+        backbone=BackboneSettings(weights=None if file is None else str(file), **backbone),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ["demo", "resnet19"],
+            "The search space's backbone.name=resnet19: There is no timm model 'resnet19'. Did you",
+        ),
+        (
+            ["resnet18", "resnet34"],
+            "The search space's backbone.name has 2 backbones (resnet18, resnet34), and --weights "
+            "is one file, {file}, which fits one of them: leave --weights out to use timm's "
+            "pretrained weights, or search one backbone.",
+        ),
+        (["resnet34"], "The search space's backbone.name=resnet34: {file} does not fit 'resnet34'"),
+    ],
+)
+def test_a_backbone_that_would_fail_in_every_trial_is_refused(
+    names: list[str], said: str, resnet18_weights: Path
+) -> None:
+    space = Space({"backbone.name": choice(*names)})
+    with pytest.raises(ClsnfError) as caught:
+        space.check_new(with_weights(resnet18_weights))
+    assert str(caught.value).startswith(said.format(file=resnet18_weights))
+    assert "\n" not in str(caught.value)
+
+
+def test_backbones_without_weights_files_are_loaded_as_trials_would(tmp_path: Path) -> None:
+    settings = with_weights(None, name="demo")
+    Space({"backbone.name": choice("demo")}).check_new(settings)
+    gone = Space({"backbone.weights": choice(None, str(tmp_path / "none.pth"))})
+    with pytest.raises(WeightsError, match=r"^The search space's backbone.weights=.*none.pth: "):
+        gone.check_new(settings)
+
+
+def test_levels_and_image_sizes_are_tried_in_all_combinations(resnet18_weights: Path) -> None:
+    settings = with_weights(resnet18_weights)
+    sizes = {"image.height": {"type": "int", "low": 32, "high": 96, "step": 32}}
+    Space({"backbone.levels": choice([1, 2], [2, 3])} | sizes).check_new(settings)
+    with pytest.raises(
+        SettingsError,
+        match=r"^The search space's backbone.levels=\[1, 9\], image.height=32: Backbone "
+        r"'resnet18' gives no feature maps for levels 1,9",
+    ):
+        Space({"backbone.levels": choice([1, 2], [1, 9])} | sizes).check_new(settings)
+    with pytest.raises(
+        SettingsError, match=r"image.height=64, image.width=32: Backbone 'resnet18' can't take"
+    ):
+        Space(
+            {
+                "backbone.levels": choice([3, 4]),
+                "image.height": choice(64, 32),
+                "image.width": choice(64, 32),
+            }
+        ).check_new(settings)
 
 
 # ---- a trial's values ----
@@ -340,7 +461,22 @@ def test_an_int_range_starts_at_the_nearest_of_its_values(
     assert abs(start - value) == min(abs(v - value) for v in values)
 
 
+def test_a_setting_without_a_value_starts_at_the_low_end_of_its_range() -> None:
+    space = Space({"score_weight": {"type": "float", "low": 0.2, "high": 0.5, "step": 0.1}})
+    assert space.start(DetectorSettings()) == {"score_weight": 0.2}
+    assert space.start(DetectorSettings(score_weight=0.4)) == {"score_weight": pytest.approx(0.4)}
+
+
 # ---- joint epochs ----
+
+
+def test_a_step_of_null_is_no_step() -> None:
+    whole = Space({"finetune_epochs": {"type": "int", "low": 2, "high": 5, "step": None}})
+    assert whole.distributions() == {"finetune_epochs": IntDistribution(2, 5)}
+    assert whole.joint_epochs(DetectorSettings()) == [2, 3, 4, 5]
+    assert whole.start(DetectorSettings()) == {"finetune_epochs": 5}
+    real = Space({"fusion_weight": {"type": "float", "low": 0, "high": 1, "step": None}})
+    assert real.distributions() == {"fusion_weight": FloatDistribution(0, 1)}
 
 
 @pytest.mark.parametrize("name", ["finetune_epochs", "finetune.joint_epochs"])
