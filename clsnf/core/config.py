@@ -408,11 +408,28 @@ class StudySettings:
     stream_cpus: int = setting(
         0, "CPU cores of a trial's ray stream, reserved together with the trial; 0: 1 core"
     )
+    patience: float = setting(
+        1800.0,
+        "seconds for which a study waits for what is away: a full disk, an object store, the "
+        "Optuna storage",
+    )
+    trial_timeout: float = setting(
+        1800.0,
+        "seconds without progress after which a trial is ended and begun again, and failed the "
+        "second time; 0: never",
+    )
 
     def __post_init__(self) -> None:
         for name in ("trials", "refine"):
             _check(self, name, getattr(self, name) >= 1, "1 or more")
-        for name in ("concurrent_trials", "cpus_per_trial", "gpus_per_trial", "stream_cpus"):
+        for name in (
+            "concurrent_trials",
+            "cpus_per_trial",
+            "gpus_per_trial",
+            "stream_cpus",
+            "patience",
+            "trial_timeout",
+        ):
             _check(self, name, getattr(self, name) >= 0, "0 or more")
         different = len(set(self.objectives)) == len(self.objectives) > 0
         _check(self, "objectives", different, "different names, one or more")

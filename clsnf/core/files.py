@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clsnf.core.errors import OutputError
+from clsnf.core.errors import DiskFullError, OutputError
 
 
 @contextmanager
@@ -20,15 +20,16 @@ def _reporting_a_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _says_that_the_disk_is_full(error):
-            raise OutputError(
+        if is_disk_full(error) and not isinstance(error, DiskFullError):
+            raise DiskFullError(
                 f"{path} can't be written, because the disk is full: make room, and go on with "
                 "the same command."
             ) from error
         raise
 
 
-def _says_that_the_disk_is_full(error: Exception) -> bool:
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a user's share of it, is full."""
     # Libraries wrap the system's error in their own, in which only its text is left.
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return is_full or os.strerror(errno.ENOSPC) in str(error)
@@ -43,7 +44,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     deleted and `path` is as it was.
 
     Raises:
-        OutputError: the disk is full.
+        DiskFullError: the disk is full.
     """
     with _reporting_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,7 @@ def write_json(path: Path, content: Any) -> None:
 
     Raises:
         ValueError: a number is not finite.
-        OutputError: the disk is full.
+        DiskFullError: the disk is full.
     """
     with atomic_write(path) as draft:
         draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -13,11 +13,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from clsnf.core.errors import OutageError
+from clsnf.core.patience import NO_PATIENCE, Patience
 from clsnf.core.periodic import call_periodically
 from clsnf.training.leases import HEARTBEAT, LIFETIME
 
 _NAMESPACE = "clsnf"
+_ANSWER = 30.0  # seconds in which the actor answers, unless its machine is away
 _POLL = 0.2  # seconds between two requests for a lease that another holds
 
 
@@ -50,34 +54,64 @@ class LeaseTable:
 
 
 def start_lease_actor(name: str) -> Any:
-    """Start the actor that keeps a study's leases; it ends with the handle that is returned."""
+    """Start the actor that keeps a study's leases; it ends with the handle that is returned.
+
+    It lives on the driver's node, without which there is no study. Where its process dies, Ray
+    begins it again, with an empty table: the next heartbeat of each holder enters its lease again.
+    Until then another process may take the lease too. Both then store the same artifact.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
-        ray.remote(num_cpus=0)(LeaseTable)
-        .options(name=name, namespace=_NAMESPACE, get_if_exists=True)
+        ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(LeaseTable)
+        .options(name=name, namespace=_NAMESPACE, get_if_exists=True, scheduling_strategy=here)
         .remote()
     )
 
 
 class ActorLeases:
-    """Leases that the actor of this name keeps, for any process of the Ray cluster."""
+    """Leases that the actor of this name keeps, for any process of the Ray cluster.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Args:
+        name: of the actor.
+        patience: with an actor that does not answer.
+    """
+
+    def __init__(self, name: str, patience: Patience = NO_PATIENCE) -> None:
+        self._name, self._patience = name, patience
+
+    def _call(self, method: str, name: str, owner: str) -> bool:
+        """Call a method of the actor.
+
+        Raises:
+            OutageError: it does not answer.
+        """
+        try:
+            actor = ray.get_actor(self._name, namespace=_NAMESPACE)
+            return bool(ray.get(getattr(actor, method).remote(name, owner), timeout=_ANSWER))
+        except (ray.exceptions.RayError, ValueError) as error:
+            raise OutageError(
+                f"The process that keeps the study's leases does not answer "
+                f"({type(error).__name__}): is the driver's machine reachable?"
+            ) from error
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """As :meth:`clsnf.training.leases.Leases.hold`."""
-        actor = ray.get_actor(self._name, namespace=_NAMESPACE)
+        """As :meth:`clsnf.training.leases.Leases.hold`.
+
+        Raises:
+            OutageError: the actor does not answer.
+        """
         owner = uuid.uuid4().hex
-        while not ray.get(actor.take.remote(name, owner)):
+        while not self._patience.wait_for(lambda: self._call("take", name, owner)):
             time.sleep(_POLL)
 
         def send_heartbeat() -> None:
-            with suppress(ray.exceptions.RayError):  # the next one may succeed
-                ray.get(actor.take.remote(name, owner))
+            with suppress(OutageError):  # the next one may succeed
+                self._call("take", name, owner)
 
         try:
             with call_periodically(send_heartbeat, HEARTBEAT):
                 yield
         finally:
-            ray.get(actor.free.remote(name, owner))
+            with suppress(OutageError):  # it is free when its lifetime is over
+                self._call("free", name, owner)

@@ -22,16 +22,17 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import PercentilePruner
 from optuna.samplers import TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from clsnf.core.config import StudySettings
 from clsnf.core.errors import OutputError
 from clsnf.core.hashing import content_key
-from clsnf.core.journal import cut_damage, remove_stale_lock
+from clsnf.core.journal import PatientJournal, cut_damage, remove_stale_lock
+from clsnf.core.patience import NO_PATIENCE, Patience
 from clsnf.core.uris import is_uri
 from clsnf.results import LATENCY, Measurements, TrialResult, trial_result
+from clsnf.study.database import open_database
 
 Direction = Literal["maximize", "minimize"]
 
@@ -48,7 +49,10 @@ _PRUNING_KEEPS_PERCENT = 75.0
 
 
 def open_storage(
-    where: str | None, out: Path, say: Callable[[str], None] = lambda line: None
+    where: str | None,
+    out: Path,
+    say: Callable[[str], None] = lambda line: None,
+    patience: Patience = NO_PATIENCE,
 ) -> BaseStorage:
     """The storage of Optuna studies.
 
@@ -60,6 +64,7 @@ def open_storage(
             None for a journal in `out`.
         out: the study's folder.
         say: gets a line for what was mended.
+        patience: with outages of the storage, once it is open.
 
     Raises:
         OutputError: it can't be opened.
@@ -71,13 +76,14 @@ def open_storage(
     )
     try:
         if where is not None and is_uri(where):
-            return RDBStorage(where)
+            return open_database(where, patience)
         path = out / JOURNAL if where is None else Path(where).absolute()
         if not path.parent.is_dir():
             raise OutputError(
                 f"The Optuna storage {path} can't be made: there is no folder {path.parent}."
             )
-        return _open_journal(path, _OWN_GRACE if where is None else _SHARED_GRACE, say)
+        grace = _OWN_GRACE if where is None else _SHARED_GRACE
+        return _open_journal(path, grace, say, patience)
     except OutputError:
         raise
     except (OSError, ImportError, StorageInternalError, ValueError) as error:
@@ -88,7 +94,9 @@ def open_storage(
         raise
 
 
-def _open_journal(path: Path, grace: float, say: Callable[[str], None]) -> JournalStorage:
+def _open_journal(
+    path: Path, grace: float, say: Callable[[str], None], patience: Patience
+) -> JournalStorage:
     if remove_stale_lock(path, grace):
         say(f"{path.name}: the lock of a process that was killed is removed")
     cut = cut_damage(path)
@@ -99,7 +107,7 @@ def _open_journal(path: Path, grace: float, say: Callable[[str], None]) -> Journ
             f"kept in {aside.name}; a trial whose end was there runs again"
         )
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(PatientJournal(path, patience))
     except OSError:
         raise
     except Exception as error:  # records that are whole may contradict each other
