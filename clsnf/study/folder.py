@@ -30,10 +30,13 @@ import pyarrow.parquet as pq
 from clsnf.core.errors import OutputError
 from clsnf.core.files import check_writable
 from clsnf.core.ledger import record_unlock
+from clsnf.core.patience import Patience
+from clsnf.core.progress import Progress, silent
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import join_uri
 from clsnf.results import FinishedCategory, WinnerResult, read_result, write_result, write_table
-from clsnf.study.lease_actor import ActorLeases
+from clsnf.study.lease_actor import ActorLeases, ActorNotes
+from clsnf.study.progress_notes import FileNotes, Notes
 from clsnf.study.remote_copy import local_copy
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import rows_of
@@ -48,10 +51,12 @@ class StudyFolder:
             machine that asks.
         uri: of the study's folder where machines share no file system; None where they do. Each
             machine then works in a local copy.
+        patience: seconds for which a remote folder that does not answer is waited for.
     """
 
     driver_path: str
     uri: str | None = None
+    patience: float = 0.0
 
     @property
     def path(self) -> Path:
@@ -64,37 +69,58 @@ class StudyFolder:
         """The path or URI under which a user finds the entry `name` of the study's folder."""
         return str(self.path / name) if self.uri is None else join_uri(self.uri, name)
 
+    @property
+    def _remote(self) -> RemoteFolder | None:
+        return None if self.uri is None else RemoteFolder(self.uri, Patience(self.patience))
+
     def publish(self, *names: str) -> None:
         """Copy files and folders, as far as they exist, from this machine to the remote folder."""
-        if self.uri is not None:
-            remote = RemoteFolder(self.uri)
+        remote = self._remote
+        if remote is not None:
             for name in names:
                 if (self.path / name).exists():
                     remote.push(self.path / name, name)
 
     def _fetch(self, name: str) -> Path:
         """The local path of a file or folder, copied from the remote folder where it is missing."""
-        path = self.path / name
-        if self.uri is not None and not path.exists():
-            RemoteFolder(self.uri).pull(name, path)
+        path, remote = self.path / name, self._remote
+        if remote is not None and not path.exists():
+            remote.pull(name, path)
         return path
 
     def _delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
-        if self.uri is not None:
-            RemoteFolder(self.uri).delete(name)
+        if self._remote is not None:
+            self._remote.delete(name)
 
     # ---- artifacts ----
 
     @property
     def leases(self) -> ActorLeases | None:
         """Leases for machines that share no file system; None where leases are files."""
-        return None if self.uri is None else ActorLeases(Path(self.driver_path).name)
+        return None if self.uri is None else self._actor_leases(Patience(self.patience))
 
-    def artifacts(self) -> ArtifactStore:
-        """The artifacts that the study's trials share."""
-        remote = None if self.uri is None else RemoteFolder(self.uri).below("stages")
-        return ArtifactStore(self.path / "stages", remote, self.leases)
+    def _actor_leases(self, patience: Patience) -> ActorLeases:
+        return ActorLeases(Path(self.driver_path).name, patience)
+
+    @property
+    def notes(self) -> Notes:
+        """The workers' notes for the driver."""
+        if self.uri is None:
+            return FileNotes(self.path)
+        return ActorNotes(Path(self.driver_path).name)
+
+    def artifacts(self, progress: Progress = silent) -> ArtifactStore:
+        """The artifacts that the study's trials share.
+
+        Args:
+            progress: told where the store or the leases are waited for.
+        """
+        if self.uri is None:
+            return ArtifactStore(self.path / "stages")
+        patience = Patience(self.patience, lambda line: progress(line, 0, 1))
+        remote = RemoteFolder(self.uri, patience).below("stages")
+        return ArtifactStore(self.path / "stages", remote, self._actor_leases(patience))
 
     # ---- tables of images ----
 

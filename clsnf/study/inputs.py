@@ -18,6 +18,7 @@ from clsnf.evaluation.selection_rules import check_rule
 from clsnf.model.backbone import weights_file
 from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, read_result, to_plain
 from clsnf.study.callbacks import check_loggers
+from clsnf.study.disk import DiskNeed, check_room, estimate_disk
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
 from clsnf.study.warm_start import read_earlier_trials
@@ -39,6 +40,7 @@ class StudyInputs:
         earlier_trials: of the study that ``--warm-start`` names.
         identity: what the study is.
         resumed: the identity that the study began with; None for a new study.
+        disk: how much room the study needs.
     """
 
     tables: dict[str, pa.Table]
@@ -46,6 +48,7 @@ class StudyInputs:
     earlier_trials: list[TrialResult]
     identity: StudyIdentity
     resumed: StudyIdentity | None
+    disk: DiskNeed
 
 
 def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyInputs:
@@ -65,7 +68,7 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))
     resumed = _read_identity(out)
-    check_ingredients(request.settings, request.textures, request.device)
+    backbone = check_ingredients(request.settings, request.textures, request.device)
     if resumed is None:
         request.space.check_new(request.settings)
     reports = {category_of(t): _check_images(t, request, reporter) for t in request.tables}
@@ -90,7 +93,9 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     )
     if resumed is not None:
         _check_same_study(resumed, identity, out, request.optuna_storage)
-    return StudyInputs(tables, skipped, earlier_trials, identity, resumed)
+    need = estimate_disk(request.settings, request.study, request.space, tables, backbone)
+    reporter.say(check_room(out, need))
+    return StudyInputs(tables, skipped, earlier_trials, identity, resumed, need)
 
 
 def _check_names(study: StudySettings) -> None:

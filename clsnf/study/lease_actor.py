@@ -1,4 +1,4 @@
-"""Leases for workers that share no file system: one small Ray actor keeps them.
+"""Leases and notes of workers that share no file system: one small Ray actor keeps them.
 
 The counterpart of :mod:`clsnf.training.leases`, whose leases are files. Here too no clocks of
 different machines are compared: the actor's own clock says when a holder last reported.
@@ -26,7 +26,7 @@ _POLL = 0.2  # seconds between two requests for a lease that another holds
 
 
 class LeaseTable:
-    """Who holds which lease; runs in the actor.
+    """Who holds which lease, and the workers' notes; runs in the actor.
 
     Args:
         lifetime: seconds without a heartbeat after which others may take a lease.
@@ -38,6 +38,7 @@ class LeaseTable:
     ) -> None:
         self._lifetime, self._clock = lifetime, clock
         self._held: dict[str, tuple[str, float]] = {}  # name -> holder, time of its last heartbeat
+        self._notes: dict[str, str] = {}
 
     def take(self, name: str, owner: str) -> bool:
         """Take the lease on `name`, or send its holder's heartbeat; False where another has it."""
@@ -51,6 +52,16 @@ class LeaseTable:
         """Give the lease back, unless another took it over meanwhile."""
         if self._held.get(name, ("", 0.0))[0] == owner:
             del self._held[name]
+
+    def write_note(self, name: str, text: str | None) -> None:
+        """Keep a note; delete it where `text` is None."""
+        self._notes.pop(name, None)
+        if text is not None:
+            self._notes[name] = text
+
+    def notes(self) -> dict[str, str]:
+        """All notes by their names."""
+        return self._notes
 
 
 def start_lease_actor(name: str) -> Any:
@@ -115,3 +126,30 @@ class ActorLeases:
         finally:
             with suppress(OutageError):  # it is free when its lifetime is over
                 self._call("free", name, owner)
+
+
+class ActorNotes:
+    """Notes that the actor of this name keeps; see :class:`clsnf.study.progress_notes.Notes`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def _actor(self) -> Any:
+        return ray.get_actor(self._name, namespace=_NAMESPACE)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a note; it replaces the one of this name."""
+        with suppress(ray.exceptions.RayError, ValueError):
+            self._actor().write_note.remote(name, text)
+
+    def delete(self, name: str) -> None:
+        """Delete a note, if it is there."""
+        with suppress(ray.exceptions.RayError, ValueError):
+            self._actor().write_note.remote(name, None)
+
+    def read(self) -> dict[str, str]:
+        """All notes by their names."""
+        with suppress(ray.exceptions.RayError, ValueError):
+            found: dict[str, str] = ray.get(self._actor().notes.remote(), timeout=_ANSWER)
+            return found
+        return {}

@@ -213,7 +213,6 @@ def upload_state(copy: DriverCopy, say: Callable[[str], None]) -> Iterator[None]
             yield
     finally:
         if copy.lease.is_lost:
-            copy.is_sent = True  # what is in it belongs to a study that another driver goes on with
             raise lease_lost(copy.remote)
         try:
             copy.upload()

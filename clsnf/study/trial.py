@@ -23,6 +23,7 @@ import torch
 from clsnf.core.config import DetectorSettings, StudySettings, to_dict
 from clsnf.core.errors import ClsnfError, TrainingError
 from clsnf.core.memory import release_freed_memory
+from clsnf.core.patience import is_outage, outage_line
 from clsnf.evaluation.selection import (
     family_metrics,
     mean_over_families,
@@ -33,6 +34,7 @@ from clsnf.evaluation.workbench import Workbench
 from clsnf.results import LATENCY, Measurements
 from clsnf.study.context import StudyContext
 from clsnf.study.latency import measure_latency
+from clsnf.study.progress_notes import note_process
 from clsnf.study.reports import TrialReport
 from clsnf.study.search import CATEGORY, NUMBER
 from clsnf.study.space import apply_config
@@ -55,9 +57,13 @@ def run_trial(config: dict[str, Any], context: StudyContext) -> None:
 
     An error fails this trial alone: it is reported, and the process stays for the next trial.
     """
+    import ray
     from ray import tune
 
     use_threads(context.threads)
+    tune_context = tune.get_context()
+    node = ray.get_runtime_context().get_node_id()
+    note_process(context.folder.notes, str(tune_context.get_trial_id()), node)
     values = {name: value for name, value in config.items() if name not in (CATEGORY, NUMBER)}
     try:
         for report in trial_reports(context, config[CATEGORY], values):
@@ -73,10 +79,14 @@ def _report_failure(error: Exception) -> None:
     from ray import tune
 
     WORKBENCHES.clear()
+    outage = is_outage(error)
     # A user can mend a ClsnfError; anything else is a bug, and its place is wanted.
-    trace = None if isinstance(error, ClsnfError) else traceback.format_exc()
-    cause = f"{type(error).__name__}: {error}".splitlines()[0]
-    report = TrialReport(0.0, failure=cause, measured=Measurements(traceback=trace))
+    is_known = outage or isinstance(error, ClsnfError)
+    trace = None if is_known else traceback.format_exc()
+    cause = outage_line(error) if outage else f"{type(error).__name__}: {error}".splitlines()[0]
+    report = TrialReport(
+        0.0, failure=cause, is_outage=outage, measured=Measurements(traceback=trace)
+    )
     tune.report(report.to_tune())
 
 

@@ -42,7 +42,7 @@ from clsnf.study.context import StudyContext
 from clsnf.study.evidence import Winner, write_evidence
 from clsnf.study.examples import write_examples
 from clsnf.study.pareto import save_front
-from clsnf.study.progress_files import FileProgress
+from clsnf.study.progress_notes import NotedProgress
 from clsnf.study.regret import TestMetrics, compute_regret
 from clsnf.study.space import apply_config
 from clsnf.study.trial import reported_metrics
@@ -61,7 +61,8 @@ def finish_category(
     """
     use_threads(context.threads)
     started = time.perf_counter()
-    folder, progress = context.folder, FileProgress(context.folder.path, category)
+    folder = context.folder
+    progress = NotedProgress(folder.notes, category)
     selection = sweep_best_trials(context, category, trials, progress)
     release_freed_memory()
     chosen = selection.picks[context.study.selection]

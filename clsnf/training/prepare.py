@@ -67,16 +67,22 @@ def _images_key(table: pa.Table, settings: DetectorSettings) -> str:
     return content_key({"images": table["sha256"].to_pylist(), "image": to_dict(settings.image)})
 
 
-def check_ingredients(settings: DetectorSettings, textures: str | Path | None, device: str) -> None:
+def check_ingredients(
+    settings: DetectorSettings, textures: str | Path | None, device: str
+) -> Backbone:
     """Load what training needs besides the product's images: errors come before the long work.
+
+    Returns:
+        The backbone.
 
     Raises:
         DataError, ImageError, SettingsError, WeightsError: as :func:`prepare` would later.
     """
     choose_device(device)
-    load_backbone(settings.backbone, settings.image.size)
+    backbone = load_backbone(settings.backbone, settings.image.size)
     if textures is not None:
         load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
+    return backbone
 
 
 def texture_bank(settings: DetectorSettings, textures: str | Path | None) -> Tensor:
