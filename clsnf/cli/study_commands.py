@@ -79,6 +79,18 @@ if TYPE_CHECKING:
     type=path,
     help="Folder of an earlier study, whose best trials are tried first.",
 )
+@click.option(
+    "--patience",
+    type=float,
+    help=(
+        "Seconds to wait for a full disk, an object store or the Optuna storage.  [default: 1800]"
+    ),
+)
+@click.option(
+    "--trial-timeout",
+    type=float,
+    help="End a trial that makes no progress for this many seconds; 0: never.  [default: 1800]",
+)
 @click.option("--mlflow", metavar="URI", help="Log trials to an MLflow server as well.")
 @click.option("--wandb", metavar="PROJECT", help="Log trials to Weights & Biases as well.")
 def study(**options: Any) -> None:
@@ -153,6 +165,8 @@ _STUDY_OPTIONS = (
     "gpus_per_trial",
     "stream",
     "stream_cpus",
+    "patience",
+    "trial_timeout",
 )
 
 

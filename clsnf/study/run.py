@@ -412,9 +412,9 @@ class _Driver:
                 category = waiting.pop(0)
                 pending[task.remote(context, category, finished[category])] = category
             if not pending:
-                cause = pause.given_up(0)
-                if cause is not None:
-                    raise OutageError(cause)
+                given_up = pause.given_up(0)
+                if given_up is not None:
+                    raise OutageError(given_up)
                 time.sleep(_IDLE)
                 continue
             done, _ = ray.wait(list(pending), num_returns=1)

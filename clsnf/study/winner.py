@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from clsnf.core.errors import OutageError
 from clsnf.core.memory import release_freed_memory
+from clsnf.core.patience import is_outage, outage_line
 from clsnf.core.progress import Progress
 from clsnf.detector import Detector
 from clsnf.evaluation.evaluate import evaluate_detector
@@ -58,8 +60,21 @@ def finish_category(
         context: the study.
         category: its name.
         trials: its finished trials.
+
+    Raises:
+        OutageError: something that the work needs is away for now.
     """
     use_threads(context.threads)
+    try:
+        return _finish(context, category, trials)
+    except Exception as error:
+        WORKBENCHES.clear()
+        if is_outage(error):  # an error's causes don't travel to the driver
+            raise OutageError(outage_line(error)) from error
+        raise
+
+
+def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult]) -> WinnerResult:
     started = time.perf_counter()
     folder = context.folder
     progress = NotedProgress(folder.notes, category)

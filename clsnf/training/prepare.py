@@ -20,7 +20,7 @@ from clsnf.core.errors import DataError
 from clsnf.core.hashing import content_key, set_key
 from clsnf.core.progress import Progress, silent
 from clsnf.data.images import load_images
-from clsnf.model.backbone import load_backbone
+from clsnf.model.backbone import Backbone, load_backbone
 from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
 from clsnf.synthesis.object_mask import MaskDecision, choose_mask_mode, decision_indices
 from clsnf.synthesis.textures import draw_textures, load_textures
@@ -79,7 +79,7 @@ def check_ingredients(
         DataError, ImageError, SettingsError, WeightsError: as :func:`prepare` would later.
     """
     choose_device(device)
-    backbone = load_backbone(settings.backbone, settings.image.size)
+    backbone, _ = load_backbone(settings.backbone, settings.image.size)
     if textures is not None:
         load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
     return backbone
