@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         TrialResult,
         WinnerResult,
     )
-    from clsnf.study.progress_files import ProgressNote
+    from clsnf.study.progress_notes import ProgressNote
     from clsnf.study.request import Reporter
     from clsnf.training.calibrate import Threshold
 

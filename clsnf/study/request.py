@@ -13,7 +13,7 @@ from clsnf.core.progress import Progress, silent
 from clsnf.core.uris import uri_name
 from clsnf.data.checks import MAX_BAD
 from clsnf.results import TrialResult
-from clsnf.study.progress_files import ProgressNote
+from clsnf.study.progress_notes import ProgressNote
 from clsnf.study.space import Space
 
 
