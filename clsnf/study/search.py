@@ -278,7 +278,7 @@ _KILLED = ("ActorDied", "ActorUnavailable", "is unavailable", "OutOfMemory", "di
 
 
 # Words in Ray's traceback of a trial whose node went away.
-_NODE_GONE = ("its node has died", "node was terminated", "NodeDied", "node that it was on")
+_NODE_GONE = ("its node has died", "node it was running on is dead")
 
 
 def _traceback_of(trial: Trial) -> str:

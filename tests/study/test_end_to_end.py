@@ -254,6 +254,15 @@ def test_optunas_own_tools_open_the_trials(study: Study) -> None:
         assert [t.value for t in trials] == [t["objective"] for t in own]
 
 
+def test_the_room_that_artifacts_need_is_said_beforehand(study: Study) -> None:
+    said = (study.folder / "stderr").read_text()
+    (line,) = (line for line in said.splitlines() if line.startswith("disk: about"))
+    number, unit = line.split()[2:4]
+    estimate = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+    written = sum(f.stat().st_size for f in (study.out / "stages").rglob("*") if f.is_file())
+    assert written / 1.5 < estimate < 3 * written
+
+
 def test_trials_share_artifacts(study: Study) -> None:
     """Three trials and the last choice on at most two backbones: no backbone is trained twice."""
     for kind, most in (("finetuned", 2), ("flows", 4)):
