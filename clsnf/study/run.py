@@ -36,19 +36,20 @@ from clsnf.results import (
     write_trials,
 )
 from clsnf.streams.choice import StreamChoice, choose_stream
-from clsnf.study.callbacks import make_loggers
 from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
 from clsnf.study.folder import StudyFolder, claim_folder
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.interrupts import interrupt_between_steps
 from clsnf.study.lease_actor import start_lease_actor
+from clsnf.study.notify import check_notify, notify_at_end
 from clsnf.study.progress_files import report_notes
 from clsnf.study.remote_copy import driver_copy, fetch_state, upload_state
 from clsnf.study.reports import OBJECTIVE
 from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.search import FailureCallback, PerCategorySearch, PruningScheduler
 from clsnf.study.stream_totals import stream_totals
+from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
 from clsnf.study.warm_start import best_points
 from clsnf.synthesis.validation_set import write_validation_set
@@ -66,6 +67,14 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> StudyS
             finished artifacts in the folder.
     """
     reporter = reporter or Reporter()
+    check_notify(request.notify)
+    with notify_at_end(request, reporter.say) as give_summary:
+        summary = _run_study(request, reporter)
+        give_summary(summary)
+    return summary
+
+
+def _run_study(request: StudyRequest, reporter: Reporter) -> StudySummary:
     started = time.perf_counter()
     remote = RemoteFolder(request.out) if isinstance(request.out, str) else None
     out = Path(request.out).absolute() if remote is None else driver_copy(remote)
@@ -84,8 +93,12 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> StudyS
             # The actor ends with this handle.
             lease_actor = None if remote is None else start_lease_actor(out.name)
             try:
-                with FileLock(out / ".lock", timeout=0), upload_state(remote, out):
-                    driver = _Driver(request, inputs, context, shares, reporter)
+                with (
+                    FileLock(out / ".lock", timeout=0),
+                    upload_state(remote, out),
+                    tell_trackers(request, context.folder, reporter) as to_all,
+                ):
+                    driver = _Driver(request, inputs, context, shares, to_all)
                     return driver.run(started)
             except Timeout as error:
                 raise OutputError(
@@ -195,6 +208,7 @@ class _Driver:
             space=self.inputs.identity.space,
         )
         write_result(self.out / "summary.json", summary)
+        self.reporter.ended(summary)
         return summary
 
     def open_trials(self) -> dict[str, CategoryTrials]:
@@ -273,7 +287,6 @@ class _Driver:
 
         from clsnf.study.trial import run_trial
 
-        request = self.request
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, context=self.context),
             tune.PlacementGroupFactory(self.shares.bundles, strategy="PACK"),
@@ -291,12 +304,11 @@ class _Driver:
                     trial_name_creator=lambda trial: search.name(trial.trial_id),
                     trial_dirname_creator=lambda trial: search.name(trial.trial_id),
                 )
-                loggers = make_loggers(request.name, request.mlflow, request.wandb)
                 run_config = tune.RunConfig(
                     name=datetime.now().strftime("%Y%m%d-%H%M%S"),
                     storage_path=self.context.folder.location_of("tune"),
                     verbose=0,
-                    callbacks=[FailureCallback(search), *loggers, interrupt],
+                    callbacks=[FailureCallback(search), interrupt],
                 )
                 tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
         except KeyboardInterrupt:
@@ -358,11 +370,15 @@ class _Driver:
             )
             if winners[category] is None and trials:
                 pending[task.remote(context, category, trials)] = category
+            elif isinstance(found := winners[category], WinnerResult):
+                self.reporter.winner(category, found)
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1)
             category = pending.pop(done[0])
             try:
-                winners[category] = ray.get(done[0])
+                found = ray.get(done[0])
+                winners[category] = found
+                self.reporter.winner(category, found)
                 self.reporter.say(f"{category}: done")
             except ray.exceptions.RayError as error:  # other categories keep their winners
                 cause = getattr(error, "cause", None) or error
