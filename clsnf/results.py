@@ -659,6 +659,20 @@ class StudyIdentity:
 
 
 @dataclass(frozen=True)
+class TrackedRuns:
+    """``tracked.json``: what trackers have of a study.
+
+    Attributes:
+        study: distinct for each study; runs carry it.
+        sent: tracker with its place -> keys of the runs that have arrived.
+    """
+
+    study: str
+    sent: dict[str, list[str]] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
 class FinishedCategory:
     """``finished/<category>.json``: a winner, and the hash of what it rests on."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, location, path, setting_options, stream_option
 from clsnf.core.config import StudySettings, from_dict
-from clsnf.core.errors import ClsnfError, SettingsError
+from clsnf.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from clsnf.cli.terminal import Terminal
@@ -91,8 +92,11 @@ if TYPE_CHECKING:
     type=float,
     help="End a trial that makes no progress for this many seconds; 0: never.  [default: 1800]",
 )
-@click.option("--mlflow", metavar="URI", help="Log trials to an MLflow server as well.")
-@click.option("--wandb", metavar="PROJECT", help="Log trials to Weights & Biases as well.")
+@click.option(
+    "--mlflow", metavar="URI", help="Send trials and winners to an MLflow server or database too."
+)
+@click.option("--wandb", metavar="PROJECT", help="Send trials and winners to Weights & Biases too.")
+@click.option("--notify", metavar="URL", help="POST the result there as JSON when the study ends.")
 def study(**options: Any) -> None:
     """Tune, choose and save a detector for each product, on a Ray cluster or on this machine.
 
@@ -102,6 +106,9 @@ def study(**options: Any) -> None:
     All categories of a study start from the same settings. With --preset paper these are the
     authors', if the authors have the same settings for all categories; otherwise those that most of
     their categories share. Without --space, --preset paper searches only the fusion weight.
+
+    The exit status is 0 where every category has a winner, 3 where one lacks it, 2 after bad input,
+    and 130 or 143 after Ctrl-C or SIGTERM.
     """
     if options["resume"] and options["out"] is None:
         raise SettingsError("--resume goes on with the study in a folder: name it with --out.")
@@ -139,6 +146,7 @@ def study(**options: Any) -> None:
         warm_start=options["warm_start"],
         mlflow=options["mlflow"],
         wandb=options["wandb"],
+        notify=options["notify"],
         origin=origin,
     )
     try:
@@ -150,9 +158,14 @@ def study(**options: Any) -> None:
             f"to go on, say the same again with --out {shlex.quote(str(out))} --resume"
         ) from interrupt
     terminal.summary(summary, out)
-    if all(found.winner is None for found in summary.categories.values()):
-        raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")
+    lacking = [name for name, found in summary.categories.items() if found.winner is None]
+    if lacking:
+        count = f"{len(lacking)} of {len(summary.categories)}"
+        terminal.line(f"error: no winner for {count}: {', '.join(lacking)} (causes: summary.json)")
+        sys.exit(_LACKS_WINNERS)
 
+
+_LACKS_WINNERS = 3  # exit code of a study that ended without a winner for some category
 
 # Options that have the names of their settings.
 _STUDY_OPTIONS = (

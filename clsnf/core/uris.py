@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from urllib.parse import urlsplit, urlunsplit
 
 from clsnf.core.errors import SettingsError
@@ -39,6 +40,27 @@ def without_secrets(uri: str) -> str:
     """The URI without user name and password, so that it may be shown."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+_USER_INFO = re.compile(r"://(?!/)(.*)@")
+
+
+def bare_uri(uri: str) -> str:
+    """The URI without user name, password and query: for services that take tokens there.
+
+    It need not be a valid one, and ``sqlite:////path`` keeps its slashes.
+    """
+    return _USER_INFO.sub("://", uri.partition("?")[0])
+
+
+def hide_secrets(text: str, uri: str) -> str:
+    """The text with what is secret in the URI left out, wherever the text quotes it."""
+    address, _, query = uri.partition("?")
+    user_info = "".join(_USER_INFO.findall(address))
+    text = text.replace(uri, bare_uri(uri))
+    for secret in (user_info, user_info.partition(":")[2], query):
+        text = text.replace(secret, "...") if secret else text
+    return text
 
 
 def uri_name(uri: str) -> str:

@@ -16,7 +16,8 @@
     ledger.jsonl             when the test images were unlocked, and for what
     tables/                  where the images of a category are
     stages/                  artifacts of training, found by content
-    tune/                    what Ray Tune writes, for TensorBoard
+    tracked.json             which runs the trackers (TensorBoard, MLflow, W&B) have
+    tune/tensorboard/        the trials, for TensorBoard
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class StudyFolder:
                 if (self.path / name).exists():
                     remote.push(self.path / name, name)
 
-    def _fetch(self, name: str) -> Path:
+    def fetch(self, name: str) -> Path:
         """The local path of a file or folder, copied from the remote folder where it is missing."""
         path, remote = self.path / name, self._remote
         if remote is not None and not path.exists():
@@ -146,17 +147,17 @@ class StudyFolder:
 
     def train_table(self, category: str) -> pa.Table:
         """Normals of the splits ``fit`` and ``validation``."""
-        return pq.read_table(self._fetch(_table_name(category, "train")))
+        return pq.read_table(self.fetch(_table_name(category, "train")))
 
     def validation_table(self, category: str) -> pa.Table:
         """Validation normals and validation defects."""
-        table = pq.read_table(self._fetch(_table_name(category, "validation")))
-        self._fetch(f"validation/{category}")
+        table = pq.read_table(self.fetch(_table_name(category, "validation")))
+        self.fetch(f"validation/{category}")
         return _relocated(table, Path(self.driver_path), self.path)
 
     def unlock_test_table(self, category: str, purpose: str) -> pa.Table:
         """The test images, for use after selection; `purpose` goes into the ledger."""
-        path = self._fetch(_table_name(category, "test"))
+        path = self.fetch(_table_name(category, "test"))
         if pq.read_metadata(path).num_rows:
             self._record_unlock(category, purpose)
         return pq.read_table(path)
@@ -167,7 +168,7 @@ class StudyFolder:
             return
         with self.leases.hold("ledger"):  # one file for all workers
             (self.path / "ledger.jsonl").unlink(missing_ok=True)
-            self._fetch("ledger.jsonl")
+            self.fetch("ledger.jsonl")
             record_unlock(self.path, category, purpose)
             self.publish("ledger.jsonl")
 

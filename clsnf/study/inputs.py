@@ -17,10 +17,10 @@ from clsnf.evaluation.selection import check_objective
 from clsnf.evaluation.selection_rules import check_rule
 from clsnf.model.backbone import weights_file
 from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, read_result, to_plain
-from clsnf.study.callbacks import check_loggers
 from clsnf.study.disk import DiskNeed, check_room, estimate_disk
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
+from clsnf.study.trackers import check_trackers
 from clsnf.study.warm_start import read_earlier_trials
 from clsnf.synthesis.textures import texture_contents_key
 from clsnf.synthesis.validation_defects import GENERATOR_VERSION
@@ -64,7 +64,7 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     """
     _check_names(request.study)
     request.space.check(request.settings)
-    check_loggers(request.mlflow, request.wandb)
+    check_trackers(request)
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))
     resumed = _read_identity(out)

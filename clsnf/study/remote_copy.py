@@ -39,6 +39,7 @@ STATE = (
     "optuna.journal.torn",
     "trials.parquet",
     "summary.json",
+    "tracked.json",
     "finished",
     "ledger.jsonl",
 )

@@ -12,7 +12,7 @@ from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.progress import Progress, silent
 from clsnf.core.uris import uri_name
 from clsnf.data.checks import MAX_BAD
-from clsnf.results import TrialResult
+from clsnf.results import StudySummary, TrialResult, WinnerResult
 from clsnf.study.progress_notes import ProgressNote
 from clsnf.study.space import Space
 
@@ -35,8 +35,9 @@ class StudyRequest:
         resume: go on with the study in `out`.
         optuna_storage: a file or URL for the Optuna studies; None for a journal in `out`.
         warm_start: folder of an earlier study, whose best points are tried first.
-        mlflow: URI of an MLflow server that logs the trials too.
-        wandb: Weights & Biases project that logs the trials too.
+        mlflow: URI of an MLflow server or database that gets the trials too.
+        wandb: Weights & Biases project that gets the trials too: PROJECT or ENTITY/PROJECT.
+        notify: URL that is told by a POST when the study ends.
         origin: where the data came from, for the summary.
     """
 
@@ -55,6 +56,7 @@ class StudyRequest:
     warm_start: Path | None = None
     mlflow: str | None = None
     wandb: str | None = None
+    notify: str | None = None
     origin: str = ""
 
     @property
@@ -85,6 +87,8 @@ class Reporter:
         earlier: gets the trials that ended before this run.
         begun: gets the category of a trial that begins.
         trial: gets a trial that ended.
+        winner: gets a category's winner, whose files are in the study's folder.
+        ended: gets the summary, when it is written.
     """
 
     say: Callable[[str], None] = lambda line: None
@@ -94,3 +98,5 @@ class Reporter:
     earlier: Callable[[list[TrialResult]], None] = lambda trials: None
     begun: Callable[[str], None] = lambda category: None
     trial: Callable[[TrialResult], None] = lambda trial: None
+    winner: Callable[[str, WinnerResult], None] = lambda category, winner: None
+    ended: Callable[[StudySummary], None] = lambda summary: None

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -36,7 +37,6 @@ from clsnf.results import (
     write_trials,
 )
 from clsnf.streams.choice import StreamChoice, choose_stream
-from clsnf.study.callbacks import make_loggers
 from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
 from clsnf.study.disk import free_room
@@ -44,6 +44,7 @@ from clsnf.study.folder import StudyFolder, claim_folder
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.interrupts import interrupt_between_steps
 from clsnf.study.lease_actor import start_lease_actor
+from clsnf.study.notify import check_notify, notify_at_end
 from clsnf.study.pause import Pause
 from clsnf.study.progress_notes import report_notes
 from clsnf.study.remote_copy import DriverCopy, driver_copy, remove_copies, upload_state
@@ -51,6 +52,7 @@ from clsnf.study.reports import OBJECTIVE
 from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.search import FailureCallback, PerCategorySearch, PruningScheduler
 from clsnf.study.stream_totals import stream_totals
+from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
 from clsnf.study.warm_start import best_points
 from clsnf.synthesis.validation_set import write_validation_set
@@ -69,6 +71,14 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> StudyS
             finished artifacts in the folder.
     """
     reporter = reporter or Reporter()
+    check_notify(request.notify)
+    with notify_at_end(request, reporter.say) as give_summary:
+        summary = _run_study(request, reporter)
+        give_summary(summary)
+    return summary
+
+
+def _run_study(request: StudyRequest, reporter: Reporter) -> StudySummary:
     started = time.perf_counter()
     patience = Patience(request.study.patience, reporter.say)
     with _working_folder(request, patience, reporter) as (out, copy):
@@ -84,7 +94,8 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> StudyS
                 stack.enter_context(_locked(out))
             else:
                 stack.enter_context(_remote_services(copy, reporter))
-            driver = _Driver(request, inputs, context, shares, reporter, patience, copy)
+            to_all = stack.enter_context(tell_trackers(request, context.folder, reporter))
+            driver = _Driver(request, inputs, context, shares, to_all, patience, copy)
             return driver.run(started)
 
 
@@ -239,6 +250,7 @@ class _Driver:
             space=self.inputs.identity.space,
         )
         self.patience.wait_for(lambda: write_result(self.out / "summary.json", summary))
+        self.reporter.ended(summary)
         return summary
 
     def open_trials(self) -> dict[str, CategoryTrials]:
@@ -318,13 +330,16 @@ class _Driver:
         from clsnf.study.hang_watch import HangCallback, HangWatch
         from clsnf.study.trial import run_trial
 
-        request = self.request
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, context=self.context),
             tune.PlacementGroupFactory(self.shares.bundles, strategy="PACK"),
         )
         try:
-            with interrupt_between_steps() as interrupt:
+            with (
+                interrupt_between_steps() as interrupt,
+                # Nobody needs what Tune itself writes: the trials are in the Optuna storage.
+                TemporaryDirectory(prefix="clsnf-tune-") as tune_folder,
+            ):
                 tune_config = tune.TuneConfig(
                     search_alg=search,
                     scheduler=PruningScheduler(search),
@@ -336,14 +351,13 @@ class _Driver:
                     trial_name_creator=lambda trial: search.name(trial.trial_id),
                     trial_dirname_creator=lambda trial: search.name(trial.trial_id),
                 )
-                loggers = make_loggers(request.name, request.mlflow, request.wandb)
-                timeout, notes = request.study.trial_timeout, self.context.folder.notes
+                timeout, notes = self.request.study.trial_timeout, self.context.folder.notes
                 watches = [HangCallback(HangWatch(search, notes, timeout))] if timeout else []
                 run_config = tune.RunConfig(
                     name=datetime.now().strftime("%Y%m%d-%H%M%S"),
-                    storage_path=self.context.folder.location_of("tune"),
+                    storage_path=tune_folder,
                     verbose=0,
-                    callbacks=[FailureCallback(search), *loggers, *watches, interrupt],
+                    callbacks=[FailureCallback(search), *watches, interrupt],
                 )
                 tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
         except KeyboardInterrupt:
@@ -405,6 +419,8 @@ class _Driver:
             )
             if winners[category] is None and trials:
                 waiting.append(category)
+            elif isinstance(found := winners[category], WinnerResult):
+                self.reporter.winner(category, found)
         pending: dict[Any, str] = {}
         pause = self.pause()
         while waiting or pending:
@@ -420,8 +436,10 @@ class _Driver:
             done, _ = ray.wait(list(pending), num_returns=1)
             category = pending.pop(done[0])
             try:
-                winners[category] = ray.get(done[0])
+                found = ray.get(done[0])
+                winners[category] = found
                 pause.end()
+                self.reporter.winner(category, found)
                 self.reporter.say(f"{category}: done")
             except ray.exceptions.RayError as error:  # other categories keep their winners
                 cause = getattr(error, "cause", None) or error

@@ -243,7 +243,7 @@ def test_the_regret_is_what_an_oracle_would_have_gained(study: Study, category: 
 
 def test_trials_can_be_watched_with_tensorboard(study: Study) -> None:
     files = list((study.out / "tune").rglob("events.out.tfevents.*"))
-    assert len(files) == 3 * TRIALS
+    assert len(files) == 3 * (TRIALS + 1)  # each category's winner is a run too
 
 
 def test_optunas_own_tools_open_the_trials(study: Study) -> None:

@@ -1,13 +1,11 @@
 """Beginning where an earlier study ended."""
 
-import socket
 from pathlib import Path
 
 import pytest
 
-from clsnf.core.errors import DataError, SettingsError
+from clsnf.core.errors import DataError
 from clsnf.results import TrialResult, TrialStatus, write_trials
-from clsnf.study.callbacks import check_loggers
 from clsnf.study.space import Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
 from clsnf.study.warm_start import best_points, read_earlier_trials
@@ -55,30 +53,3 @@ def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
     (tmp_path / "trials.parquet").write_text("no table")
     with pytest.raises(DataError, match=r"no readable trials.parquet"):
         read_earlier_trials(tmp_path)
-
-
-def test_a_logger_that_is_not_installed_is_said_before_the_long_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_loggers(None, None)
-    with pytest.raises(
-        SettingsError, match=r"--mlflow needs the package mlflow.*pip install 'clsnf\[mlflow\]'"
-    ):
-        check_loggers("http://localhost:5000", None)
-    with pytest.raises(SettingsError, match=r"--wandb needs"):
-        check_loggers(None, "project")
-
-
-def test_a_logging_server_that_does_not_answer_is_said_before_the_long_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(SettingsError, match=f"No MLflow server answers at {address}"):
-            check_loggers(address, None)
-        listening.listen()
-        check_loggers(address, None)
-    check_loggers("sqlite:///runs.db", None)
