@@ -520,7 +520,8 @@ class WinnerResult:
         sweeps: the objective over the fusion weight.
         rules: what each selection rule would have picked.
         test: metrics on the test images; None without any.
-        regret: against the oracle; None without labelled normals and defects.
+        regret: against the oracle; None without labelled normals and defects,
+            and where the study left it out.
         front: the Pareto front, with several objectives.
         examples: path of the sheet of example answers.
         evidence: for reports.

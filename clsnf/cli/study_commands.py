@@ -67,6 +67,11 @@ if TYPE_CHECKING:
     help="Trials share artifacts, or each trains from scratch.  [default: reuse]",
 )
 @click.option(
+    "--regret/--no-regret",
+    default=None,
+    help="Compare the winner with what an oracle picks on test images.  [default: where cheap]",
+)
+@click.option(
     "--stop-hopeless/--no-stop-hopeless",
     default=None,
     help="Stop running trials that are far behind the others.  [default: stop]",
@@ -172,6 +177,7 @@ _STUDY_OPTIONS = (
     "trials",
     "selection",
     "reuse",
+    "regret",
     "stop_hopeless",
     "concurrent_trials",
     "cpus_per_trial",

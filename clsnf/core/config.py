@@ -391,6 +391,11 @@ class StudySettings:
         "at the end, the fusion weight is swept for this many best (backbone, depth) of each "
         "category",
     )
+    regret: bool | None = setting(
+        None,
+        "compute what the winner loses against an oracle that picks on the test images, which all "
+        "trials' networks must see for it; none: where that is cheap (docs/study.md)",
+    )
     concurrent_trials: int = setting(
         0, "trials at the same time; 0: as many as the cluster's CPUs or GPUs allow"
     )

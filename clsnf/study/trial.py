@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from clsnf.core.config import DetectorSettings, StudySettings, to_dict
+from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import ClsnfError, TrainingError
 from clsnf.core.memory import release_freed_memory
 from clsnf.core.patience import is_outage, outage_line
@@ -33,7 +33,7 @@ from clsnf.evaluation.selection import (
 from clsnf.evaluation.workbench import Workbench
 from clsnf.results import LATENCY, Measurements
 from clsnf.study.context import StudyContext
-from clsnf.study.latency import measure_latency
+from clsnf.study.latency import architecture_content, measure_in_turn
 from clsnf.study.progress_notes import note_process
 from clsnf.study.reports import TrialReport
 from clsnf.study.search import CATEGORY, NUMBER
@@ -207,23 +207,15 @@ class _Usage:
 def _latency(bench: Workbench, context: StudyContext, settings: DetectorSettings) -> float:
     """Milliseconds an image on this machine.
 
-    Measured once for all trials of one architecture: otherwise noise would decide the Pareto front.
+    Measured once for all trials of one architecture; again, in turn, before a front rests on it.
     """
     pipeline = bench.pipeline
-    decoder = ("decoder", "decoder_width", "skips")
-    flow = ("depth", "start", "neighbourhood", "covariance", "memory")
-    content = {
-        "image": to_dict(settings.image),
-        "backbone": to_dict(settings.backbone),
-        "decoder": {name: getattr(settings.finetune, name) for name in decoder},
-        "flow": {name: getattr(settings.flow, name) for name in flow},
-        "machine": [platform.node(), pipeline.device.type, context.threads],
-    }
+    machine = [platform.node(), pipeline.device.type, context.threads]
+    content = architecture_content(settings) | {"machine": machine}
 
     def compute() -> Artifact:
         network = pipeline.network(settings.finetune.joint_epochs, settings.flow.depth)
-        found = measure_latency(network, bench.images.images, pipeline.device)
-        return Artifact({}, {"milliseconds": found})
+        return Artifact({}, {"milliseconds": measure_in_turn([network])[0]})
 
     return float(bench.store.get("latency", content, compute).facts["milliseconds"])
 

@@ -43,9 +43,10 @@ from clsnf.results import (
 from clsnf.study.context import StudyContext
 from clsnf.study.evidence import Winner, write_evidence
 from clsnf.study.examples import write_examples
+from clsnf.study.latency import with_latencies_in_turn
 from clsnf.study.pareto import save_front
 from clsnf.study.progress_notes import NotedProgress
-from clsnf.study.regret import TestMetrics, compute_regret
+from clsnf.study.regret import TestMetrics, compute_regret, wants_regret
 from clsnf.study.space import apply_config
 from clsnf.study.trial import reported_metrics
 from clsnf.study.worker import WORKBENCHES, use_threads
@@ -84,7 +85,8 @@ def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult])
     winner = _save_winner(context, category, chosen, progress)
     front = []
     if len(context.study.objectives) > 1:
-        front = save_front(context, category, trials, progress)
+        measured = with_latencies_in_turn(context, category, trials, progress)
+        front = save_front(context, category, measured, progress)
 
     test = folder.unlock_test_table(
         category,
@@ -244,10 +246,14 @@ def _evaluate(
     test: pa.Table,
     progress: Progress,
 ) -> tuple[TestResult | None, Regret | None]:
-    """The winner's answers on the test images, and its regret; None without test images."""
+    """The winner's answers on the test images, and its regret where it is wanted; None without test
+    images.
+    """
     if not len(test):
         return None, None
     tested = evaluate_detector(winner.detector, test, progress)
+    if not wants_regret(context, trials, len(test)):
+        return tested, None
     metrics = TestMetrics(context, winner.category, test)
     settings = winner.detector.settings
     return tested, compute_regret(metrics, trials, settings, selection.picks, progress)
