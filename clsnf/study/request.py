@@ -35,6 +35,7 @@ class StudyRequest:
         resume: go on with the study in `out`.
         optuna_storage: a file or URL for the Optuna studies; None for a journal in `out`.
         warm_start: folder of an earlier study, whose best points are tried first.
+        until: when the study ends, in seconds since the epoch; None: not by the clock.
         mlflow: URI of an MLflow server that logs the trials too.
         wandb: Weights & Biases project that logs the trials too.
         origin: where the data came from, for the summary.
@@ -53,6 +54,7 @@ class StudyRequest:
     resume: bool = False
     optuna_storage: str | None = None
     warm_start: Path | None = None
+    until: float | None = None
     mlflow: str | None = None
     wandb: str | None = None
     origin: str = ""
