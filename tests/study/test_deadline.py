@@ -1,5 +1,6 @@
 """A study that ends in time: when that is, what still fits, and what is stopped."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,11 +15,18 @@ from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import SettingsError
 from clsnf.results import Measurements, TrialResult
 from clsnf.study.allocation import FLOOR, Allocation
+from clsnf.study.cluster import ray_session
 from clsnf.study.deadline import Costs, Deadline, Work, parse_deadline, read_winner_seconds
 from clsnf.study.reports import TrialReport
-from clsnf.study.search import CATEGORY, NUMBER, PerCategorySearch
+from clsnf.study.search import (
+    CATEGORY,
+    NUMBER,
+    DeadlineCallback,
+    FailureCallback,
+    PerCategorySearch,
+)
 from clsnf.study.space import DEFAULT_SPACE, Space
-from clsnf.study.trials import CategoryTrials, SearchPlan
+from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
 
 SPACE = Space(DEFAULT_SPACE)
 NOON = datetime(2026, 11, 27, 12, 0)
@@ -254,3 +262,50 @@ def test_trials_under_way_when_time_is_up_wait_to_be_begun_again() -> None:
     ]
     again = Night(10.0, {"a": 50.0, "b": 50.0}, storage=night.storage)
     assert again.search.suggest("t0") == first
+
+
+@pytest.mark.slow
+def test_a_trial_that_runs_over_is_killed_and_ray_goes_on(tmp_path: Path) -> None:
+    """Real Tune and a trial that never ends: the clock jumps once it runs."""
+    import ray
+    from ray import tune
+
+    running = tmp_path / "running"
+
+    def endless(values: dict[str, Any]) -> None:
+        running.touch()
+        time.sleep(3600)
+
+    def clock() -> float:
+        return 999.0 if running.exists() else 0.0
+
+    plan = SearchPlan(SPACE.distributions(), 16, {"pixel_ap": "maximize"}, 0, True)
+    storage = open_storage(None, tmp_path)
+    trials = CategoryTrials(storage, "a", "a", plan, [SPACE.start(DetectorSettings())])
+    lines: list[str] = []
+    deadline = Deadline(1000.0, Costs({"a": 10}), 1, clock)
+    allocation = Allocation(StudySettings(trials=None), deadline, lines.append)
+    search = PerCategorySearch({"a": trials}, allocation, True)
+    with ray_session(None):
+        tune.Tuner(
+            tune.with_resources(endless, {"CPU": 1}),
+            tune_config=tune.TuneConfig(
+                search_alg=search, num_samples=-1, max_concurrent_trials=1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                storage_path=str(tmp_path / "tune"),
+                verbose=0,
+                callbacks=[FailureCallback(search), DeadlineCallback(search)],
+            ),
+        ).fit()
+
+        @ray.remote(num_cpus=1)
+        def winner() -> str:
+            return "found"
+
+        assert ray.get(winner.remote(), timeout=120) == "found", "its place is free"
+    assert trials.results() == []
+    assert "time is up: 1 trial under way is stopped; --resume runs what is left" in lines
+    again = CategoryTrials(open_storage(None, tmp_path), "a", "a", plan, [])
+    assert again.begun == 0
+    assert again.begin() == (0, SPACE.start(DetectorSettings()))
