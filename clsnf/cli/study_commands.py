@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,36 @@ if TYPE_CHECKING:
     type=location,
     help="The study's folder, or a URI such as s3://BUCKET/FOLDER.  [default: runs/DATE-TIME]",
 )
-@click.option("--trials", type=int, help="Trials of each category.  [default: 8]")
+@click.option(
+    "--trials",
+    type=int,
+    help="Trials of each category.  [default: 8; no such limit with another one]",
+)
+@click.option(
+    "--total-trials",
+    type=int,
+    help="Trials of all categories together: each goes where most is to gain.",
+)
+@click.option("--hours", type=float, help="End within so many hours, winners included.")
+@click.option(
+    "--until",
+    metavar="TIME",
+    help="End by a time of day (06:30), or a date and time (2026-11-28T06:30).",
+)
+@click.option("--target", type=float, help="A category's search ends at this objective.")
+@click.option(
+    "--plateau",
+    type=int,
+    help="A category's search ends after so many trials without an improvement.",
+)
+@click.option(
+    "--share-points/--no-share-points",
+    default=None,
+    help=(
+        "Categories try what is best for others.  [default: only with --total-trials, --hours or "
+        "--until]"
+    ),
+)
 @click.option(
     "--objectives",
     help=(
@@ -39,6 +69,11 @@ if TYPE_CHECKING:
 @click.option(
     "--selection",
     help="How the winner is chosen: mean, worst, leave_one_out, rank.  [default: mean]",
+)
+@click.option(
+    "--refine",
+    type=int,
+    help="Trials of each category whose fusion weight is swept at the end.  [default: 3]",
 )
 @click.option("--space", type=path, help="A YAML file with the search space (see tune/spaces/).")
 @setting_options
@@ -83,7 +118,7 @@ if TYPE_CHECKING:
 @click.option(
     "--warm-start",
     type=path,
-    help="Folder of an earlier study, whose best trials are tried first.",
+    help="Folder of an earlier study, whose best trials are tried first, other categories' last.",
 )
 @click.option(
     "--patience",
@@ -118,7 +153,8 @@ def study(**options: Any) -> None:
     if options["resume"] and options["out"] is None:
         raise SettingsError("--resume goes on with the study in a folder: name it with --out.")
     demo = options["data"] is None and options["normals"] is None
-    study_settings = _study_settings(options, demo)
+    until = _deadline(options)
+    study_settings = _study_settings(options, demo, until is not None)
     categories = shared.preset_categories(options, options["categories"])
     settings = shared.settings_of(options, categories, _DEMO_SETTINGS if demo else None)
     space = _space(options)
@@ -149,6 +185,7 @@ def study(**options: Any) -> None:
         resume=options["resume"],
         optuna_storage=options["optuna_storage"],
         warm_start=options["warm_start"],
+        until=until,
         mlflow=options["mlflow"],
         wandb=options["wandb"],
         notify=options["notify"],
@@ -156,7 +193,7 @@ def study(**options: Any) -> None:
     )
     try:
         with terminal.live():
-            reporter = terminal.reporter(settings, request.categories, study_settings.trials)
+            reporter = terminal.reporter(settings, request.categories, study_settings)
             summary = run_study(request, reporter)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
@@ -175,7 +212,12 @@ _LACKS_WINNERS = 3  # exit code of a study that ended without a winner for some 
 # Options that have the names of their settings.
 _STUDY_OPTIONS = (
     "trials",
+    "total_trials",
+    "target",
+    "plateau",
+    "share_points",
     "selection",
+    "refine",
     "reuse",
     "regret",
     "stop_hopeless",
@@ -189,11 +231,21 @@ _STUDY_OPTIONS = (
 )
 
 
-def _study_settings(options: dict[str, Any], demo: bool) -> StudySettings:
+def _deadline(options: dict[str, Any]) -> float | None:
+    """When the study ends, in seconds since the epoch."""
+    from clsnf.study.deadline import parse_deadline
+
+    return parse_deadline(options["until"], options["hours"], datetime.now())
+
+
+def _study_settings(options: dict[str, Any], demo: bool, timed: bool) -> StudySettings:
     given = {name: options[name] for name in _STUDY_OPTIONS if options[name] is not None}
     if options["objectives"] is not None:
         given["objectives"] = [name.strip() for name in options["objectives"].split(",")]
-    return from_dict(StudySettings, ({"trials": _DEMO_TRIALS} if demo else {}) | given, "study")
+    default: dict[str, Any] = {"trials": _DEMO_TRIALS} if demo else {}
+    if timed or options["total_trials"]:
+        default = {"trials": None, "share_points": True}
+    return from_dict(StudySettings, default | given, "study")
 
 
 def _space(options: dict[str, Any]) -> Space:
@@ -231,6 +283,4 @@ _DEMO_SETTINGS: dict[str, Any] = {
 
 
 def _new_folder() -> Path:
-    from datetime import datetime
-
     return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")

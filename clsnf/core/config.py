@@ -366,7 +366,25 @@ class DetectorSettings:
 class StudySettings:
     """How a study searches. What it searches is its search space, see :mod:`clsnf.study.space`."""
 
-    trials: int = setting(8, "trials of each category")
+    trials: int | None = setting(
+        8, "trials of each category; null: as many as total_trials or the deadline allow"
+    )
+    total_trials: int = setting(
+        0,
+        "trials of all categories together; after 3 each, the next goes to the category with the "
+        "most to gain; 0: no such limit",
+    )
+    target: float | None = setting(
+        None, "a category's search ends when its objective reaches this; null: never"
+    )
+    plateau: int = setting(
+        0, "a category's search ends after so many trials without an improvement; 0: never"
+    )
+    share_points: bool = setting(
+        False,
+        "after its first points, a category tries the points that are best for other categories, "
+        "two at most",
+    )
     objectives: tuple[str, ...] = setting(
         ("pixel_ap",),
         "the metric to maximise, its mean over the families of validation defects (see clsnf "
@@ -425,9 +443,11 @@ class StudySettings:
     )
 
     def __post_init__(self) -> None:
-        for name in ("trials", "refine"):
-            _check(self, name, getattr(self, name) >= 1, "1 or more")
+        _check(self, "trials", self.trials is None or self.trials >= 1, "1 or more")
+        _check(self, "refine", self.refine >= 1, "1 or more")
         for name in (
+            "total_trials",
+            "plateau",
             "concurrent_trials",
             "cpus_per_trial",
             "gpus_per_trial",
@@ -436,6 +456,8 @@ class StudySettings:
             "trial_timeout",
         ):
             _check(self, name, getattr(self, name) >= 0, "0 or more")
+        finite = self.target is None or math.isfinite(self.target)
+        _check(self, "target", finite, "a finite number")
         different = len(set(self.objectives)) == len(self.objectives) > 0
         _check(self, "objectives", different, "different names, one or more")
         _check_choices(self)

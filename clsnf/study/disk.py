@@ -22,6 +22,7 @@ from clsnf.synthesis.validation_defects import FAMILIES
 from clsnf.training.prepare import rows_of
 
 _FLOAT = 4  # bytes
+_UNKNOWN_TRIALS = 16  # of a category, where only the clock ends a study
 _ARTIFACTS_ALONE = {"fusion_weight", "finetune.joint_epochs", "flow.depth"}
 
 
@@ -67,7 +68,8 @@ def estimate_disk(
     trainings, pairs = 1, 1
     if study.reuse:
         names = {SHORT_NAMES.get(name, name) for name in space.ranges}
-        joint, trials = len(space.joint_epochs(settings)), study.trials
+        joint = len(space.joint_epochs(settings))
+        trials = study.trials or study.total_trials or _UNKNOWN_TRIALS
         shared = names <= _ARTIFACTS_ALONE
         trainings = min(trials, joint) if shared else trials
         pairs = min(trials, joint * len(depths)) if shared else trials

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clsnf.core.config import BackboneSettings, StudySettings, differences
-from clsnf.core.errors import DataError, OutputError, WeightsError
+from clsnf.core.errors import DataError, OutputError, SettingsError, WeightsError
 from clsnf.core.hashing import sha256_file
 from clsnf.data.checks import CheckReport, check_category
 from clsnf.data.splits import assign_splits
@@ -63,6 +64,7 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
         ClsnfError: bad input.
     """
     _check_names(request.study)
+    _check_end(request)
     request.space.check(request.settings)
     check_trackers(request)
     earlier_trials = read_earlier_trials(request.warm_start)
@@ -104,6 +106,18 @@ def _check_names(study: StudySettings) -> None:
     for name in (first, *(name for name in others if name != LATENCY)):
         check_objective(name)
     check_rule(study.selection)
+
+
+def _check_end(request: StudyRequest) -> None:
+    """Refuse a study without an end, and one whose end is over."""
+    study = request.study
+    if study.trials is None and not study.total_trials and request.until is None:
+        raise SettingsError(
+            "The study has no end: say how many --trials or --total-trials, or give --hours or "
+            "--until."
+        )
+    if request.until is not None and request.until <= time.time():
+        raise SettingsError("The study's end is over already: give a time to come.")
 
 
 def _textures_key(folder: Path | None) -> str:

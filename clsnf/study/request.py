@@ -38,6 +38,9 @@ class StudyRequest:
         mlflow: URI of an MLflow server or database that gets the trials too.
         wandb: Weights & Biases project that gets the trials too: PROJECT or ENTITY/PROJECT.
         notify: URL that is told by a POST when the study ends.
+        until: when the study ends, in seconds since the epoch; None: not by the clock.
+        mlflow: URI of an MLflow server that logs the trials too.
+        wandb: Weights & Biases project that logs the trials too.
         origin: where the data came from, for the summary.
     """
 
@@ -54,6 +57,7 @@ class StudyRequest:
     resume: bool = False
     optuna_storage: str | None = None
     warm_start: Path | None = None
+    until: float | None = None
     mlflow: str | None = None
     wandb: str | None = None
     notify: str | None = None

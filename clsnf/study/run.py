@@ -37,8 +37,10 @@ from clsnf.results import (
     write_trials,
 )
 from clsnf.streams.choice import StreamChoice, choose_stream
+from clsnf.study.allocation import Allocation
 from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
+from clsnf.study.deadline import Costs, Deadline, read_winner_seconds
 from clsnf.study.disk import free_room
 from clsnf.study.folder import StudyFolder, claim_folder
 from clsnf.study.inputs import StudyInputs, check_inputs
@@ -50,7 +52,12 @@ from clsnf.study.progress_notes import report_notes
 from clsnf.study.remote_copy import DriverCopy, driver_copy, remove_copies, upload_state
 from clsnf.study.reports import OBJECTIVE
 from clsnf.study.request import Reporter, StudyRequest
-from clsnf.study.search import FailureCallback, PerCategorySearch, PruningScheduler
+from clsnf.study.search import (
+    DeadlineCallback,
+    FailureCallback,
+    PerCategorySearch,
+    PruningScheduler,
+)
 from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
@@ -59,6 +66,8 @@ from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.prepare import fit_mask_mode, open_fit_rows, rows_of
 
 _IDLE = 0.2  # seconds between two looks while winners wait for an outage to end
+# Trials of a category that the sampler prepares for where only the clock ends a study.
+_UNKNOWN_TRIALS = 16
 _STREAM_OBJECT_STORE = 1 << 30  # bytes; the images of a ray stream travel through it
 
 
@@ -213,21 +222,24 @@ class _Driver:
         for category, table in self.inputs.tables.items():
             validation = self.write_validation_set(category, table)
             self.context.folder.write_tables(category, table, validation)
-        self.announce()
+        deadline = self.make_deadline()
+        self.announce(deadline)
         self.reporter.earlier(_results(trials_of))
         search = PerCategorySearch(
             trials_of,
-            self.request.study.trials,
+            Allocation(self.request.study, deadline, self.reporter.say),
             self.in_sequence,
             self.reporter.begun,
             self.reporter.trial,
             self.pause(),
         )
-        total = self.request.study.trials * len(trials_of)
-        if search.left < total:
-            self.reporter.say(f"{total - search.left} trials ended before: {search.left} are left")
+        before, left = sum(own.begun for own in trials_of.values()), search.left
+        if before:
+            self.reporter.say(
+                f"{before} trials ended before" + ("" if left is None else f": {left} are left")
+            )
         with report_notes(self.context.folder.notes, self.reporter.notes):
-            interrupted = bool(search.left) and self.search(search)
+            interrupted = left != 0 and self.search(search)
             if search.outage is not None:
                 raise search.outage
             trials = _results(trials_of)
@@ -278,7 +290,7 @@ class _Driver:
         write_result(self.out / "study.json", identity)
         plan = SearchPlan(
             distributions=request.space.distributions(),
-            trials=request.study.trials,
+            trials=self.expected_trials,
             directions=directions_of(request.study),
             seed=request.settings.seed,
             in_sequence=self.in_sequence,
@@ -311,17 +323,47 @@ class _Driver:
         self.reporter.progress(task, 1, 1)
         return written
 
-    def announce(self) -> None:
-        """One line: how many trials, and what each gets."""
-        shares, trials, categories = self.shares, self.request.study.trials, self.inputs.tables
+    @property
+    def expected_trials(self) -> int:
+        """Trials of a category, as far as that is known."""
+        study, categories = self.request.study, len(self.inputs.tables)
+        limits = [study.trials] if study.trials is not None else []
+        if study.total_trials:
+            limits.append(math.ceil(study.total_trials / categories))
+        return min(limits, default=_UNKNOWN_TRIALS)
+
+    def make_deadline(self) -> Deadline | None:
+        """The end of the study; None where it does not end by the clock."""
+        request, tables = self.request, self.inputs.tables
+        if request.until is None:
+            return None
+        earlier = [] if request.warm_start is None else [request.warm_start]
+        costs = Costs(
+            images={category: len(rows_of(table, "fit")) for category, table in tables.items()},
+            reuse=request.study.reuse,
+            winner_seconds=read_winner_seconds([*earlier, self.out], tables),
+        )
+        return Deadline(request.until, costs, self.shares.concurrent)
+
+    def announce(self, deadline: Deadline | None) -> None:
+        """One line: how many trials, what each gets, and when the study ends."""
+        shares, study, categories = self.shares, self.request.study, self.inputs.tables
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
+        trials = [
+            f"{study.trials} {'trial' if study.trials == 1 else 'trials'} each"
+            if study.trials is not None
+            else "",
+            f"{study.total_trials} trials in all" if study.total_trials else "",
+            at_once,
+        ]
         self.reporter.say(
             f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, "
-            f"{trials} {'trial' if trials == 1 else 'trials'} each, {at_once}, "
-            f"{shares.cpus} CPUs"
+            f"{', '.join(part for part in trials if part)}, {shares.cpus} CPUs"
             + (f" and {shares.gpus:g} GPUs" if shares.gpus else "")
             + " a trial"
         )
+        if deadline is not None:
+            self.reporter.say(deadline.begin_line())
 
     def search(self, search: PerCategorySearch) -> bool:
         """Run the trials; whether the user ended the search. The results are in the storage."""
@@ -357,7 +399,12 @@ class _Driver:
                     name=datetime.now().strftime("%Y%m%d-%H%M%S"),
                     storage_path=tune_folder,
                     verbose=0,
-                    callbacks=[FailureCallback(search), *watches, interrupt],
+                    callbacks=[
+                        FailureCallback(search),
+                        *watches,
+                        DeadlineCallback(search),
+                        interrupt,
+                    ],
                 )
                 tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
         except KeyboardInterrupt:

@@ -3,10 +3,10 @@
 Tune sees one flat run of trials, so no category waits for the slowest trial of another, while each
 category's sampler learns from its own trials alone.
 
-The next trial goes to the category with the fewest running trials, and among equals to the one that
-had the fewest trials. In sequence, a category waits for its running trial before it gets the next.
-The same seed then gives the same trials, however long each takes; the price is idle cores while
-the last categories end.
+:class:`clsnf.study.allocation.Allocation` says whose turn it is: by default the category with the
+fewest running trials, and among equals the one that had the fewest trials. In sequence, a category
+waits for its running trial before it gets the next. The same seed then gives the same trials,
+however long each takes; the price is idle cores while the last categories end.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ray.tune.search import Searcher
 from clsnf.core.errors import OutageError
 from clsnf.core.patience import duration
 from clsnf.results import TrialResult
+from clsnf.study.allocation import Allocation
 from clsnf.study.pause import Pause
 from clsnf.study.reports import OBJECTIVE, TrialReport
 from clsnf.study.trials import CategoryTrials
@@ -39,11 +40,12 @@ _IDLE = 0.1  # seconds between two questions for a trial while the search is pau
 
 
 class PerCategorySearch(Searcher):
-    """Suggests `trials` trials of each category, and stores their results.
+    """Suggests the trials of all categories, and stores their results.
 
     Args:
         trials_of: category -> its trials so far.
-        trials: number of trials of each category, those of an earlier run included.
+        allocation: whose turn it is, and when the search ends; it is told of every trial that
+            ended, those of an earlier run included.
         in_sequence: whether a category never has two trials at once.
         begun: gets the category of every trial that is begun for the first time.
         ended: gets every trial that ended.
@@ -57,16 +59,20 @@ class PerCategorySearch(Searcher):
     def __init__(
         self,
         trials_of: Mapping[str, CategoryTrials],
-        trials: int,
+        allocation: Allocation,
         in_sequence: bool,
         begun: Callable[[str], None] = lambda category: None,
         ended: Callable[[TrialResult], None] = lambda trial: None,
         pause: Pause | None = None,
     ) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
+        self._trials_of, self._in_sequence = dict(trials_of), in_sequence
+        self._allocation = allocation
         self._pause = pause or Pause(0.0)
         self.outage: OutageError | None = None
-        self._trials_of, self._trials, self._in_sequence = dict(trials_of), trials, in_sequence
+        for own in self._trials_of.values():
+            for trial in own.results():
+                allocation.add(trial)
         self._begun, self._ended = begun, ended
         # Tune's ids of the running trials. Tune may say twice that a trial ended: a set stays
         # right, and a count would not.
@@ -82,9 +88,19 @@ class PerCategorySearch(Searcher):
         return {}
 
     @property
-    def left(self) -> int:
-        """Number of trials that are not begun yet."""
-        return sum(max(0, self._trials - own.begun) for own in self._trials_of.values())
+    def left(self) -> int | None:
+        """Number of trials that are not begun yet; None where no number limits them."""
+        return self._allocation.left(self._begun_trials())
+
+    def _begun_trials(self) -> dict[str, int]:
+        return {category: own.begun for category, own in self._trials_of.items()}
+
+    def _running_trials(self) -> dict[str, int]:
+        return {category: len(ids) for category, ids in self._running.items()}
+
+    def time_is_up(self) -> bool:
+        """Whether trials under way must be stopped; they then wait to be begun again."""
+        return self._allocation.time_is_up(self._running_trials())
 
     @property
     def running(self) -> set[str]:
@@ -107,25 +123,31 @@ class PerCategorySearch(Searcher):
         return Searcher.FINISHED
 
     def _suggest(self, trial_id: str) -> Any:
-        running = len(self.running)
-        cause = self._pause.given_up(running)
+        running = self._running_trials()
+        under_way = sum(running.values())
+        cause = self._pause.given_up(under_way)
         if cause is not None and self.outage is None:
             self.outage = OutageError(cause)
         if self.outage is not None:
             return Searcher.FINISHED
-        begun = {category: own.begun for category, own in self._trials_of.items()}
-        unfinished = [category for category in begun if begun[category] < self._trials]
-        if not unfinished:
-            # A trial that runs may have to run again: its process may be killed.
-            return None if running else Searcher.FINISHED
-        category = min(unfinished, key=lambda c: (len(self._running[c]), begun[c]))
-        if self._in_sequence and self._running[category]:
-            return None
-        if not self._pause.may_begin(running):
-            if not running:
+        turns = self._allocation.turns(self._begun_trials(), running)
+        if turns and not self._pause.may_begin(under_way):
+            if not under_way:
                 time.sleep(_IDLE)  # Tune asks again at once
             return None
-        number, values = self._trials_of[category].begin()
+        for category in turns:
+            if (self._in_sequence and running[category]) or self._waits(category):
+                continue
+            point = self._shared_point(category)
+            if self._allocation.fits(
+                category, point or self._trials_of[category].upcoming, running
+            ):
+                return self._begin(trial_id, category, point)
+        # A trial that runs may have to run again: its process may be killed.
+        return None if under_way else Searcher.FINISHED
+
+    def _begin(self, trial_id: str, category: str, point: dict[str, Any] | None) -> dict[str, Any]:
+        number, values = self._trials_of[category].begin(point)
         self._running[category].add(trial_id)
         self._suggested[trial_id] = (category, number)
         self._names[category, number] += 1
@@ -143,6 +165,31 @@ class PerCategorySearch(Searcher):
             yield
         except OutageError as error:
             self.outage = self.outage or error
+
+    # ---- points of other categories ----
+
+    def _waits(self, category: str) -> bool:
+        """Whether what won elsewhere is not known yet.
+
+        Trial n learns from the trials before n of other categories, however long these take: only
+        so are its values the same the next time.
+        """
+        own = self._trials_of[category]
+        if not (self._in_sequence and self._allocation.shares_points and own.may_share()):
+            return False
+        running = [self._suggested[i] for ids in self._running.values() for i in ids]
+        return any(number < own.next_number for _, number in running)
+
+    def _shared_point(self, category: str) -> dict[str, Any] | None:
+        """What won on other categories and is new to this one; None where it is not its turn."""
+        own = self._trials_of[category]
+        if not (self._allocation.shares_points and own.may_share()):
+            return None
+        before = own.next_number if self._in_sequence else None
+        points = self._allocation.points_of_others(category, before)
+        return next((point for point in points if own.is_new(point)), None)
+
+    # ---- what Tune tells ----
 
     def name(self, trial_id: str) -> str:
         """A name for people, and for the trial's folder."""
@@ -213,7 +260,7 @@ class PerCategorySearch(Searcher):
                 return
             self._attempts[category, number] += not is_lost
             most = _MAX_HUNG if trial_id in self._hung else MAX_ATTEMPTS
-            if self._attempts[category, number] < most:
+            if self._attempts[category, number] < most or self.time_is_up():
                 own.restart(number)
                 return
             own.fail(number, self._hung.get(trial_id, cause))
@@ -223,7 +270,9 @@ class PerCategorySearch(Searcher):
         """Say once that a trial ended."""
         if (category, number) not in self._told:
             self._told.add((category, number))
-            self._ended(self._trials_of[category].result(number))
+            result = self._trials_of[category].result(number)
+            self._allocation.add(result)
+            self._ended(result)
 
     def save(self, checkpoint_path: str) -> None:
         """Write an empty file: the trials are in the Optuna storage."""
@@ -254,6 +303,34 @@ class FailureCallback(Callback):
             text = _traceback_of(trial)
             is_lost = any(words in text for words in _NODE_GONE)
             self._search.on_trial_failed(trial.trial_id, _cause(text), is_lost)
+
+
+class DeadlineCallback(Callback):
+    """Stops trials under way when the time that is kept for the winners has come.
+
+    Their finished artifacts stay, and their processes are killed: no trial hears anything while it
+    computes.
+    """
+
+    def __init__(self, search: PerCategorySearch) -> None:
+        self._search: PerCategorySearch | None = search
+        self._killed: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """See :meth:`PerCategorySearch.__getstate__`."""
+        return {"_search": None, "_killed": set()}
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Tune is between two steps."""
+        import ray
+
+        if self._search is None or not self._search.time_is_up():
+            return
+        for trial in trials:
+            actor = trial.temporary_state.ray_actor
+            if trial.status == Trial.RUNNING and actor and trial.trial_id not in self._killed:
+                self._killed.add(trial.trial_id)
+                ray.kill(actor)
 
 
 class PruningScheduler(FIFOScheduler):

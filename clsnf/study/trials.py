@@ -42,6 +42,7 @@ _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # study's own journal has one writer, who holds the study's folder. Others may write another one.
 _OWN_GRACE, _SHARED_GRACE = 1.0, 30.0
 _FIRST_POINTS = "first"  # the Optuna study's attribute that holds the points to try first
+MOST_SHARED = 2  # points of other categories that a category tries, after its first points
 # A trial is pruned when at least this many other trials came as far, and it is not among the best
 # 75 percent of them.
 _PRUNING_NEEDS_TRIALS = 4
@@ -142,7 +143,8 @@ class SearchPlan:
 
     Attributes:
         distributions: name of a setting -> Optuna distribution.
-        trials: number of trials of a category; decides how many of the first are drawn at random.
+        trials: number of trials of a category, as far as it is known; decides how many of the first
+            are drawn at random.
         directions: as :func:`directions_of` gives them.
         seed: of the study.
         in_sequence: whether a category never has two trials at once.
@@ -204,17 +206,53 @@ class CategoryTrials:
     def _all(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
-    def begin(self) -> tuple[int, dict[str, Any]]:
-        """The next trial's number and values; first of all, a trial to restart, with its values."""
-        self.begun += 1
+    @property
+    def next_number(self) -> int:
+        """The next trial's number."""
+        return self._to_restart[0] if self._to_restart else len(self._all())
+
+    def may_share(self) -> bool:
+        """Whether the next trial is one that may try what is best for other categories."""
+        first = len(self._study.user_attrs[_FIRST_POINTS])
+        return not self._to_restart and first <= len(self._all()) < first + MOST_SHARED
+
+    def is_new(self, point: Mapping[str, Any]) -> bool:
+        """Whether values are a whole point of the space that teaches something.
+
+        A point that differs from an earlier one in the fusion weight alone does not: weights are
+        swept at the end.
+        """
+        whole = point.keys() == self._plan.distributions.keys()
+        tried = [without_fusion_weight(trial.params) for trial in self._all()]
+        return (
+            whole
+            and _is_point(point, self._plan.distributions)
+            and without_fusion_weight(point) not in tried
+        )
+
+    def upcoming(self) -> dict[str, Any]:
+        """The next trial's values; nothing is stored."""
+        number = self.next_number
         if self._to_restart:
-            number = self._to_restart.pop(0)
-            return number, dict(self._all()[number].params)
-        number = len(self._all())
+            return dict(self._all()[number].params)
         points: list[dict[str, Any]] = self._study.user_attrs[_FIRST_POINTS]
         point = points[number] if number < len(points) else {}
-        if point.keys() != self._plan.distributions.keys():
-            point = self._suggestion() | point
+        if point.keys() == self._plan.distributions.keys():
+            return point
+        return self._suggestion() | point
+
+    def begin(self, point: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """The next trial's number and values; first of all, a trial to restart, with its values.
+
+        Args:
+            point: a new trial's values; None for those of :meth:`upcoming`.
+        """
+        if self._to_restart:
+            self.begun += 1
+            number = self._to_restart.pop(0)
+            return number, dict(self._all()[number].params)
+        number, point = len(self._all()), dict(self.upcoming() if point is None else point)
+        self.begun += 1
         # One write: after a crash the storage has the trial with all of its values, or no trial.
         distributions = dict(self._plan.distributions)
         trial = create_trial(state=TrialState.RUNNING, params=point, distributions=distributions)
@@ -230,7 +268,7 @@ class CategoryTrials:
         copy = create_study(directions=list(self._plan.directions.values()))
         copy.add_trials(self._all())
         copy.sampler = TPESampler(
-            seed=trial_seed(self._plan.seed, self.category, self.begun - 1),
+            seed=trial_seed(self._plan.seed, self.category, self.begun),
             multivariate=True,
             # A study of few trials must not spend all of them on random points.
             n_startup_trials=min(10, max(3, self._plan.trials // 3)),
@@ -290,6 +328,11 @@ class CategoryTrials:
     def results(self) -> list[TrialResult]:
         """The results of all trials that ended, by number."""
         return [trial_result(self.category, trial) for trial in self._all(*_ENDED)]
+
+
+def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a trial's score maps."""
+    return {name: value for name, value in config.items() if name != "fusion_weight"}
 
 
 def _is_point(values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> bool:

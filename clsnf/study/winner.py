@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +48,7 @@ from clsnf.study.progress_notes import NotedProgress
 from clsnf.study.regret import TestMetrics, compute_regret, wants_regret
 from clsnf.study.space import apply_config
 from clsnf.study.trial import reported_metrics
+from clsnf.study.trials import without_fusion_weight
 from clsnf.study.worker import WORKBENCHES, use_threads
 
 
@@ -200,11 +200,6 @@ def best_trials(trials: Sequence[TrialResult], most: int, rule: str = "mean") ->
         decides_maps = sorted(without_fusion_weight(trials[index].config).items())
         best.setdefault(str(decides_maps), trials[index])
     return list(best.values())[:most]
-
-
-def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a trial's score maps."""
-    return {name: value for name, value in config.items() if name != "fusion_weight"}
 
 
 # ---- the winner ----

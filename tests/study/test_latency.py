@@ -1,6 +1,7 @@
 """Latencies that a front rests on are measured in turn."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,9 @@ def test_no_network_has_no_latency() -> None:
 def test_the_weight_and_the_epochs_change_no_architecture() -> None:
     base = DetectorSettings()
     known = architecture_content(base)
-    for name, value in (("fusion_weight", 0.9), ("finetune.joint_epochs", 0), ("seed", 4)):
+    same: dict[str, Any] = {"fusion_weight": 0.9, "finetune.joint_epochs": 0, "seed": 4}
+    for name, value in same.items():
         assert architecture_content(replaced(base, {name: value})) == known
-    for name, value in (("flow.depth", 0), ("backbone.levels", [1, 2]), ("image.height", 64)):
+    others: dict[str, Any] = {"flow.depth": 0, "backbone.levels": [1, 2], "image.height": 64}
+    for name, value in others.items():
         assert architecture_content(replaced(base, {name: value})) != known

@@ -13,9 +13,10 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from clsnf.core.config import DetectorSettings
+from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import OutageError, OutputError
 from clsnf.results import Measurements, TrialResult
+from clsnf.study.allocation import Allocation
 from clsnf.study.pause import Pause
 from clsnf.study.reports import TrialReport
 from clsnf.study.search import CATEGORY, MAX_ATTEMPTS, NUMBER, PerCategorySearch
@@ -32,6 +33,11 @@ def search_plan(
     return SearchPlan(space.distributions(), trials, {"pixel_ap": "maximize"}, seed, in_sequence)
 
 
+def every(trials: int) -> Allocation:
+    """So many trials of every category."""
+    return Allocation(StudySettings(trials=trials))
+
+
 def searcher(
     categories: list[str],
     trials: int = 6,
@@ -42,7 +48,7 @@ def searcher(
     storage = storage or InMemoryStorage()
     plan = search_plan(SPACE, trials, seed, in_sequence)
     trials_of = {c: CategoryTrials(storage, c, c, plan, [START]) for c in categories}
-    return PerCategorySearch(trials_of, trials, in_sequence)
+    return PerCategorySearch(trials_of, every(trials), in_sequence)
 
 
 def report(objective: float, step: int | None = None) -> dict[str, Any]:
@@ -219,7 +225,7 @@ def test_a_trial_that_tune_ends_twice_does_not_stop_the_search(
         raise OSError("database is locked")
 
     told: list[TrialResult] = []
-    search = PerCategorySearch({"a": trials}, 4, in_sequence=True, ended=told.append)
+    search = PerCategorySearch({"a": trials}, every(4), in_sequence=True, ended=told.append)
     finish = trials.finish
     first = search.suggest("t0")
     monkeypatch.setattr(trials, "finish", storage_is_locked)
@@ -304,7 +310,7 @@ def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Pat
 def test_the_result_of_a_trial_is_reported_and_stored(tmp_path: Path) -> None:
     reported: list[TrialResult] = []
     trials = CategoryTrials(open_storage(None, tmp_path), "a", "a", search_plan(trials=4), [START])
-    search = PerCategorySearch({"a": trials}, 4, True, ended=reported.append)
+    search = PerCategorySearch({"a": trials}, every(4), True, ended=reported.append)
     measured = Measurements(validation={"pixel_ap": 0.5}, families={"scar": 0.25}, seconds=2.0)
     reports: list[dict[str, Any]] = [
         TrialReport(0.5, measured=measured).to_tune() | {"time_total_s": 1.0},
@@ -407,7 +413,7 @@ def pausing(trials: int = 2, has_room: bool = True) -> tuple[PerCategorySearch, 
     storage = InMemoryStorage()
     own = CategoryTrials(storage, "nut", "nut", search_plan(trials=trials), [START])
     pause = Pause(60.0, said.append, lambda: has_room, clock)
-    return PerCategorySearch({"nut": own}, trials, False, pause=pause), clock, said
+    return PerCategorySearch({"nut": own}, every(trials), False, pause=pause), clock, said
 
 
 def test_a_trial_that_met_an_outage_is_no_trial_and_runs_again() -> None:

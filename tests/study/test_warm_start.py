@@ -8,7 +8,7 @@ from clsnf.core.errors import DataError
 from clsnf.results import TrialResult, TrialStatus, write_trials
 from clsnf.study.space import Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
-from clsnf.study.warm_start import best_points, read_earlier_trials
+from clsnf.study.warm_start import best_points, points_of_others, read_earlier_trials
 
 
 def trial(category: str, number: int, objective: float | None, depth: int) -> TrialResult:
@@ -27,9 +27,25 @@ def earlier(tmp_path: Path) -> Path:
 
 def test_the_best_finished_trials_of_the_category_are_tried_first(earlier: Path) -> None:
     trials = read_earlier_trials(earlier)
-    assert best_points(trials, "nut") == [{"flow_depth": 0}, {"flow_depth": 6}, {"flow_depth": 2}]
-    assert best_points(trials, "screw") == []
+    own = [{"flow_depth": 0}, {"flow_depth": 6}, {"flow_depth": 2}]
+    assert best_points(trials, "nut") == [*own, {"flow_depth": 4}], "then the best of others"
+    assert best_points(trials, "screw") == [{"flow_depth": 0}, {"flow_depth": 4}]
     assert read_earlier_trials(None) == []
+
+
+def test_what_won_on_more_of_the_others_comes_first() -> None:
+    def won(category: str, objective: float, depth: int, weight: float) -> TrialResult:
+        config = {"flow_depth": depth, "fusion_weight": weight}
+        return TrialResult(category, 0, "finished", objective=objective, config=config)
+
+    trials = [
+        won("a", 0.9, 2, 0.1),
+        won("a", 0.8, 6, 0.1),
+        won("b", 0.1, 4, 0.2),
+        won("c", 0.2, 4, 0.3),
+        won("mine", 1.0, 8, 0.3),
+    ]
+    assert points_of_others(trials, "mine") == [trials[2].config, trials[0].config]
 
 
 def test_points_that_the_new_space_does_not_have_are_left_out(
