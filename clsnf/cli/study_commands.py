@@ -11,11 +11,13 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, location, path, setting_options, stream_option
-from clsnf.core.config import StudySettings, from_dict
-from clsnf.core.errors import ClsnfError, SettingsError
+from clsnf.cli.study_resume import request_to_resume, resume_option, sources_to_resume
+from clsnf.core.config import StudySettings, flattened, from_dict, to_dict
+from clsnf.core.errors import ClsnfError
 
 if TYPE_CHECKING:
     from clsnf.cli.terminal import Terminal
+    from clsnf.results import StoredRequest
     from clsnf.study.space import Space
 
 
@@ -42,7 +44,8 @@ if TYPE_CHECKING:
 @click.option("--space", type=path, help="A YAML file with the search space (see tune/spaces/).")
 @setting_options
 @click.option(
-    "--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine."
+    "--address",
+    help="A Ray cluster, such as auto. Default, or local: a private Ray on this machine.",
 )
 @click.option(
     "--concurrent-trials", type=int, help="Trials at the same time.  [default: as many as fit]"
@@ -59,7 +62,7 @@ if TYPE_CHECKING:
     type=int,
     help="CPU cores of a trial's ray stream, reserved together with the trial.  [default: 1]",
 )
-@click.option("--resume", is_flag=True, help="Continue the study in --out.")
+@resume_option
 @click.option(
     "--reuse/--no-reuse",
     default=None,
@@ -91,13 +94,13 @@ def study(**options: Any) -> None:
     authors', if the authors have the same settings for all categories; otherwise those that most of
     their categories share. Without --space, --preset paper searches only the fusion weight.
     """
-    if options["resume"] and options["out"] is None:
-        raise SettingsError("--resume goes on with the study in a folder: name it with --out.")
-    demo = options["data"] is None and options["normals"] is None
-    study_settings = _study_settings(options, demo)
+    stored = request_to_resume(options)
+    demo = stored is None and options["data"] is None and options["normals"] is None
+    study_settings = _study_settings(options, demo, stored)
     categories = shared.preset_categories(options, options["categories"])
-    settings = shared.settings_of(options, categories, _DEMO_SETTINGS if demo else None)
-    space = _space(options)
+    base = _DEMO_SETTINGS if demo else {} if stored is None else _values_of(stored)
+    settings = shared.settings_of(options, categories, base)
+    space = _space(options, stored)
     out = options["out"] or _new_folder()
     out = out if isinstance(out, str) else out.absolute()
 
@@ -106,7 +109,12 @@ def study(**options: Any) -> None:
     terminal = Terminal()
     if demo:
         options |= {"data": _write_demo(out, terminal)}
-    tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
+    where = options["data"], options["normals"], options["categories"]
+    if stored is None:
+        sources = [shared.data_source(*where)]
+    else:
+        sources = sources_to_resume(stored.sources, *where)
+    tables = [table for source in sources for table in shared.read_source(source)]
 
     from clsnf.study.request import StudyRequest
     from clsnf.study.run import run_study
@@ -122,12 +130,12 @@ def study(**options: Any) -> None:
         address=options["address"],
         allow_leak=options["allow_leak"],
         max_bad=options["max_bad"],
-        resume=options["resume"],
+        resume=options["resume"] is not None,
         optuna_storage=options["optuna_storage"],
         warm_start=options["warm_start"],
         mlflow=options["mlflow"],
         wandb=options["wandb"],
-        origin=origin,
+        sources=sources,
     )
     try:
         with terminal.live():
@@ -135,7 +143,7 @@ def study(**options: Any) -> None:
             summary = run_study(request, reporter)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
-            f"to go on, say the same again with --out {shlex.quote(str(out))} --resume"
+            f"to go on, say clsnf study --resume {shlex.quote(str(out))}"
         ) from interrupt
     terminal.summary(summary, out)
     if all(found.winner is None for found in summary.categories.values()):
@@ -156,19 +164,34 @@ _STUDY_OPTIONS = (
 )
 
 
-def _study_settings(options: dict[str, Any], demo: bool) -> StudySettings:
+def _values_of(stored: StoredRequest) -> dict[str, Any]:
+    """The settings of a study by dotted name."""
+    return flattened(to_dict(stored.settings))
+
+
+def _study_settings(
+    options: dict[str, Any], demo: bool, stored: StoredRequest | None
+) -> StudySettings:
+    """How to search, by a command's options; what they leave open is as in `stored`."""
     given = {name: options[name] for name in _STUDY_OPTIONS if options[name] is not None}
     if options["objectives"] is not None:
         given["objectives"] = [name.strip() for name in options["objectives"].split(",")]
-    return from_dict(StudySettings, ({"trials": _DEMO_TRIALS} if demo else {}) | given, "study")
+    base: dict[str, Any] = {"trials": _DEMO_TRIALS} if demo else {}
+    if stored is not None:
+        base = to_dict(stored.study)
+    return from_dict(StudySettings, base | given, "study")
 
 
-def _space(options: dict[str, Any]) -> Space:
-    """The search space of --space; with --preset paper only the fusion weight by default.
+def _space(options: dict[str, Any], stored: StoredRequest | None) -> Space:
+    """The search space of --space, or of the study that goes on.
 
-    The default space would change the authors' settings in the first trial already.
+    With --preset paper it is only the fusion weight by default. The default space would change the
+    authors' settings in the first trial already.
     """
-    from clsnf.study.space import paper_space, read_space
+    from clsnf.study.space import Space, paper_space, read_space
+
+    if stored is not None and options["space"] is None:
+        return Space(stored.space)
 
     if options["preset"] == "paper" and options["space"] is None:
         return paper_space()

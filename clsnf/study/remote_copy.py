@@ -25,6 +25,7 @@ from clsnf.core.uris import without_secrets
 
 # What the driver needs to resume a study, and uploads while it runs.
 STATE = (
+    "request.json",
     "study.json",
     "optuna.journal",
     "optuna.journal.torn",

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.progress import Progress, silent
-from clsnf.core.uris import uri_name
+from clsnf.core.uris import has_secret, is_uri, uri_name
 from clsnf.data.checks import MAX_BAD
-from clsnf.results import TrialResult
+from clsnf.results import DataSource, StoredRequest, TrialResult
 from clsnf.study.progress_files import ProgressNote
 from clsnf.study.space import Space
 
@@ -37,7 +37,7 @@ class StudyRequest:
         warm_start: folder of an earlier study, whose best points are tried first.
         mlflow: URI of an MLflow server that logs the trials too.
         wandb: Weights & Biases project that logs the trials too.
-        origin: where the data came from, for the summary.
+        sources: where the data came from, for the summary and ``--resume``.
     """
 
     tables: Sequence[pa.Table]
@@ -55,7 +55,7 @@ class StudyRequest:
     warm_start: Path | None = None
     mlflow: str | None = None
     wandb: str | None = None
-    origin: str = ""
+    sources: Sequence[DataSource] = ()
 
     @property
     def name(self) -> str:
@@ -66,6 +66,36 @@ class StudyRequest:
     def categories(self) -> list[str]:
         """Names of the categories, in the tables' order."""
         return [category_of(table) for table in self.tables]
+
+    @property
+    def origin(self) -> str:
+        """Where the data came from, for people."""
+        return ", ".join(source.location for source in self.sources)
+
+    def stored(self) -> StoredRequest:
+        """What ``--resume`` repeats."""
+        return StoredRequest(
+            sources=list(self.sources),
+            settings=self.settings,
+            study=self.study,
+            space={name: dict(given) for name, given in self.space.ranges.items()},
+            textures=_absolute(self.textures),
+            device=self.device,
+            address=self.address,
+            allow_leak=self.allow_leak,
+            max_bad=self.max_bad,
+            optuna_storage=_absolute(self.optuna_storage),
+            warm_start=_absolute(self.warm_start),
+            mlflow=None if has_secret(self.mlflow or "") else self.mlflow,
+            wandb=self.wandb,
+        )
+
+
+def _absolute(place: Path | str | None) -> str | None:
+    """A path as an absolute one, a URI as it is; None for one with a password."""
+    if place is None or has_secret(str(place)):
+        return None
+    return str(place) if is_uri(place) else str(Path(place).absolute())
 
 
 def category_of(table: pa.Table) -> str:

@@ -41,6 +41,7 @@ from clsnf.results import (
 from clsnf.study.context import StudyContext
 from clsnf.study.evidence import Winner, write_evidence
 from clsnf.study.examples import write_examples
+from clsnf.study.folder import images_key
 from clsnf.study.pareto import save_front
 from clsnf.study.progress_files import FileProgress
 from clsnf.study.regret import TestMetrics, compute_regret
@@ -105,7 +106,7 @@ def finish_category(
         evidence=evidence,
         seconds=time.perf_counter() - started,
     )
-    folder.write_finished(category, context.selection_key(trials), result)
+    folder.write_finished(category, context.selection_key(trials), result, images_key(test))
     return result
 
 
