@@ -256,6 +256,24 @@ def trials_of_journal(path: Path) -> list[TrialResult]:
     ]
 
 
+def trials_of_study(folder: Path) -> list[TrialResult]:
+    """The trials of the study in a folder: of its table, or of its journal where that is damaged.
+
+    Raises:
+        OutputError: neither can be read.
+    """
+    try:
+        return read_trials(folder / "trials.parquet")
+    except OutputError:
+        try:
+            trials = trials_of_journal(folder / "optuna.journal")
+        except Exception:  # Optuna raises what its records lead to
+            trials = []
+        if not trials:
+            raise
+        return trials
+
+
 def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
     """Write ``trials.parquet``: a row a trial, a column for every name that some trial has."""
     rows = [trial.to_row() for trial in trials]
@@ -984,13 +1002,18 @@ def read_result(cls: type[T], path: Path, remedy: str = "") -> T:
 
 
 def write_result(path: Path, value: Any) -> None:
-    """Write a result as JSON, whole or not at all; values that are not finite raise ValueError."""
-    write_json(path, to_plain(value))
+    """Write a result as JSON, whole or not at all, whatever happens to the machine's power.
+
+    Raises:
+        ValueError: a number is not finite.
+        OutputError: the disk is full.
+    """
+    write_json(path, to_plain(value), durable=True)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write Parquet, whole or not at all."""
-    with atomic_write(path) as draft:
+    """Write Parquet, whole or not at all, whatever happens to the machine's power."""
+    with atomic_write(path, durable=True) as draft:
         pq.write_table(table, draft)
 
 

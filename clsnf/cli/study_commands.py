@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from clsnf.cli.group import main
 from clsnf.cli.options import data_options, location, path, setting_options, stream_option
 from clsnf.cli.study_resume import request_to_resume, resume_option, sources_to_resume
 from clsnf.core.config import StudySettings, flattened, from_dict, to_dict
-from clsnf.core.errors import ClsnfError
+from clsnf.core.errors import ClsnfError, SettingsError
 
 if TYPE_CHECKING:
     from clsnf.cli.terminal import Terminal
@@ -94,6 +95,7 @@ def study(**options: Any) -> None:
     authors', if the authors have the same settings for all categories; otherwise those that most of
     their categories share. Without --space, --preset paper searches only the fusion weight.
     """
+    _check_place(options)
     stored = request_to_resume(options)
     demo = stored is None and options["data"] is None and options["normals"] is None
     study_settings = _study_settings(options, demo, stored)
@@ -150,6 +152,8 @@ def study(**options: Any) -> None:
         raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")
 
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for a submitted job
+
 # Options that have the names of their settings.
 _STUDY_OPTIONS = (
     "trials",
@@ -162,6 +166,27 @@ _STUDY_OPTIONS = (
     "stream",
     "stream_cpus",
 )
+
+
+def _check_place(options: dict[str, Any]) -> None:
+    """Refuse a place for the results that ends with a submitted job.
+
+    A job runs in a copy of its working folder, which Ray deletes.
+    """
+    if _JOB not in os.environ:
+        return
+    run = options["resume"] if isinstance(options["resume"], (str, Path)) else None
+    out = options["out"] or run
+    if out is None:
+        raise SettingsError(
+            "A submitted job runs in a temporary folder, and its results would be deleted with it: "
+            "give --out an absolute path on a disk that all nodes have, or a URI."
+        )
+    if isinstance(out, Path) and not out.is_absolute():
+        raise SettingsError(
+            f"A submitted job runs in a temporary folder, and {out} would be deleted with it: give "
+            "an absolute path on a disk that all nodes have, or a URI."
+        )
 
 
 def _values_of(stored: StoredRequest) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from clsnf.study.remote_copy import local_copy
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import rows_of
 
-REQUEST = "request.json"
+REQUEST, JOURNAL = "request.json", "optuna.journal"
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def check_folder(out: Path, resume: bool, name: str | None = None) -> None:
             or it can't be made.
     """
     check_writable(out, folder=True)
-    if not out.exists() or all(entry.name == ".lock" for entry in out.iterdir()):
+    if not out.exists() or all(_is_left_of_a_start(entry) for entry in out.iterdir()):
         return
     if not resume:
         raise OutputError(
@@ -235,6 +235,13 @@ def check_folder(out: Path, resume: bool, name: str | None = None) -> None:
         )
     if not (out / "study.json").is_file():
         raise OutputError(f"{name or out} holds no study to go on with: choose another --out.")
+
+
+def _is_left_of_a_start(entry: Path) -> bool:
+    """Whether an entry may be all that a process left which was killed before ``study.json``."""
+    if entry.name == JOURNAL:
+        return entry.stat().st_size == 0
+    return entry.name in (".lock", REQUEST, f"{JOURNAL}.lock") or entry.suffix == ".part"
 
 
 def claim_folder(out: Path, resume: bool) -> None:

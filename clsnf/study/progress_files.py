@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from clsnf.core.periodic import call_periodically
 
 _FOLDER = ".progress"
@@ -37,6 +39,9 @@ class ProgressNote:
     done: int
     total: int
     at: float
+
+
+_NOTE = TypeAdapter(ProgressNote)
 
 
 class FileProgress:
@@ -68,8 +73,8 @@ def read_notes(out: Path) -> list[ProgressNote]:
     """The workers' notes of the last two minutes."""
     notes = []
     for file in sorted((out / _FOLDER).glob("*.json")):
-        with suppress(OSError, ValueError, TypeError):
-            note = ProgressNote(**json.loads(file.read_text()))
+        with suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
+            note = _NOTE.validate_json(file.read_bytes())
             if time.time() - note.at < _MAX_AGE:
                 notes.append(note)
     return notes

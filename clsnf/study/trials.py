@@ -32,10 +32,10 @@ from clsnf.core.hashing import content_key
 from clsnf.core.journal import cut_damage, remove_stale_lock
 from clsnf.core.uris import is_uri
 from clsnf.results import LATENCY, Measurements, TrialResult, trial_result
+from clsnf.study.folder import JOURNAL
 
 Direction = Literal["maximize", "minimize"]
 
-JOURNAL = "optuna.journal"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # Seconds for which a lock on a journal must not change to be taken for one of a killed process. The
 # study's own journal has one writer, who holds the study's folder. Others may write another one.

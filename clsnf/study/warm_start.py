@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clsnf.core.errors import DataError, OutputError
-from clsnf.results import TrialResult, read_trials
+from clsnf.results import TrialResult, trials_of_study
 
 _MOST = 3
 
@@ -24,11 +24,11 @@ def read_earlier_trials(folder: Path | None) -> list[TrialResult]:
     if folder is None:
         return []
     try:
-        return read_trials(folder / "trials.parquet")
+        return trials_of_study(folder)
     except OutputError as error:
         raise DataError(
             f"{folder} holds no trials of an earlier study to start from (no readable "
-            "trials.parquet)."
+            "trials.parquet or optuna.journal)."
         ) from error
 
 

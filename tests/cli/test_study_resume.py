@@ -210,3 +210,31 @@ def test_moved_weights_are_the_same_weights(begun: Begun, resnet18_weights: Path
     again = begun.accepted("--resume", str(begun.out), "--weights", str(moved))
     before = begun.requests[0].settings
     assert again.settings == replaced(before, {"backbone.weights": str(moved)})
+
+
+# ---- submitted jobs ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "and its results would be deleted with it: give --out an absolute path"),
+        (["--out", "runs/first"], "and runs/first would be deleted with it: give an absolute path"),
+        (["--resume", "runs/first"], "and runs/first would be deleted with it: give an absolute"),
+    ],
+)
+def test_a_job_whose_results_would_be_deleted_is_refused(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    result = CliRunner().invoke(main, ["study", *arguments])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_goes_on_by_an_absolute_folder(begun: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert begun.accepted("--resume", str(begun.out)).out == begun.out
