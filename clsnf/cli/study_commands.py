@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from datetime import datetime
@@ -13,11 +14,13 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, location, path, setting_options, stream_option
-from clsnf.core.config import StudySettings, from_dict
+from clsnf.cli.study_resume import request_to_resume, resume_option, sources_to_resume
+from clsnf.core.config import StudySettings, flattened, from_dict, to_dict
 from clsnf.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from clsnf.cli.terminal import Terminal
+    from clsnf.results import StoredRequest
     from clsnf.study.space import Space
 
 
@@ -78,7 +81,8 @@ if TYPE_CHECKING:
 @click.option("--space", type=path, help="A YAML file with the search space (see tune/spaces/).")
 @setting_options
 @click.option(
-    "--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine."
+    "--address",
+    help="A Ray cluster, such as auto. Default, or local: a private Ray on this machine.",
 )
 @click.option(
     "--concurrent-trials", type=int, help="Trials at the same time.  [default: as many as fit]"
@@ -95,7 +99,7 @@ if TYPE_CHECKING:
     type=int,
     help="CPU cores of a trial's ray stream, reserved together with the trial.  [default: 1]",
 )
-@click.option("--resume", is_flag=True, help="Continue the study in --out.")
+@resume_option
 @click.option(
     "--reuse/--no-reuse",
     default=None,
@@ -150,14 +154,15 @@ def study(**options: Any) -> None:
     The exit status is 0 where every category has a winner, 3 where one lacks it, 2 after bad input,
     and 130 or 143 after Ctrl-C or SIGTERM.
     """
-    if options["resume"] and options["out"] is None:
-        raise SettingsError("--resume goes on with the study in a folder: name it with --out.")
-    demo = options["data"] is None and options["normals"] is None
+    _check_place(options)
+    stored = request_to_resume(options)
+    demo = stored is None and options["data"] is None and options["normals"] is None
     until = _deadline(options)
-    study_settings = _study_settings(options, demo, until is not None)
+    study_settings = _study_settings(options, demo, stored, until is not None)
     categories = shared.preset_categories(options, options["categories"])
-    settings = shared.settings_of(options, categories, _DEMO_SETTINGS if demo else None)
-    space = _space(options)
+    base = _DEMO_SETTINGS if demo else {} if stored is None else _values_of(stored)
+    settings = shared.settings_of(options, categories, base)
+    space = _space(options, stored)
     out = options["out"] or _new_folder()
     out = out if isinstance(out, str) else out.absolute()
 
@@ -166,7 +171,12 @@ def study(**options: Any) -> None:
     terminal = Terminal()
     if demo:
         options |= {"data": _write_demo(out, terminal)}
-    tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
+    where = options["data"], options["normals"], options["categories"]
+    if stored is None:
+        sources = [shared.data_source(*where)]
+    else:
+        sources = sources_to_resume(stored.sources, *where)
+    tables = [table for source in sources for table in shared.read_source(source)]
 
     from clsnf.study.request import StudyRequest
     from clsnf.study.run import run_study
@@ -182,14 +192,14 @@ def study(**options: Any) -> None:
         address=options["address"],
         allow_leak=options["allow_leak"],
         max_bad=options["max_bad"],
-        resume=options["resume"],
+        resume=options["resume"] is not None,
         optuna_storage=options["optuna_storage"],
         warm_start=options["warm_start"],
         until=until,
         mlflow=options["mlflow"],
         wandb=options["wandb"],
         notify=options["notify"],
-        origin=origin,
+        sources=sources,
     )
     try:
         with terminal.live():
@@ -197,7 +207,7 @@ def study(**options: Any) -> None:
             summary = run_study(request, reporter)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
-            f"to go on, say the same again with --out {shlex.quote(str(out))} --resume"
+            f"to go on, say clsnf study --resume {shlex.quote(str(out))}"
         ) from interrupt
     terminal.summary(summary, out)
     lacking = [name for name, found in summary.categories.items() if found.winner is None]
@@ -208,6 +218,7 @@ def study(**options: Any) -> None:
 
 
 _LACKS_WINNERS = 3  # exit code of a study that ended without a winner for some category
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for a submitted job
 
 # Options that have the names of their settings.
 _STUDY_OPTIONS = (
@@ -231,6 +242,32 @@ _STUDY_OPTIONS = (
 )
 
 
+def _check_place(options: dict[str, Any]) -> None:
+    """Refuse a place for the results that ends with a submitted job.
+
+    A job runs in a copy of its working folder, which Ray deletes.
+    """
+    if _JOB not in os.environ:
+        return
+    run = options["resume"] if isinstance(options["resume"], (str, Path)) else None
+    out = options["out"] or run
+    if out is None:
+        raise SettingsError(
+            "A submitted job runs in a temporary folder, and its results would be deleted with it: "
+            "give --out an absolute path on a disk that all nodes have, or a URI."
+        )
+    if isinstance(out, Path) and not out.is_absolute():
+        raise SettingsError(
+            f"A submitted job runs in a temporary folder, and {out} would be deleted with it: give "
+            "an absolute path on a disk that all nodes have, or a URI."
+        )
+
+
+def _values_of(stored: StoredRequest) -> dict[str, Any]:
+    """The settings of a study by dotted name."""
+    return flattened(to_dict(stored.settings))
+
+
 def _deadline(options: dict[str, Any]) -> float | None:
     """When the study ends, in seconds since the epoch."""
     from clsnf.study.deadline import parse_deadline
@@ -238,22 +275,32 @@ def _deadline(options: dict[str, Any]) -> float | None:
     return parse_deadline(options["until"], options["hours"], datetime.now())
 
 
-def _study_settings(options: dict[str, Any], demo: bool, timed: bool) -> StudySettings:
+def _study_settings(
+    options: dict[str, Any], demo: bool, stored: StoredRequest | None, timed: bool
+) -> StudySettings:
+    """How to search, by a command's options; what they leave open is as in `stored`."""
     given = {name: options[name] for name in _STUDY_OPTIONS if options[name] is not None}
     if options["objectives"] is not None:
         given["objectives"] = [name.strip() for name in options["objectives"].split(",")]
-    default: dict[str, Any] = {"trials": _DEMO_TRIALS} if demo else {}
-    if timed or options["total_trials"]:
-        default = {"trials": None, "share_points": True}
-    return from_dict(StudySettings, default | given, "study")
+    base: dict[str, Any] = {"trials": _DEMO_TRIALS} if demo else {}
+    shared_budget = timed or options["total_trials"]
+    if stored is not None:
+        base = to_dict(stored.study) | ({"trials": None} if shared_budget else {})
+    elif shared_budget:
+        base = {"trials": None, "share_points": True}
+    return from_dict(StudySettings, base | given, "study")
 
 
-def _space(options: dict[str, Any]) -> Space:
-    """The search space of --space; with --preset paper only the fusion weight by default.
+def _space(options: dict[str, Any], stored: StoredRequest | None) -> Space:
+    """The search space of --space, or of the study that goes on.
 
-    The default space would change the authors' settings in the first trial already.
+    With --preset paper it is only the fusion weight by default. The default space would change the
+    authors' settings in the first trial already.
     """
-    from clsnf.study.space import paper_space, read_space
+    from clsnf.study.space import Space, paper_space, read_space
+
+    if stored is not None and options["space"] is None:
+        return Space(stored.space)
 
     if options["preset"] == "paper" and options["space"] is None:
         return paper_space()

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from clsnf.core.errors import SettingsError
 
+_SECRETS = ("password", "passwd", "secret", "token")
+
 
 def is_uri(place: object) -> bool:
     """Whether a location is a URI; else it is a path."""
@@ -34,6 +36,12 @@ def refuse_password(uri: str) -> None:
             "show: leave it out, and put it where "
             "the store's own tools look for it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, say)."
         )
+
+
+def has_secret(uri: str) -> bool:
+    """Whether a URI has a password, or a part of its query that looks like one."""
+    parts = urlsplit(uri)
+    return bool(parts.password) or any(word in parts.query.lower() for word in _SECRETS)
 
 
 def without_secrets(uri: str) -> str:

@@ -5,6 +5,7 @@
     summary.json             the results, category by category
     trials.parquet           every trial
     study.json               what the study is: settings, space, data
+    request.json             what the user asked for, which --resume repeats
     optuna.journal           the trials while the study runs (unless another storage was named)
     optuna.journal.torn      what a killed process left after the last whole record of the journal
     winners/<category>/      the winning detector
@@ -23,6 +24,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,17 +32,21 @@ import pyarrow.parquet as pq
 
 from clsnf.core.errors import OutputError
 from clsnf.core.files import check_writable
+from clsnf.core.hashing import content_key
 from clsnf.core.ledger import record_unlock
 from clsnf.core.patience import Patience
 from clsnf.core.progress import Progress, silent
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import join_uri
+from clsnf.data.sources import read_bytes
 from clsnf.results import FinishedCategory, WinnerResult, read_result, write_result, write_table
 from clsnf.study.lease_actor import ActorLeases, ActorNotes
 from clsnf.study.progress_notes import FileNotes, Notes
 from clsnf.study.remote_copy import local_copy
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import rows_of
+
+REQUEST, JOURNAL = "request.json", "optuna.journal"
 
 
 @dataclass(frozen=True)
@@ -174,22 +180,24 @@ class StudyFolder:
 
     # ---- results of categories ----
 
-    def read_finished(self, category: str, rests_on: str) -> WinnerResult | None:
+    def read_finished(self, category: str, rests_on: str, test: str) -> WinnerResult | None:
         """The winner that the study found before it was interrupted.
 
-        None where it did not come that far, where the file is damaged, or where `rests_on` is not
-        the stored hash: the winner was then chosen from other trials, or by another rule.
+        None where it did not come that far, where the file is damaged, or where a hash is not the
+        stored one. The winner was then chosen from other trials or by another rule (`rests_on`),
+        or evaluated on other images (`test`, by :func:`images_key`).
         """
         try:
             found = read_result(FinishedCategory, self.path / "finished" / f"{category}.json")
         except OutputError:
             return None
-        return found.result if found.rests_on == rests_on else None
+        same = found.rests_on == rests_on and found.test in (None, test)
+        return found.result if same else None
 
-    def write_finished(self, category: str, rests_on: str, result: WinnerResult) -> None:
+    def write_finished(self, category: str, rests_on: str, result: WinnerResult, test: str) -> None:
         """Write a category's winner, for :meth:`read_finished`, and publish its files."""
         name = f"finished/{category}.json"
-        write_result(self.path / name, FinishedCategory(rests_on, result))
+        write_result(self.path / name, FinishedCategory(rests_on, result, test))
         self.publish(
             f"winners/{category}",
             f"examples/{category}.png",
@@ -197,6 +205,21 @@ class StudyFolder:
             f"evidence/{category}",
             name,  # last: where it is, all else is
         )
+
+
+def images_key(table: pa.Table) -> str:
+    """Hash of labelled images, whatever their places and order.
+
+    Masks count by their contents.
+    """
+    columns = ("sha256", "label", "defect_type", "mask_path")
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return content_key(
+        sorted(
+            [sha, label, kind or "", "" if mask is None else sha256(read_bytes(mask)).hexdigest()]
+            for sha, label, kind, mask in rows
+        )
+    )
 
 
 def _table_name(category: str, kind: str) -> str:
@@ -230,15 +253,22 @@ def check_folder(out: Path, resume: bool, name: str | None = None) -> None:
             or it can't be made.
     """
     check_writable(out, folder=True)
-    if not out.exists() or all(entry.name == ".lock" for entry in out.iterdir()):
+    if not out.exists() or all(_is_left_of_a_start(entry) for entry in out.iterdir()):
         return
     if not resume:
         raise OutputError(
-            f"{name or out} is in use: choose another --out, or say --resume to go on with the "
-            "study in it."
+            f"{name or out} is in use: choose another --out, or say --resume {name or out} to go "
+            "on with the study in it."
         )
     if not (out / "study.json").is_file():
         raise OutputError(f"{name or out} holds no study to go on with: choose another --out.")
+
+
+def _is_left_of_a_start(entry: Path) -> bool:
+    """Whether an entry may be all that a process left which was killed before ``study.json``."""
+    if entry.name == JOURNAL:
+        return entry.stat().st_size == 0
+    return entry.name in (".lock", REQUEST, f"{JOURNAL}.lock") or entry.suffix == ".part"
 
 
 def claim_folder(out: Path, resume: bool) -> None:

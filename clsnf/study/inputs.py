@@ -88,6 +88,7 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
         space={name: dict(given) for name, given in request.space.ranges.items()},
         data={category: data_fingerprint(table) for category, table in tables.items()},
         objectives=list(request.study.objectives),
+        training={category: data_fingerprint(_not_test(t)) for category, t in tables.items()},
         textures=_textures_key(request.textures),
         weights=_weights_keys(request),
         results_version=RESULTS_VERSION,
@@ -98,6 +99,10 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     need = estimate_disk(request.settings, request.study, request.space, tables, backbone)
     reporter.say(check_room(out, need))
     return StudyInputs(tables, skipped, earlier_trials, identity, resumed, need)
+
+
+def _not_test(table: pa.Table) -> pa.Table:
+    return table.filter(pa.compute.not_equal(table["split"], "test"))
 
 
 def _check_names(study: StudySettings) -> None:
@@ -165,9 +170,17 @@ def _check_images(table: pa.Table, request: StudyRequest, reporter: Reporter) ->
 
 
 def _read_identity(out: Path) -> StudyIdentity | None:
-    """The identity of the study in a folder; None where there is none."""
+    """The identity of the study in a folder; None where there is none.
+
+    Raises:
+        OutputError: it is damaged. Nothing else knows what the trials were measured on.
+    """
     path = out / "study.json"
-    return read_result(StudyIdentity, path, "choose another --out") if path.is_file() else None
+    remedy = (
+        "it alone says what the study was begun with, so put a copy of it back, or begin another "
+        f"study with --warm-start {out}, which tries its best points first"
+    )
+    return read_result(StudyIdentity, path, remedy) if path.is_file() else None
 
 
 def _check_same_study(
@@ -175,8 +188,11 @@ def _check_same_study(
 ) -> None:
     """Refuse to resume a study with anything else that decides a metric."""
     old, new = to_plain(before), to_plain(identity)
-    parts = ("settings", "space", "data", "objectives")
-    changed = {part: list(differences(old[part], new[part])) for part in parts}
+    if _same_weights(before, identity):  # the file may have been moved
+        old["settings"]["backbone"]["weights"] = new["settings"]["backbone"]["weights"]
+    changed = {part: list(differences(old[part], new[part])) for part in ("settings", "space")}
+    changed["data"] = list(_data_differences(before, identity))
+    changed["objectives"] = list(differences(old["objectives"], new["objectives"]))
     changed["textures"] = list(_texture_differences(before.textures, identity.textures))
     changed["weights"] = list(_weights_differences(before.weights, identity.weights))
     found = [line for lines in changed.values() for line in lines]
@@ -199,6 +215,26 @@ def _check_same_study(
         raise OutputError(
             f"The study in {out} was begun with its trials in {place}: say the same again."
         )
+
+
+def _same_weights(before: StudyIdentity, now: StudyIdentity) -> bool:
+    """Whether the weights files of the settings have the same content."""
+    old, new = (
+        (study.weights or {}).get(study.settings.backbone.weights or "") for study in (before, now)
+    )
+    return old is not None and old == new
+
+
+def _data_differences(before: StudyIdentity, now: StudyIdentity) -> Iterator[str]:
+    """Categories that are gone or have other images; new ones may come, and test images may.
+
+    Studies of earlier versions did not tell test images apart.
+    """
+    if before.training is None or now.training is None:
+        old, new = before.data, now.data
+    else:
+        old, new = before.training, now.training
+    yield from differences(old, {name: found for name, found in new.items() if name in old})
 
 
 def _texture_differences(before: str | None, now: str | None) -> Iterator[str]:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from pydantic import TypeAdapter
 
 from clsnf.core.periodic import call_periodically
 
@@ -91,6 +93,9 @@ class ProgressNote:
     at: float
 
 
+_PROGRESS = TypeAdapter(ProgressNote)
+
+
 def this_process() -> str:
     """A name of this process that no other process of the cluster has."""
     return f"{socket.gethostname()}-{os.getpid()}"
@@ -124,8 +129,8 @@ def progress_notes(notes: Notes) -> list[ProgressNote]:
     found = []
     for name, text in notes.read().items():
         if not name.startswith(_PROCESS):
-            with suppress(ValueError, TypeError):
-                note = ProgressNote(**json.loads(text))
+            with suppress(ValueError):  # pydantic's errors are ValueErrors
+                note = _PROGRESS.validate_json(text)
                 if time.time() - note.at < _MAX_AGE:
                     found.append(note)
     return found
@@ -155,6 +160,9 @@ class TrialProcess:
     name: str
 
 
+_TRIAL = TypeAdapter(TrialProcess)
+
+
 def note_process(notes: Notes, trial_id: str, node: str) -> None:
     """Note that this process, on a node, runs the trial with this id of Tune's."""
     process = TrialProcess(node, os.getpid(), this_process())
@@ -180,9 +188,8 @@ def trial_signs(notes: Notes) -> dict[str, TrialSign]:
     found = {}
     for name, text in texts.items():
         if name.startswith(_PROCESS):
-            with suppress(ValueError, TypeError):
-                content: dict[str, Any] = json.loads(text)
-                process = TrialProcess(**content)
+            with suppress(ValueError):
+                process = _TRIAL.validate_json(text)
                 own = {n: t for n, t in texts.items() if n.endswith(f".{process.name}")}
                 found[name.removeprefix(_PROCESS)] = TrialSign(process, own)
     return found

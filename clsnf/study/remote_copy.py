@@ -33,6 +33,7 @@ from clsnf.study.driver_lease import DRIVER, DriverLease
 
 # What the driver needs to resume a study, and uploads while it runs.
 STATE = (
+    "request.json",
     "study.json",
     "request.json",
     "optuna.journal",

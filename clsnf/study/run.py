@@ -42,7 +42,7 @@ from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
 from clsnf.study.deadline import Costs, Deadline, read_winner_seconds
 from clsnf.study.disk import free_room
-from clsnf.study.folder import StudyFolder, claim_folder
+from clsnf.study.folder import REQUEST, StudyFolder, claim_folder, images_key
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.interrupts import interrupt_between_steps
 from clsnf.study.lease_actor import start_lease_actor
@@ -287,6 +287,8 @@ class _Driver:
         identity = dataclasses.replace(
             self.inputs.identity, storage_prefix=prefix, copy=self.out.name
         )
+        # First: what has a study.json can be gone on with.
+        write_result(self.out / REQUEST, request.stored())
         write_result(self.out / "study.json", identity)
         plan = SearchPlan(
             distributions=request.space.distributions(),
@@ -462,7 +464,9 @@ class _Driver:
         for category, trials in finished.items():
             # A winner that was found before an interruption stays, and its test images stay locked.
             winners[category] = context.folder.read_finished(
-                category, context.selection_key(trials)
+                category,
+                context.selection_key(trials),
+                images_key(rows_of(self.inputs.tables[category], "test")),
             )
             if winners[category] is None and trials:
                 waiting.append(category)

@@ -33,10 +33,10 @@ from clsnf.core.patience import NO_PATIENCE, Patience
 from clsnf.core.uris import is_uri
 from clsnf.results import LATENCY, Measurements, TrialResult, trial_result
 from clsnf.study.database import open_database
+from clsnf.study.folder import JOURNAL
 
 Direction = Literal["maximize", "minimize"]
 
-JOURNAL = "optuna.journal"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # Seconds for which a lock on a journal must not change to be taken for one of a killed process. The
 # study's own journal has one writer, who holds the study's folder. Others may write another one.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clsnf.core.errors import DataError, OutputError
-from clsnf.results import TrialResult, read_trials
+from clsnf.results import TrialResult, trials_of_study
 from clsnf.study.trials import MOST_SHARED, without_fusion_weight
 
 _MOST = 3
@@ -26,11 +26,11 @@ def read_earlier_trials(folder: Path | None) -> list[TrialResult]:
     if folder is None:
         return []
     try:
-        return read_trials(folder / "trials.parquet")
+        return trials_of_study(folder)
     except OutputError as error:
         raise DataError(
             f"{folder} holds no trials of an earlier study to start from (no readable "
-            "trials.parquet)."
+            "trials.parquet or optuna.journal)."
         ) from error
 
 

@@ -42,6 +42,7 @@ from clsnf.results import (
 from clsnf.study.context import StudyContext
 from clsnf.study.evidence import Winner, write_evidence
 from clsnf.study.examples import write_examples
+from clsnf.study.folder import images_key
 from clsnf.study.latency import with_latencies_in_turn
 from clsnf.study.pareto import save_front
 from clsnf.study.progress_notes import NotedProgress
@@ -123,7 +124,7 @@ def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult])
         evidence=evidence,
         seconds=time.perf_counter() - started,
     )
-    folder.write_finished(category, context.selection_key(trials), result)
+    folder.write_finished(category, context.selection_key(trials), result, images_key(test))
     return result
 
 

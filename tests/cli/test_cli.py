@@ -724,7 +724,8 @@ def test_resuming_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 2
     assert (
         error_of(result)
-        == "error: --resume goes on with the study in a folder: name it with --out."
+        == "error: --resume goes on with the study in a folder: say --resume RUN, or name it with "
+        "--out."
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -735,7 +736,7 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_p
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(options, "read_tables", interrupt)
+    monkeypatch.setattr(options, "data_source", interrupt)
     for command in (main, study):
         arguments = ["--data", str(data), "--out", str(tmp_path / "out")]
         result = CliRunner().invoke(command, [*(["study"] if command is main else []), *arguments])

@@ -386,7 +386,7 @@ def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "is in use: choose another --out, or say --resume to go on with the study in it."),
+        ([], "is in use: choose another --out, or say --resume OUT to go on with the study in it."),
         (
             ["--resume", "--seed", "1"],
             "was begun with other settings (seed was 0, is 1): choose another --out.",
@@ -420,7 +420,7 @@ def test_a_folder_in_use_is_refused_for_another_study(
     result = CliRunner().invoke(main, [*base, *given])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {'The study in ' if arguments else ''}{study.out} ")
-    assert result.stderr.endswith(f"{said}\n")
+    assert result.stderr.endswith(f"{said.replace('OUT', str(study.out))}\n")
     assert {path: path.stat().st_mtime_ns for path in study.out.rglob("*")} == files
 
 
@@ -582,8 +582,7 @@ def test_ctrl_c_and_sigterm_end_every_process_and_leave_what_was_finished(
 
     assert process.returncode == 128 + number, stderr
     assert stderr.endswith(
-        "interrupted: what was finished is kept; to go on, say the same again with --out "
-        f"{out} --resume\n"
+        f"interrupted: what was finished is kept; to go on, say clsnf study --resume {out}\n"
     )
     assert "Aborted" not in stderr
     assert "Traceback" not in stderr + stdout

@@ -67,5 +67,5 @@ def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no trials of an earlier study to start from"):
         read_earlier_trials(tmp_path)
     (tmp_path / "trials.parquet").write_text("no table")
-    with pytest.raises(DataError, match=r"no readable trials.parquet"):
+    with pytest.raises(DataError, match=r"no readable trials.parquet or optuna.journal"):
         read_earlier_trials(tmp_path)
