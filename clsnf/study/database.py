@@ -19,7 +19,7 @@ def _patient(storage: type[PatientStorage]) -> type[PatientStorage]:
     """Fill in the methods of a storage: each calls that of the storage inside."""
 
     def forward(name: str) -> Callable[..., Any]:
-        @wraps(getattr(BaseStorage, name))
+        @wraps(getattr(BaseStorage, name), updated=())
         def method(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
             inner = getattr(self.inner, name)
             return self.patience.wait_for(lambda: inner(*args, **kwargs))
@@ -65,4 +65,4 @@ def open_database(url: str, patience: Patience) -> BaseStorage:
     if make_url(url).get_backend_name() == "sqlite":
         arguments["connect_args"] = {"timeout": _LOCKED_FOR}
     database = get_storage(RDBStorage(url, engine_kwargs=arguments))  # with Optuna's cache
-    return PatientStorage(database, patience)  # type: ignore[abstract]
+    return PatientStorage(database, patience)

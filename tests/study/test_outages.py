@@ -165,7 +165,7 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if any("ray::" in part and "run_trial" in part for part in child.cmdline()):
+            if any("ray::ImplicitFunc" in part for part in child.cmdline()):
                 found.append(child)
         except psutil.Error:
             continue
