@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from clsnf.reporting.formats import metric_name
 from clsnf.results import TrialResult
 from clsnf.study.stream_totals import STEPS, stream_totals
 
@@ -64,6 +65,7 @@ class Board:
     Args:
         categories: their names.
         trials: number of trials of each category.
+        objective: the first objective's name.
         clock: returns seconds, as :func:`time.monotonic` does.
 
     Attributes:
@@ -71,10 +73,14 @@ class Board:
     """
 
     def __init__(
-        self, categories: Sequence[str], trials: int, clock: Callable[[], float] = time.monotonic
+        self,
+        categories: Sequence[str],
+        trials: int,
+        objective: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rows = {category: Row() for category in categories}
-        self.trials, self._clock = trials, clock
+        self.trials, self._objective, self._clock = trials, objective, clock
         self._started, self._before = clock(), 0
 
     def earlier(self, results: Sequence[TrialResult]) -> None:
@@ -120,7 +126,7 @@ class Board:
             "trials",
             "running",
             "failed",
-            "best",
+            f"best {metric_name(self._objective)} on validation defects",
             "artifacts reused",
             "images/s read, decoded, defects",
             "waited for data",

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     ),
 )
 @click.option(
+    "--sampler",
+    help=(
+        "What suggests trials: tpe, gp, cmaes, random, or a class of your own, "
+        "package.module:Class.  [default: tpe]"
+    ),
+)
+@click.option(
     "--selection",
     help="How the winner is chosen: mean, worst, leave_one_out, rank.  [default: mean]",
 )
@@ -131,7 +138,10 @@ def study(**options: Any) -> None:
     )
     try:
         with terminal.live():
-            reporter = terminal.reporter(settings, request.categories, study_settings.trials)
+            trials = space.most_trials(study_settings.trials)
+            reporter = terminal.reporter(
+                settings, request.categories, trials, study_settings.objective
+            )
             summary = run_study(request, reporter)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
@@ -145,6 +155,7 @@ def study(**options: Any) -> None:
 # Options that have the names of their settings.
 _STUDY_OPTIONS = (
     "trials",
+    "sampler",
     "selection",
     "reuse",
     "stop_hopeless",

@@ -20,6 +20,8 @@ from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, rea
 from clsnf.study.callbacks import check_loggers
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
+from clsnf.study.samplers import check_sampler
+from clsnf.study.trials import directions_of
 from clsnf.study.warm_start import read_earlier_trials
 from clsnf.synthesis.textures import texture_contents_key
 from clsnf.synthesis.validation_defects import GENERATOR_VERSION
@@ -61,6 +63,11 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     """
     _check_names(request.study)
     request.space.check(request.settings)
+    check_sampler(
+        request.study.sampler,
+        list(directions_of(request.study).values()),
+        request.space.distributions(),
+    )
     check_loggers(request.mlflow, request.wandb)
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))

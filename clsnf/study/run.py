@@ -50,7 +50,7 @@ from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.search import FailureCallback, PerCategorySearch, PruningScheduler
 from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
-from clsnf.study.warm_start import best_points
+from clsnf.study.warm_start import best_points, points_of_space
 from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.prepare import fit_mask_mode, open_fit_rows, rows_of
 
@@ -127,7 +127,7 @@ def _make_context(
         study=request.study,
         joint_epochs_choices=tuple(space.joint_epochs(settings)),
         pruning_epochs=tuple(space.rungs(settings)) if request.study.stop_hopeless else (),
-        fusion_weights=space.fusion_weights(),
+        fusion_weights=space.fusion_weights(settings),
         textures=None if request.textures is None else str(request.textures.absolute()),
         device=request.device,
         threads=shares.cpus,
@@ -155,6 +155,11 @@ class _Driver:
         """Whether each category's trials run one at a time."""
         return self.shares.concurrent <= len(self.inputs.tables)
 
+    @property
+    def trials(self) -> int:
+        """Number of trials of a category: no more than the space has points."""
+        return self.request.space.most_trials(self.request.study.trials)
+
     def run(self, started: float) -> StudySummary:
         """Search, then pick and evaluate the winners; `started` by :func:`time.perf_counter`."""
         trials_of = self.open_trials()
@@ -165,12 +170,12 @@ class _Driver:
         self.reporter.earlier(_results(trials_of))
         search = PerCategorySearch(
             trials_of,
-            self.request.study.trials,
+            self.trials,
             self.in_sequence,
             self.reporter.begun,
             self.reporter.trial,
         )
-        total = self.request.study.trials * len(trials_of)
+        total = self.trials * len(trials_of)
         if search.left < total:
             self.reporter.say(f"{total - search.left} trials ended before: {search.left} are left")
         with report_notes(self.out, self.reporter.notes):
@@ -222,22 +227,41 @@ class _Driver:
         write_result(self.out / "study.json", identity)
         plan = SearchPlan(
             distributions=request.space.distributions(),
-            trials=request.study.trials,
+            trials=self.trials,
             directions=directions_of(request.study),
             seed=request.settings.seed,
             in_sequence=self.in_sequence,
+            sampler=request.study.sampler,
         )
-        start = request.space.start(request.settings)
         return {
             category: CategoryTrials(
                 storage,
                 prefix + category,
                 category,
                 plan,
-                [start, *best_points(self.inputs.earlier_trials, category)],
+                self.first_points(category, plan),
+                self.reporter.say,
             )
             for category in self.inputs.tables
         }
+
+    def first_points(self, category: str, plan: SearchPlan) -> list[dict[str, Any]]:
+        """The settings as they stand, then the best points of the study to start from."""
+        start = self.request.space.start(self.request.settings)
+        if self.inputs.resumed is not None or self.request.warm_start is None:
+            return [start]
+        earlier = best_points(self.inputs.earlier_trials, category)
+        if not earlier:
+            self.reporter.say(
+                f"warm start: {self.request.warm_start} holds no finished trial of {category}"
+            )
+        points = points_of_space(
+            earlier,
+            start,
+            plan.distributions,
+            lambda line: self.reporter.say(f"{category}: {line}"),
+        )
+        return [start, *points]
 
     def write_validation_set(self, category: str, table: pa.Table) -> pa.Table:
         """Make the validation defects of a category."""
@@ -257,7 +281,7 @@ class _Driver:
 
     def announce(self) -> None:
         """One line: how many trials, and what each gets."""
-        shares, trials, categories = self.shares, self.request.study.trials, self.inputs.tables
+        shares, trials, categories = self.shares, self.trials, self.inputs.tables
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
         self.reporter.say(
             f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, "
@@ -266,6 +290,11 @@ class _Driver:
             + (f" and {shares.gpus:g} GPUs" if shares.gpus else "")
             + " a trial"
         )
+        if trials < self.request.study.trials:
+            self.reporter.say(
+                f"{trials} trials use the space up: it has no more points (the fusion weight is "
+                "swept in each)"
+            )
 
     def search(self, search: PerCategorySearch) -> bool:
         """Run the trials; whether the user ended the search. The results are in the storage."""

@@ -25,7 +25,8 @@ from clsnf.results import TrialResult
 from clsnf.study.reports import OBJECTIVE, TrialReport
 from clsnf.study.trials import CategoryTrials
 
-CATEGORY, NUMBER = "category", "trial"  # what a trial's config holds besides its values
+# What a trial's config holds besides its values; the densities are left out where none are known.
+CATEGORY, NUMBER, DENSITIES = "category", "trial", "densities"
 # How often a trial is begun whose process is killed. Tune's own retries can all fall on one actor
 # before its death is known.
 MAX_ATTEMPTS = 3
@@ -36,7 +37,8 @@ class PerCategorySearch(Searcher):
 
     Args:
         trials_of: category -> its trials so far.
-        trials: number of trials of each category, those of an earlier run included.
+        trials: number of trials of each category, those of an earlier run included; fewer where a
+            category's search is over before.
         in_sequence: whether a category never has two trials at once.
         begun: gets the category of every trial that is begun for the first time.
         ended: gets every trial that ended.
@@ -67,7 +69,9 @@ class PerCategorySearch(Searcher):
     @property
     def left(self) -> int:
         """Number of trials that are not begun yet."""
-        return sum(max(0, self._trials - own.begun) for own in self._trials_of.values())
+        return sum(
+            max(0, self._trials - own.begun) for own in self._trials_of.values() if not own.is_over
+        )
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial's values with its category and number, as a dict.
@@ -76,18 +80,21 @@ class PerCategorySearch(Searcher):
         """
         begun = {category: own.begun for category, own in self._trials_of.items()}
         unfinished = [category for category in begun if begun[category] < self._trials]
-        if not unfinished:
+        unfinished.sort(key=lambda c: (len(self._running[c]), begun[c]))
+        category = next((c for c in unfinished if not self._trials_of[c].is_over), None)
+        if category is None:
             return Searcher.FINISHED
-        category = min(unfinished, key=lambda c: (len(self._running[c]), begun[c]))
         if self._in_sequence and self._running[category]:
             return None
         number, values = self._trials_of[category].begin()
+        densities = self._trials_of[category].best_densities()
         self._running[category].add(trial_id)
         self._suggested[trial_id] = (category, number)
         self._attempts[category, number] += 1
         if self._attempts[category, number] == 1:
             self._begun(category)
-        return {CATEGORY: category, NUMBER: number, **values}
+        known = {DENSITIES: densities} if densities else {}
+        return {CATEGORY: category, NUMBER: number, **known, **values}
 
     def name(self, trial_id: str) -> str:
         """A name for people, and for the trial's folder."""
