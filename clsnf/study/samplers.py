@@ -121,12 +121,10 @@ def check_sampler(
                 trial = study.ask(dict(distributions))
                 study.tell(trial, [float(number)] * len(directions))
             except Exception as error:  # of Optuna, or of somebody else's code
-                missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
-                missing = "cmaes" if name == "cmaes" and isinstance(error, ImportError) else missing
-                hint = f" (pip install {missing})" if missing else ""
-                raise SettingsError(
-                    f"--sampler {name} can't suggest trials of this study: {_line(error)}{hint}."
-                ) from error
+                line = f"--sampler {name} can't suggest trials of this study: {_line(error)}"
+                if name == "cmaes" and isinstance(error, ImportError):
+                    line = "--sampler cmaes needs a package: pip install 'clsnf[cmaes]'"
+                raise SettingsError(f"{line}.") from error
 
 
 def suggest(

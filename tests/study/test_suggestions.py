@@ -17,7 +17,7 @@ from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
 from clsnf.study.warm_start import points_of_space
 
-EPOCHS_AND_DEPTHS = {
+EPOCHS_AND_DEPTHS: dict[str, Any] = {
     "finetune_epochs": {"type": "choice", "values": [0, 2, 4, 6, 8, 10]},
     "flow_depth": {"type": "int", "low": 0, "high": 4, "step": 2},
 }
@@ -239,6 +239,21 @@ def test_trials_of_a_version_that_drew_the_weight_can_be_read_and_are_not_gone_o
         open_trials(DEFAULT_SPACE, open_storage(None, tmp_path))
 
 
+# ---- what running trials are compared with ----
+
+
+def test_running_trials_are_compared_by_the_best_density_of_their_images() -> None:
+    trials = open_trials(WITH_PASSES)
+    assert trials.best_densities() == {}, "no trial has finished: nothing is compared"
+    for value, images, density in [(0.5, "64", "a"), (0.7, "64", "b"), (0.6, "64", "c")]:
+        number, _ = trials.begin()
+        measured = Measurements({"pixel_ap": value}, density=(images, density))
+        trials.finish(number, measured)
+    number, _ = trials.begin()
+    trials.finish(number, Measurements({"pixel_ap": 0.1}, density=("96", "d")))
+    assert trials.best_densities() == {"64": "b", "96": "d"}
+
+
 # ---- warm start from another space ----
 
 
@@ -246,7 +261,7 @@ def test_earlier_points_of_a_wider_and_of_a_narrower_space_are_completed_and_sai
     space = Space(EPOCHS_AND_DEPTHS)
     start = space.start(DetectorSettings())
     said: list[str] = []
-    wider = [{"flow_depth": 4, "finetune_epochs": 2, "flow.passes": 2.0}]
+    wider: list[dict[str, Any]] = [{"flow_depth": 4, "finetune_epochs": 2, "flow.passes": 2.0}]
     found = points_of_space(wider, start, space.distributions(), said.append)
     assert found == [{"flow_depth": 4, "finetune_epochs": 2}]
     assert said == [
