@@ -21,7 +21,9 @@ from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, rea
 from clsnf.study.disk import DiskNeed, check_room, estimate_disk
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
+from clsnf.study.samplers import check_sampler
 from clsnf.study.trackers import check_trackers
+from clsnf.study.trials import directions_of
 from clsnf.study.warm_start import read_earlier_trials
 from clsnf.synthesis.textures import texture_contents_key
 from clsnf.synthesis.validation_defects import GENERATOR_VERSION
@@ -67,6 +69,11 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     _check_end(request)
     request.space.check(request.settings)
     check_trackers(request)
+    check_sampler(
+        request.study.sampler,
+        list(directions_of(request.study).values()),
+        request.space.distributions(),
+    )
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))
     resumed = _read_identity(out)

@@ -23,6 +23,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 import clsnf
+from clsnf.core.config import StudySettings
 from clsnf.core.errors import ClsnfError, OutageError, OutputError
 from clsnf.core.ledger import now
 from clsnf.core.memory import free_memory, memory_budget
@@ -61,7 +62,7 @@ from clsnf.study.search import (
 from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
-from clsnf.study.warm_start import best_points
+from clsnf.study.warm_start import best_points, points_of_space
 from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.prepare import fit_mask_mode, open_fit_rows, rows_of
 
@@ -178,7 +179,7 @@ def _make_context(
         study=request.study,
         joint_epochs_choices=tuple(space.joint_epochs(settings)),
         pruning_epochs=tuple(space.rungs(settings)) if request.study.stop_hopeless else (),
-        fusion_weights=space.fusion_weights(),
+        fusion_weights=space.fusion_weights(settings),
         textures=None if request.textures is None else str(request.textures.absolute()),
         device=request.device,
         threads=shares.cpus,
@@ -216,6 +217,11 @@ class _Driver:
         """What holds work back while something that it needs is away."""
         return Pause(self.request.study.patience, self.reporter.say, self.has_room)
 
+    @property
+    def study(self) -> StudySettings:
+        """How to search: no more trials of a category than the space has points."""
+        return self.request.space.limited(self.request.study)
+
     def run(self, started: float) -> StudySummary:
         """Search, then pick and evaluate the winners; `started` by :func:`time.perf_counter`."""
         trials_of = self.open_trials()
@@ -227,7 +233,7 @@ class _Driver:
         self.reporter.earlier(_results(trials_of))
         search = PerCategorySearch(
             trials_of,
-            Allocation(self.request.study, deadline, self.reporter.say),
+            Allocation(self.study, deadline, self.reporter.say),
             self.in_sequence,
             self.reporter.begun,
             self.reporter.trial,
@@ -296,18 +302,37 @@ class _Driver:
             directions=directions_of(request.study),
             seed=request.settings.seed,
             in_sequence=self.in_sequence,
+            sampler=request.study.sampler,
         )
-        start = request.space.start(request.settings)
         return {
             category: CategoryTrials(
                 storage,
                 prefix + category,
                 category,
                 plan,
-                [start, *best_points(self.inputs.earlier_trials, category)],
+                self.first_points(category, plan),
+                self.reporter.say,
             )
             for category in self.inputs.tables
         }
+
+    def first_points(self, category: str, plan: SearchPlan) -> list[dict[str, Any]]:
+        """The settings as they stand, then the best points of the study to start from."""
+        start = self.request.space.start(self.request.settings)
+        if self.inputs.resumed is not None or self.request.warm_start is None:
+            return [start]
+        earlier = best_points(self.inputs.earlier_trials, category)
+        if not earlier:
+            self.reporter.say(
+                f"warm start: {self.request.warm_start} holds no finished trial of {category}"
+            )
+        points = points_of_space(
+            earlier,
+            start,
+            plan.distributions,
+            lambda line: self.reporter.say(f"{category}: {line}"),
+        )
+        return [start, *points]
 
     def write_validation_set(self, category: str, table: pa.Table) -> pa.Table:
         """Make the validation defects of a category."""
@@ -328,7 +353,7 @@ class _Driver:
     @property
     def expected_trials(self) -> int:
         """Trials of a category, as far as that is known."""
-        study, categories = self.request.study, len(self.inputs.tables)
+        study, categories = self.study, len(self.inputs.tables)
         limits = [study.trials] if study.trials is not None else []
         if study.total_trials:
             limits.append(math.ceil(study.total_trials / categories))
@@ -349,7 +374,7 @@ class _Driver:
 
     def announce(self, deadline: Deadline | None) -> None:
         """One line: how many trials, what each gets, and when the study ends."""
-        shares, study, categories = self.shares, self.request.study, self.inputs.tables
+        shares, study, categories = self.shares, self.study, self.inputs.tables
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
         trials = [
             f"{study.trials} {'trial' if study.trials == 1 else 'trials'} each"
@@ -366,6 +391,11 @@ class _Driver:
         )
         if deadline is not None:
             self.reporter.say(deadline.begin_line())
+        if study != self.request.study:
+            self.reporter.say(
+                f"{study.trials} trials use the space up: it has no more points (the fusion weight "
+                "is swept in each)"
+            )
 
     def search(self, search: PerCategorySearch) -> bool:
         """Run the trials; whether the user ended the search. The results are in the storage."""

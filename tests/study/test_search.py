@@ -23,7 +23,7 @@ from clsnf.study.search import CATEGORY, MAX_ATTEMPTS, NUMBER, PerCategorySearch
 from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage, trial_seed
 
-SPACE = Space(DEFAULT_SPACE)
+SPACE = Space(DEFAULT_SPACE | {"flow.passes": {"type": "float", "low": 0.5, "high": 4.0}})
 START = SPACE.start(DetectorSettings())
 
 
@@ -66,7 +66,7 @@ def objective(config: dict[str, Any]) -> float:
     """Any function that tells settings apart."""
     return (
         1
-        - (config["fusion_weight"] - 0.3) ** 2
+        - (config["flow.passes"] - 1.3) ** 2
         - 0.01 * config["flow_depth"]
         + 0.02 * config["finetune_epochs"]
     )
@@ -177,9 +177,9 @@ def test_the_seed_of_a_trial_is_fixed() -> None:
 
 
 def test_the_sampler_learns_from_its_category() -> None:
-    weights = [trial["fusion_weight"] for trial in run(searcher(["a"], 40))]
-    late = [abs(w - 0.3) for w in weights[20:]]
-    early = [abs(w - 0.3) for w in weights[1:10]]
+    passes = [trial["flow.passes"] for trial in run(searcher(["a"], 40))]
+    late = [abs(p - 1.3) for p in passes[20:]]
+    early = [abs(p - 1.3) for p in passes[1:10]]
     assert sum(late) / len(late) < sum(early) / len(early)
 
 
