@@ -47,7 +47,12 @@ from clsnf.study.progress_files import report_notes
 from clsnf.study.remote_copy import driver_copy, fetch_state, upload_state
 from clsnf.study.reports import OBJECTIVE
 from clsnf.study.request import Reporter, StudyRequest
-from clsnf.study.search import FailureCallback, PerCategorySearch, PruningScheduler
+from clsnf.study.search import (
+    FailureCallback,
+    ForgetfulCallback,
+    PerCategorySearch,
+    PruningScheduler,
+)
 from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
 from clsnf.study.warm_start import best_points
@@ -296,7 +301,7 @@ class _Driver:
                     name=datetime.now().strftime("%Y%m%d-%H%M%S"),
                     storage_path=self.context.folder.location_of("tune"),
                     verbose=0,
-                    callbacks=[FailureCallback(search), *loggers, interrupt],
+                    callbacks=[FailureCallback(search), *loggers, ForgetfulCallback(), interrupt],
                 )
                 tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
         except KeyboardInterrupt:
