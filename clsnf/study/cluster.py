@@ -32,6 +32,9 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     # Tune's own handler ignores a Ctrl-C while the last trial ends, and takes seconds for another.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Every ten seconds Tune writes the state of all trials so far. Nothing goes on from that: once
+    # at the beginning and once at the end is enough.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
 }
 # How long a private Ray may take to start, in seconds. Ray's own 30 are too few for a machine that
 # is busy or has slow disks.

@@ -56,6 +56,7 @@ from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.search import (
     DeadlineCallback,
     FailureCallback,
+    ForgetfulCallback,
     PerCategorySearch,
     PruningScheduler,
 )
@@ -434,6 +435,7 @@ class _Driver:
                     callbacks=[
                         FailureCallback(search),
                         *watches,
+                        ForgetfulCallback(),
                         DeadlineCallback(search),
                         interrupt,
                     ],
@@ -447,14 +449,17 @@ class _Driver:
 
     def finish_categories(self, trials: Sequence[TrialResult]) -> dict[str, CategoryResult]:
         """The results of all categories."""
+        trials_of: dict[str, list[TrialResult]] = {category: [] for category in self.inputs.tables}
+        for trial in trials:
+            trials_of[trial.category].append(trial)
         finished = {
-            category: [t for t in trials if t.category == category and t.status == "finished"]
-            for category in self.inputs.tables
+            category: [trial for trial in own if trial.status == "finished"]
+            for category, own in trials_of.items()
         }
         winners = self.find_winners(finished)
         results = {}
         for category, found in winners.items():
-            own = [trial for trial in trials if trial.category == category]
+            own = trials_of[category]
             results[category] = CategoryResult(
                 finished_trials=len(finished[category]),
                 stopped_trials=sum(trial.status == "stopped" for trial in own),

@@ -337,6 +337,20 @@ class DeadlineCallback(Callback):
                 ray.kill(actor)
 
 
+class ForgetfulCallback(Callback):
+    """Frees what Tune keeps of a trial that ended: for each metric its last values and their means.
+
+    With all trials of a study that would be gigabytes, and the Optuna storage has the results.
+    """
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """A trial ended."""
+        trial.run_metadata.metric_analysis = {}
+        trial.run_metadata.metric_n_steps = {}
+
+
 class PruningScheduler(FIFOScheduler):
     """Tune's scheduler: first in, first out; trials far behind others of their category stop."""
 

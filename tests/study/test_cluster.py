@@ -3,22 +3,17 @@ jobs through the job server.
 """
 
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from clsnf.core.remote import RemoteFolder
 from clsnf.detector import Detector
 from tests.support.object_store import bucket
+from tests.support.ray_cluster import RAY, Cluster
 from tests.support.running_study import ROOT, Study, wait_for_trial
 from tests.support.small_data import write_category
 
@@ -26,128 +21,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the ports of several nodes on one machine"),
 ]
-
-RAY = ["-c", "from ray.scripts.scripts import main; main()"]
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-class Cluster:
-    """Nodes in processes of their own.
-
-    Every port is chosen here: nodes on one machine would otherwise use the same ones.
-    """
-
-    def __init__(self, study: Study) -> None:
-        self._study, self.port, self.dashboard = study, _free_port(), _free_port()
-        self.environment = study.environment | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
-        self.nodes: list[subprocess.Popen[bytes]] = []
-        self.log = study.folder / "ray.log"
-
-    def start(self) -> None:
-        self.ray("get-auth-token", "--generate")
-        self._start(
-            *("--head", "--port", self.port, "--num-cpus", "0"),
-            *("--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard),
-        )
-        self._wait("head", lambda: self._listens(self.dashboard))
-        # One after the other: two raylets that start at once on one machine may use the same ports.
-        for number in (1, 2):
-            self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
-            self._wait(
-                f"worker {number}", lambda number=number: f"/{number}.0 CPU" in self._status()
-            )
-
-    def _status(self) -> str:
-        return self.ray("status", "--address", f"127.0.0.1:{self.port}").stdout
-
-    def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [self._study.python, *RAY, *arguments]
-        return subprocess.run(
-            command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-
-    def _start(self, *arguments: str) -> None:
-        own_ports = (
-            "dashboard-agent-listen-port",
-            "dashboard-agent-grpc-port",
-            "runtime-env-agent-port",
-            "metrics-export-port",
-        )
-        command = [
-            self._study.python,
-            *RAY,
-            "start",
-            *arguments,
-            "--block",
-            "--node-ip-address",
-            "127.0.0.1",
-        ]
-        # Nodes that share a folder would delete each other's copies of a job's working directory.
-        command += ["--temp-dir", str(self._study.folder / f"ray{len(self.nodes)}")]
-        command += [
-            "--object-store-memory",
-            "100000000",
-            "--min-worker-port",
-            "0",
-            "--max-worker-port",
-            "0",
-        ]
-        command += [part for name in own_ports for part in (f"--{name}", _free_port())]
-        own_files = self._study.folder / f"tmp{len(self.nodes)}"  # as on a machine of its own
-        own_files.mkdir()
-        environment = self.environment | {"TMPDIR": str(own_files)}
-        with self.log.open("ab") as log:
-            self.nodes.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, start_new_session=True
-                )
-            )
-
-    @staticmethod
-    def _listens(port: str) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(port))) == 0
-
-    def _wait(self, what: str, is_there: Any) -> None:
-        until = time.monotonic() + 120
-        while not is_there():
-            assert time.monotonic() < until, f"{what} never came:\n{self.log.read_text()}"
-            time.sleep(0.5)
-
-    def processes(self, number: int) -> list[psutil.Process]:
-        """All processes of a node."""
-        folder = str(self._study.folder / f"ray{number}")
-        own = [
-            p
-            for p in psutil.process_iter(["cmdline"])
-            if folder in " ".join(p.info["cmdline"] or [])
-        ]
-        return list(
-            {
-                p.pid: p for parent in own for p in (parent, *parent.children(recursive=True))
-            }.values()
-        )
-
-    def stop(self) -> None:
-        family = [p for number in range(len(self.nodes)) for p in self.processes(number)]
-        for node in reversed(self.nodes):
-            node.send_signal(signal.SIGTERM)
-        for node in self.nodes:
-            try:
-                node.wait(30)
-            except subprocess.TimeoutExpired:
-                node.kill()
-        for process in psutil.wait_procs(family, timeout=20)[1]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -272,9 +145,7 @@ def test_a_killed_worker_and_a_lost_node_cost_no_trial(study: Study, cluster: Cl
     assert busy, "Ray names its workers by what they run: a trial is Tune's ImplicitFunc"
     busy[0].kill()
     wait_for_trial(process, 5)
-    for lost in cluster.processes(2):
-        with suppress(psutil.NoSuchProcess):
-            lost.kill()
+    cluster.remove(2)
     stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
     trials = study.at(out).trials()

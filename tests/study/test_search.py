@@ -2,6 +2,7 @@
 another's trials.
 """
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from clsnf.core.config import DetectorSettings, StudySettings
@@ -19,7 +21,13 @@ from clsnf.results import Measurements, TrialResult
 from clsnf.study.allocation import Allocation
 from clsnf.study.pause import Pause
 from clsnf.study.reports import TrialReport
-from clsnf.study.search import CATEGORY, MAX_ATTEMPTS, NUMBER, PerCategorySearch
+from clsnf.study.search import (
+    CATEGORY,
+    MAX_ATTEMPTS,
+    NUMBER,
+    ForgetfulCallback,
+    PerCategorySearch,
+)
 from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage, trial_seed
 
@@ -489,3 +497,17 @@ def test_a_trial_that_hangs_twice_has_failed_and_a_lost_node_does_not_count() ->
     (own,) = search._trials_of.values()
     assert own.result(0).status == "failed"
     assert own.result(0).cause == "It made no progress for 30 min, and was ended."
+
+
+def test_tune_keeps_no_history_of_the_metrics_of_a_trial_that_ended() -> None:
+    trial = Trial("a stub", stub=True)
+    trial.update_last_result(
+        {f"metric_{n}": float(n) for n in range(200)} | {"training_iteration": 1}
+    )
+    whole = len(pickle.dumps(trial.run_metadata.__dict__.copy()))
+    before = dict(trial.last_result)
+    ForgetfulCallback().on_trial_complete(0, [trial], trial)
+    assert trial.last_result == before
+    assert trial.metric_analysis == {}
+    assert trial.metric_n_steps == {}
+    assert len(pickle.dumps(trial.run_metadata.__dict__.copy())) < whole / 3
