@@ -91,7 +91,8 @@ class BackboneSettings:
     )
     weights: str | None = setting(
         None,
-        "a weights file (.safetensors, .pth, .pt, .bin); without it, timm's pretrained weights",
+        "a weights file (.safetensors, .pth, .pt, .bin), or a folder of such files that are named "
+        "after their models; without it, timm's pretrained weights",
     )
 
     def __post_init__(self) -> None:

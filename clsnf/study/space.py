@@ -134,11 +134,13 @@ class Space:
         for name in names:  # unknown ones are refused before anything is loaded
             with _named({"backbone.name": name}):
                 architecture_of(BackboneSettings(name))
-        if len(names) > 1 and file is not None and not self.choices("backbone.weights"):
+        one_file = file is not None and not Path(file).expanduser().is_dir()
+        if len(names) > 1 and one_file and not self.choices("backbone.weights"):
             raise SettingsError(
                 f"The search space's backbone.name has {len(names)} backbones "
                 f"({', '.join(names)}), and --weights is one file, {file}, which fits one of them: "
-                "leave --weights out to use timm's pretrained weights, or search one backbone."
+                "give a folder of files that are named after their models, leave --weights out to "
+                "use timm's pretrained weights, or search one backbone."
             )
         backbones, sizes = self._points("backbone."), self._points("image.")
         if backbones == sizes == [{}]:

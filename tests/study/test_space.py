@@ -306,8 +306,9 @@ def with_weights(file: Path | None, **backbone: Any) -> DetectorSettings:
         (
             ["resnet18", "resnet34"],
             "The search space's backbone.name has 2 backbones (resnet18, resnet34), and --weights "
-            "is one file, {file}, which fits one of them: leave --weights out to use timm's "
-            "pretrained weights, or search one backbone.",
+            "is one file, {file}, which fits one of them: give a folder of files that are named "
+            "after their models, leave --weights out to use timm's pretrained weights, or search "
+            "one backbone.",
         ),
         (["resnet34"], "The search space's backbone.name=resnet34: {file} does not fit 'resnet34'"),
     ],
