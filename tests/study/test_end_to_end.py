@@ -588,18 +588,3 @@ def test_ctrl_c_and_sigterm_end_every_process_and_leave_what_was_finished(
     )
     assert list((out / "stages" / "finetuned").iterdir())
     assert not list((out / "stages").rglob("*.part"))
-
-
-def test_a_study_by_the_clock_and_a_budget_ends_with_winners(study: Study, tmp_path: Path) -> None:
-    """The clock is far away: the budget and the plateau end it."""
-    timed = study.at(tmp_path / "timed")
-    code, _, stderr = timed.run("--hours", "9", "--total-trials", "8", "--plateau", "3")
-    assert code == 0, stderr
-    assert "8 trials in all" in stderr
-    assert "ends at " in stderr
-    trials = timed.trials()
-    assert len(trials) <= 8
-    counts = [sum(t["category"] == c for t in trials) for c in [*TESTED, UNTESTED]]
-    assert min(counts) >= 2, "a floor for each"
-    assert all(timed.summary()["categories"][c]["winner"] for c in [*TESTED, UNTESTED])
-    assert build_report(timed.out, tmp_path / "report").page.is_file()
