@@ -70,6 +70,7 @@ from clsnf.training.prepare import fit_mask_mode, open_fit_rows, rows_of
 _IDLE = 0.2  # seconds between two looks while winners wait for an outage to end
 # Trials of a category that the sampler prepares for where only the clock ends a study.
 _UNKNOWN_TRIALS = 16
+_NO_TRIAL = "none of its trials ended in time: go on with --resume"
 _STREAM_OBJECT_STORE = 1 << 30  # bytes; the images of a ray stream travel through it
 
 
@@ -468,7 +469,7 @@ class _Driver:
                     for trial in own
                     if trial.status == "failed"
                 ],
-                error=found if isinstance(found, str) else None,
+                error=found if isinstance(found, str) else None if own else _NO_TRIAL,
                 winner=found if isinstance(found, WinnerResult) else None,
                 skipped=self.inputs.skipped[category],
                 stream=stream_totals(own),
