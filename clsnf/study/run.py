@@ -43,14 +43,14 @@ from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
 from clsnf.study.deadline import Costs, Deadline, read_winner_seconds
 from clsnf.study.disk import free_room
-from clsnf.study.folder import REQUEST, StudyFolder, claim_folder, images_key
+from clsnf.study.folder import StudyFolder, claim_folder, images_key
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.interrupts import interrupt_between_steps
 from clsnf.study.lease_actor import start_lease_actor
 from clsnf.study.notify import check_notify, notify_at_end
 from clsnf.study.pause import Pause
 from clsnf.study.progress_notes import report_notes
-from clsnf.study.remote_copy import DriverCopy, driver_copy, remove_copies, upload_state
+from clsnf.study.remote_copy import REQUEST, DriverCopy, driver_copy, remove_copies, upload_state
 from clsnf.study.reports import OBJECTIVE
 from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.search import (
