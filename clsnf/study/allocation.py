@@ -88,7 +88,8 @@ def growth(values: Sequence[float]) -> float:
     if n < 2:
         return 0.0
     half = (n + 1) // 2
-    return (max(values) - expected_best(values, half)) / math.log(n / half)
+    gained = max(values) - expected_best(values, half)
+    return max(gained, 0.0) / math.log(n / half)  # rounding may make it negative
 
 
 def expected_gains(

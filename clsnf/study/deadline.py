@@ -21,8 +21,8 @@ from clsnf.study.space import SHORT_NAMES, changes_training
 
 # What a trial must compute anew, the costly first: it trains, it lets the learning rate fall after
 # another number of epochs, it trains flows, or it weighs stored maps.
-Work = Literal["training", "decay", "flows", "weighing"]
-_COSTLY_FIRST: tuple[Work, ...] = ("training", "decay", "flows", "weighing")
+Work = Literal["training", "decay", "flows"]
+_COSTLY_FIRST: tuple[Work, ...] = ("training", "decay", "flows")
 
 _UPPER = 0.9  # the quantile of seen costs that the next one is taken to be
 _MARGIN = 1.25  # and its factor, because the next may be of a kind that was not seen yet
@@ -93,7 +93,6 @@ class _CategoryCosts:
     longest: float = 0.0
     trained: set[str] = field(default_factory=set)
     decayed: set[str] = field(default_factory=set)
-    mapped: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -119,20 +118,17 @@ class Costs:
             return
         own.costs[trial.number] = _Cost(self.work_of(trial.category, trial.config), trial.seconds)
         own.longest = max(own.longest, trial.seconds)
-        trained, decayed, mapped = _artifacts(trial.config)
+        trained, decayed = _artifacts(trial.config)
         own.trained.add(trained)
         own.decayed.add(decayed)
-        own.mapped.add(mapped)
 
     def work_of(self, category: str, config: Mapping[str, Any]) -> Work:
         """What a trial with this config must compute anew, after the trials that ended."""
         own = self._categories.get(category, _CategoryCosts())
-        trained, decayed, mapped = _artifacts(config)
+        trained, decayed = _artifacts(config)
         if not self.reuse or trained not in own.trained:
             return "training"
-        if decayed not in own.decayed:
-            return "decay"
-        return "weighing" if mapped in own.mapped else "flows"
+        return "flows" if decayed in own.decayed else "decay"
 
     def trial(self, category: str, config: Mapping[str, Any]) -> float | None:
         """Seconds that a trial with this config will take, rather too many; None if unknown.
@@ -166,13 +162,12 @@ class Costs:
         return _MARGIN * self.winner_seconds.get(category, estimate)
 
 
-def _artifacts(config: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What decides a trial's training, its finetuned backbone, and its score maps."""
+def _artifacts(config: Mapping[str, Any]) -> tuple[str, str]:
+    """What decides a trial's training, and its finetuned backbone."""
     named = sorted((SHORT_NAMES.get(name, name), repr(value)) for name, value in config.items())
-    mapped = [item for item in named if item[0] != "fusion_weight"]
-    decayed = [item for item in mapped if changes_training(item[0])]
+    decayed = [item for item in named if changes_training(item[0])]
     trained = [item for item in decayed if item[0] != "finetune.joint_epochs"]
-    return str(trained), str(decayed), str(mapped)
+    return str(trained), str(decayed)
 
 
 def _upper(seconds: Sequence[float]) -> float:

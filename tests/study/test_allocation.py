@@ -21,7 +21,7 @@ from clsnf.study.trials import CategoryTrials, SearchPlan
 
 SPACE = Space(
     {
-        "fusion_weight": {"type": "float", "low": 0.0, "high": 1.0},
+        "flow.passes": {"type": "float", "low": 0.5, "high": 1.5},
         "finetune_epochs": {"type": "choice", "values": list(range(12))},
         "flow_depth": {"type": "choice", "values": [0, 2, 4, 6]},
     }
@@ -113,7 +113,7 @@ def test_a_shared_budget_goes_where_most_is_to_gain_after_a_floor_for_each() -> 
 
     def objective(config: dict[str, Any]) -> float:
         spread = {"flat": 0.0, "narrow": 0.01, "wide": 0.5}[config[CATEGORY]]
-        return 0.4 + spread * config["fusion_weight"]
+        return 0.4 + spread * config["flow.passes"]
 
     seen = run(searcher(["flat", "narrow", "wide"], study), objective)
     assert [s[CATEGORY] for s in seen[: 3 * FLOOR]] == ["flat", "narrow", "wide"] * FLOOR

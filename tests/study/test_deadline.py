@@ -28,7 +28,7 @@ from clsnf.study.search import (
 from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
 
-SPACE = Space(DEFAULT_SPACE)
+SPACE = Space({**DEFAULT_SPACE, "flow.passes": {"type": "float", "low": 0.5, "high": 1.5}})
 NOON = datetime(2026, 11, 27, 12, 0)
 
 
@@ -73,8 +73,8 @@ def test_a_time_that_makes_no_sense_is_refused(
 # ---- costs ----
 
 
-def config(epochs: int = 4, depth: int = 2, weight: float = 0.5) -> dict[str, Any]:
-    return {"finetune_epochs": epochs, "flow_depth": depth, "fusion_weight": weight}
+def config(epochs: int = 4, depth: int = 2) -> dict[str, Any]:
+    return {"finetune_epochs": epochs, "flow_depth": depth}
 
 
 def trial(
@@ -89,7 +89,7 @@ def trial(
 def some_costs(**more: Any) -> Costs:
     costs = Costs({"nut": 10, "bolt": 20, "new": 30}, **more)
     for number, (seconds, values) in enumerate(
-        [(100.0, config()), (40.0, config(8)), (30.0, config(8, 4)), (1.0, config(8, 4, 0.9))]
+        [(100.0, config()), (40.0, config(8)), (30.0, config(8, 4))]
     ):
         costs.add(trial("nut", number, seconds, values))
     return costs
@@ -98,7 +98,6 @@ def some_costs(**more: Any) -> Costs:
 @pytest.mark.parametrize(
     ("values", "work"),
     [
-        (config(weight=0.1), "weighing"),
         (config(depth=0), "flows"),
         (config(0), "decay"),
         (config() | {"finetune.learning_rate": 1e-3}, "training"),
@@ -115,12 +114,8 @@ def test_what_a_trial_must_compute_follows_from_its_values(
 
 def test_a_trial_costs_what_trials_with_the_same_work_took() -> None:
     costs = some_costs()
-    dear, flows, cheap = (
-        costs.trial("nut", values) for values in (config(0), config(depth=0), config(weight=0.1))
-    )
-    assert dear == 40 * 1.25, "with a margin"
-    assert flows == 30 * 1.25
-    assert cheap == 1.25
+    assert costs.trial("nut", config(0)) == 40 * 1.25, "with a margin"
+    assert costs.trial("nut", config(depth=0)) == 30 * 1.25
 
 
 def test_a_category_without_such_trials_costs_what_others_cost_an_image() -> None:
@@ -166,7 +161,7 @@ class Night:
     """A made-up study whose trials take made-up time."""
 
     hours: float
-    seconds: dict[str, float]  # category -> of a training; flows take a half of it, weighing 20 s
+    seconds: dict[str, float]  # category -> of a training; what follows takes a half of it
     study: StudySettings = field(default_factory=lambda: StudySettings(trials=None))
     now: float = 0.0
     lines: list[str] = field(default_factory=list)
@@ -187,7 +182,7 @@ class Night:
     def takes(self, category: str, values: dict[str, Any]) -> float:
         whole = self.seconds[category]
         work = self.real.work_of(category, values)
-        return {"training": whole, "decay": whole / 2, "flows": whole / 2, "weighing": 20.0}[work]
+        return whole if work == "training" else whole / 2
 
     def run(self) -> Iterator[dict[str, Any]]:
         for number in range(10_000):
@@ -198,8 +193,8 @@ class Night:
             values = {n: v for n, v in found.items() if n not in (CATEGORY, NUMBER)}
             seconds = self.takes(category, values)
             self.now += seconds
-            measured = Measurements({"pixel_ap": values["fusion_weight"]}, seconds=seconds)
-            report = TrialReport(values["fusion_weight"], measured=measured)
+            measured = Measurements({"pixel_ap": values["flow.passes"]}, seconds=seconds)
+            report = TrialReport(values["flow.passes"], measured=measured)
             self.search.on_trial_complete(f"t{number}", report.to_tune())
             self.real.add(trial(category, found[NUMBER], seconds, values))
             yield found
