@@ -96,7 +96,8 @@ class Detector:
         provenance: where the detector comes from.
         device: where it computes.
 
-    The arguments are attributes too.
+    The arguments are attributes too. ``normal_scores`` (N,) float32 are the scores of the normals
+    that :meth:`calibrate` was given last, in their order; None where it was given none.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Detector:
         self.threshold = threshold
         self.provenance = provenance
         self.device = device
+        self.normal_scores: NDArray[np.float32] | None = None
 
     @property
     def fusion_weight(self) -> float:
@@ -267,6 +269,7 @@ class Detector:
             found_scores, found_peaks = self._scores_and_peaks(
                 normals["path"].to_pylist(), progress
             )
+            self.normal_scores = found_scores
             provenance = dataclasses.replace(
                 provenance,
                 validation_fingerprint=data_fingerprint(normals),

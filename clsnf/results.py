@@ -256,6 +256,24 @@ def trials_of_journal(path: Path) -> list[TrialResult]:
     ]
 
 
+def trials_of_study(folder: Path) -> list[TrialResult]:
+    """The trials of the study in a folder: of its table, or of its journal where that is damaged.
+
+    Raises:
+        OutputError: neither can be read.
+    """
+    try:
+        return read_trials(folder / "trials.parquet")
+    except OutputError:
+        try:
+            trials = trials_of_journal(folder / "optuna.journal")
+        except Exception:  # Optuna raises what its records lead to
+            trials = []
+        if not trials:
+            raise
+        return trials
+
+
 def write_trials(path: Path, trials: Sequence[TrialResult]) -> None:
     """Write ``trials.parquet``: a row a trial, a column for every name that some trial has."""
     rows = [trial.to_row() for trial in trials]
@@ -520,7 +538,8 @@ class WinnerResult:
         sweeps: the objective over the fusion weight.
         rules: what each selection rule would have picked.
         test: metrics on the test images; None without any.
-        regret: against the oracle; None without labelled normals and defects.
+        regret: against the oracle; None without labelled normals and defects,
+            and where the study left it out.
         front: the Pareto front, with several objectives.
         examples: path of the sheet of example answers.
         evidence: for reports.
@@ -626,13 +645,14 @@ class StudySummary:
 class StudyIdentity:
     """``study.json``: what a study is; resuming with anything else is refused.
 
-    None is unknown: earlier versions did not write down `textures` and what follows them here.
+    None is unknown: earlier versions did not write down `training` and what follows it here.
 
     Attributes:
         settings: what every trial starts from.
         space: what is searched.
         data: category -> hash of its images' contents.
         objectives: names, the first picks the winner.
+        training: as `data`, without the test images: they decide no trial, and may change.
         textures: hash of the pictures that training defects are filled from; ``drawn`` where code
             draws them.
         weights: weights file of a backbone -> sha256 of its content; empty where timm's are used.
@@ -649,6 +669,7 @@ class StudyIdentity:
     space: dict[str, dict[str, Any]]
     data: dict[str, str]
     objectives: list[str]
+    training: dict[str, str] | None = None
     textures: str | None = None
     weights: dict[str, str] | None = None
     results_version: int | None = None
@@ -659,11 +680,80 @@ class StudyIdentity:
 
 
 @dataclass(frozen=True)
+class TrackedRuns:
+    """``tracked.json``: what trackers have of a study.
+
+    Attributes:
+        study: distinct for each study; runs carry it.
+        sent: tracker with its place -> keys of the runs that have arrived.
+    """
+
+    study: str
+    sent: dict[str, list[str]] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where the images of some categories are.
+
+    Attributes:
+        location: absolute path or URI of a data set or a pack; of a folder of good images if
+            `normals`.
+        categories: that the study reads from there.
+        normals: whether the folder is one category of good images alone.
+    """
+
+    location: str
+    categories: list[str]
+    normals: bool = False
+
+
+@dataclass(frozen=True)
+class StoredRequest:
+    """``request.json``: what a user asked a study for, as far as ``--resume RUN`` repeats it.
+
+    Paths are absolute. No password is stored: a location that has one is None.
+
+    Attributes:
+        sources: where the images are; empty where tables were handed over instead.
+        settings, study, space: as in :class:`StudySummary`.
+        textures: folder of the textures.
+        device, address, allow_leak, max_bad, optuna_storage, warm_start, mlflow, wandb, notify:
+            as in
+            :class:`clsnf.study.request.StudyRequest`.
+    """
+
+    sources: list[DataSource]
+    settings: _settings_type(DetectorSettings)  # type: ignore[valid-type]
+    study: _settings_type(StudySettings)  # type: ignore[valid-type]
+    space: dict[str, dict[str, Any]]
+    textures: str | None = None
+    device: str = "auto"
+    address: str | None = None
+    allow_leak: bool = False
+    max_bad: float = 0.01
+    optuna_storage: str | None = None
+    warm_start: str | None = None
+    mlflow: str | None = None
+    wandb: str | None = None
+    notify: str | None = None
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
 class FinishedCategory:
-    """``finished/<category>.json``: a winner, and the hash of what it rests on."""
+    """``finished/<category>.json``: a winner.
+
+    Attributes:
+        rests_on: hash of what chose it.
+        result: the winner.
+        test: hash of the test images that it was evaluated on; None is unknown (earlier versions).
+    """
 
     rests_on: str
     result: Annotated[WinnerResult, Field()]
+    test: str | None = None
     format: int = FORMAT
 
 
@@ -929,13 +1019,18 @@ def read_result(cls: type[T], path: Path, remedy: str = "") -> T:
 
 
 def write_result(path: Path, value: Any) -> None:
-    """Write a result as JSON, whole or not at all; values that are not finite raise ValueError."""
-    write_json(path, to_plain(value))
+    """Write a result as JSON, whole or not at all, whatever happens to the machine's power.
+
+    Raises:
+        ValueError: a number is not finite.
+        OutputError: the disk is full.
+    """
+    write_json(path, to_plain(value), durable=True)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write Parquet, whole or not at all."""
-    with atomic_write(path) as draft:
+    """Write Parquet, whole or not at all, whatever happens to the machine's power."""
+    with atomic_write(path, durable=True) as draft:
         pq.write_table(table, draft)
 
 

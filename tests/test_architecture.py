@@ -34,7 +34,13 @@ FLOORS = {
 # What users import: `from clsnf import Detector`. It imports lazily, so that whoever imports a part
 # does not import the detector.
 FACE = "clsnf"
-RAY = ("clsnf.study", "clsnf.serving", "clsnf.streams.ray_stream", *DOORS)
+RAY = (
+    "clsnf.study",
+    "clsnf.serving",
+    "clsnf.streams.ray_stream",
+    "clsnf.streams.private_ray",
+    *DOORS,
+)
 
 
 def name_of(path: Path) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from clsnf.cli.terminal import Terminal
     from clsnf.paper.presets import Preset
+    from clsnf.results import DataSource
     from clsnf.streams.choice import StreamChoice
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -286,7 +287,7 @@ def preset_categories(options: Mapping[str, Any], wanted: str | None) -> list[st
     if options["normals"] is not None:
         return [options["normals"].absolute().name]
     if wanted is not None and wanted.strip() != "all":
-        return _names(wanted)
+        return names_of(wanted)
     if options["data"] is None:
         return []
     from clsnf.data.sets import list_categories
@@ -294,7 +295,7 @@ def preset_categories(options: Mapping[str, Any], wanted: str | None) -> list[st
     return list_categories(options["data"])
 
 
-def _names(text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
     """Different names that are separated by commas."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
@@ -309,8 +310,16 @@ def read_tables(
         normals: a folder of good pictures, which is one category; either this or `data`.
         categories: names with commas; None or ``all`` for all.
     """
-    from clsnf.data.layouts import read_normals
-    from clsnf.data.sets import list_categories, read_category
+    source = data_source(data, normals, categories)
+    return read_source(source), source.location
+
+
+def data_source(
+    data: Path | str | None, normals: Path | None, categories: str | None
+) -> DataSource:
+    """Where the images are that a command was given; see :func:`read_tables`."""
+    from clsnf.data.sets import list_categories
+    from clsnf.results import DataSource
 
     if data is not None and normals is not None:
         raise SettingsError("Give --data or --normals, not both.")
@@ -320,12 +329,22 @@ def read_tables(
                 f"--normals is one category, named after its folder: leave {categories!r} out, or "
                 "give --data."
             )
-        return [read_normals(normals)], str(normals.absolute())
+        return DataSource(str(normals.absolute()), [normals.absolute().name], normals=True)
     if data is None:
         raise SettingsError("There is no data: give --data FOLDER or --normals FOLDER.")
     wanted = choose_categories(list_categories(data), categories, data)
-    origin = data if isinstance(data, str) else str(data.absolute())
-    return [read_category(data, category) for category in wanted], origin
+    return DataSource(data if isinstance(data, str) else str(data.absolute()), wanted)
+
+
+def read_source(source: DataSource) -> list[pa.Table]:
+    """The tables of a source's categories."""
+    from clsnf.data.layouts import read_normals
+    from clsnf.data.sets import read_category
+
+    place = source.location if is_uri(source.location) else Path(source.location)
+    if source.normals:
+        return [read_normals(Path(place))]
+    return [read_category(place, category) for category in source.categories]
 
 
 def choose_categories(known: list[str], categories: str | None, data: Path | str) -> list[str]:
@@ -340,7 +359,7 @@ def choose_categories(known: list[str], categories: str | None, data: Path | str
         SettingsError: no category is named.
         DataError: the data set does not have one that is named.
     """
-    wanted = _names(categories or "all")
+    wanted = names_of(categories or "all")
     found = known if wanted == ["all"] and "all" not in known else wanted
     if not found:
         raise SettingsError(f"{categories!r} names no category: {data} holds {', '.join(known)}.")

@@ -63,7 +63,8 @@ class Board:
 
     Args:
         categories: their names.
-        trials: number of trials of each category.
+        trials: number of trials of each category; None where no such number limits them.
+        total_trials: number of trials of all categories; 0 where no such number limits them.
         clock: returns seconds, as :func:`time.monotonic` does.
 
     Attributes:
@@ -71,10 +72,14 @@ class Board:
     """
 
     def __init__(
-        self, categories: Sequence[str], trials: int, clock: Callable[[], float] = time.monotonic
+        self,
+        categories: Sequence[str],
+        trials: int | None,
+        total_trials: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rows = {category: Row() for category in categories}
-        self.trials, self._clock = trials, clock
+        self.trials, self._total_trials, self._clock = trials, total_trials, clock
         self._started, self._before = clock(), 0
 
     def earlier(self, results: Sequence[TrialResult]) -> None:
@@ -98,22 +103,32 @@ class Board:
         return sum(row.ended for row in self.rows.values())
 
     @property
-    def total(self) -> int:
-        return self.trials * len(self.rows)
+    def total(self) -> int | None:
+        """The most trials that there can be; None where no number limits them."""
+        limits = [self._total_trials] if self._total_trials else []
+        if self.trials is not None:
+            limits.append(self.trials * len(self.rows))
+        return min(limits, default=None)
+
+    def so_far(self) -> str:
+        """How many trials ended, for people."""
+        return (
+            f"{self.ended} trials" if self.total is None else f"{self.ended} of {self.total} trials"
+        )
 
     def seconds_to_go(self) -> float | None:
-        """Seconds to go at the pace so far; None before a trial ended.
+        """Seconds to go at the pace so far; None before a trial ended, or without a limit.
 
         Later trials find more artifacts to reuse, so this is mostly an upper bound.
         """
-        done = self.ended - self._before
-        return (self._clock() - self._started) / done * (self.total - self.ended) if done else None
+        done, total = self.ended - self._before, self.total
+        if not done or total is None:
+            return None
+        return (self._clock() - self._started) / done * (total - self.ended)
 
     def __rich__(self) -> Table:
         to_go = self.seconds_to_go()
-        title = f"{self.ended} of {self.total} trials" + (
-            "" if to_go is None else f", at most {_duration(to_go)} to go"
-        )
+        title = self.so_far() + ("" if to_go is None else f", at most {_duration(to_go)} to go")
         table = Table(title=title, title_justify="left", title_style="bold")
         for column in (
             "category",
@@ -134,7 +149,7 @@ class Board:
             artifacts = row.reused + row.computed
             table.add_row(
                 category.replace("[", "\\["),
-                f"{row.ended}/{self.trials}",
+                f"{row.ended}" if self.trials is None else f"{row.ended}/{self.trials}",
                 str(row.running),
                 str(row.failed),
                 "-" if row.best is None else f"{row.best:.4f}",

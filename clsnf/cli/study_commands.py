@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +14,13 @@ import click
 from clsnf.cli import options as shared
 from clsnf.cli.group import main
 from clsnf.cli.options import data_options, location, path, setting_options, stream_option
-from clsnf.core.config import StudySettings, from_dict
-from clsnf.core.errors import ClsnfError, SettingsError
+from clsnf.cli.study_resume import request_to_resume, resume_option, sources_to_resume
+from clsnf.core.config import StudySettings, flattened, from_dict, to_dict
+from clsnf.core.errors import SettingsError
 
 if TYPE_CHECKING:
     from clsnf.cli.terminal import Terminal
+    from clsnf.results import StoredRequest
     from clsnf.study.space import Space
 
 
@@ -27,7 +32,36 @@ if TYPE_CHECKING:
     type=location,
     help="The study's folder, or a URI such as s3://BUCKET/FOLDER.  [default: runs/DATE-TIME]",
 )
-@click.option("--trials", type=int, help="Trials of each category.  [default: 8]")
+@click.option(
+    "--trials",
+    type=int,
+    help="Trials of each category.  [default: 8; no such limit with another one]",
+)
+@click.option(
+    "--total-trials",
+    type=int,
+    help="Trials of all categories together: each goes where most is to gain.",
+)
+@click.option("--hours", type=float, help="End within so many hours, winners included.")
+@click.option(
+    "--until",
+    metavar="TIME",
+    help="End by a time of day (06:30), or a date and time (2026-11-28T06:30).",
+)
+@click.option("--target", type=float, help="A category's search ends at this objective.")
+@click.option(
+    "--plateau",
+    type=int,
+    help="A category's search ends after so many trials without an improvement.",
+)
+@click.option(
+    "--share-points/--no-share-points",
+    default=None,
+    help=(
+        "Categories try what is best for others.  [default: only with --total-trials, --hours or "
+        "--until]"
+    ),
+)
 @click.option(
     "--objectives",
     help=(
@@ -39,10 +73,16 @@ if TYPE_CHECKING:
     "--selection",
     help="How the winner is chosen: mean, worst, leave_one_out, rank.  [default: mean]",
 )
+@click.option(
+    "--refine",
+    type=int,
+    help="Trials of each category whose fusion weight is swept at the end.  [default: 3]",
+)
 @click.option("--space", type=path, help="A YAML file with the search space (see tune/spaces/).")
 @setting_options
 @click.option(
-    "--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine."
+    "--address",
+    help="A Ray cluster, such as auto. Default, or local: a private Ray on this machine.",
 )
 @click.option(
     "--concurrent-trials", type=int, help="Trials at the same time.  [default: as many as fit]"
@@ -59,11 +99,16 @@ if TYPE_CHECKING:
     type=int,
     help="CPU cores of a trial's ray stream, reserved together with the trial.  [default: 1]",
 )
-@click.option("--resume", is_flag=True, help="Continue the study in --out.")
+@resume_option
 @click.option(
     "--reuse/--no-reuse",
     default=None,
     help="Trials share artifacts, or each trains from scratch.  [default: reuse]",
+)
+@click.option(
+    "--regret/--no-regret",
+    default=None,
+    help="Compare the winner with what an oracle picks on test images.  [default: where cheap]",
 )
 @click.option(
     "--stop-hopeless/--no-stop-hopeless",
@@ -77,10 +122,25 @@ if TYPE_CHECKING:
 @click.option(
     "--warm-start",
     type=path,
-    help="Folder of an earlier study, whose best trials are tried first.",
+    help="Folder of an earlier study, whose best trials are tried first, other categories' last.",
 )
-@click.option("--mlflow", metavar="URI", help="Log trials to an MLflow server as well.")
-@click.option("--wandb", metavar="PROJECT", help="Log trials to Weights & Biases as well.")
+@click.option(
+    "--patience",
+    type=float,
+    help=(
+        "Seconds to wait for a full disk, an object store or the Optuna storage.  [default: 1800]"
+    ),
+)
+@click.option(
+    "--trial-timeout",
+    type=float,
+    help="End a trial that makes no progress for this many seconds; 0: never.  [default: 1800]",
+)
+@click.option(
+    "--mlflow", metavar="URI", help="Send trials and winners to an MLflow server or database too."
+)
+@click.option("--wandb", metavar="PROJECT", help="Send trials and winners to Weights & Biases too.")
+@click.option("--notify", metavar="URL", help="POST the result there as JSON when the study ends.")
 def study(**options: Any) -> None:
     """Tune, choose and save a detector for each product, on a Ray cluster or on this machine.
 
@@ -90,14 +150,19 @@ def study(**options: Any) -> None:
     All categories of a study start from the same settings. With --preset paper these are the
     authors', if the authors have the same settings for all categories; otherwise those that most of
     their categories share. Without --space, --preset paper searches only the fusion weight.
+
+    The exit status is 0 where every category has a winner, 3 where one lacks it, 2 after bad input,
+    and 130 or 143 after Ctrl-C or SIGTERM.
     """
-    if options["resume"] and options["out"] is None:
-        raise SettingsError("--resume goes on with the study in a folder: name it with --out.")
-    demo = options["data"] is None and options["normals"] is None
-    study_settings = _study_settings(options, demo)
+    _check_place(options)
+    stored = request_to_resume(options)
+    demo = stored is None and options["data"] is None and options["normals"] is None
+    until = _deadline(options)
+    study_settings = _study_settings(options, demo, stored, until is not None)
     categories = shared.preset_categories(options, options["categories"])
-    settings = shared.settings_of(options, categories, _DEMO_SETTINGS if demo else None)
-    space = _space(options)
+    base = _DEMO_SETTINGS if demo else {} if stored is None else _values_of(stored)
+    settings = shared.settings_of(options, categories, base)
+    space = _space(options, stored)
     out = options["out"] or _new_folder()
     out = out if isinstance(out, str) else out.absolute()
 
@@ -106,7 +171,12 @@ def study(**options: Any) -> None:
     terminal = Terminal()
     if demo:
         options |= {"data": _write_demo(out, terminal)}
-    tables, origin = shared.read_tables(options["data"], options["normals"], options["categories"])
+    where = options["data"], options["normals"], options["categories"]
+    if stored is None:
+        sources = [shared.data_source(*where)]
+    else:
+        sources = sources_to_resume(stored.sources, *where)
+    tables = [table for source in sources for table in shared.read_source(source)]
 
     from clsnf.study.request import StudyRequest
     from clsnf.study.run import run_study
@@ -122,53 +192,115 @@ def study(**options: Any) -> None:
         address=options["address"],
         allow_leak=options["allow_leak"],
         max_bad=options["max_bad"],
-        resume=options["resume"],
+        resume=options["resume"] is not None,
         optuna_storage=options["optuna_storage"],
         warm_start=options["warm_start"],
+        until=until,
         mlflow=options["mlflow"],
         wandb=options["wandb"],
-        origin=origin,
+        notify=options["notify"],
+        sources=sources,
     )
     try:
         with terminal.live():
-            reporter = terminal.reporter(settings, request.categories, study_settings.trials)
+            reporter = terminal.reporter(settings, request.categories, study_settings)
             summary = run_study(request, reporter)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
-            f"to go on, say the same again with --out {shlex.quote(str(out))} --resume"
+            f"to go on, say clsnf study --resume {shlex.quote(str(out))}"
         ) from interrupt
     terminal.summary(summary, out)
-    if all(found.winner is None for found in summary.categories.values()):
-        raise ClsnfError(f"No category has a winner: the causes are in summary.json in {out}.")
+    lacking = [name for name, found in summary.categories.items() if found.winner is None]
+    if lacking:
+        count = f"{len(lacking)} of {len(summary.categories)}"
+        terminal.line(f"error: no winner for {count}: {', '.join(lacking)} (causes: summary.json)")
+        sys.exit(_LACKS_WINNERS)
 
+
+_LACKS_WINNERS = 3  # exit code of a study that ended without a winner for some category
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for a submitted job
 
 # Options that have the names of their settings.
 _STUDY_OPTIONS = (
     "trials",
+    "total_trials",
+    "target",
+    "plateau",
+    "share_points",
     "selection",
+    "refine",
     "reuse",
+    "regret",
     "stop_hopeless",
     "concurrent_trials",
     "cpus_per_trial",
     "gpus_per_trial",
     "stream",
     "stream_cpus",
+    "patience",
+    "trial_timeout",
 )
 
 
-def _study_settings(options: dict[str, Any], demo: bool) -> StudySettings:
+def _check_place(options: dict[str, Any]) -> None:
+    """Refuse a place for the results that ends with a submitted job.
+
+    A job runs in a copy of its working folder, which Ray deletes.
+    """
+    if _JOB not in os.environ:
+        return
+    run = options["resume"] if isinstance(options["resume"], (str, Path)) else None
+    out = options["out"] or run
+    if out is None:
+        raise SettingsError(
+            "A submitted job runs in a temporary folder, and its results would be deleted with it: "
+            "give --out an absolute path on a disk that all nodes have, or a URI."
+        )
+    if isinstance(out, Path) and not out.is_absolute():
+        raise SettingsError(
+            f"A submitted job runs in a temporary folder, and {out} would be deleted with it: give "
+            "an absolute path on a disk that all nodes have, or a URI."
+        )
+
+
+def _values_of(stored: StoredRequest) -> dict[str, Any]:
+    """The settings of a study by dotted name."""
+    return flattened(to_dict(stored.settings))
+
+
+def _deadline(options: dict[str, Any]) -> float | None:
+    """When the study ends, in seconds since the epoch."""
+    from clsnf.study.deadline import parse_deadline
+
+    return parse_deadline(options["until"], options["hours"], datetime.now())
+
+
+def _study_settings(
+    options: dict[str, Any], demo: bool, stored: StoredRequest | None, timed: bool
+) -> StudySettings:
+    """How to search, by a command's options; what they leave open is as in `stored`."""
     given = {name: options[name] for name in _STUDY_OPTIONS if options[name] is not None}
     if options["objectives"] is not None:
         given["objectives"] = [name.strip() for name in options["objectives"].split(",")]
-    return from_dict(StudySettings, ({"trials": _DEMO_TRIALS} if demo else {}) | given, "study")
+    base: dict[str, Any] = {"trials": _DEMO_TRIALS} if demo else {}
+    shared_budget = timed or options["total_trials"]
+    if stored is not None:
+        base = to_dict(stored.study) | ({"trials": None} if shared_budget else {})
+    elif shared_budget:
+        base = {"trials": None, "share_points": True}
+    return from_dict(StudySettings, base | given, "study")
 
 
-def _space(options: dict[str, Any]) -> Space:
-    """The search space of --space; with --preset paper only the fusion weight by default.
+def _space(options: dict[str, Any], stored: StoredRequest | None) -> Space:
+    """The search space of --space, or of the study that goes on.
 
-    The default space would change the authors' settings in the first trial already.
+    With --preset paper it is only the fusion weight by default. The default space would change the
+    authors' settings in the first trial already.
     """
-    from clsnf.study.space import paper_space, read_space
+    from clsnf.study.space import Space, paper_space, read_space
+
+    if stored is not None and options["space"] is None:
+        return Space(stored.space)
 
     if options["preset"] == "paper" and options["space"] is None:
         return paper_space()
@@ -198,6 +330,4 @@ _DEMO_SETTINGS: dict[str, Any] = {
 
 
 def _new_folder() -> Path:
-    from datetime import datetime
-
     return Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")

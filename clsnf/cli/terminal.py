@@ -28,7 +28,7 @@ from clsnf.cli.study_board import Board
 from clsnf.core.uris import join_uri
 
 if TYPE_CHECKING:
-    from clsnf.core.config import DetectorSettings
+    from clsnf.core.config import DetectorSettings, StudySettings
     from clsnf.detector import Detector
     from clsnf.evaluation.predict_files import FilePrediction, UnreadableFile
     from clsnf.reporting.build import ReportFiles
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         TrialResult,
         WinnerResult,
     )
-    from clsnf.study.progress_files import ProgressNote
+    from clsnf.study.progress_notes import ProgressNote
     from clsnf.study.request import Reporter
     from clsnf.training.calibrate import Threshold
 
@@ -119,11 +119,13 @@ class Terminal:
                 f"{settings.backbone.weights or 'pretrained weights from timm'}"
             )
 
-    def reporter(self, settings: DetectorSettings, categories: list[str], trials: int) -> Reporter:
-        """The callbacks of a study of these categories, with so many trials each."""
+    def reporter(
+        self, settings: DetectorSettings, categories: list[str], study: StudySettings
+    ) -> Reporter:
+        """The callbacks of a study of these categories."""
         from clsnf.study.request import Reporter
 
-        board = Board(categories, trials)
+        board = Board(categories, study.trials, study.total_trials)
         tasks: set[str] = set()
 
         def earlier(results: list[TrialResult]) -> None:
@@ -135,7 +137,7 @@ class Terminal:
             board.trial(result)
             outcome = _outcome(result, board.rows[result.category].best)
             self.line(
-                f"{board.ended} of {board.total} trials ended: {result.category}, trial "
+                f"{board.so_far()} ended: {result.category}, trial "
                 f"{result.number}: {_config(result.config)}: {outcome}"
             )
 

@@ -366,7 +366,25 @@ class DetectorSettings:
 class StudySettings:
     """How a study searches. What it searches is its search space, see :mod:`clsnf.study.space`."""
 
-    trials: int = setting(8, "trials of each category")
+    trials: int | None = setting(
+        8, "trials of each category; null: as many as total_trials or the deadline allow"
+    )
+    total_trials: int = setting(
+        0,
+        "trials of all categories together; after 3 each, the next goes to the category with the "
+        "most to gain; 0: no such limit",
+    )
+    target: float | None = setting(
+        None, "a category's search ends when its objective reaches this; null: never"
+    )
+    plateau: int = setting(
+        0, "a category's search ends after so many trials without an improvement; 0: never"
+    )
+    share_points: bool = setting(
+        False,
+        "after its first points, a category tries the points that are best for other categories, "
+        "two at most",
+    )
     objectives: tuple[str, ...] = setting(
         ("pixel_ap",),
         "the metric to maximise, its mean over the families of validation defects (see clsnf "
@@ -391,6 +409,11 @@ class StudySettings:
         "at the end, the fusion weight is swept for this many best (backbone, depth) of each "
         "category",
     )
+    regret: bool | None = setting(
+        None,
+        "compute what the winner loses against an oracle that picks on the test images, which all "
+        "trials' networks must see for it; none: where that is cheap (docs/study.md)",
+    )
     concurrent_trials: int = setting(
         0, "trials at the same time; 0: as many as the cluster's CPUs or GPUs allow"
     )
@@ -408,12 +431,33 @@ class StudySettings:
     stream_cpus: int = setting(
         0, "CPU cores of a trial's ray stream, reserved together with the trial; 0: 1 core"
     )
+    patience: float = setting(
+        1800.0,
+        "seconds for which a study waits for what is away: a full disk, an object store, the "
+        "Optuna storage",
+    )
+    trial_timeout: float = setting(
+        1800.0,
+        "seconds without progress after which a trial is ended and begun again, and failed the "
+        "second time; 0: never",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("trials", "refine"):
-            _check(self, name, getattr(self, name) >= 1, "1 or more")
-        for name in ("concurrent_trials", "cpus_per_trial", "gpus_per_trial", "stream_cpus"):
+        _check(self, "trials", self.trials is None or self.trials >= 1, "1 or more")
+        _check(self, "refine", self.refine >= 1, "1 or more")
+        for name in (
+            "total_trials",
+            "plateau",
+            "concurrent_trials",
+            "cpus_per_trial",
+            "gpus_per_trial",
+            "stream_cpus",
+            "patience",
+            "trial_timeout",
+        ):
             _check(self, name, getattr(self, name) >= 0, "0 or more")
+        finite = self.target is None or math.isfinite(self.target)
+        _check(self, "target", finite, "a finite number")
         different = len(set(self.objectives)) == len(self.objectives) > 0
         _check(self, "objectives", different, "different names, one or more")
         _check_choices(self)

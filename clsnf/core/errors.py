@@ -62,6 +62,18 @@ class OutputError(ClsnfError):
     """An output folder is in use, holds something else, or can't be written."""
 
 
+class OutageError(OutputError):
+    """What the work needs is away for now, and the same work may succeed later.
+
+    A disk without room, a store or a database that does not answer: see
+    :mod:`clsnf.core.patience`.
+    """
+
+
+class DiskFullError(OutageError):
+    """A disk has no room for a file."""
+
+
 _LISTED = 20  # valid names that a message lists at most: timm has more than a thousand models
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clsnf.core.errors import OutputError
+from clsnf.core.errors import DiskFullError, OutputError
 
 
 @contextmanager
@@ -20,30 +20,36 @@ def _reporting_a_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _says_that_the_disk_is_full(error):
-            raise OutputError(
+        if is_disk_full(error) and not isinstance(error, DiskFullError):
+            raise DiskFullError(
                 f"{path} can't be written, because the disk is full: make room, and go on with "
                 "the same command."
             ) from error
         raise
 
 
-def _says_that_the_disk_is_full(error: Exception) -> bool:
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk, or a user's share of it, is full."""
     # Libraries wrap the system's error in their own, in which only its text is left.
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return is_full or os.strerror(errno.ENOSPC) in str(error)
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     """Write a file or folder completely or not at all.
 
     The block writes to the path that it is given, which lies beside `path`. When the block ends,
     that file or folder is moved to `path`, and replaces what was there. After an error the draft is
     deleted and `path` is as it was.
 
+    Args:
+        path: where it shall be.
+        durable: of a file: it is on the disk before it takes its place, so that a power cut leaves
+            the old one or the new one. Without, it may leave an empty or half-written one.
+
     Raises:
-        OutputError: the disk is full.
+        DiskFullError: the disk is full.
     """
     with _reporting_a_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +57,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         with _reporting_a_full_disk(path):
             yield draft
+            if durable:
+                _sync(draft)
         if draft.is_dir() and path.is_dir():
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
             path.rename(old)
@@ -62,11 +70,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(draft, path)
+            if durable:
+                _sync(path.parent)
     finally:
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         else:
             draft.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def check_writable(path: Path, *, folder: bool) -> None:
@@ -91,12 +110,12 @@ def check_writable(path: Path, *, folder: bool) -> None:
         )
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, completely or not at all.
+def write_json(path: Path, content: Any, durable: bool = False) -> None:
+    """Write indented JSON, completely or not at all; `durable` as in :func:`atomic_write`.
 
     Raises:
         ValueError: a number is not finite.
-        OutputError: the disk is full.
+        DiskFullError: the disk is full.
     """
-    with atomic_write(path) as draft:
+    with atomic_write(path, durable) as draft:
         draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -19,7 +19,13 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
+from optuna.storages.journal import (
+    BaseJournalBackend,
+    JournalFileBackend,
+    JournalFileSymlinkLock,
+)
+
+from clsnf.core.patience import NO_PATIENCE, Patience
 
 _POLL = 0.05  # seconds between two looks at a lock
 
@@ -41,6 +47,48 @@ class JournalDamage:
     def __str__(self) -> str:
         lines = "1 line" if self.lines == 1 else f"{self.lines} lines"
         return f"{lines}, {self.size} bytes"
+
+
+class PatientJournal(JournalFileBackend):
+    """A journal whose records are written whole or not at all, also on a disk that is full.
+
+    Args:
+        path: the journal; made where it is missing.
+        patience: with outages of its disk.
+
+    Raises:
+        OSError: it can't be made. Its methods raise that too, and an OutageError after an outage
+            that lasted too long.
+    """
+
+    def __init__(self, path: Path, patience: Patience = NO_PATIENCE) -> None:
+        self._path, self._patience = path, patience
+        super().__init__(str(path))
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """The records from this number on."""
+        read = super().read_logs
+        yield from self._patience.wait_for(lambda: list(read(log_number_from)))
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write records."""
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._patience.wait_for(lambda: self._append(text.encode()))
+
+    def _append(self, content: bytes) -> None:
+        self._lock.acquire()
+        try:
+            with self._path.open("ab") as file:
+                size = file.tell()
+                try:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.ftruncate(file.fileno(), size)  # needs no room
+                    raise
+        finally:
+            self._lock.release()
 
 
 class WholeRecords(BaseJournalBackend):

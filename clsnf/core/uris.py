@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from urllib.parse import urlsplit, urlunsplit
 
 from clsnf.core.errors import SettingsError
+
+_SECRETS = ("password", "passwd", "secret", "token")
 
 
 def is_uri(place: object) -> bool:
@@ -35,10 +38,37 @@ def refuse_password(uri: str) -> None:
         )
 
 
+def has_secret(uri: str) -> bool:
+    """Whether a URI has a password, or a part of its query that looks like one."""
+    parts = urlsplit(uri)
+    return bool(parts.password) or any(word in parts.query.lower() for word in _SECRETS)
+
+
 def without_secrets(uri: str) -> str:
     """The URI without user name and password, so that it may be shown."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+_USER_INFO = re.compile(r"://(?!/)(.*)@")
+
+
+def bare_uri(uri: str) -> str:
+    """The URI without user name, password and query: for services that take tokens there.
+
+    It need not be a valid one, and ``sqlite:////path`` keeps its slashes.
+    """
+    return _USER_INFO.sub("://", uri.partition("?")[0])
+
+
+def hide_secrets(text: str, uri: str) -> str:
+    """The text with what is secret in the URI left out, wherever the text quotes it."""
+    address, _, query = uri.partition("?")
+    user_info = "".join(_USER_INFO.findall(address))
+    text = text.replace(uri, bare_uri(uri))
+    for secret in (user_info, user_info.partition(":")[2], query):
+        text = text.replace(secret, "...") if secret else text
+    return text
 
 
 def uri_name(uri: str) -> str:

@@ -22,8 +22,6 @@ from clsnf.metrics import METRICS, LazySamples, PixelSample, evaluate
 from clsnf.results import ImageScore, Metrics, TestResult
 from clsnf.streams.choice import StreamChoice
 
-_NEEDS_NORMALS = ("aupimo",)
-
 
 class VerdictRates(NamedTuple):
     """How often images are called defective.
@@ -120,7 +118,7 @@ def metrics_of_maps(
         name
         for name in names
         if (samples is not None if METRICS[name].kind == "pixel" else has_normals)
-        and (has_normals or name not in _NEEDS_NORMALS)
+        and (has_normals or not METRICS[name].normals)
     ]
     return evaluate(scores, labels, samples, allowed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from clsnf.core.config import DetectorSettings, Fusion
 from clsnf.core.errors import SettingsError, nearest
 from clsnf.data.images import Placement, image_size, place_mask, read_mask
-from clsnf.metrics import METRICS, PixelSample, evaluate, image_auroc
+from clsnf.metrics import METRICS, FamilyPixels, evaluate_families, image_auroc
 from clsnf.model.score_maps import Scores, image_scores
 from clsnf.results import Metrics
 from clsnf.training.pipeline import PlacedImages, ScoreMaps
@@ -48,10 +49,23 @@ class ValidationLabels:
 
     def by_family(self) -> dict[str, NDArray[np.intp]]:
         """Defect family, in alphabetical order -> indices of all normals, then of its images."""
-        families = np.array(self.families)
         normals = np.flatnonzero(self.is_normal)
         return {
-            family: np.concatenate([normals, np.flatnonzero(families == family)])
+            family: np.concatenate([normals, members])
+            for family, members in self._members().items()
+        }
+
+    @cached_property
+    def pixels(self) -> FamilyPixels:
+        """The masks, worked through for pixel metrics by family."""
+        valid = None if self.valid is None else self.valid.numpy()
+        normals = np.flatnonzero(self.is_normal)
+        return FamilyPixels(self.masks, valid, normals, self._members())
+
+    def _members(self) -> dict[str, NDArray[np.intp]]:
+        families = np.array(self.families)
+        return {
+            family: np.flatnonzero(families == family)
             for family in sorted(set(self.families) - {NORMAL})
         }
 
@@ -130,19 +144,14 @@ def family_metrics(
     Returns:
         Family -> metric -> value in [0, 1].
     """
-    scores, maps = answers.scores.numpy(), answers.maps.numpy()
-    valid = None if labels.valid is None else labels.valid.numpy()
-    is_defect = ~labels.is_normal
-
-    def sample(i: int) -> PixelSample:
-        return PixelSample(maps[i], labels.masks[i], None if valid is None else valid[i])
-
-    return {
-        family: evaluate(
-            scores[chosen], is_defect[chosen], [sample(i) for i in chosen], list(names)
-        )
-        for family, chosen in labels.by_family().items()
-    }
+    return evaluate_families(
+        answers.scores.numpy(),
+        answers.maps.numpy(),
+        ~labels.is_normal,
+        labels.by_family(),
+        labels.pixels,
+        names,
+    )
 
 
 def mean_over_families(metrics: dict[str, Metrics], name: str) -> float:

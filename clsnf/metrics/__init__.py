@@ -9,16 +9,18 @@ names metrics then know it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from clsnf.core.errors import MetricError, nearest
 from clsnf.metrics import overlap, pimo, ranking
 from clsnf.metrics.counts import ScoreCounts, count_images
+from clsnf.metrics.families import FamilyPixels
 from clsnf.metrics.pixels import PixelCounts, count_pixels
 from clsnf.metrics.samples import LazySamples, PixelSample
 from clsnf.metrics.single_metrics import (
@@ -35,6 +37,7 @@ from clsnf.metrics.single_metrics import (
 
 __all__ = [
     "METRICS",
+    "FamilyPixels",
     "LazySamples",
     "Metric",
     "PixelCounts",
@@ -44,6 +47,7 @@ __all__ = [
     "aupimo",
     "aupimo_per_image",
     "evaluate",
+    "evaluate_families",
     "image_ap",
     "image_auroc",
     "image_f1_max",
@@ -62,12 +66,14 @@ class Metric:
         images, PixelCounts for pixels.
     oracle: True where the metric chooses a threshold with the labels that it is judged by.
     help: one line for tables and the command line.
+    normals: True where it compares with normal images, so that a set without any has none.
     """
 
     kind: Literal["image", "pixel"]
     function: Callable[[Any], float]
     oracle: bool
     help: str
+    normals: bool = False
 
 
 def _of_pixels(metric: Callable[[ScoreCounts], float]) -> Callable[[PixelCounts], float]:
@@ -113,6 +119,7 @@ METRICS: dict[str, Metric] = {
         pimo.mean_aupimo,
         False,
         "per-image recall over FPR 1e-5 to 1e-4 on normal images, log scale",
+        normals=True,
     ),
 }
 
@@ -135,10 +142,7 @@ def evaluate(
     or replaced by a stand-in. A caller with a set of normal images alone asks for none.
     """
     wanted = list(METRICS) if names is None else list(names)
-    for name in wanted:
-        if name not in METRICS:
-            raise MetricError(f"there is no metric called {name!r}.{nearest(name, METRICS)}")
-    kinds = {METRICS[name].kind for name in wanted}
+    kinds = _kinds(wanted)
     counts: dict[str, ScoreCounts | PixelCounts] = {}
     if "image" in kinds:
         counts["image"] = count_images(scores, labels)
@@ -149,4 +153,51 @@ def evaluate(
                 "image metrics only."
             )
         counts["pixel"] = count_pixels(samples, labels)
-    return {name: METRICS[name].function(counts[METRICS[name].kind]) for name in wanted}
+    return _evaluated(counts, wanted)
+
+
+def evaluate_families(
+    scores: NDArray[np.float32],
+    maps: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    families: Mapping[str, NDArray[np.intp]],
+    pixels: FamilyPixels,
+    names: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """Metrics of each defect family: those of :func:`evaluate` on all normals and its images.
+
+    scores: (N,) image scores.
+    maps: (N, H, W) float32 score maps.
+    labels: (N,), True for a defect.
+    families: name -> indices of all normals, then of the family's images.
+    pixels: the masks of the same images and families.
+    names: of metrics.
+
+    Raises MetricError where a metric is not defined; see :func:`evaluate`.
+    """
+    kinds = _kinds(names)
+    with_rates = any(METRICS[name].normals for name in names)
+    counted = pixels.count(maps, with_rates) if "pixel" in kinds else {}
+    found = {}
+    for family, chosen in families.items():
+        counts: dict[str, ScoreCounts | PixelCounts] = {}
+        if "image" in kinds:
+            counts["image"] = count_images(scores[chosen], labels[chosen])
+        if "pixel" in kinds:
+            counts["pixel"] = counted[family]
+        found[family] = _evaluated(counts, names)
+    return found
+
+
+def _kinds(names: Iterable[str]) -> set[str]:
+    """The kinds of metrics; MetricError for one that there is not."""
+    for name in names:
+        if name not in METRICS:
+            raise MetricError(f"there is no metric called {name!r}.{nearest(name, METRICS)}")
+    return {METRICS[name].kind for name in names}
+
+
+def _evaluated(
+    counts: Mapping[str, ScoreCounts | PixelCounts], names: Iterable[str]
+) -> dict[str, float]:
+    return {name: METRICS[name].function(counts[METRICS[name].kind]) for name in names}

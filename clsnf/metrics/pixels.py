@@ -10,7 +10,7 @@ result among all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -45,8 +45,21 @@ class PixelCounts:
 
 
 @dataclass(frozen=True, eq=False)
-class _Defects:
-    """Pass one's result, scores rising: K distinct scores, and P pixels sorted by score."""
+class Regions:
+    """The defect pixels of a data set, from its masks alone.
+
+    P pixels, image by image and row by row, in R 8-connected regions, numbered through the set.
+    """
+
+    of_pixel: NDArray[np.int32]  # (P,)
+    weights: NDArray[np.float64]  # (R,) 1 / (region's size * number of regions)
+    images: NDArray[np.int32]  # (R,) the index of the image that it lies in
+    sizes: list[tuple[int, int]]  # per image: defect pixels, defect-free pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Defects:
+    """Defect pixels with scores, rising: K distinct scores, and P pixels sorted by score."""
 
     scores: Map  # (K,)
     starts: NDArray[np.int64]  # (K,) where each distinct score begins among the P pixels
@@ -69,36 +82,61 @@ def count_pixels(samples: Iterable[PixelSample], labels: ArrayLike | None = None
     known = None if labels is None else checked_labels(labels)
     defects = _collect_defects(samples)
     if known is not None:
-        _check_labels(known, defects.sizes)
+        check_labels(known, defects.sizes)
     slots, rates = _count_background(samples, defects)
-    normal_images = sum(defect == 0 for defect, _ in defects.sizes)
+    return counts_of(defects, slots, rates)
+
+
+def counts_of(defects: Defects, slots: Counts, rates: NDArray[np.float64] | None) -> PixelCounts:
+    """Counts from the highest score down.
+
+    slots, rates: see :func:`_count_background`; `rates` None where no metric asks for them.
+    """
     # Slots rise with the score; from here on everything falls with it. Sums run from the highest
     # score down, so that the rates near zero, which AUPIMO takes the logarithm of, keep their
     # digits.
     met = np.cumsum(slots[::-1])  # (2K + 1,)
-    normal_met = np.cumsum(rates[::-1])
     count = len(defects.scores)
-    pixels = len(defects.weights)
-    hits = np.diff(defects.starts, append=pixels)
+    hits = np.diff(defects.starts, append=len(defects.weights))
     scores = ScoreCounts(hits[::-1], met[:-1:2], slots[-2::-2], int(met[-1]))
+    normal_images = sum(defect == 0 for defect, _ in defects.sizes)
     return PixelCounts(
         scores=scores,
         region_share=np.add.reduceat(defects.weights, defects.starts)[::-1],
-        normal_rate=normal_met[1::2] / normal_images if normal_images else None,
+        normal_rate=(
+            np.cumsum(rates[::-1])[1::2] / normal_images
+            if rates is not None and normal_images
+            else None
+        ),
         pixel_rank=np.repeat(np.arange(count)[::-1], hits),
         pixel_image=defects.images,
         images=len(defects.sizes),
     )
 
 
-def _collect_defects(samples: Iterable[PixelSample]) -> _Defects:
+def _collect_defects(samples: Iterable[PixelSample]) -> Defects:
     scores: list[Map] = []
-    regions: list[NDArray[np.int32]] = []  # numbered through the whole set
+
+    def read() -> Iterator[PixelSample]:
+        for sample in read_samples(samples):
+            scores.append(sample.score_map[sample.mask])
+            yield sample
+
+    regions = find_regions(read())
+    return sort_defects(np.concatenate(scores), regions)
+
+
+def find_regions(samples: Iterable[PixelSample]) -> Regions:
+    """The regions of checked samples; looks at masks alone.
+
+    Raises MetricError: no images, or no defect pixel or no defect-free pixel in all of them.
+    """
+    regions: list[NDArray[np.int32]] = []
     region_sizes: list[Counts] = []
     region_images: list[NDArray[np.int32]] = []
     sizes: list[tuple[int, int]] = []
     region_count = 0
-    for index, sample in enumerate(read_samples(samples)):
+    for index, sample in enumerate(samples):
         sizes.append(_sizes(sample))
         if sizes[-1][0] == 0:
             continue
@@ -107,23 +145,30 @@ def _collect_defects(samples: Iterable[PixelSample]) -> _Defects:
         region = np.asarray(components[sample.mask], np.int32) - 1
         region_sizes.append(np.bincount(region))
         region_images.append(np.full(len(region_sizes[-1]), index, np.int32))
-        scores.append(sample.score_map[sample.mask])
         regions.append(region + np.int32(region_count))
         region_count += len(region_sizes[-1])
     _check_classes(sizes)
-    flat = np.concatenate(scores)
-    order = np.argsort(flat)
-    flat = flat[order]
-    region = np.concatenate(regions)[order]
-    starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))
-    weights = 1.0 / (np.concatenate(region_sizes) * region_count)
-    return _Defects(
-        flat[starts], starts, weights[region], np.concatenate(region_images)[region], sizes
+    return Regions(
+        np.concatenate(regions),
+        1.0 / (np.concatenate(region_sizes) * region_count),
+        np.concatenate(region_images),
+        sizes,
+    )
+
+
+def sort_defects(scores: Map, regions: Regions) -> Defects:
+    """Defect pixels by their scores (P,), which are in the order of the regions' pixels."""
+    order = np.argsort(scores)
+    rising = scores[order]
+    region = regions.of_pixel[order]
+    starts = np.flatnonzero(np.append(True, rising[1:] != rising[:-1]))
+    return Defects(
+        rising[starts], starts, regions.weights[region], regions.images[region], regions.sizes
     )
 
 
 def _count_background(
-    samples: Iterable[PixelSample], defects: _Defects
+    samples: Iterable[PixelSample], defects: Defects
 ) -> tuple[Counts, NDArray[np.float64]]:
     """Defect-free pixels by where they lie among the K defect scores.
 
@@ -158,18 +203,9 @@ def _count_background(
 
 
 def _among(scores: Map, values: Map) -> tuple[Counts, Counts]:
-    """The slots of K rising scores that sorted values fall into, each once, with their counts.
-
-    Looks up whichever are fewer, always in sorted order, which stays in the cache: several times
-    faster than unsorted look-ups, the sort included.
-    """
+    """The slots of K rising scores that sorted values fall into, each once, with their counts."""
     if len(scores) < len(values):
-        below = np.searchsorted(values, scores, side="left")
-        up_to = np.searchsorted(values, scores, side="right")
-        # Where each slot begins among the values, and the end.
-        ends = np.empty(2 * len(scores) + 2, np.int64)
-        ends[0], ends[1:-1:2], ends[2:-1:2], ends[-1] = 0, below, up_to, len(values)
-        count = np.diff(ends)
+        count = slot_counts(scores, values)
         slot = np.flatnonzero(count)
         return slot, count[slot]
     # No score equals infinity, so the top gap needs no case of its own.
@@ -178,6 +214,19 @@ def _among(scores: Map, values: Map) -> tuple[Counts, Counts]:
     each = 2 * rank + (edges[rank] == values)
     starts = np.flatnonzero(np.append(True, each[1:] != each[:-1]))
     return each[starts], np.diff(starts, append=len(each))
+
+
+def slot_counts(scores: Map, values: Map) -> Counts:
+    """How many sorted values fall into each of the (2K + 1,) slots of K rising scores.
+
+    Looks the scores up among the sorted values, in rising order, which stays in the cache: several
+    times faster than unsorted look-ups, the sort included.
+    """
+    ends = np.zeros(2 * len(scores) + 2, np.int64)  # where each slot begins, and the end
+    ends[1:-1:2] = np.searchsorted(values, scores, side="left")
+    ends[2:-1:2] = np.searchsorted(values, scores, side="right")
+    ends[-1] = len(values)
+    return ends[1:] - ends[:-1]
 
 
 def _sizes(sample: PixelSample) -> tuple[int, int]:
@@ -204,7 +253,7 @@ def _check_classes(sizes: list[tuple[int, int]]) -> None:
         )
 
 
-def _check_labels(labels: NDArray[np.bool_], sizes: list[tuple[int, int]]) -> None:
+def check_labels(labels: NDArray[np.bool_], sizes: list[tuple[int, int]]) -> None:
     if len(labels) != len(sizes):
         raise MetricError(
             f"there are {len(labels)} labels for {len(sizes)} samples: give one label an image, "

@@ -137,7 +137,9 @@ class LevelFlow(nn.Module):
             b, *self.grid
         )
 
-    def relative_likelihood(self, features: Tensor, scale: LevelScale) -> Tensor:
+    def relative_likelihood(
+        self, features: Tensor, scale: LevelScale, remembered: Tensor | None = None
+    ) -> Tensor:
         """How normal each vector is: exp(steepness (log p - m)).
 
         With a memory bank it is the mean of that and the bank's likelihood.
@@ -145,6 +147,7 @@ class LevelFlow(nn.Module):
         Args:
             features: (B, P, C).
             scale: m and the steepness, from the training vectors.
+            remembered: (B, P), what the bank gives for these features; None to ask it.
 
         Returns:
             (B, h, w) float32 in [0, 1].
@@ -154,7 +157,9 @@ class LevelFlow(nn.Module):
         )
         if self.memory is None:
             return likelihood
-        return (likelihood + self.memory(features).view_as(likelihood)) / 2
+        if remembered is None:
+            remembered = self.memory(features)
+        return (likelihood + remembered.view_as(likelihood)) / 2
 
     def log_prob_of_white(self, white: Tensor, positions: Tensor) -> Tensor:
         """Log-likelihood per dimension of vectors that the whitening layer gave.

@@ -111,7 +111,7 @@ def _check_winner(study: StudyFiles, product: Product) -> Check:
     if winner is None:
         finished = f"{len(product.finished_trials)} of {len(product.trials)} begun trials finished."
         if not study.finished and not error:
-            do = "Wait for the study, or continue it: the same command with --resume."
+            do = "Wait for the study, or continue it: clsnf study --resume with its folder."
             return Check(name, False, finished, "unfinished", do)
         do = "Remove the cause and continue with --resume."
         return Check(name, False, error or finished, "failed", do)

@@ -188,7 +188,12 @@ def read_study(folder: Path) -> StudyFiles:
     check_format(content, str(files[0]))
     check_format(begun, str(files[1]))
     finished = bool(content)
-    if not finished:
+    if not finished and files[0].is_file():
+        missing.append(
+            f"summary.json is made anew by clsnf study --resume {folder}; until then the report "
+            "shows what the other files hold."
+        )
+    elif not finished:
         missing.append(
             "The study is not finished: of categories without a winner, the report shows what "
             "there is."
@@ -242,7 +247,11 @@ def _trials(folder: Path, finished: bool, elsewhere: bool, missing: list[str]) -
             )
         return trials or []
     if table.is_file():
-        return _rows(table, TrialResult.from_row, missing)
+        rows = _rows(table, TrialResult.from_row, missing)
+        if rows or not journal.is_file():
+            return rows
+        missing.append("The trials are read from optuna.journal instead.")
+        return _read(journal, trials_of_journal, missing) or []
     missing.append(
         "The trials of the study lie in another Optuna storage, and trials.parquet is not written "
         "yet: no trial is shown."

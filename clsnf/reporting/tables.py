@@ -309,7 +309,8 @@ def _regret(study: StudyFiles) -> Table:
     ]
     note = (
         "What an oracle that picks on the test images would have gained, at the network's size. "
-        "It is computed last and chooses nothing."
+        "It is computed last and chooses nothing. A study leaves it out where it is dear, unless "
+        "it is run with --regret."
     )
     return Table("regret", "Regret against the oracle", columns, rows, note)
 

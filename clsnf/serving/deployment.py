@@ -29,6 +29,7 @@ from clsnf.serving.metrics import ServerMetrics
 from clsnf.serving.ray_metrics import RaySink
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB, ServingSettings
+from clsnf.streams.private_ray import keep_replica_on_loopback
 
 log = logging.getLogger("ray.serve")
 
@@ -39,6 +40,7 @@ class Inspector:
 
     def __init__(self, settings: ServingSettings) -> None:
         keep_freed_memory()
+        keep_replica_on_loopback()
         replica = serve.get_replica_context().replica_id.unique_id
         metrics = ServerMetrics(replica, RaySink)
         # Serve calls reconfigure before the first request: it opens the models.

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clsnf.core.errors import ClsnfError, SettingsError
 from clsnf.core.threads import wait_passively
 from clsnf.serving.catalogue import read_catalogue
 from clsnf.serving.settings import ServingSettings
+from clsnf.streams.private_ray import on_loopback
 
 APPLICATION = "clsnf"
 TLS_CERTIFICATE, TLS_KEY = "CLSNF_TLS_CERT", "CLSNF_TLS_KEY"
@@ -133,7 +134,10 @@ def serve_until_stopped(
     def on_signal(number: int, frame: object) -> None:
         (reload if number == signal.SIGHUP else stop).set()
 
+    loopback = ExitStack()
     try:
+        if cluster is None:  # whatever --host says: the host is for HTTP alone
+            loopback.enter_context(on_loopback())
         _start_ray(settings, cluster)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, on_signal)
@@ -153,6 +157,7 @@ def serve_until_stopped(
     finally:
         if ray.is_initialized():
             _shut_down(private=cluster is None)
+        loopback.close()
 
 
 def _check_proxy(listen: ListenAddress, report: Callable[[str], None]) -> None:

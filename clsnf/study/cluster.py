@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from clsnf.core.config import StudySettings
 from clsnf.core.errors import SettingsError
 from clsnf.core.sigterm import Terminated
 from clsnf.core.threads import PASSIVE_THREADS, wait_passively
+from clsnf.streams.private_ray import on_loopback
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # a factory's machines report to nobody
@@ -74,8 +75,9 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     """Connect to Ray while the block runs. The processes of a private Ray end with the block.
 
     Args:
-        address: of a cluster; ``auto`` for the one that this machine belongs to; None for a private
-            one on this machine, or for the one that a submitted job runs in.
+        address: of a cluster; ``auto`` for the one that this machine belongs to; ``local`` for a
+            private one on this machine; None for the one of RAY_ADDRESS, which a submitted job
+            runs in, or else a private one.
         memory: bytes of a private Ray's object store. The default is small: artifacts are files.
 
     Raises:
@@ -92,6 +94,7 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
     # A failed trial's traceback is in its folder; the summary names its cause.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     address = address or os.environ.get("RAY_ADDRESS") or None
+    address = None if address == "local" else address
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         for name, value in _PRIVATE_ENVIRONMENT.items():
@@ -112,8 +115,9 @@ def ray_session(address: str | None, memory: int | None = None) -> Iterator[None
             environment["excludes"] = ["__pycache__"]
         arguments |= {"address": address, "runtime_env": environment}
     try:
-        _start(arguments)
-        yield
+        with on_loopback() if address is None else nullcontext():
+            _start(arguments)
+            yield
     finally:
         started = [] if address else psutil.Process().children(recursive=True)
         ray.shutdown()
@@ -139,8 +143,8 @@ def _start_error(address: str, error: Exception) -> SettingsError:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     if address != "local":
         return SettingsError(
-            f"There is no Ray cluster at {address!r} ({line}): leave --address out "
-            "for a private one."
+            f"There is no Ray cluster at {address!r} ({line}): say --address local for "
+            "a private one."
         )
     if "timed out during startup" in line:
         waited = max(30, int(os.environ[_START_SECONDS]))  # Ray tries for 30 s at least

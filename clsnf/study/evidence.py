@@ -180,10 +180,10 @@ def _validation_scores(
 ) -> list[float]:
     """The detector's scores of the validation images.
 
-    Those of the normals are exactly the scores that its threshold rests on: they are computed in
-    the same batches, because rounding depends on the batch.
+    Those of the normals are the scores that its threshold rests on: they were computed for it.
     """
-    scores = detector.predict(normals["path"].to_pylist()).scores.tolist()
+    assert detector.normal_scores is not None  # it was made in this process
+    scores = detector.normal_scores.tolist()
     known = dict(zip(normals["sha256"].to_pylist(), scores, strict=True))
     others = [record for record in records if record["sha256"] not in known]
     scores = detector.predict([record["path"] for record in others]).scores.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from clsnf.core.config import BackboneSettings, StudySettings, differences
-from clsnf.core.errors import DataError, OutputError, WeightsError
+from clsnf.core.errors import DataError, OutputError, SettingsError, WeightsError
 from clsnf.core.hashing import sha256_file
 from clsnf.data.checks import CheckReport, check_category
 from clsnf.data.splits import assign_splits
@@ -17,9 +18,10 @@ from clsnf.evaluation.selection import check_objective
 from clsnf.evaluation.selection_rules import check_rule
 from clsnf.model.backbone import weights_file
 from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, read_result, to_plain
-from clsnf.study.callbacks import check_loggers
+from clsnf.study.disk import DiskNeed, check_room, estimate_disk
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
+from clsnf.study.trackers import check_trackers
 from clsnf.study.warm_start import read_earlier_trials
 from clsnf.synthesis.textures import texture_contents_key
 from clsnf.synthesis.validation_defects import GENERATOR_VERSION
@@ -39,6 +41,7 @@ class StudyInputs:
         earlier_trials: of the study that ``--warm-start`` names.
         identity: what the study is.
         resumed: the identity that the study began with; None for a new study.
+        disk: how much room the study needs.
     """
 
     tables: dict[str, pa.Table]
@@ -46,6 +49,7 @@ class StudyInputs:
     earlier_trials: list[TrialResult]
     identity: StudyIdentity
     resumed: StudyIdentity | None
+    disk: DiskNeed
 
 
 def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyInputs:
@@ -60,12 +64,13 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
         ClsnfError: bad input.
     """
     _check_names(request.study)
+    _check_end(request)
     request.space.check(request.settings)
-    check_loggers(request.mlflow, request.wandb)
+    check_trackers(request)
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))
     resumed = _read_identity(out)
-    check_ingredients(request.settings, request.textures, request.device)
+    backbone = check_ingredients(request.settings, request.textures, request.device)
     if resumed is None:
         request.space.check_new(request.settings)
     reports = {category_of(t): _check_images(t, request, reporter) for t in request.tables}
@@ -83,6 +88,7 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
         space={name: dict(given) for name, given in request.space.ranges.items()},
         data={category: data_fingerprint(table) for category, table in tables.items()},
         objectives=list(request.study.objectives),
+        training={category: data_fingerprint(_not_test(t)) for category, t in tables.items()},
         textures=_textures_key(request.textures),
         weights=_weights_keys(request),
         results_version=RESULTS_VERSION,
@@ -90,7 +96,13 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     )
     if resumed is not None:
         _check_same_study(resumed, identity, out, request.optuna_storage)
-    return StudyInputs(tables, skipped, earlier_trials, identity, resumed)
+    need = estimate_disk(request.settings, request.study, request.space, tables, backbone)
+    reporter.say(check_room(out, need))
+    return StudyInputs(tables, skipped, earlier_trials, identity, resumed, need)
+
+
+def _not_test(table: pa.Table) -> pa.Table:
+    return table.filter(pa.compute.not_equal(table["split"], "test"))
 
 
 def _check_names(study: StudySettings) -> None:
@@ -99,6 +111,18 @@ def _check_names(study: StudySettings) -> None:
     for name in (first, *(name for name in others if name != LATENCY)):
         check_objective(name)
     check_rule(study.selection)
+
+
+def _check_end(request: StudyRequest) -> None:
+    """Refuse a study without an end, and one whose end is over."""
+    study = request.study
+    if study.trials is None and not study.total_trials and request.until is None:
+        raise SettingsError(
+            "The study has no end: say how many --trials or --total-trials, or give --hours or "
+            "--until."
+        )
+    if request.until is not None and request.until <= time.time():
+        raise SettingsError("The study's end is over already: give a time to come.")
 
 
 def _textures_key(folder: Path | None) -> str:
@@ -146,9 +170,17 @@ def _check_images(table: pa.Table, request: StudyRequest, reporter: Reporter) ->
 
 
 def _read_identity(out: Path) -> StudyIdentity | None:
-    """The identity of the study in a folder; None where there is none."""
+    """The identity of the study in a folder; None where there is none.
+
+    Raises:
+        OutputError: it is damaged. Nothing else knows what the trials were measured on.
+    """
     path = out / "study.json"
-    return read_result(StudyIdentity, path, "choose another --out") if path.is_file() else None
+    remedy = (
+        "it alone says what the study was begun with, so put a copy of it back, or begin another "
+        f"study with --warm-start {out}, which tries its best points first"
+    )
+    return read_result(StudyIdentity, path, remedy) if path.is_file() else None
 
 
 def _check_same_study(
@@ -156,8 +188,11 @@ def _check_same_study(
 ) -> None:
     """Refuse to resume a study with anything else that decides a metric."""
     old, new = to_plain(before), to_plain(identity)
-    parts = ("settings", "space", "data", "objectives")
-    changed = {part: list(differences(old[part], new[part])) for part in parts}
+    if _same_weights(before, identity):  # the file may have been moved
+        old["settings"]["backbone"]["weights"] = new["settings"]["backbone"]["weights"]
+    changed = {part: list(differences(old[part], new[part])) for part in ("settings", "space")}
+    changed["data"] = list(_data_differences(before, identity))
+    changed["objectives"] = list(differences(old["objectives"], new["objectives"]))
     changed["textures"] = list(_texture_differences(before.textures, identity.textures))
     changed["weights"] = list(_weights_differences(before.weights, identity.weights))
     found = [line for lines in changed.values() for line in lines]
@@ -180,6 +215,26 @@ def _check_same_study(
         raise OutputError(
             f"The study in {out} was begun with its trials in {place}: say the same again."
         )
+
+
+def _same_weights(before: StudyIdentity, now: StudyIdentity) -> bool:
+    """Whether the weights files of the settings have the same content."""
+    old, new = (
+        (study.weights or {}).get(study.settings.backbone.weights or "") for study in (before, now)
+    )
+    return old is not None and old == new
+
+
+def _data_differences(before: StudyIdentity, now: StudyIdentity) -> Iterator[str]:
+    """Categories that are gone or have other images; new ones may come, and test images may.
+
+    Studies of earlier versions did not tell test images apart.
+    """
+    if before.training is None or now.training is None:
+        old, new = before.data, now.data
+    else:
+        old, new = before.training, now.training
+    yield from differences(old, {name: found for name, found in new.items() if name in old})
 
 
 def _texture_differences(before: str | None, now: str | None) -> Iterator[str]:

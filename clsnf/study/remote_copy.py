@@ -5,35 +5,47 @@ start from and the study's state. Workers download that once, share artifacts th
 folder, and upload the winners.
 
 A copy has a random name that is stored in ``study.json``. Another study at the same URI therefore
-gets another copy, and no machine takes old files for new ones.
+gets another copy, and no machine takes old files for new ones. The driver deletes its copy when
+all that is in it was uploaded, and no sooner: the Optuna journal in it may be the only one.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from clsnf.core.errors import ClsnfError, OutputError
+from filelock import FileLock, Timeout
+
+from clsnf.core.errors import ClsnfError, OutageError, OutputError
 from clsnf.core.hashing import sha256_file
+from clsnf.core.patience import Patience, outage_line
 from clsnf.core.periodic import call_periodically
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import without_secrets
+from clsnf.study.driver_lease import DRIVER, DriverLease
 
 # What the driver needs to resume a study, and uploads while it runs.
 STATE = (
+    "request.json",
     "study.json",
+    "request.json",
     "optuna.journal",
     "optuna.journal.torn",
     "trials.parquet",
     "summary.json",
+    "tracked.json",
     "finished",
     "ledger.jsonl",
 )
 _EVERY = 5.0  # seconds between uploads of what has changed
+_JOURNAL = "optuna.journal"
 
 
 def local_copy(name: str) -> Path:
@@ -41,20 +53,111 @@ def local_copy(name: str) -> Path:
     return Path(tempfile.gettempdir()) / name
 
 
-def driver_copy(remote: RemoteFolder) -> Path:
-    """Where the driver's copy of the study in a remote folder is; a new place for a new study.
+@dataclass
+class DriverCopy:
+    """The driver's copy of a remote study.
+
+    Attributes:
+        remote: the study's folder.
+        path: of the copy.
+        lease: on the remote folder.
+        is_sent: whether the remote folder has all that is in the copy.
+    """
+
+    remote: RemoteFolder
+    path: Path
+    lease: DriverLease
+    is_sent: bool = True
+    _uploaded: dict[str, str] = field(default_factory=dict)  # entry -> its digest
+
+    def upload(self) -> None:
+        """Upload what changed.
+
+        Raises:
+            OutputError: another driver has taken the study over.
+            OutageError: the remote folder does not answer.
+        """
+        if self.lease.is_lost:
+            raise lease_lost(self.remote)
+        for entry in STATE:
+            path = self.path / entry
+            # The ledger and the folder "finished" are uploaded by the workers that write them.
+            if path.is_file() and entry != "ledger.jsonl":
+                digest = sha256_file(path)
+                if self._uploaded.get(entry) != digest:
+                    self.remote.push(path, entry)
+                    self._uploaded[entry] = digest
+
+
+def lease_lost(remote: RemoteFolder) -> OutputError:
+    """The error of a driver whose study was taken over."""
+    return OutputError(
+        f"Another driver has taken over the study in {without_secrets(remote.uri)}, because this "
+        "one was not heard of for a while: this one ends."
+    )
+
+
+@contextmanager
+def driver_copy(
+    uri: str, resume: bool, patience: Patience, say: Callable[[str], None]
+) -> Iterator[DriverCopy]:
+    """Work in a copy of a remote study, and nobody else's; the copy is new for a new study.
+
+    The state of the study is downloaded first. The copy is deleted at the end if it was uploaded.
+
+    Args:
+        uri: of the study's folder.
+        resume: whether to go on with a study there.
+        patience: with a remote folder that does not answer, once the study has begun.
+        say: gets a line where something takes long.
 
     Raises:
-        OutputError: the folder can't be read or written, or holds something that is no study.
+        OutputError: the folder can't be read or written, holds something that is no study, holds a
+            study and `resume` is False, or another driver uses it right now.
     """
-    content = remote.read("study.json")
-    if content is None:
-        if not remote.is_empty():
+    remote = RemoteFolder(uri)
+    if remote.read("study.json") is not None and not resume:
+        raise OutputError(
+            f"{without_secrets(uri)} is in use: choose another --out, or say --resume to go on "
+            "with the study in it."
+        )
+    if remote.read("study.json") is None:
+        if set(remote.names()) - {DRIVER}:
             raise OutputError(
-                f"{without_secrets(remote.uri)} is in use, but holds no study to go on with: "
-                "choose another --out."
+                f"{without_secrets(uri)} is in use, but holds no study to go on with: choose "
+                "another --out."
             )
         remote.check_writable()
+    with DriverLease(remote, say).hold() as lease:
+        path = _path_of_copy(remote)
+        with _locked(path, uri):
+            copy = DriverCopy(remote.with_patience(patience), path, lease)
+            if not _is_ahead(copy):
+                _fetch_state(remote, path)
+            try:
+                yield copy
+            finally:
+                if copy.is_sent:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, uri: str) -> Iterator[None]:
+    """Hold the lock on a copy; it is made where it is missing."""
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise OutputError(
+            f"{without_secrets(uri)} is in use by another study right now, on this machine: choose "
+            "another --out."
+        ) from error
+
+
+def _path_of_copy(remote: RemoteFolder) -> Path:
+    content = remote.read("study.json")
+    if content is None:
         return local_copy(f"clsnf-{secrets.token_hex(8)}")
     try:
         return local_copy(Path(json.loads(content)["copy"]).name)
@@ -65,37 +168,81 @@ def driver_copy(remote: RemoteFolder) -> Path:
         ) from error
 
 
-def fetch_state(remote: RemoteFolder, copy: Path) -> None:
-    """Download the study's state to this machine."""
+def _is_ahead(copy: DriverCopy) -> bool:
+    """Whether a copy that an earlier driver left here holds more trials than the remote folder.
+
+    A journal only grows. If the remote one is the beginning of this one, nobody went on elsewhere.
+    """
+    local = copy.path / _JOURNAL
+    if not (copy.path / "study.json").is_file() or not local.is_file():
+        return False
+    here, there = local.read_bytes(), copy.remote.read(_JOURNAL) or b""
+    return len(here) > len(there) and here.startswith(there)
+
+
+def _fetch_state(remote: RemoteFolder, copy: Path) -> None:
     for entry in STATE:
         remote.pull(entry, copy / entry)
 
 
 @contextmanager
-def upload_state(remote: RemoteFolder | None, copy: Path) -> Iterator[None]:
-    """Upload the study's state every few seconds while the block runs, and once at its end."""
-    if remote is None:
-        yield
-        return
-    uploaded: dict[str, str] = {}
+def upload_state(copy: DriverCopy, say: Callable[[str], None]) -> Iterator[None]:
+    """Upload the study's state every few seconds while the block runs, and once at its end.
 
-    def upload() -> None:
-        for entry in STATE:
-            path = copy / entry
-            # The ledger and the folder "finished" are uploaded by the workers that write them.
-            if path.is_file() and entry != "ledger.jsonl":
-                digest = sha256_file(path)
-                if uploaded.get(entry) != digest:
-                    remote.push(path, entry)
-                    uploaded[entry] = digest
+    Raises:
+        OutageError: the last upload failed: the copy stays, and the message says where.
+        OutputError: another driver has taken the study over.
+    """
+    impatient = DriverCopy(RemoteFolder(copy.remote.uri), copy.path, copy.lease)
+    is_away = False
 
     def try_to_upload() -> None:
-        # The network may fail for a moment: the next upload may succeed, and the last one must.
-        with suppress(ClsnfError, OSError):
-            upload()
+        nonlocal is_away
+        try:
+            impatient.upload()
+        except (ClsnfError, OSError) as error:  # the next upload may succeed
+            if not is_away and not copy.lease.is_lost:
+                say(f"{outage_line(error)}: the study goes on, and its state is uploaded later")
+            is_away = True
+        else:
+            if is_away:
+                say(f"{without_secrets(copy.remote.uri)} answers again")
+            is_away = False
 
+    copy.is_sent = False
     try:
         with call_periodically(try_to_upload, _EVERY):
             yield
     finally:
-        upload()
+        if copy.lease.is_lost:
+            raise lease_lost(copy.remote)
+        try:
+            copy.upload()
+        except OutageError as error:
+            raise OutageError(
+                f"{outage_line(error)}. What the study knows lies in {copy.path}: --resume on this "
+                "machine uploads it."
+            ) from error
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(
+                f"what the study knows lies in {copy.path}: --resume on this machine uploads it"
+            ) from interrupt
+        copy.is_sent = True
+
+
+def remove_copies(name: str) -> None:
+    """Delete the copies of this name on all nodes of the running Ray cluster."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0)
+    def remove() -> None:
+        shutil.rmtree(local_copy(name), ignore_errors=True)
+
+    running: list[Any] = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            running.append(remove.options(scheduling_strategy=there).remote())
+    with suppress(ray.exceptions.RayError):  # a node may go away: its files go with it, mostly
+        ray.get(running, timeout=30)

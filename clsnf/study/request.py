@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.progress import Progress, silent
-from clsnf.core.uris import uri_name
+from clsnf.core.uris import has_secret, is_uri, uri_name
 from clsnf.data.checks import MAX_BAD
-from clsnf.results import TrialResult
-from clsnf.study.progress_files import ProgressNote
+from clsnf.results import DataSource, StoredRequest, StudySummary, TrialResult, WinnerResult
+from clsnf.study.progress_notes import ProgressNote
 from clsnf.study.space import Space
 
 
@@ -35,9 +35,11 @@ class StudyRequest:
         resume: go on with the study in `out`.
         optuna_storage: a file or URL for the Optuna studies; None for a journal in `out`.
         warm_start: folder of an earlier study, whose best points are tried first.
-        mlflow: URI of an MLflow server that logs the trials too.
-        wandb: Weights & Biases project that logs the trials too.
-        origin: where the data came from, for the summary.
+        mlflow: URI of an MLflow server or database that gets the trials too.
+        wandb: Weights & Biases project that gets the trials too: PROJECT or ENTITY/PROJECT.
+        notify: URL that is told by a POST when the study ends.
+        until: when the study ends, in seconds since the epoch; None: not by the clock.
+        sources: where the data came from, for the summary and ``--resume``.
     """
 
     tables: Sequence[pa.Table]
@@ -53,9 +55,11 @@ class StudyRequest:
     resume: bool = False
     optuna_storage: str | None = None
     warm_start: Path | None = None
+    until: float | None = None
     mlflow: str | None = None
     wandb: str | None = None
-    origin: str = ""
+    notify: str | None = None
+    sources: Sequence[DataSource] = ()
 
     @property
     def name(self) -> str:
@@ -66,6 +70,37 @@ class StudyRequest:
     def categories(self) -> list[str]:
         """Names of the categories, in the tables' order."""
         return [category_of(table) for table in self.tables]
+
+    @property
+    def origin(self) -> str:
+        """Where the data came from, for people."""
+        return ", ".join(source.location for source in self.sources)
+
+    def stored(self) -> StoredRequest:
+        """What ``--resume`` repeats."""
+        return StoredRequest(
+            sources=list(self.sources),
+            settings=self.settings,
+            study=self.study,
+            space={name: dict(given) for name, given in self.space.ranges.items()},
+            textures=_absolute(self.textures),
+            device=self.device,
+            address=self.address,
+            allow_leak=self.allow_leak,
+            max_bad=self.max_bad,
+            optuna_storage=_absolute(self.optuna_storage),
+            warm_start=_absolute(self.warm_start),
+            mlflow=None if has_secret(self.mlflow or "") else self.mlflow,
+            wandb=self.wandb,
+            notify=None if has_secret(self.notify or "") else self.notify,
+        )
+
+
+def _absolute(place: Path | str | None) -> str | None:
+    """A path as an absolute one, a URI as it is; None for one with a password."""
+    if place is None or has_secret(str(place)):
+        return None
+    return str(place) if is_uri(place) else str(Path(place).absolute())
 
 
 def category_of(table: pa.Table) -> str:
@@ -85,6 +120,8 @@ class Reporter:
         earlier: gets the trials that ended before this run.
         begun: gets the category of a trial that begins.
         trial: gets a trial that ended.
+        winner: gets a category's winner, whose files are in the study's folder.
+        ended: gets the summary, when it is written.
     """
 
     say: Callable[[str], None] = lambda line: None
@@ -94,3 +131,5 @@ class Reporter:
     earlier: Callable[[list[TrialResult]], None] = lambda trials: None
     begun: Callable[[str], None] = lambda category: None
     trial: Callable[[TrialResult], None] = lambda trial: None
+    winner: Callable[[str, WinnerResult], None] = lambda category, winner: None
+    ended: Callable[[StudySummary], None] = lambda summary: None

@@ -10,22 +10,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
 import clsnf
-from clsnf.core.errors import ClsnfError, OutputError
+from clsnf.core.errors import ClsnfError, OutageError, OutputError
 from clsnf.core.ledger import now
 from clsnf.core.memory import free_memory, memory_budget
-from clsnf.core.remote import RemoteFolder
+from clsnf.core.patience import Patience, is_outage, outage_line
 from clsnf.results import (
     CategoryResult,
     FailedTrial,
@@ -36,29 +37,38 @@ from clsnf.results import (
     write_trials,
 )
 from clsnf.streams.choice import StreamChoice, choose_stream
-from clsnf.study.callbacks import make_loggers
+from clsnf.study.allocation import Allocation
 from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
-from clsnf.study.folder import StudyFolder, claim_folder
+from clsnf.study.deadline import Costs, Deadline, read_winner_seconds
+from clsnf.study.disk import free_room
+from clsnf.study.folder import REQUEST, StudyFolder, claim_folder, images_key
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.interrupts import interrupt_between_steps
 from clsnf.study.lease_actor import start_lease_actor
-from clsnf.study.progress_files import report_notes
-from clsnf.study.remote_copy import driver_copy, fetch_state, upload_state
+from clsnf.study.notify import check_notify, notify_at_end
+from clsnf.study.pause import Pause
+from clsnf.study.progress_notes import report_notes
+from clsnf.study.remote_copy import DriverCopy, driver_copy, remove_copies, upload_state
 from clsnf.study.reports import OBJECTIVE
 from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.search import (
+    DeadlineCallback,
     FailureCallback,
     ForgetfulCallback,
     PerCategorySearch,
     PruningScheduler,
 )
 from clsnf.study.stream_totals import stream_totals
+from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
 from clsnf.study.warm_start import best_points
 from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.prepare import fit_mask_mode, open_fit_rows, rows_of
 
+_IDLE = 0.2  # seconds between two looks while winners wait for an outage to end
+# Trials of a category that the sampler prepares for where only the clock ends a study.
+_UNKNOWN_TRIALS = 16
 _STREAM_OBJECT_STORE = 1 << 30  # bytes; the images of a ray stream travel through it
 
 
@@ -71,36 +81,69 @@ def run_study(request: StudyRequest, reporter: Reporter | None = None) -> StudyS
             finished artifacts in the folder.
     """
     reporter = reporter or Reporter()
+    check_notify(request.notify)
+    with notify_at_end(request, reporter.say) as give_summary:
+        summary = _run_study(request, reporter)
+        give_summary(summary)
+    return summary
+
+
+def _run_study(request: StudyRequest, reporter: Reporter) -> StudySummary:
     started = time.perf_counter()
-    remote = RemoteFolder(request.out) if isinstance(request.out, str) else None
-    out = Path(request.out).absolute() if remote is None else driver_copy(remote)
-    try:
-        if remote is not None:
-            fetch_state(remote, out)
+    patience = Patience(request.study.patience, reporter.say)
+    with _working_folder(request, patience, reporter) as (out, copy):
         inputs = check_inputs(request, out, reporter)
         reporter.begin()
-        with ray_session(
-            request.address, _STREAM_OBJECT_STORE if request.study.stream == "ray" else None
-        ):
+        object_store = _STREAM_OBJECT_STORE if request.study.stream == "ray" else None
+        with ray_session(request.address, object_store), ExitStack() as stack:
             stream, shares = _divide_cluster(request, inputs)
             reporter.say(f"stream: {stream.reason}")
             context = _make_context(request, out, shares, stream)
             claim_folder(out, request.resume)
-            # The actor ends with this handle.
-            lease_actor = None if remote is None else start_lease_actor(out.name)
-            try:
-                with FileLock(out / ".lock", timeout=0), upload_state(remote, out):
-                    driver = _Driver(request, inputs, context, shares, reporter)
-                    return driver.run(started)
-            except Timeout as error:
-                raise OutputError(
-                    f"{request.out} is in use by another study right now: choose another --out."
-                ) from error
-            finally:
-                del lease_actor
+            if copy is None:
+                stack.enter_context(_locked(out))
+            else:
+                stack.enter_context(_remote_services(copy, reporter))
+            to_all = stack.enter_context(tell_trackers(request, context.folder, reporter))
+            driver = _Driver(request, inputs, context, shares, to_all, patience, copy)
+            return driver.run(started)
+
+
+@contextmanager
+def _working_folder(
+    request: StudyRequest, patience: Patience, reporter: Reporter
+) -> Iterator[tuple[Path, DriverCopy | None]]:
+    """The study's folder on this machine; with the copy that it is of a remote one."""
+    if not isinstance(request.out, str):
+        yield request.out.absolute(), None
+        return
+    with driver_copy(request.out, request.resume, patience, reporter.say) as copy:
+        yield copy.path, copy
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep other drivers away from a study's folder."""
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise OutputError(
+            f"{out} is in use by another study right now: choose another --out."
+        ) from error
+
+
+@contextmanager
+def _remote_services(copy: DriverCopy, reporter: Reporter) -> Iterator[None]:
+    """What a study with a remote folder needs while it runs."""
+    name = copy.path.name
+    actor = start_lease_actor(name)  # it ends with this handle
+    try:
+        with upload_state(copy, reporter.say):
+            yield
+        remove_copies(name)
     finally:
-        if remote is not None:
-            shutil.rmtree(out, ignore_errors=True)
+        del actor
 
 
 def _divide_cluster(request: StudyRequest, inputs: StudyInputs) -> tuple[StreamChoice, Shares]:
@@ -127,7 +170,11 @@ def _make_context(
 ) -> StudyContext:
     space, settings = request.space, request.settings
     return StudyContext(
-        folder=StudyFolder(str(out), request.out if isinstance(request.out, str) else None),
+        folder=StudyFolder(
+            str(out),
+            request.out if isinstance(request.out, str) else None,
+            request.study.patience,
+        ),
         settings=settings,
         study=request.study,
         joint_epochs_choices=tuple(space.joint_epochs(settings)),
@@ -149,6 +196,8 @@ class _Driver:
     context: StudyContext
     shares: Shares
     reporter: Reporter
+    patience: Patience
+    copy: DriverCopy | None
 
     @property
     def out(self) -> Path:
@@ -160,28 +209,42 @@ class _Driver:
         """Whether each category's trials run one at a time."""
         return self.shares.concurrent <= len(self.inputs.tables)
 
+    def has_room(self) -> bool:
+        """Whether the disk of the study's folder has room for another trial."""
+        return free_room(self.out) > self.inputs.disk.trial
+
+    def pause(self) -> Pause:
+        """What holds work back while something that it needs is away."""
+        return Pause(self.request.study.patience, self.reporter.say, self.has_room)
+
     def run(self, started: float) -> StudySummary:
         """Search, then pick and evaluate the winners; `started` by :func:`time.perf_counter`."""
         trials_of = self.open_trials()
         for category, table in self.inputs.tables.items():
             validation = self.write_validation_set(category, table)
             self.context.folder.write_tables(category, table, validation)
-        self.announce()
+        deadline = self.make_deadline()
+        self.announce(deadline)
         self.reporter.earlier(_results(trials_of))
         search = PerCategorySearch(
             trials_of,
-            self.request.study.trials,
+            Allocation(self.request.study, deadline, self.reporter.say),
             self.in_sequence,
             self.reporter.begun,
             self.reporter.trial,
+            self.pause(),
         )
-        total = self.request.study.trials * len(trials_of)
-        if search.left < total:
-            self.reporter.say(f"{total - search.left} trials ended before: {search.left} are left")
-        with report_notes(self.out, self.reporter.notes):
-            interrupted = bool(search.left) and self.search(search)
+        before, left = sum(own.begun for own in trials_of.values()), search.left
+        if before:
+            self.reporter.say(
+                f"{before} trials ended before" + ("" if left is None else f": {left} are left")
+            )
+        with report_notes(self.context.folder.notes, self.reporter.notes):
+            interrupted = left != 0 and self.search(search)
+            if search.outage is not None:
+                raise search.outage
             trials = _results(trials_of)
-            write_trials(self.out / "trials.parquet", trials)
+            self.patience.wait_for(lambda: write_trials(self.out / "trials.parquet", trials))
             if interrupted:
                 raise KeyboardInterrupt
             for category, table in self.inputs.tables.items():
@@ -199,7 +262,8 @@ class _Driver:
             stream=self.context.stream.reason,
             space=self.inputs.identity.space,
         )
-        write_result(self.out / "summary.json", summary)
+        self.patience.wait_for(lambda: write_result(self.out / "summary.json", summary))
+        self.reporter.ended(summary)
         return summary
 
     def open_trials(self) -> dict[str, CategoryTrials]:
@@ -211,7 +275,7 @@ class _Driver:
             prefix = ""
         else:  # other studies may use the same storage, and another study of this name may come
             prefix = f"{request.name}-{secrets.token_hex(3)}/"
-        storage = open_storage(request.optuna_storage, self.out, self.reporter.say)
+        storage = open_storage(request.optuna_storage, self.out, self.reporter.say, self.patience)
         if (
             resumed is not None
             and prefix
@@ -224,10 +288,12 @@ class _Driver:
         identity = dataclasses.replace(
             self.inputs.identity, storage_prefix=prefix, copy=self.out.name
         )
+        # First: what has a study.json can be gone on with.
+        write_result(self.out / REQUEST, request.stored())
         write_result(self.out / "study.json", identity)
         plan = SearchPlan(
             distributions=request.space.distributions(),
-            trials=request.study.trials,
+            trials=self.expected_trials,
             directions=directions_of(request.study),
             seed=request.settings.seed,
             in_sequence=self.in_sequence,
@@ -260,31 +326,65 @@ class _Driver:
         self.reporter.progress(task, 1, 1)
         return written
 
-    def announce(self) -> None:
-        """One line: how many trials, and what each gets."""
-        shares, trials, categories = self.shares, self.request.study.trials, self.inputs.tables
+    @property
+    def expected_trials(self) -> int:
+        """Trials of a category, as far as that is known."""
+        study, categories = self.request.study, len(self.inputs.tables)
+        limits = [study.trials] if study.trials is not None else []
+        if study.total_trials:
+            limits.append(math.ceil(study.total_trials / categories))
+        return min(limits, default=_UNKNOWN_TRIALS)
+
+    def make_deadline(self) -> Deadline | None:
+        """The end of the study; None where it does not end by the clock."""
+        request, tables = self.request, self.inputs.tables
+        if request.until is None:
+            return None
+        earlier = [] if request.warm_start is None else [request.warm_start]
+        costs = Costs(
+            images={category: len(rows_of(table, "fit")) for category, table in tables.items()},
+            reuse=request.study.reuse,
+            winner_seconds=read_winner_seconds([*earlier, self.out], tables),
+        )
+        return Deadline(request.until, costs, self.shares.concurrent)
+
+    def announce(self, deadline: Deadline | None) -> None:
+        """One line: how many trials, what each gets, and when the study ends."""
+        shares, study, categories = self.shares, self.request.study, self.inputs.tables
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
+        trials = [
+            f"{study.trials} {'trial' if study.trials == 1 else 'trials'} each"
+            if study.trials is not None
+            else "",
+            f"{study.total_trials} trials in all" if study.total_trials else "",
+            at_once,
+        ]
         self.reporter.say(
             f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}, "
-            f"{trials} {'trial' if trials == 1 else 'trials'} each, {at_once}, "
-            f"{shares.cpus} CPUs"
+            f"{', '.join(part for part in trials if part)}, {shares.cpus} CPUs"
             + (f" and {shares.gpus:g} GPUs" if shares.gpus else "")
             + " a trial"
         )
+        if deadline is not None:
+            self.reporter.say(deadline.begin_line())
 
     def search(self, search: PerCategorySearch) -> bool:
         """Run the trials; whether the user ended the search. The results are in the storage."""
         from ray import tune
 
+        from clsnf.study.hang_watch import HangCallback, HangWatch
         from clsnf.study.trial import run_trial
 
-        request = self.request
         trainable = tune.with_resources(
             tune.with_parameters(run_trial, context=self.context),
             tune.PlacementGroupFactory(self.shares.bundles, strategy="PACK"),
         )
         try:
-            with interrupt_between_steps() as interrupt:
+            with (
+                interrupt_between_steps() as interrupt,
+                # Nobody needs what Tune itself writes: the trials are in the Optuna storage.
+                TemporaryDirectory(prefix="clsnf-tune-") as tune_folder,
+            ):
                 tune_config = tune.TuneConfig(
                     search_alg=search,
                     scheduler=PruningScheduler(search),
@@ -296,12 +396,19 @@ class _Driver:
                     trial_name_creator=lambda trial: search.name(trial.trial_id),
                     trial_dirname_creator=lambda trial: search.name(trial.trial_id),
                 )
-                loggers = make_loggers(request.name, request.mlflow, request.wandb)
+                timeout, notes = self.request.study.trial_timeout, self.context.folder.notes
+                watches = [HangCallback(HangWatch(search, notes, timeout))] if timeout else []
                 run_config = tune.RunConfig(
                     name=datetime.now().strftime("%Y%m%d-%H%M%S"),
-                    storage_path=self.context.folder.location_of("tune"),
+                    storage_path=tune_folder,
                     verbose=0,
-                    callbacks=[FailureCallback(search), *loggers, ForgetfulCallback(), interrupt],
+                    callbacks=[
+                        FailureCallback(search),
+                        *watches,
+                        DeadlineCallback(search),
+                        ForgetfulCallback(),
+                        interrupt,
+                    ],
                 )
                 tune.Tuner(trainable, tune_config=tune_config, run_config=run_config).fit()
         except KeyboardInterrupt:
@@ -358,22 +465,44 @@ class _Driver:
             finish_category
         )
         winners: dict[str, WinnerResult | str | None] = {}
-        pending: dict[Any, str] = {}
+        waiting: list[str] = []
         for category, trials in finished.items():
             # A winner that was found before an interruption stays, and its test images stay locked.
             winners[category] = context.folder.read_finished(
-                category, context.selection_key(trials)
+                category,
+                context.selection_key(trials),
+                images_key(rows_of(self.inputs.tables[category], "test")),
             )
             if winners[category] is None and trials:
-                pending[task.remote(context, category, trials)] = category
-        while pending:
+                waiting.append(category)
+            elif isinstance(found := winners[category], WinnerResult):
+                self.reporter.winner(category, found)
+        pending: dict[Any, str] = {}
+        pause = self.pause()
+        while waiting or pending:
+            while waiting and pause.may_begin(len(pending)):
+                category = waiting.pop(0)
+                pending[task.remote(context, category, finished[category])] = category
+            if not pending:
+                given_up = pause.given_up(0)
+                if given_up is not None:
+                    raise OutageError(given_up)
+                time.sleep(_IDLE)
+                continue
             done, _ = ray.wait(list(pending), num_returns=1)
             category = pending.pop(done[0])
             try:
-                winners[category] = ray.get(done[0])
+                found = ray.get(done[0])
+                winners[category] = found
+                pause.end()
+                self.reporter.winner(category, found)
                 self.reporter.say(f"{category}: done")
             except ray.exceptions.RayError as error:  # other categories keep their winners
                 cause = getattr(error, "cause", None) or error
+                if is_outage(cause):
+                    pause.begin(f"{category}, winner", outage_line(cause))
+                    waiting.append(category)
+                    continue
                 is_known = isinstance(cause, ClsnfError)
                 winners[category] = str(cause) if is_known else repr(cause)
                 # The user can't mend a bug: its traceback is shown.

@@ -209,7 +209,7 @@ class Space:
         """
         searched = {SHORT_NAMES.get(name, name) for name in self.ranges}
         searched -= {"finetune.joint_epochs", "finetune.decay_epochs"}
-        own_training = any(name.split(".")[0] in _CHANGE_STAGE_ONE for name in searched)
+        own_training = any(changes_training(name) for name in searched)
         if not own_training or settings.finetune.schedule != "wsd":
             return []
         longest = settings.finetune.frozen_epochs + self.joint_epochs(settings)[-1]
@@ -258,6 +258,11 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
     """
     check_names(settings, config, SHORT_NAMES)
     return replaced(settings, {SHORT_NAMES.get(name, name): v for name, v in config.items()})
+
+
+def changes_training(full_name: str) -> bool:
+    """Whether trials that differ in this setting can't share the training of stage one."""
+    return full_name.split(".")[0] in _CHANGE_STAGE_ONE
 
 
 def _why_unread(full_name: str) -> str | None:

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from clsnf.core.config import DetectorSettings, StudySettings, to_dict
+from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import ClsnfError, TrainingError
 from clsnf.core.memory import release_freed_memory
+from clsnf.core.patience import is_outage, outage_line
 from clsnf.evaluation.selection import (
     family_metrics,
     mean_over_families,
@@ -32,7 +33,8 @@ from clsnf.evaluation.selection import (
 from clsnf.evaluation.workbench import Workbench
 from clsnf.results import LATENCY, Measurements
 from clsnf.study.context import StudyContext
-from clsnf.study.latency import measure_latency
+from clsnf.study.latency import architecture_content, measure_in_turn
+from clsnf.study.progress_notes import note_process
 from clsnf.study.reports import TrialReport
 from clsnf.study.search import CATEGORY, NUMBER
 from clsnf.study.space import apply_config
@@ -55,9 +57,13 @@ def run_trial(config: dict[str, Any], context: StudyContext) -> None:
 
     An error fails this trial alone: it is reported, and the process stays for the next trial.
     """
+    import ray
     from ray import tune
 
     use_threads(context.threads)
+    tune_context = tune.get_context()
+    node = ray.get_runtime_context().get_node_id()
+    note_process(context.folder.notes, str(tune_context.get_trial_id()), node)
     values = {name: value for name, value in config.items() if name not in (CATEGORY, NUMBER)}
     try:
         for report in trial_reports(context, config[CATEGORY], values):
@@ -73,10 +79,14 @@ def _report_failure(error: Exception) -> None:
     from ray import tune
 
     WORKBENCHES.clear()
+    outage = is_outage(error)
     # A user can mend a ClsnfError; anything else is a bug, and its place is wanted.
-    trace = None if isinstance(error, ClsnfError) else traceback.format_exc()
-    cause = f"{type(error).__name__}: {error}".splitlines()[0]
-    report = TrialReport(0.0, failure=cause, measured=Measurements(traceback=trace))
+    is_known = outage or isinstance(error, ClsnfError)
+    trace = None if is_known else traceback.format_exc()
+    cause = outage_line(error) if outage else f"{type(error).__name__}: {error}".splitlines()[0]
+    report = TrialReport(
+        0.0, failure=cause, is_outage=outage, measured=Measurements(traceback=trace)
+    )
     tune.report(report.to_tune())
 
 
@@ -197,23 +207,15 @@ class _Usage:
 def _latency(bench: Workbench, context: StudyContext, settings: DetectorSettings) -> float:
     """Milliseconds an image on this machine.
 
-    Measured once for all trials of one architecture: otherwise noise would decide the Pareto front.
+    Measured once for all trials of one architecture; again, in turn, before a front rests on it.
     """
     pipeline = bench.pipeline
-    decoder = ("decoder", "decoder_width", "skips")
-    flow = ("depth", "start", "neighbourhood", "covariance", "memory")
-    content = {
-        "image": to_dict(settings.image),
-        "backbone": to_dict(settings.backbone),
-        "decoder": {name: getattr(settings.finetune, name) for name in decoder},
-        "flow": {name: getattr(settings.flow, name) for name in flow},
-        "machine": [platform.node(), pipeline.device.type, context.threads],
-    }
+    machine = [platform.node(), pipeline.device.type, context.threads]
+    content = architecture_content(settings) | {"machine": machine}
 
     def compute() -> Artifact:
         network = pipeline.network(settings.finetune.joint_epochs, settings.flow.depth)
-        found = measure_latency(network, bench.images.images, pipeline.device)
-        return Artifact({}, {"milliseconds": found})
+        return Artifact({}, {"milliseconds": measure_in_turn([network])[0]})
 
     return float(bench.store.get("latency", content, compute).facts["milliseconds"])
 

@@ -22,25 +22,27 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.pruners import PercentilePruner
 from optuna.samplers import TPESampler
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from clsnf.core.config import StudySettings
 from clsnf.core.errors import OutputError
 from clsnf.core.hashing import content_key
-from clsnf.core.journal import cut_damage, remove_stale_lock
+from clsnf.core.journal import PatientJournal, cut_damage, remove_stale_lock
+from clsnf.core.patience import NO_PATIENCE, Patience
 from clsnf.core.uris import is_uri
 from clsnf.results import LATENCY, Measurements, TrialResult, trial_result
+from clsnf.study.database import open_database
+from clsnf.study.folder import JOURNAL
 
 Direction = Literal["maximize", "minimize"]
 
-JOURNAL = "optuna.journal"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # Seconds for which a lock on a journal must not change to be taken for one of a killed process. The
 # study's own journal has one writer, who holds the study's folder. Others may write another one.
 _OWN_GRACE, _SHARED_GRACE = 1.0, 30.0
 _FIRST_POINTS = "first"  # the Optuna study's attribute that holds the points to try first
+MOST_SHARED = 2  # points of other categories that a category tries, after its first points
 # A trial is pruned when at least this many other trials came as far, and it is not among the best
 # 75 percent of them.
 _PRUNING_NEEDS_TRIALS = 4
@@ -48,7 +50,10 @@ _PRUNING_KEEPS_PERCENT = 75.0
 
 
 def open_storage(
-    where: str | None, out: Path, say: Callable[[str], None] = lambda line: None
+    where: str | None,
+    out: Path,
+    say: Callable[[str], None] = lambda line: None,
+    patience: Patience = NO_PATIENCE,
 ) -> BaseStorage:
     """The storage of Optuna studies.
 
@@ -60,6 +65,7 @@ def open_storage(
             None for a journal in `out`.
         out: the study's folder.
         say: gets a line for what was mended.
+        patience: with outages of the storage, once it is open.
 
     Raises:
         OutputError: it can't be opened.
@@ -71,13 +77,14 @@ def open_storage(
     )
     try:
         if where is not None and is_uri(where):
-            return RDBStorage(where)
+            return open_database(where, patience)
         path = out / JOURNAL if where is None else Path(where).absolute()
         if not path.parent.is_dir():
             raise OutputError(
                 f"The Optuna storage {path} can't be made: there is no folder {path.parent}."
             )
-        return _open_journal(path, _OWN_GRACE if where is None else _SHARED_GRACE, say)
+        grace = _OWN_GRACE if where is None else _SHARED_GRACE
+        return _open_journal(path, grace, say, patience)
     except OutputError:
         raise
     except (OSError, ImportError, StorageInternalError, ValueError) as error:
@@ -88,7 +95,9 @@ def open_storage(
         raise
 
 
-def _open_journal(path: Path, grace: float, say: Callable[[str], None]) -> JournalStorage:
+def _open_journal(
+    path: Path, grace: float, say: Callable[[str], None], patience: Patience
+) -> JournalStorage:
     if remove_stale_lock(path, grace):
         say(f"{path.name}: the lock of a process that was killed is removed")
     cut = cut_damage(path)
@@ -99,7 +108,7 @@ def _open_journal(path: Path, grace: float, say: Callable[[str], None]) -> Journ
             f"kept in {aside.name}; a trial whose end was there runs again"
         )
     try:
-        return JournalStorage(JournalFileBackend(str(path)))
+        return JournalStorage(PatientJournal(path, patience))
     except OSError:
         raise
     except Exception as error:  # records that are whole may contradict each other
@@ -134,7 +143,8 @@ class SearchPlan:
 
     Attributes:
         distributions: name of a setting -> Optuna distribution.
-        trials: number of trials of a category; decides how many of the first are drawn at random.
+        trials: number of trials of a category, as far as it is known; decides how many of the first
+            are drawn at random.
         directions: as :func:`directions_of` gives them.
         seed: of the study.
         in_sequence: whether a category never has two trials at once.
@@ -196,17 +206,53 @@ class CategoryTrials:
     def _all(self, *states: TrialState) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states or None)
 
-    def begin(self) -> tuple[int, dict[str, Any]]:
-        """The next trial's number and values; first of all, a trial to restart, with its values."""
-        self.begun += 1
+    @property
+    def next_number(self) -> int:
+        """The next trial's number."""
+        return self._to_restart[0] if self._to_restart else len(self._all())
+
+    def may_share(self) -> bool:
+        """Whether the next trial is one that may try what is best for other categories."""
+        first = len(self._study.user_attrs[_FIRST_POINTS])
+        return not self._to_restart and first <= len(self._all()) < first + MOST_SHARED
+
+    def is_new(self, point: Mapping[str, Any]) -> bool:
+        """Whether values are a whole point of the space that teaches something.
+
+        A point that differs from an earlier one in the fusion weight alone does not: weights are
+        swept at the end.
+        """
+        whole = point.keys() == self._plan.distributions.keys()
+        tried = [without_fusion_weight(trial.params) for trial in self._all()]
+        return (
+            whole
+            and _is_point(point, self._plan.distributions)
+            and without_fusion_weight(point) not in tried
+        )
+
+    def upcoming(self) -> dict[str, Any]:
+        """The next trial's values; nothing is stored."""
+        number = self.next_number
         if self._to_restart:
-            number = self._to_restart.pop(0)
-            return number, dict(self._all()[number].params)
-        number = len(self._all())
+            return dict(self._all()[number].params)
         points: list[dict[str, Any]] = self._study.user_attrs[_FIRST_POINTS]
         point = points[number] if number < len(points) else {}
-        if point.keys() != self._plan.distributions.keys():
-            point = self._suggestion() | point
+        if point.keys() == self._plan.distributions.keys():
+            return point
+        return self._suggestion() | point
+
+    def begin(self, point: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """The next trial's number and values; first of all, a trial to restart, with its values.
+
+        Args:
+            point: a new trial's values; None for those of :meth:`upcoming`.
+        """
+        if self._to_restart:
+            self.begun += 1
+            number = self._to_restart.pop(0)
+            return number, dict(self._all()[number].params)
+        number, point = len(self._all()), dict(self.upcoming() if point is None else point)
+        self.begun += 1
         # One write: after a crash the storage has the trial with all of its values, or no trial.
         distributions = dict(self._plan.distributions)
         trial = create_trial(state=TrialState.RUNNING, params=point, distributions=distributions)
@@ -222,7 +268,7 @@ class CategoryTrials:
         copy = create_study(directions=list(self._plan.directions.values()))
         copy.add_trials(self._all())
         copy.sampler = TPESampler(
-            seed=trial_seed(self._plan.seed, self.category, self.begun - 1),
+            seed=trial_seed(self._plan.seed, self.category, self.begun),
             multivariate=True,
             # A study of few trials must not spend all of them on random points.
             n_startup_trials=min(10, max(3, self._plan.trials // 3)),
@@ -282,6 +328,11 @@ class CategoryTrials:
     def results(self) -> list[TrialResult]:
         """The results of all trials that ended, by number."""
         return [trial_result(self.category, trial) for trial in self._all(*_ENDED)]
+
+
+def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a trial's score maps."""
+    return {name: value for name, value in config.items() if name != "fusion_weight"}
 
 
 def _is_point(values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> bool:

@@ -11,12 +11,13 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from clsnf.core.errors import OutageError
 from clsnf.core.memory import release_freed_memory
+from clsnf.core.patience import is_outage, outage_line
 from clsnf.core.progress import Progress
 from clsnf.detector import Detector
 from clsnf.evaluation.evaluate import evaluate_detector
@@ -41,11 +42,14 @@ from clsnf.results import (
 from clsnf.study.context import StudyContext
 from clsnf.study.evidence import Winner, write_evidence
 from clsnf.study.examples import write_examples
+from clsnf.study.folder import images_key
+from clsnf.study.latency import with_latencies_in_turn
 from clsnf.study.pareto import save_front
-from clsnf.study.progress_files import FileProgress
-from clsnf.study.regret import TestMetrics, compute_regret
+from clsnf.study.progress_notes import NotedProgress
+from clsnf.study.regret import TestMetrics, compute_regret, wants_regret
 from clsnf.study.space import apply_config
 from clsnf.study.trial import reported_metrics
+from clsnf.study.trials import without_fusion_weight
 from clsnf.study.worker import WORKBENCHES, use_threads
 
 
@@ -58,17 +62,32 @@ def finish_category(
         context: the study.
         category: its name.
         trials: its finished trials.
+
+    Raises:
+        OutageError: something that the work needs is away for now.
     """
     use_threads(context.threads)
+    try:
+        return _finish(context, category, trials)
+    except Exception as error:
+        WORKBENCHES.clear()
+        if is_outage(error):  # an error's causes don't travel to the driver
+            raise OutageError(outage_line(error)) from error
+        raise
+
+
+def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult]) -> WinnerResult:
     started = time.perf_counter()
-    folder, progress = context.folder, FileProgress(context.folder.path, category)
+    folder = context.folder
+    progress = NotedProgress(folder.notes, category)
     selection = sweep_best_trials(context, category, trials, progress)
     release_freed_memory()
     chosen = selection.picks[context.study.selection]
     winner = _save_winner(context, category, chosen, progress)
     front = []
     if len(context.study.objectives) > 1:
-        front = save_front(context, category, trials, progress)
+        measured = with_latencies_in_turn(context, category, trials, progress)
+        front = save_front(context, category, measured, progress)
 
     test = folder.unlock_test_table(
         category,
@@ -105,7 +124,7 @@ def finish_category(
         evidence=evidence,
         seconds=time.perf_counter() - started,
     )
-    folder.write_finished(category, context.selection_key(trials), result)
+    folder.write_finished(category, context.selection_key(trials), result, images_key(test))
     return result
 
 
@@ -184,11 +203,6 @@ def best_trials(trials: Sequence[TrialResult], most: int, rule: str = "mean") ->
     return list(best.values())[:most]
 
 
-def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a trial's score maps."""
-    return {name: value for name, value in config.items() if name != "fusion_weight"}
-
-
 # ---- the winner ----
 
 
@@ -228,10 +242,14 @@ def _evaluate(
     test: pa.Table,
     progress: Progress,
 ) -> tuple[TestResult | None, Regret | None]:
-    """The winner's answers on the test images, and its regret; None without test images."""
+    """The winner's answers on the test images, and its regret where it is wanted; None without test
+    images.
+    """
     if not len(test):
         return None, None
     tested = evaluate_detector(winner.detector, test, progress)
+    if not wants_regret(context, trials, len(test)):
+        return tested, None
     metrics = TestMetrics(context, winner.category, test)
     settings = winner.detector.settings
     return tested, compute_regret(metrics, trials, settings, selection.picks, progress)

@@ -12,7 +12,7 @@ from clsnf.core.device import choose_device
 from clsnf.core.memory import keep_freed_memory
 from clsnf.evaluation.workbench import Workbench
 from clsnf.study.context import StudyContext
-from clsnf.study.progress_files import FileProgress
+from clsnf.study.progress_notes import NotedProgress
 from clsnf.study.space import SHORT_NAMES
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import prepare
@@ -28,7 +28,7 @@ def load_workbench(
         context.textures,
         store,
         choose_device(context.device),
-        FileProgress(context.folder.path, category),
+        NotedProgress(context.folder.notes, category),
         context.stream,
     )
     return Workbench.load(prepared, context.folder.validation_table(category))
@@ -57,7 +57,7 @@ class LoadedWorkbenches:
         if key not in self._loaded:
             while len(self._loaded) >= self._most:  # first: two at once may not fit into memory
                 self._loaded.popitem(last=False)
-            store = context.folder.artifacts()
+            store = context.folder.artifacts(NotedProgress(context.folder.notes, category))
             self._loaded[key] = load_workbench(context, category, settings, store)
         self._loaded.move_to_end(key)
         return self._loaded[key]

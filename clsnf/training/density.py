@@ -10,7 +10,7 @@ Legend: N images, P positions of a level, C channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -24,11 +24,13 @@ from clsnf.core.errors import TrainingError
 from clsnf.core.memory import allocate_tensor
 from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
+from clsnf.model.decoder import PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
+from clsnf.model.memory_bank import MemoryBank
 from clsnf.model.network import to_network_input
 from clsnf.model.score_maps import valid_cells
 from clsnf.model.whitening import choose_tiles, tiled
-from clsnf.streams.stream import ImageBatch, Stream, consecutive
+from clsnf.streams.stream import Arrays, ImageBatch, MakeWorker, Stream, consecutive
 
 _BATCH = 16
 
@@ -36,24 +38,38 @@ _BATCH = 16
 class FeatureWorker:
     """Extracts features where a stream computes: ``level0`` and so on, (B, P, C) float32.
 
+    With a decoder, the same pass gives the classifier's map too: ``classifier``, (B, H, W) float32
+    in [0, 1].
+
     Args:
         backbone: moved to `device`.
         neighbourhood: as in :func:`clsnf.model.flow.level_vectors`.
+        decoder: the classifier's, moved to `device`; None for features alone.
         device: where to compute.
     """
 
-    def __init__(self, backbone: Backbone, neighbourhood: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        neighbourhood: int,
+        decoder: PixelDecoder | None,
+        device: torch.device,
+    ) -> None:
+        self._decoder = None if decoder is None else decoder.to(device).eval()
         self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
         self._neighbourhood = neighbourhood
         self._device = device
 
     @torch.inference_mode()
     def __call__(self, batch: ImageBatch) -> dict[str, np.ndarray]:
-        levels = (
-            level_vectors(features.float(), self._neighbourhood)
-            for features in self._backbone(to_network_input(batch.images, self._device))
-        )
-        return {f"level{level}": rows.cpu().numpy() for level, rows in enumerate(levels)}
+        features = self._backbone(to_network_input(batch.images, self._device))
+        found = {}
+        for level, values in enumerate(features):
+            rows = level_vectors(values.float(), self._neighbourhood)
+            found[f"level{level}"] = rows.cpu().numpy()
+        if self._decoder is not None:
+            found["classifier"] = torch.sigmoid(self._decoder(features).float()).cpu().numpy()
+        return found
 
 
 def extract_features(
@@ -78,11 +94,50 @@ def extract_features(
         For each level (N, P, C) on the CPU: float16, or float32 if float16 can't hold the values;
         in a temporary file if they would fill the memory.
     """
-    n, start = len(stream), 0
     levels: list[Tensor] = []
-    work = partial(FeatureWorker, backbone, neighbourhood)
+    work = partial(FeatureWorker, backbone, neighbourhood, None)
+    for _ in _collect_features(levels, work, stream, device, progress, task):
+        pass
+    return levels
+
+
+def extract_features_and_maps(
+    backbone: Backbone,
+    decoder: PixelDecoder,
+    stream: Stream,
+    device: torch.device,
+    neighbourhood: int = 1,
+    progress: Progress = silent,
+) -> tuple[list[Tensor], Tensor]:
+    """As :func:`extract_features`, and the classifier's maps of the same pass.
+
+    Args:
+        decoder: the classifier's, finetuned together with `backbone`.
+
+    Returns:
+        The features, and the maps (N, H, W), float32 in [0, 1] on the CPU.
+    """
+    levels: list[Tensor] = []
+    work = partial(FeatureWorker, backbone, neighbourhood, decoder)
+    maps = [
+        torch.from_numpy(found["classifier"])
+        for found in _collect_features(levels, work, stream, device, progress, "features")
+    ]
+    return levels, torch.cat(maps)
+
+
+def _collect_features(
+    levels: list[Tensor],
+    work: MakeWorker,
+    stream: Stream,
+    device: torch.device,
+    progress: Progress,
+    task: str,
+) -> Iterator[Arrays]:
+    """Fill `levels`, and yield what the worker found for each batch."""
+    n, start = len(stream), 0
     for found in stream.map_batches(work, consecutive(n, _BATCH), device):
-        for level in range(len(found)):
+        for level in range(sum(name.startswith("level") for name in found)):
             rows = torch.from_numpy(found[f"level{level}"])
             if start == 0:
                 levels.append(allocate_tensor((n, *rows.shape[1:]), torch.float16))
@@ -96,7 +151,7 @@ def extract_features(
             levels[level][start : start + len(rows)] = rows.to(levels[level].dtype)
         start += len(rows)
         progress(task, start, n)
-    return levels
+        yield found
 
 
 def valid_vectors(valid: Tensor | None, grid: tuple[int, int]) -> Tensor | None:
@@ -338,11 +393,41 @@ def level_log_probs(flow: LevelFlow, features: Tensor, device: torch.device) -> 
 
 
 def level_likelihoods(
-    flow: LevelFlow, scale: LevelScale, features: Tensor, device: torch.device
+    flow: LevelFlow,
+    scale: LevelScale,
+    features: Tensor,
+    device: torch.device,
+    remembered: Tensor | None = None,
 ) -> Tensor:
-    """Features (N, P, C) to relative likelihoods (N, h, w), float32 in [0, 1] on the CPU."""
+    """Relative likelihoods (N, h, w), float32 in [0, 1] on the CPU.
+
+    Args:
+        flow, scale: of the level.
+        features: (N, P, C).
+        device: where to compute.
+        remembered: (N, P), what :func:`memory_likelihoods` gives for the same features; None for
+            a flow without a memory bank, or to compute them.
+    """
     flow.to(device).eval()
-    return _over_batches(lambda rows: flow.relative_likelihood(rows, scale), features, device)
+    with torch.inference_mode():
+        return torch.cat(
+            [
+                flow.relative_likelihood(
+                    features[i : i + _BATCH].to(device).float(),
+                    scale,
+                    None if remembered is None else remembered[i : i + _BATCH].to(device),
+                ).cpu()
+                for i in range(0, len(features), _BATCH)
+            ]
+        )
+
+
+def memory_likelihoods(memory: MemoryBank, features: Tensor, device: torch.device) -> Tensor:
+    """What a level's memory bank gives for features (N, P, C): (N, P) float32 on the CPU.
+
+    It depends on no block of the flow, so flows of every depth share it.
+    """
+    return _over_batches(memory.to(device), features, device)
 
 
 # With levels="tails", this share of the training vectors has a relative likelihood of one half or

@@ -48,11 +48,11 @@ def _machine() -> str:
 
 
 @dataclass(frozen=True)
-class _Owner:
+class Owner:
     """The process that holds a lease.
 
     Attributes:
-        machine: as :func:`_machine` gives it.
+        machine: the host and, on Linux, its container's namespace.
         pid: of the process.
         born: when it began, in seconds since the epoch: a new process may get the number of an
             ended one.
@@ -74,8 +74,9 @@ class _Owner:
             return True
 
 
-def _new_owner() -> _Owner:
-    return _Owner(_machine(), os.getpid(), psutil.Process().create_time(), uuid.uuid4().hex)
+def this_process() -> Owner:
+    """A new owner: this process."""
+    return Owner(_machine(), os.getpid(), psutil.Process().create_time(), uuid.uuid4().hex)
 
 
 class Leases(Protocol):
@@ -111,7 +112,7 @@ class FileLeases:
         store must be equal and appear whole, as artifacts do.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        owner = _new_owner()
+        owner = this_process()
         lease = self._acquire(name, owner)
         counts = itertools.count(1)
         try:
@@ -120,7 +121,7 @@ class FileLeases:
         finally:
             self._release(lease, owner)
 
-    def _acquire(self, name: str, owner: _Owner) -> Path:
+    def _acquire(self, name: str, owner: Owner) -> Path:
         seen: tuple[Path, str] | None = None
         seen_at = time.monotonic()
         while True:
@@ -131,7 +132,7 @@ class FileLeases:
                 content = _read(newest)
                 if (newest, content) != seen:
                     seen, seen_at = (newest, content), time.monotonic()
-                holder = _owner_of(content)
+                holder = owner_of(content)
                 dead = time.monotonic() - seen_at > self._lifetime or (
                     holder is not None and holder.is_gone()
                 )
@@ -140,7 +141,7 @@ class FileLeases:
                     continue
                 generation = int(newest.suffix[1:]) + 1
             lease = self._folder / f"{name}.{generation}"
-            if _create(lease, _sign(owner, 0)):
+            if _create(lease, sign(owner, 0)):
                 others = set(self._all(name)) - {lease}
                 if others <= {newest}:
                     for dead_one in others:
@@ -157,27 +158,28 @@ class FileLeases:
     def _newest(self, name: str) -> Path | None:
         return max(self._all(name), key=lambda path: int(path.suffix[1:]), default=None)
 
-    def _beat(self, lease: Path, owner: _Owner, count: int) -> None:
+    def _beat(self, lease: Path, owner: Owner, count: int) -> None:
         with suppress(OSError):  # the next heartbeat may succeed
             if lease.exists():  # else another process took it over
                 draft = lease.with_name(f".{lease.name}.part")
-                draft.write_text(_sign(owner, count))
+                draft.write_text(sign(owner, count))
                 draft.replace(lease)
 
-    def _release(self, lease: Path, owner: _Owner) -> None:
+    def _release(self, lease: Path, owner: Owner) -> None:
         with suppress(OSError):
-            if _owner_of(_read(lease)) == owner:  # else another took it over
+            if owner_of(_read(lease)) == owner:  # else another took it over
                 lease.unlink(missing_ok=True)
 
 
-def _sign(owner: _Owner, count: int) -> str:
+def sign(owner: Owner, count: int) -> str:
+    """What a holder writes at its heartbeat of this number."""
     return json.dumps({"owner": asdict(owner), "count": count})
 
 
-def _owner_of(content: str) -> _Owner | None:
-    """The owner that a lease file names; None where the file is damaged."""
+def owner_of(content: str) -> Owner | None:
+    """The owner that a lease names; None where it is damaged."""
     try:
-        found = _Owner(**json.loads(content)["owner"])
+        found = Owner(**json.loads(content)["owner"])
     except (ValueError, KeyError, TypeError):
         return None
     whole = (

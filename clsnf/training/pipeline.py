@@ -25,7 +25,7 @@ from clsnf.core.hashing import content_key
 from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone, BackboneInfo, empty_backbone, fingerprint
 from clsnf.model.decoder import PixelDecoder
-from clsnf.model.flow import LevelScale
+from clsnf.model.flow import LevelFlow, LevelScale
 from clsnf.model.network import (
     ScoreNetwork,
     build_decoder,
@@ -37,7 +37,14 @@ from clsnf.model.score_maps import Scores, density_map, fuse, fuse_scores
 from clsnf.streams.stream import DefectRecipe, MemoryStream, Stream
 from clsnf.synthesis.training_defects import DefectMaker
 from clsnf.training.artifacts import Artifact, ArtifactStore
-from clsnf.training.density import extract_features, fit_flows, level_likelihoods, start_flows
+from clsnf.training.density import (
+    extract_features,
+    extract_features_and_maps,
+    fit_flows,
+    level_likelihoods,
+    memory_likelihoods,
+    start_flows,
+)
 from clsnf.training.finetune import (
     STABLE_PHASE,
     Finetuner,
@@ -150,13 +157,19 @@ class TrainingData:
         return self._donors[device]
 
 
-class FeatureCache:
-    """Features in memory: of the fit images under a few backbones, of others under the last one.
+# Features of the fit images, and of others, that stay in memory beside the last ones.
+_FEATURE_BYTES = 256 << 20
 
-    Flows of every depth need the same features. A set of features takes 2 N P C bytes a level.
+
+class FeatureCache:
+    """Features in memory: of the fit images and of others, the most recently used sets.
+
+    Flows of every depth need the same features. A set of features takes 2 N P C bytes a level. As
+    many sets stay as 256 MiB hold, for the fit images and for others alike.
 
     Args:
-        backbones: number of backbones whose features of the fit images stay in memory.
+        backbones: number of backbones whose features of the fit images stay in memory, however
+            large they are.
     """
 
     def __init__(self, backbones: int = 1) -> None:
@@ -165,7 +178,7 @@ class FeatureCache:
         self._of_other_images: dict[str, list[Tensor]] = {}
 
     def resize(self, backbones: int) -> None:
-        """Keep features of the fit images under this many backbones from now on."""
+        """Keep features of the fit images under this many backbones at least from now on."""
         self._backbones = backbones
 
     def of_fit_images(self, key: str, extract: Callable[[], list[Tensor]]) -> list[Tensor]:
@@ -178,12 +191,16 @@ class FeatureCache:
 
 
 def _get_bounded(
-    kept: dict[str, list[Tensor]], most: int, key: str, extract: Callable[[], list[Tensor]]
+    kept: dict[str, list[Tensor]], least: int, key: str, extract: Callable[[], list[Tensor]]
 ) -> list[Tensor]:
-    if key not in kept:
-        while len(kept) >= most:  # free the oldest before the new ones fill the memory
-            del kept[next(iter(kept))]
-        kept[key] = extract()
+    if key in kept:
+        kept[key] = kept.pop(key)  # the last one now
+        return kept[key]
+    largest = max((sum(level.nbytes for level in levels) for levels in kept.values()), default=0)
+    most = max(least, _FEATURE_BYTES // max(1, largest))
+    while len(kept) >= most:  # free the oldest before the new ones fill the memory
+        del kept[next(iter(kept))]
+    kept[key] = extract()
     return kept[key]
 
 
@@ -422,8 +439,16 @@ class CategoryPipeline:
     def _backbone(self, joint_epochs: int) -> Backbone:
         return self.finetuned(joint_epochs)[0] if joint_epochs else self._copy_of_backbone()
 
-    def features(self, joint_epochs: int, images: Images) -> list[Tensor]:
+    def features(
+        self, joint_epochs: int, images: Images, with_classifier: bool = False
+    ) -> list[Tensor]:
         """Features of images under the backbone after `joint_epochs` epochs.
+
+        Args:
+            joint_epochs: of the backbone.
+            images: which ones.
+            with_classifier: where the backbone must run, let the same pass give the classifier's
+                maps of these images, and store them.
 
         Returns:
             For each level (N, P, C) on the CPU. :attr:`feature_cache` keeps the last ones.
@@ -431,6 +456,17 @@ class CategoryPipeline:
         neighbourhood = self.settings.flow.neighbourhood
 
         def extract() -> list[Tensor]:
+            content = self._classifier_content(joint_epochs, images)
+            if with_classifier and not self._is_stored("classifier_maps", content):
+                features, maps = extract_features_and_maps(
+                    *self.finetuned(joint_epochs),
+                    images.stream,
+                    self.device,
+                    neighbourhood,
+                    self.progress,
+                )
+                self.store.get("classifier_maps", content, lambda: Artifact({"map": maps}, {}))
+                return features
             return extract_features(
                 self._backbone(joint_epochs),
                 images.stream,
@@ -472,12 +508,6 @@ class CategoryPipeline:
     def _flow_start(self, joint_epochs: int) -> Artifact:
         """Whitening layers and memory banks, which flows of every depth on this backbone share."""
         flow = self.settings.flow
-        given = {
-            "start": flow.start,
-            "covariance": flow.covariance,
-            "neighbourhood": flow.neighbourhood,
-            "memory": flow.memory,
-        }
 
         def compute() -> Artifact:
             flows = empty_flows(
@@ -498,8 +528,17 @@ class CategoryPipeline:
                 {name: value for name, value in state.items() if ".blocks." not in name}, {}
             )
 
-        content = self._backbone_content(joint_epochs) | {"flow_start": given}
-        return self.store.get("flow_starts", content, compute)
+        return self.store.get("flow_starts", self._flow_start_content(joint_epochs), compute)
+
+    def _flow_start_content(self, joint_epochs: int) -> dict[str, Any]:
+        flow = self.settings.flow
+        given = {
+            "start": flow.start,
+            "covariance": flow.covariance,
+            "neighbourhood": flow.neighbourhood,
+            "memory": flow.memory,
+        }
+        return self._backbone_content(joint_epochs) | {"flow_start": given}
 
     def losses(self, joint_epochs: int, depth: int) -> dict[str, Any]:
         """Learning curves of a finished run: ``finetuning``, one loss per epoch, and ``flows``, one
@@ -530,22 +569,29 @@ class CategoryPipeline:
         """Both score maps of images. They are stored, so another fusion weight costs a weighted
         sum.
         """
-        density = self.density_maps(joint_epochs, depth, images)
+        density = self.density_maps(joint_epochs, depth, images, with_classifier=True)
         return ScoreMaps(
             density, self.classifier_maps(joint_epochs, images), self.settings.smoothing
         )
 
-    def density_maps(self, joint_epochs: int, depth: int, images: PlacedImages) -> Tensor:
+    def density_maps(
+        self, joint_epochs: int, depth: int, images: PlacedImages, with_classifier: bool = False
+    ) -> Tensor:
         """The density's maps of images (N, H, W), by flows of `depth` blocks on the backbone after
         `joint_epochs` epochs.
+
+        With `with_classifier`, as in :meth:`features`.
         """
 
         def compute() -> Artifact:
             flows, scales = self.flows(joint_epochs, depth)
-            features = self.features(joint_epochs, images)
+            features = self.features(joint_epochs, images, with_classifier)
+            remembered = self._memory_likelihoods(joint_epochs, flows, features, images)
             likelihoods = [
-                level_likelihoods(flow, scale, level, self.device)  # type: ignore[arg-type]
-                for flow, scale, level in zip(flows, scales, features, strict=True)
+                level_likelihoods(flow, scale, level, self.device, near)  # type: ignore[arg-type]
+                for flow, scale, level, near in zip(
+                    flows, scales, features, remembered, strict=True
+                )
             ]
             return Artifact(
                 {"map": density_map(likelihoods, self.settings.image.size, images.valid)}, {}
@@ -557,6 +603,29 @@ class CategoryPipeline:
             compute,
         ).tensors["map"]
 
+    def _memory_likelihoods(
+        self,
+        joint_epochs: int,
+        flows: torch.nn.ModuleList,
+        features: list[Tensor],
+        images: PlacedImages,
+    ) -> list[Tensor] | list[None]:
+        """What the memory banks give for images, (N, P) a level: the same at every depth."""
+        if not self.settings.flow.memory:
+            return [None] * len(features)
+
+        def compute() -> Artifact:
+            found = {}
+            for level, (flow, vectors) in enumerate(zip(flows, features, strict=True)):
+                assert isinstance(flow, LevelFlow)
+                assert flow.memory is not None
+                found[f"level{level}"] = memory_likelihoods(flow.memory, vectors, self.device)
+            return Artifact(found, {})
+
+        content = self._flow_start_content(joint_epochs) | {"images": images.key}
+        tensors = self.store.get("memory_likelihoods", content, compute).tensors
+        return [tensors[f"level{level}"] for level in range(len(features))]
+
     def classifier_maps(self, joint_epochs: int, images: PlacedImages) -> Tensor:
         """The classifier's maps of images (N, H, W) after `joint_epochs` epochs."""
 
@@ -566,8 +635,14 @@ class CategoryPipeline:
                 {},
             )
 
-        content = self._finetuned_content(joint_epochs) | {"images": images.key}
+        content = self._classifier_content(joint_epochs, images)
         return self.store.get("classifier_maps", content, compute).tensors["map"]
+
+    def _is_stored(self, kind: str, content: dict[str, Any]) -> bool:
+        return self.store.find(kind, self.store.key(content)) is not None
+
+    def _classifier_content(self, joint_epochs: int, images: Images) -> dict[str, Any]:
+        return self._finetuned_content(joint_epochs) | {"images": images.key}
 
     def classifier_maps_by_epoch(
         self, joint_epochs: int, images: PlacedImages

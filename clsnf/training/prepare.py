@@ -20,7 +20,7 @@ from clsnf.core.errors import DataError
 from clsnf.core.hashing import content_key, set_key
 from clsnf.core.progress import Progress, silent
 from clsnf.data.images import load_images
-from clsnf.model.backbone import load_backbone
+from clsnf.model.backbone import Backbone, load_backbone
 from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
 from clsnf.synthesis.object_mask import MaskDecision, choose_mask_mode, decision_indices
 from clsnf.synthesis.textures import draw_textures, load_textures
@@ -67,16 +67,22 @@ def _images_key(table: pa.Table, settings: DetectorSettings) -> str:
     return content_key({"images": table["sha256"].to_pylist(), "image": to_dict(settings.image)})
 
 
-def check_ingredients(settings: DetectorSettings, textures: str | Path | None, device: str) -> None:
+def check_ingredients(
+    settings: DetectorSettings, textures: str | Path | None, device: str
+) -> Backbone:
     """Load what training needs besides the product's images: errors come before the long work.
+
+    Returns:
+        The backbone.
 
     Raises:
         DataError, ImageError, SettingsError, WeightsError: as :func:`prepare` would later.
     """
     choose_device(device)
-    load_backbone(settings.backbone, settings.image.size)
+    backbone, _ = load_backbone(settings.backbone, settings.image.size)
     if textures is not None:
         load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
+    return backbone
 
 
 def texture_bank(settings: DetectorSettings, textures: str | Path | None) -> Tensor:

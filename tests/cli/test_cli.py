@@ -692,6 +692,10 @@ def test_a_device_that_is_not_there_is_refused(refused: Callable[..., str], data
         (["--objectives", "pixel_app"], "The objective is 'pixel_app'. Did you mean 'pixel_ap'?"),
         (["--objectives", "pixel_f1_max"], "The objective is 'pixel_f1_max'."),
         (["--trials", "0"], "StudySettings.trials is 0: it must be 1 or more."),
+        (["--total-trials", "-1"], "StudySettings.total_trials is -1: it must be 0 or more."),
+        (["--until", "soon"], "--until 'soon' is no time: give one such as 06:30"),
+        (["--hours", "0"], "--hours is 0.0: it must be above 0, such as 8 or 0.5."),
+        (["--hours", "1", "--until", "06:30"], "--until and --hours both say when the study ends"),
         (["--space", "none.yaml"], "none.yaml can't be read"),
         (["--set", "flow.start=random"], "The search space's flow_depth: FlowSettings.depth is 0"),
         (["--gpus-per-trial", "-1"], "StudySettings.gpus_per_trial is -1.0: it must be 0 or more."),
@@ -720,7 +724,8 @@ def test_resuming_needs_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 2
     assert (
         error_of(result)
-        == "error: --resume goes on with the study in a folder: name it with --out."
+        == "error: --resume goes on with the study in a folder: say --resume RUN, or name it with "
+        "--out."
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -731,7 +736,7 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, data: Path, tmp_p
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(options, "read_tables", interrupt)
+    monkeypatch.setattr(options, "data_source", interrupt)
     for command in (main, study):
         arguments = ["--data", str(data), "--out", str(tmp_path / "out")]
         result = CliRunner().invoke(command, [*(["study"] if command is main else []), *arguments])

@@ -29,7 +29,7 @@ def shown(board: Board) -> str:
 
 def test_counts_best_values_and_the_time_to_go() -> None:
     now = 100.0
-    board = Board(["nut", "[bold]bolt"], 5, lambda: now)
+    board = Board(["nut", "[bold]bolt"], 5, clock=lambda: now)
     board.earlier([trial("nut", 0, 0.5, reused=1, computed=5), trial("nut", 1, None)])
     assert board.seconds_to_go() is None
     for category in ("nut", "[bold]bolt"):

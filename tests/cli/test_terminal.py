@@ -76,7 +76,7 @@ def test_long_work_without_a_terminal_says_nothing_at_first(
 def test_a_line_about_a_trial_has_its_number_and_how_many_ended(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    reporter = Terminal().reporter(DetectorSettings(), ["nut", "bolt"], 3)
+    reporter = Terminal().reporter(DetectorSettings(), ["nut", "bolt"], StudySettings(trials=3))
     reporter.begun("nut")
     reporter.trial(TrialResult("nut", 2, "failed", cause="no", config={"flow_depth": 4}))
     said = capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Folders on a local file system and in an object store, by the same calls."""
 
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,11 +75,6 @@ def test_folders_and_files_travel_there_and_back(uri: str, tmp_path: Path) -> No
     assert not folder.pull("copies/second", tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert not list(tmp_path.rglob("*.part"))
-
-
-def test_it_travels_to_other_processes(uri: str) -> None:
-    RemoteFolder(uri).write("x", b"1")
-    assert pickle.loads(pickle.dumps(RemoteFolder(uri))).read("x") == b"1"
 
 
 def test_a_place_that_is_none_is_named_without_its_user(tmp_path: Path) -> None:

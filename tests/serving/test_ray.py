@@ -26,6 +26,7 @@ from urllib3.util import Retry
 
 from clsnf.cli import main
 from clsnf.detector import Detector
+from tests.support.listeners import beyond_loopback, listeners
 from tests.support.small_server import TOKEN, encoded, free_port, picture
 
 ROOT = Path(__file__).parents[2]
@@ -359,6 +360,8 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
             "a rate that was set outlives the roll"
         )
         family = psutil.Process(process.pid).children(recursive=True)
+        assert len(listeners(family)) > 5
+        assert beyond_loopback([psutil.Process(process.pid), *family]) == []
         process.send_signal(signal.SIGTERM)
         assert process.wait(90) == 0, log.read_text()
         assert psutil.wait_procs(family, timeout=20)[1] == []

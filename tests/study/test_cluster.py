@@ -2,6 +2,7 @@
 jobs through the job server.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -154,3 +155,29 @@ def test_a_killed_worker_and_a_lost_node_cost_no_trial(study: Study, cluster: Cl
     ]
     assert all("winner" in found for found in study.at(out).summary()["categories"].values())
     assert "mean" in stdout
+
+
+# ---- who may reach a private Ray ----
+
+_PRIVATE_RAY = """
+import psutil, ray
+from clsnf.study.cluster import ray_session
+from tests.support.listeners import beyond_loopback, listeners
+
+with ray_session("local"):
+    ray.get(ray.remote(lambda: None).remote())
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    print(len(listeners(family)) > 5, beyond_loopback(family))
+"""
+
+
+def test_a_private_ray_listens_on_loopback_alone(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PRIVATE_RAY],
+        env=os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "True []", done.stderr

@@ -243,7 +243,7 @@ def test_the_regret_is_what_an_oracle_would_have_gained(study: Study, category: 
 
 def test_trials_can_be_watched_with_tensorboard(study: Study) -> None:
     files = list((study.out / "tune").rglob("events.out.tfevents.*"))
-    assert len(files) == 3 * TRIALS
+    assert len(files) == 3 * (TRIALS + 1)  # each category's winner is a run too
 
 
 def test_optunas_own_tools_open_the_trials(study: Study) -> None:
@@ -252,6 +252,15 @@ def test_optunas_own_tools_open_the_trials(study: Study) -> None:
         trials = optuna.load_study(study_name=category, storage=storage).trials
         own = [t for t in study.trials() if t["category"] == category]
         assert [t.value for t in trials] == [t["objective"] for t in own]
+
+
+def test_the_room_that_artifacts_need_is_said_beforehand(study: Study) -> None:
+    said = (study.folder / "stderr").read_text()
+    (line,) = (line for line in said.splitlines() if line.startswith("disk: about"))
+    number, unit = line.split()[2:4]
+    estimate = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
+    written = sum(f.stat().st_size for f in (study.out / "stages").rglob("*") if f.is_file())
+    assert written / 1.5 < estimate < 3 * written
 
 
 def test_trials_share_artifacts(study: Study) -> None:
@@ -377,7 +386,7 @@ def test_a_finished_study_has_a_report_with_pictures_curves_and_what_is_missing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "is in use: choose another --out, or say --resume to go on with the study in it."),
+        ([], "is in use: choose another --out, or say --resume OUT to go on with the study in it."),
         (
             ["--resume", "--seed", "1"],
             "was begun with other settings (seed was 0, is 1): choose another --out.",
@@ -411,7 +420,7 @@ def test_a_folder_in_use_is_refused_for_another_study(
     result = CliRunner().invoke(main, [*base, *given])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"error: {'The study in ' if arguments else ''}{study.out} ")
-    assert result.stderr.endswith(f"{said}\n")
+    assert result.stderr.endswith(f"{said.replace('OUT', str(study.out))}\n")
     assert {path: path.stat().st_mtime_ns for path in study.out.rglob("*")} == files
 
 
@@ -573,8 +582,7 @@ def test_ctrl_c_and_sigterm_end_every_process_and_leave_what_was_finished(
 
     assert process.returncode == 128 + number, stderr
     assert stderr.endswith(
-        "interrupted: what was finished is kept; to go on, say the same again with --out "
-        f"{out} --resume\n"
+        f"interrupted: what was finished is kept; to go on, say clsnf study --resume {out}\n"
     )
     assert "Aborted" not in stderr
     assert "Traceback" not in stderr + stdout

@@ -141,16 +141,16 @@ def test_a_winner_is_kept_for_the_same_trials_and_the_same_selection_alone(tmp_p
     )
     trials = [TrialResult("nut", 0, "finished"), TrialResult("nut", 2, "finished")]
     key = context.selection_key(trials)
-    assert folder.read_finished("nut", key) is None
-    folder.write_finished("nut", key, winner(tmp_path))
-    assert folder.read_finished("nut", key) == winner(tmp_path)
+    assert folder.read_finished("nut", key, "t") is None
+    folder.write_finished("nut", key, winner(tmp_path), "t")
+    assert folder.read_finished("nut", key, "t") == winner(tmp_path)
     more = [*trials, TrialResult("nut", 3, "finished")]
     other_rule = dataclasses.replace(context, study=StudySettings(selection="worst"))
-    assert folder.read_finished("nut", context.selection_key(more)) is None
-    assert folder.read_finished("nut", other_rule.selection_key(trials)) is None
-    assert folder.read_finished("bolt", key) is None
+    assert folder.read_finished("nut", context.selection_key(more), "t") is None
+    assert folder.read_finished("nut", other_rule.selection_key(trials), "t") is None
+    assert folder.read_finished("bolt", key, "t") is None
     (tmp_path / "finished" / "nut.json").write_text("{")
-    assert folder.read_finished("nut", key) is None
+    assert folder.read_finished("nut", key, "t") is None
 
 
 # ---- the cluster ----
@@ -161,7 +161,7 @@ def test_a_winner_is_kept_for_the_same_trials_and_the_same_selection_alone(tmp_p
     ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "http://127.0.0.1:1", "no such host:6379"],
 )
 def test_an_address_where_no_cluster_is_is_said_at_once(address: str) -> None:
-    said = rf"There is no Ray cluster at '{re.escape(address)}' \(.*\): leave --address out"
+    said = rf"There is no Ray cluster at '{re.escape(address)}' \(.*\): say --address local"
     with pytest.raises(SettingsError, match=said), ray_session(address):
         pass
 
@@ -180,7 +180,7 @@ def test_auto_is_refused_at_once_where_the_head_has_died(
         services._cached_find_gcs_addresses.cache_clear()
         # Other programs' Rays may run here.
         monkeypatch.setattr(services, "_find_address_from_flag", lambda flag: set())
-    said = r"There is no Ray cluster at 'auto' \(127\.0\.0\.1:1: .*\): leave --address out"
+    said = r"There is no Ray cluster at 'auto' \(127\.0\.0\.1:1: .*\): say --address local"
     with pytest.raises(SettingsError, match=said), ray_session("auto"):
         pass
 

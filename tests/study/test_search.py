@@ -15,9 +15,11 @@ from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from clsnf.core.config import DetectorSettings
-from clsnf.core.errors import OutputError
+from clsnf.core.config import DetectorSettings, StudySettings
+from clsnf.core.errors import OutageError, OutputError
 from clsnf.results import Measurements, TrialResult
+from clsnf.study.allocation import Allocation
+from clsnf.study.pause import Pause
 from clsnf.study.reports import TrialReport
 from clsnf.study.search import (
     CATEGORY,
@@ -39,6 +41,11 @@ def search_plan(
     return SearchPlan(space.distributions(), trials, {"pixel_ap": "maximize"}, seed, in_sequence)
 
 
+def every(trials: int) -> Allocation:
+    """So many trials of every category."""
+    return Allocation(StudySettings(trials=trials))
+
+
 def searcher(
     categories: list[str],
     trials: int = 6,
@@ -49,7 +56,7 @@ def searcher(
     storage = storage or InMemoryStorage()
     plan = search_plan(SPACE, trials, seed, in_sequence)
     trials_of = {c: CategoryTrials(storage, c, c, plan, [START]) for c in categories}
-    return PerCategorySearch(trials_of, trials, in_sequence)
+    return PerCategorySearch(trials_of, every(trials), in_sequence)
 
 
 def report(objective: float, step: int | None = None) -> dict[str, Any]:
@@ -111,9 +118,12 @@ def test_every_categorys_first_trial_is_the_start_point() -> None:
 
 def test_turns_stay_fair_while_many_trials_run_at_once() -> None:
     search = searcher(["a", "b", "c"], 2, in_sequence=False)
-    handed = [search.suggest(f"t{i}") for i in range(7)]
-    assert [h[CATEGORY] for h in handed[:6]] == ["a", "b", "c", "a", "b", "c"]
-    assert handed[6] == Searcher.FINISHED
+    handed = [search.suggest(f"t{i}") for i in range(6)]
+    assert [h[CATEGORY] for h in handed] == ["a", "b", "c", "a", "b", "c"]
+    assert search.suggest("t6") is None, "a trial that runs may have to run again"
+    for i in range(6):
+        search.on_trial_complete(f"t{i}", report(0.5))
+    assert search.suggest("t6") == Searcher.FINISHED
 
 
 @settings(max_examples=25, deadline=None)
@@ -223,7 +233,7 @@ def test_a_trial_that_tune_ends_twice_does_not_stop_the_search(
         raise OSError("database is locked")
 
     told: list[TrialResult] = []
-    search = PerCategorySearch({"a": trials}, 4, in_sequence=True, ended=told.append)
+    search = PerCategorySearch({"a": trials}, every(4), in_sequence=True, ended=told.append)
     finish = trials.finish
     first = search.suggest("t0")
     monkeypatch.setattr(trials, "finish", storage_is_locked)
@@ -308,7 +318,7 @@ def test_several_trials_under_way_are_begun_again_and_none_is_lost(tmp_path: Pat
 def test_the_result_of_a_trial_is_reported_and_stored(tmp_path: Path) -> None:
     reported: list[TrialResult] = []
     trials = CategoryTrials(open_storage(None, tmp_path), "a", "a", search_plan(trials=4), [START])
-    search = PerCategorySearch({"a": trials}, 4, True, ended=reported.append)
+    search = PerCategorySearch({"a": trials}, every(4), True, ended=reported.append)
     measured = Measurements(validation={"pixel_ap": 0.5}, families={"scar": 0.25}, seconds=2.0)
     reports: list[dict[str, Any]] = [
         TrialReport(0.5, measured=measured).to_tune() | {"time_total_s": 1.0},
@@ -401,3 +411,103 @@ def test_tune_keeps_no_history_of_the_metrics_of_a_trial_that_ended() -> None:
     assert trial.metric_analysis == {}
     assert trial.metric_n_steps == {}
     assert len(pickle.dumps(trial.run_metadata.__dict__.copy())) < whole / 3
+
+
+# ---- outages ----
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def outage(cause: str = "the disk is full") -> dict[str, Any]:
+    return TrialReport(0.0, failure=cause, is_outage=True).to_tune()
+
+
+def pausing(trials: int = 2, has_room: bool = True) -> tuple[PerCategorySearch, Clock, list[str]]:
+    """A searcher of one category whose outages may last a minute."""
+    clock, said = Clock(), list[str]()
+    storage = InMemoryStorage()
+    own = CategoryTrials(storage, "nut", "nut", search_plan(trials=trials), [START])
+    pause = Pause(60.0, said.append, lambda: has_room, clock)
+    return PerCategorySearch({"nut": own}, every(trials), False, pause=pause), clock, said
+
+
+def test_a_trial_that_met_an_outage_is_no_trial_and_runs_again() -> None:
+    search, clock, said = pausing()
+    first = search.suggest("t0")
+    search.on_trial_complete("t0", outage())
+    assert search.left == 2
+    assert search.is_paused
+    assert search.suggest("t1") is None, "it waits"
+    clock.now = 10
+    again = search.suggest("t1")
+    assert again == first
+    assert search.name("t1") == "nut-0-again-1"
+    assert search.suggest("t2") is None, "one trial at a time tries whether the outage is over"
+    search.on_trial_complete("t1", report(0.5))
+    assert not search.is_paused
+    assert search.suggest("t2")[NUMBER] == 1
+    assert said == [
+        "nut, trial 0: the disk is full: trials wait until that is mended, for at most 60 s",
+        "trials go on after 10 s",
+    ]
+
+
+def test_an_outage_that_lasts_too_long_ends_the_search_and_leaves_the_trials() -> None:
+    search, clock, _ = pausing()
+    search.suggest("t0")
+    search.on_trial_complete("t0", outage())
+    clock.now = 30
+    search.suggest("t1")
+    clock.now = 100
+    assert search.suggest("t2") is None, "a trial that runs may find that it is over"
+    search.on_trial_complete("t1", outage())
+    assert search.suggest("t2") == Searcher.FINISHED
+    assert str(search.outage) == "the disk is full"
+    assert search.left == 2
+
+
+def test_while_the_disk_is_full_nothing_is_tried() -> None:
+    search, clock, _ = pausing(has_room=False)
+    search.suggest("t0")
+    search.on_trial_complete("t0", outage())
+    clock.now = 50
+    assert search.suggest("t1") is None
+
+
+def test_a_storage_that_is_away_for_too_long_ends_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search, _, _ = pausing()
+    search.suggest("t0")
+
+    def away(*_: object) -> None:
+        raise OutageError("database is locked")
+
+    monkeypatch.setattr(CategoryTrials, "finish", away)
+    search.on_trial_complete("t0", report(0.5))
+    search.on_trial_complete("t0", None, error=True)  # Tune says it twice
+    assert str(search.outage) == "database is locked"
+    assert search.suggest("t1") == Searcher.FINISHED
+
+
+def test_a_trial_that_hangs_twice_has_failed_and_a_lost_node_does_not_count() -> None:
+    search, _, _ = pausing(trials=1)
+    for number in range(2 * MAX_ATTEMPTS):
+        search.suggest(f"lost{number}")
+        search.on_trial_failed(f"lost{number}", "its node has died", is_lost=True)
+    for number in range(2):
+        assert search.left == 1
+        search.suggest(f"hung{number}")
+        search.on_trial_hung(f"hung{number}", 1800)
+        search.on_trial_failed(f"hung{number}", "Its process was killed.")
+    assert search.left == 0
+    (own,) = search._trials_of.values()
+    assert own.result(0).status == "failed"
+    assert own.result(0).cause == "It made no progress for 30 min, and was ended."

@@ -1,16 +1,14 @@
 """Beginning where an earlier study ended."""
 
-import socket
 from pathlib import Path
 
 import pytest
 
-from clsnf.core.errors import DataError, SettingsError
+from clsnf.core.errors import DataError
 from clsnf.results import TrialResult, TrialStatus, write_trials
-from clsnf.study.callbacks import check_loggers
 from clsnf.study.space import Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
-from clsnf.study.warm_start import best_points, read_earlier_trials
+from clsnf.study.warm_start import best_points, points_of_others, read_earlier_trials
 
 
 def trial(category: str, number: int, objective: float | None, depth: int) -> TrialResult:
@@ -29,9 +27,25 @@ def earlier(tmp_path: Path) -> Path:
 
 def test_the_best_finished_trials_of_the_category_are_tried_first(earlier: Path) -> None:
     trials = read_earlier_trials(earlier)
-    assert best_points(trials, "nut") == [{"flow_depth": 0}, {"flow_depth": 6}, {"flow_depth": 2}]
-    assert best_points(trials, "screw") == []
+    own = [{"flow_depth": 0}, {"flow_depth": 6}, {"flow_depth": 2}]
+    assert best_points(trials, "nut") == [*own, {"flow_depth": 4}], "then the best of others"
+    assert best_points(trials, "screw") == [{"flow_depth": 0}, {"flow_depth": 4}]
     assert read_earlier_trials(None) == []
+
+
+def test_what_won_on_more_of_the_others_comes_first() -> None:
+    def won(category: str, objective: float, depth: int, weight: float) -> TrialResult:
+        config = {"flow_depth": depth, "fusion_weight": weight}
+        return TrialResult(category, 0, "finished", objective=objective, config=config)
+
+    trials = [
+        won("a", 0.9, 2, 0.1),
+        won("a", 0.8, 6, 0.1),
+        won("b", 0.1, 4, 0.2),
+        won("c", 0.2, 4, 0.3),
+        won("mine", 1.0, 8, 0.3),
+    ]
+    assert points_of_others(trials, "mine") == [trials[2].config, trials[0].config]
 
 
 def test_points_that_the_new_space_does_not_have_are_left_out(
@@ -53,32 +67,5 @@ def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no trials of an earlier study to start from"):
         read_earlier_trials(tmp_path)
     (tmp_path / "trials.parquet").write_text("no table")
-    with pytest.raises(DataError, match=r"no readable trials.parquet"):
+    with pytest.raises(DataError, match=r"no readable trials.parquet or optuna.journal"):
         read_earlier_trials(tmp_path)
-
-
-def test_a_logger_that_is_not_installed_is_said_before_the_long_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    check_loggers(None, None)
-    with pytest.raises(
-        SettingsError, match=r"--mlflow needs the package mlflow.*pip install 'clsnf\[mlflow\]'"
-    ):
-        check_loggers("http://localhost:5000", None)
-    with pytest.raises(SettingsError, match=r"--wandb needs"):
-        check_loggers(None, "project")
-
-
-def test_a_logging_server_that_does_not_answer_is_said_before_the_long_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(SettingsError, match=f"No MLflow server answers at {address}"):
-            check_loggers(address, None)
-        listening.listen()
-        check_loggers(address, None)
-    check_loggers("sqlite:///runs.db", None)

@@ -19,18 +19,46 @@ CREDENTIALS = {
 }
 
 
+class StoppableBucket:
+    """An empty bucket whose server can be stopped and started again, at the same address.
+
+    Attributes:
+        end: of a URI in it: ``f"s3://bucket/FOLDER{end}"``.
+    """
+
+    def __init__(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self._port = port
+        self.end = f"?scheme=http&endpoint_override={host}%3A{port}"
+        store, _ = fs.FileSystem.from_uri(f"s3://bucket/{self.end}&allow_bucket_creation=true")
+        store.create_dir("bucket")
+
+    def stop(self) -> None:
+        """Nobody answers any more; what is stored stays."""
+        self._server.stop()
+
+    def start(self) -> None:
+        """Answer again."""
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self._server.start()
+
+
+@contextmanager
+def stoppable_bucket() -> Iterator[StoppableBucket]:
+    """An empty bucket whose server can be stopped."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    with mock.patch.dict(os.environ, CREDENTIALS):
+        store = StoppableBucket()
+        try:
+            yield store
+        finally:
+            store.stop()
+
+
 @contextmanager
 def bucket() -> Iterator[str]:
     """The end of a URI in an empty bucket: ``f"s3://bucket/FOLDER{end}"``."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with mock.patch.dict(os.environ, CREDENTIALS):
-        server.start()
-        try:
-            host, port = server.get_host_and_port()
-            end = f"?scheme=http&endpoint_override={host}%3A{port}"
-            store, _ = fs.FileSystem.from_uri(f"s3://bucket/{end}&allow_bucket_creation=true")
-            store.create_dir("bucket")
-            yield end
-        finally:
-            server.stop()
+    with stoppable_bucket() as store:
+        yield store.end

@@ -110,7 +110,12 @@ class Study:
         return content
 
     def trials(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = pq.read_table(self.out / "trials.parquet").to_pylist()
+        return self.read_trials(self.out)
+
+    @staticmethod
+    def read_trials(folder: Path) -> list[dict[str, Any]]:
+        """The rows of ``trials.parquet`` in a folder."""
+        rows: list[dict[str, Any]] = pq.read_table(folder / "trials.parquet").to_pylist()
         return rows
 
 

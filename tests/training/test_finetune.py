@@ -28,9 +28,11 @@ from clsnf.core.hashing import content_key
 from clsnf.data.images import write_image
 from clsnf.model.backbone import Backbone, empty_backbone, fingerprint
 from clsnf.model.network import build_decoder
+from clsnf.model.score_maps import density_map
 from clsnf.streams.stream import DefectRecipe, LocalStream, MemoryStream
 from clsnf.synthesis.training_defects import DefectBatch, DefectMaker, sample_key
 from clsnf.training.artifacts import ArtifactStore
+from clsnf.training.density import level_likelihoods
 from clsnf.training.finetune import (
     RESUME_EVERY,
     Finetuner,
@@ -576,11 +578,12 @@ def test_the_keys_of_stored_artifacts_stay_what_they_are(
 def test_features_of_the_fit_images_are_extracted_once_for_each_backbone_that_is_kept() -> None:
     cache = FeatureCache()
     extracted: list[str] = []
+    large = torch.empty(200 << 20, dtype=torch.uint8)  # one set fits into the limit, two do not
 
     def ask(key: str) -> None:
         def extract() -> list[Tensor]:
             extracted.append(key)
-            return []
+            return [large]
 
         cache.of_fit_images(key, extract)
 
@@ -588,12 +591,55 @@ def test_features_of_the_fit_images_are_extracted_once_for_each_backbone_that_is
         ask(key)
     assert extracted == ["a", "b", "a"]
     cache.resize(2)
-    for key in ("b", "a", "b", "c", "a"):
+    for key in ("b", "a", "b", "c", "b"):
         ask(key)
-    assert extracted[3:] == ["b", "c", "a"]
+    assert extracted[3:] == ["b", "c"], "the one that was used longest ago goes"
     cache.of_other_images("x", list)
-    ask("a")
-    assert extracted[6:] == []
+    ask("b")
+    assert extracted[5:] == []
+
+
+def test_small_features_of_many_backbones_stay() -> None:
+    cache = FeatureCache()
+    sets = {key: cache.of_other_images(key, lambda: [torch.empty(10)]) for key in "abcdef"}
+    for key, kept in sets.items():
+        assert cache.of_other_images(key, list) is kept
+
+
+@pytest.mark.parametrize("joint_epochs", [0, 1])
+def test_one_pass_gives_the_same_bits_as_two(
+    pretrained: Backbone, tmp_path: Path, joint_epochs: int
+) -> None:
+    """Features and classifier together or apart; memory distances shared by depths or not."""
+    images = PlacedImages(torch.cat([IMAGES.flip(3)] * 6), None, "others")  # more than one batch
+    settings = dataclasses.replace(
+        SETTINGS, flow=dataclasses.replace(SETTINGS.flow, memory=8, neighbourhood=3)
+    )
+    data = data_of(PlacedImages(IMAGES, None, "six blobs"))
+
+    def made(name: str) -> CategoryPipeline:
+        return CategoryPipeline(settings, pretrained, data, ArtifactStore(tmp_path / name), CPU)
+
+    apart, together = made("apart"), made("together")
+    density = {depth: by_hand(apart, joint_epochs, depth, images) for depth in (0, 1)}
+    classifier = apart.classifier_maps(joint_epochs, images)
+    for depth in (0, 1):
+        maps = together.maps(joint_epochs, depth, images)
+        assert torch.equal(maps.density, density[depth])
+        assert torch.equal(maps.classifier, classifier)
+    assert together.store.computed["classifier_maps"] == 1
+    assert together.store.computed["memory_likelihoods"] == 1
+
+
+def by_hand(made: CategoryPipeline, joint_epochs: int, depth: int, images: PlacedImages) -> Tensor:
+    """The density's maps from flows that ask their memory banks themselves."""
+    flows, scales = made.flows(joint_epochs, depth)
+    features = made.features(joint_epochs, images)
+    likelihoods = [
+        level_likelihoods(flow, scale, level, CPU)  # type: ignore[arg-type]
+        for flow, scale, level in zip(flows, scales, features, strict=True)
+    ]
+    return density_map(likelihoods, made.settings.image.size, images.valid)
 
 
 def test_pipelines_of_other_settings_share_the_features_in_memory(
