@@ -75,6 +75,12 @@ class Measurements:
     Attributes:
         validation: metric -> mean over the validation defect families.
         families: defect family -> the objective on it.
+        metrics_by_family: defect family -> metric -> value.
+        sweep: pairs of fusion weight and objective, of every weight that was swept on the trial's
+            maps; all else is measured at the best of them. Empty where the space has no fusion
+            weight, and in studies of earlier versions, which drew a weight for each trial.
+        density: of the validation images and of the density maps the keys, by which running trials
+            find them; None where trials are not compared on their way.
         latency: milliseconds an image; None where it was not asked for.
         seconds: of the trial's own work; None where it did not end.
         seconds_by_kind: seconds by kind of work.
@@ -85,6 +91,9 @@ class Measurements:
 
     validation: Metrics = field(default_factory=dict)
     families: Metrics = field(default_factory=dict)
+    metrics_by_family: dict[str, Metrics] = field(default_factory=dict)
+    sweep: list[tuple[float, float]] = field(default_factory=list)
+    density: tuple[str, str] | None = None
     latency: float | None = None
     seconds: float | None = None
     seconds_by_kind: dict[str, float] = field(default_factory=dict)
@@ -108,6 +117,15 @@ class Measurements:
         ("stages_reused", "artifacts_reused"),
         ("traceback", "traceback"),
     )
+    # Stored under their own names, as JSON texts where only plain values are.
+    _NESTED = ("metrics_by_family", "sweep", "density")
+
+    @property
+    def fusion_weight(self) -> float | None:
+        """The best weight of the sweep, the first of equals; None without a sweep."""
+        if not self.sweep:
+            return None
+        return max(self.sweep, key=lambda pair: (pair[1], -pair[0]))[0]
 
     def value_of(self, objective: str) -> float:
         """The value of an objective by its name, ``latency`` or a metric. Raises KeyError."""
@@ -117,17 +135,28 @@ class Measurements:
             return self.latency
         return self.validation[objective]
 
+    def attributes(self) -> dict[str, Any]:
+        """As :meth:`flat`, for Optuna's user attributes: what is nested stays nested."""
+        nested = {name: getattr(self, name) for name in self._NESTED if getattr(self, name)}
+        return self.flat() | nested
+
     def flat(self) -> dict[str, Any]:
-        """One plain value a name, as Tune reports, Optuna attributes and table rows hold it."""
+        """One plain value a name, as Tune reports and table rows hold it."""
         result: dict[str, Any] = {}
         for prefix, name in self._GROUPS:
             result |= {f"{prefix}{key}": value for key, value in getattr(self, name).items()}
         values = {key: getattr(self, name) for key, name in self._SINGLE}
+        result |= {
+            name: json.dumps(getattr(self, name)) for name in self._NESTED if getattr(self, name)
+        }
         return result | {key: value for key, value in values.items() if value is not None}
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Measurements:
-        """The opposite of :meth:`flat`; unknown names and None values are left out."""
+        """The opposite of :meth:`flat` and :meth:`attributes`.
+
+        Unknown names and None values are left out.
+        """
         given: dict[str, Any] = {name: {} for _, name in cls._GROUPS}
         single = dict(cls._SINGLE)
         for key, value in values.items():
@@ -135,6 +164,9 @@ class Measurements:
                 continue
             if key in single:
                 given[single[key]] = value
+                continue
+            if key in cls._NESTED:
+                given[key] = _nested(value)
                 continue
             prefix, name = next(((p, n) for p, n in cls._GROUPS if key.startswith(p)), ("", ""))
             if name:
@@ -153,7 +185,8 @@ class TrialResult:
         cause: why it failed; None where it did not.
         objective: the first objective's value; None where the trial did not finish.
         wall_seconds: from suggestion to result.
-        config: name of a setting in the search space -> value.
+        config: name of a setting in the search space -> value; the fusion weight is the best one
+            that was swept.
         measured: everything else that it found.
     """
 
@@ -210,6 +243,29 @@ class TrialResult:
         return from_plain(cls, given, where)
 
 
+def _nested(value: Any) -> Any:
+    """What is stored nested, or as a JSON text; pairs are tuples."""
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)):
+        return found
+    return [tuple(e) for e in found] if isinstance(found[0], (list, tuple)) else tuple(found)
+
+
+def stored_choice(value: Any) -> Any:
+    """A choice as Optuna stores it: a list as a JSON text, because Optuna's tools take no lists."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+
+def choice_from_stored(value: Any) -> Any:
+    """The opposite of :func:`stored_choice`."""
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:  # a text that begins so
+        return value
+
+
 # Name of Optuna's state of a trial -> status.
 TRIAL_STATUS: dict[str, TrialStatus] = {
     "COMPLETE": "finished",
@@ -223,6 +279,10 @@ def trial_result(category: str, trial: FrozenTrial) -> TrialResult:
     """A begun trial of an Optuna study as a result."""
     attributes = dict(trial.user_attrs)
     status = TRIAL_STATUS[trial.state.name]
+    measured = Measurements.from_flat(attributes)
+    config = {name: choice_from_stored(value) for name, value in trial.params.items()}
+    if measured.fusion_weight is not None:
+        config["fusion_weight"] = measured.fusion_weight
     return TrialResult(
         category=category,
         number=trial.number,
@@ -230,8 +290,8 @@ def trial_result(category: str, trial: FrozenTrial) -> TrialResult:
         cause=attributes.pop("cause", None),
         objective=trial.values[0] if status == "finished" else None,
         wall_seconds=None if trial.duration is None else trial.duration.total_seconds(),
-        config=dict(trial.params),
-        measured=Measurements.from_flat(attributes),
+        config=config,
+        measured=measured,
     )
 
 

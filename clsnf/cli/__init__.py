@@ -5,6 +5,7 @@ Only the settings are imported before a command runs, so that ``--help`` answers
 
 from clsnf.cli import (
     benchmark_commands,
+    clean_commands,
     data_commands,
     detector_commands,
     import_commands,
@@ -18,6 +19,7 @@ from clsnf.cli.study_commands import study
 
 __all__ = [
     "benchmark_commands",
+    "clean_commands",
     "data_commands",
     "detector_commands",
     "import_commands",

@@ -168,7 +168,10 @@ setting_options = combined(
     click.option(
         "--weights",
         type=path,
-        help="A weights file of the backbone. Default: timm's pretrained weights, downloaded.",
+        help=(
+            "A weights file of the backbone, or a folder of files named after their models, such "
+            "as resnet18.safetensors. Default: timm's pretrained weights, downloaded."
+        ),
     ),
     click.option("--seed", type=int, help="Seed of all that is random.  [default: 0]"),
     click.option(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from clsnf.reporting.formats import metric_name
 from clsnf.results import TrialResult
 from clsnf.study.stream_totals import STEPS, stream_totals
 
@@ -64,6 +65,7 @@ class Board:
     Args:
         categories: their names.
         trials: number of trials of each category; None where no such number limits them.
+        objective: the first objective's name.
         total_trials: number of trials of all categories; 0 where no such number limits them.
         clock: returns seconds, as :func:`time.monotonic` does.
 
@@ -75,11 +77,13 @@ class Board:
         self,
         categories: Sequence[str],
         trials: int | None,
+        objective: str,
         total_trials: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rows = {category: Row() for category in categories}
         self.trials, self._total_trials, self._clock = trials, total_trials, clock
+        self._objective = objective
         self._started, self._before = clock(), 0
 
     def earlier(self, results: Sequence[TrialResult]) -> None:
@@ -135,7 +139,7 @@ class Board:
             "trials",
             "running",
             "failed",
-            "best",
+            f"best {metric_name(self._objective)} on validation defects",
             "artifacts reused",
             "images/s read, decoded, defects",
             "waited for data",

@@ -70,6 +70,13 @@ if TYPE_CHECKING:
     ),
 )
 @click.option(
+    "--sampler",
+    help=(
+        "What suggests trials: tpe, gp, cmaes, random, or a class of your own, "
+        "package.module:Class.  [default: tpe]"
+    ),
+)
+@click.option(
     "--selection",
     help="How the winner is chosen: mean, worst, leave_one_out, rank.  [default: mean]",
 )
@@ -203,7 +210,8 @@ def study(**options: Any) -> None:
     )
     try:
         with terminal.live():
-            reporter = terminal.reporter(settings, request.categories, study_settings)
+            shown = space.limited(study_settings)
+            reporter = terminal.reporter(settings, request.categories, shown)
             summary = run_study(request, reporter)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
@@ -227,6 +235,7 @@ _STUDY_OPTIONS = (
     "target",
     "plateau",
     "share_points",
+    "sampler",
     "selection",
     "refine",
     "reuse",

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from clsnf.cli.study_board import Board
 from clsnf.core.uris import join_uri
+from clsnf.reporting.formats import metric_name
 
 if TYPE_CHECKING:
     from clsnf.core.config import DetectorSettings, StudySettings
@@ -125,7 +126,7 @@ class Terminal:
         """The callbacks of a study of these categories."""
         from clsnf.study.request import Reporter
 
-        board = Board(categories, study.trials, study.total_trials)
+        board = Board(categories, study.trials, study.objective, study.total_trials)
         tasks: set[str] = set()
 
         def earlier(results: list[TrialResult]) -> None:
@@ -135,7 +136,7 @@ class Terminal:
 
         def trial(result: TrialResult) -> None:
             board.trial(result)
-            outcome = _outcome(result, board.rows[result.category].best)
+            outcome = _outcome(result, board.rows[result.category].best, study.objective)
             self.line(
                 f"{board.so_far()} ended: {result.category}, trial "
                 f"{result.number}: {_config(result.config)}: {outcome}"
@@ -196,7 +197,7 @@ class Terminal:
             "epochs",
             "depth",
             "weight",
-            "validation",
+            f"{metric_name(summary.study.objective)} on validation defects",
             "threshold",
             "test AUROC",
             "pixel AP",
@@ -414,10 +415,14 @@ class Terminal:
             )
 
 
-def _outcome(trial: TrialResult, best: float | None) -> str:
+def _outcome(trial: TrialResult, best: float | None, objective: str) -> str:
     """What a trial came to, in a few words; `best` is the category's best objective so far."""
     if trial.status == "finished":
-        return f"{trial.objective:.4f} (best {best:.4f}), {trial.seconds:.0f} s"
+        name = metric_name(objective)
+        return (
+            f"{name} on validation defects {trial.objective:.4f} (best {best:.4f}), "
+            f"{trial.seconds:.0f} s"
+        )
     if trial.status == "stopped":
         return "stopped early: far behind the others"
     return f"failed: {trial.cause}"

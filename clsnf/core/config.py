@@ -91,7 +91,8 @@ class BackboneSettings:
     )
     weights: str | None = setting(
         None,
-        "a weights file (.safetensors, .pth, .pt, .bin); without it, timm's pretrained weights",
+        "a weights file (.safetensors, .pth, .pt, .bin), or a folder of such files that are named "
+        "after their models; without it, timm's pretrained weights",
     )
 
     def __post_init__(self) -> None:
@@ -391,6 +392,11 @@ class StudySettings:
         "metrics). Several metrics give a Pareto front; all but the first may be latency (ms per "
         "image), which is minimised",
     )
+    sampler: str = setting(
+        "tpe",
+        "what suggests trials: tpe, gp, cmaes, random, or a class derived from "
+        "optuna.samplers.BaseSampler by its import path, package.module:Class",
+    )
     selection: str = setting(
         "mean",
         "how the winner is chosen from the metrics of the families: mean, worst, leave_one_out, "
@@ -406,7 +412,7 @@ class StudySettings:
     )
     refine: int = setting(
         3,
-        "at the end, the fusion weight is swept for this many best (backbone, depth) of each "
+        "the winner is chosen among the swept fusion weights of this many best trials of each "
         "category",
     )
     regret: bool | None = setting(

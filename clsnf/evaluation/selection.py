@@ -7,7 +7,7 @@ hide one with small defects. Nothing here reads test images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from clsnf.core.config import DetectorSettings, Fusion
 from clsnf.core.errors import SettingsError, nearest
 from clsnf.data.images import Placement, image_size, place_mask, read_mask
+from clsnf.evaluation.selection_rules import pick
 from clsnf.metrics import METRICS, FamilyPixels, evaluate_families, image_auroc
 from clsnf.model.score_maps import Scores, image_scores
 from clsnf.results import Metrics
@@ -161,34 +162,48 @@ def mean_over_families(metrics: dict[str, Metrics], name: str) -> float:
 
 @dataclass(frozen=True)
 class SweptWeight:
-    """The objective at one fusion weight.
+    """The metrics at one fusion weight, of the map and of the image scores alike.
 
     Attributes:
         fusion_weight: of the map.
-        families: defect family -> objective.
+        families: defect family -> metric -> value.
     """
 
     fusion_weight: float
-    families: dict[str, float]
+    families: dict[str, Metrics]
 
-    @property
-    def mean(self) -> float:
-        """The plain mean over the families."""
-        return float(np.mean(list(self.families.values())))
+    def values(self, name: str) -> tuple[float, ...]:
+        """A metric on each family."""
+        return tuple(metrics[name] for metrics in self.families.values())
+
+    def mean(self, name: str) -> float:
+        """The plain mean of a metric over the families."""
+        return mean_over_families(self.families, name)
 
 
 def sweep_weights(
-    maps: ScoreMaps, labels: ValidationLabels, objective: str, weights: Iterable[float]
+    maps: ScoreMaps, labels: ValidationLabels, names: tuple[str, ...], weights: Iterable[float]
 ) -> list[SweptWeight]:
-    """The objective at each fusion weight, from maps that are computed already."""
-    swept = []
+    """The metrics at each fusion weight, from maps that are computed already.
+
+    Args:
+        maps: of the validation images.
+        labels: of the same images.
+        names: metrics of :data:`clsnf.metrics.METRICS`.
+        weights: to try.
+    """
     with torch.inference_mode():
-        for weight in map(float, weights):
-            answers = scores_at(maps, weight, labels.valid)
-            metrics = family_metrics(answers, labels, (objective,))
-            families = {family: values[objective] for family, values in metrics.items()}
-            swept.append(SweptWeight(weight, families))
-    return swept
+        return [
+            SweptWeight(
+                weight, family_metrics(scores_at(maps, weight, labels.valid), labels, names)
+            )
+            for weight in map(float, weights)
+        ]
+
+
+def best_weight(swept: Sequence[SweptWeight], objective: str) -> SweptWeight:
+    """The swept weight with the largest mean of a metric; of equals, the first."""
+    return swept[pick("mean", [at.values(objective) for at in swept])]
 
 
 def choose_score_weight(

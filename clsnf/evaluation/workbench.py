@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from clsnf.evaluation.selection import ValidationLabels, validation_labels
-from clsnf.training.artifacts import ArtifactStore
+from clsnf.core.errors import TrainingError
+from clsnf.evaluation.selection import (
+    SweptWeight,
+    ValidationLabels,
+    sweep_weights,
+    validation_labels,
+)
+from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.pipeline import CategoryPipeline, PlacedImages, ScoreMaps
 from clsnf.training.prepare import Prepared, place_rows
 
@@ -61,3 +69,38 @@ class Workbench:
             images: placed as the validation images are; None for the validation images.
         """
         return self.pipeline.maps(joint_epochs, depth, self.images if images is None else images)
+
+    def sweep(
+        self, joint_epochs: int, depth: int, names: tuple[str, ...], weights: Sequence[float]
+    ) -> list[SweptWeight]:
+        """Metrics of the validation images at each fusion weight; they are stored, as maps are.
+
+        Args:
+            joint_epochs, depth: of the maps, see :meth:`maps`.
+            names: metrics of :data:`clsnf.metrics.METRICS`.
+            weights: to try.
+
+        Raises:
+            TrainingError: a metric is not finite.
+        """
+
+        def compute() -> Artifact:
+            maps = self.maps(joint_epochs, depth)
+            swept = sweep_weights(maps, self.labels, names, weights)
+            for at in swept:
+                if not all(
+                    math.isfinite(v) for found in at.families.values() for v in found.values()
+                ):
+                    raise TrainingError(
+                        "The score maps hold values that are not finite: lower the learning rates."
+                    )
+            return Artifact({}, {"families": [at.families for at in swept]})
+
+        content = {"metrics": list(names), "weights": list(weights)}
+        stored = self.pipeline.get_on_maps(
+            "scoring", joint_epochs, depth, self.images, content, compute
+        )
+        return [
+            SweptWeight(weight, families)
+            for weight, families in zip(weights, stored.facts["families"], strict=True)
+        ]

@@ -110,11 +110,15 @@ def _demo_assets() -> tuple[dict[str, Any], Path]:
 def weights_file(settings: BackboneSettings) -> Path | None:
     """The weights file that these settings name, None for timm's pretrained weights.
 
+    Of a folder it is the file that is named after the model, such as ``resnet18.safetensors``.
+
     Raises:
         WeightsError: the file is not there.
     """
     if settings.weights is not None:
         path = Path(settings.weights).expanduser()
+        if path.is_dir():
+            return _file_in(path, settings.name)
         if not path.is_file():
             raise WeightsError(
                 f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of "
@@ -122,6 +126,20 @@ def weights_file(settings: BackboneSettings) -> Path | None:
             )
         return path
     return _demo_assets()[1] if settings.name == DEMO else None
+
+
+def _file_in(folder: Path, name: str) -> Path | None:
+    """The file of a model in a folder of weights; the demo backbone brings its own along."""
+    for stem in (name, name.partition(".")[0]):  # timm's name may have a tag: resnet18.a1_in1k
+        for suffix in (".safetensors", ".pth", ".pt", ".bin"):
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    if name == DEMO:
+        return _demo_assets()[1]
+    raise WeightsError(
+        f"The weights folder {folder} holds no file of {name!r}: put {name}.safetensors (or .pth, "
+        ".pt, .bin) into it."
+    )
 
 
 def architecture_of(settings: BackboneSettings) -> str:

@@ -48,8 +48,9 @@ def weight_chart(product: Product, objective: str) -> Chart | None:
     if is_finite(weight):
         layout |= vertical_line(weight, "chosen")
     reading = (
-        "Lines: sweeps at the end of the study, for the best few backbones and depths. Markers: "
-        "single trials. Where the top is flat, the exact weight matters little."
+        "Lines: sweeps on the maps of the best few trials. Markers: each trial at its best weight, "
+        "or at the one that it drew in a study of an earlier version. Where the top is flat, the "
+        "exact weight matters little."
     )
     figure = {"data": data, "layout": layout}
     return Chart("The objective over the fusion weight", figure, reading, 380)
@@ -138,7 +139,8 @@ def parallel_chart(product: Product, objective: str) -> Chart | None:
     if len(trials) < 2:
         return None
     axes = [_axis_of(trials, name, _setting_of(name)) for name in product.parameters]
-    axes.append(_axis_of(trials, metric_name(objective), lambda trial: trial.objective))
+    title = f"{metric_name(objective)} on validation defects"
+    axes.append(_axis_of(trials, title, lambda trial: trial.objective))
     data: list[dict[str, Any]] = []
     ranked = sorted(trials, key=lambda trial: trial.objective or 0.0)
     for rank, trial in enumerate(ranked):
@@ -163,7 +165,8 @@ def parallel_chart(product: Product, objective: str) -> Chart | None:
         "legend": {"orientation": "h", "y": -0.05},
     }
     reading = (
-        "Each line is a trial; lines that end high on the right have a high objective. Follow the "
+        "Each line is a trial, at its best fusion weight; lines that end high on the right have a "
+        "high objective. Follow the "
         "thick ones back to see what they share."
     )
     left_out = len(product.finished_trials) - len(trials)

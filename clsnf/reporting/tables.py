@@ -193,7 +193,7 @@ def _trials(study: StudyFiles) -> Table:
         Column("trial", "trial", "count"),
         Column("status", "status", pick=True),
         Column("winner", ""),
-        Column("objective", f"{metric_name(study.objective)} (objective)", "metric"),
+        Column("objective", f"{metric_name(study.objective)} on validation defects", "metric"),
         Column("image_auroc", "image AUROC", "metric"),
         Column("pixel_auroc", "pixel AUROC", "metric"),
         *(latency if any(row["latency"] is not None for row in rows) else []),
@@ -203,7 +203,10 @@ def _trials(study: StudyFiles) -> Table:
         Column("stages_computed", "computed", "count"),
         Column("cause", "why it failed"),
     ]
-    note = "Metrics are means over the validation defect families."
+    note = (
+        "Metrics are means over the validation defect families, at the best of the fusion weights "
+        "that the trial swept on its maps: the number that winners are chosen by."
+    )
     return Table("trials", "Every trial", columns, rows, note)
 
 

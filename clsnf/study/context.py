@@ -23,7 +23,8 @@ class StudyContext:
         joint_epochs_choices: numbers of joint epochs that some trial may ask for.
         pruning_epochs: epochs after which a trial is compared with others, and stopped where it is
             far behind; empty where none is.
-        fusion_weights: what the sweep at the end of a study tries.
+        fusion_weights: what each trial sweeps on its maps; the settings' own alone where the space
+            has no fusion weight.
         textures: folder of texture pictures, or None.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``.
         threads: CPU threads of a trial.
@@ -40,6 +41,11 @@ class StudyContext:
     device: str
     threads: int
     stream: StreamChoice = field(default_factory=lambda: StreamChoice("memory", ""))
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether the fusion weight is searched."""
+        return self.fusion_weights != (self.settings.fusion_weight,)
 
     def selection_key(self, finished: Sequence[TrialResult]) -> str:
         """Hash of what decides a category's winner: its finished trials and how to choose."""

@@ -65,4 +65,4 @@ def open_database(url: str, patience: Patience) -> BaseStorage:
     if make_url(url).get_backend_name() == "sqlite":
         arguments["connect_args"] = {"timeout": _LOCKED_FOR}
     database = get_storage(RDBStorage(url, engine_kwargs=arguments))  # with Optuna's cache
-    return PatientStorage(database, patience)
+    return PatientStorage(database, patience)  # type: ignore[abstract]

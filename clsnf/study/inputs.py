@@ -21,7 +21,9 @@ from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, rea
 from clsnf.study.disk import DiskNeed, check_room, estimate_disk
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
+from clsnf.study.samplers import check_sampler
 from clsnf.study.trackers import check_trackers
+from clsnf.study.trials import directions_of
 from clsnf.study.warm_start import read_earlier_trials
 from clsnf.synthesis.textures import texture_contents_key
 from clsnf.synthesis.validation_defects import GENERATOR_VERSION
@@ -67,6 +69,11 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     _check_end(request)
     request.space.check(request.settings)
     check_trackers(request)
+    check_sampler(
+        request.study.sampler,
+        list(directions_of(request.study).values()),
+        request.space.distributions(),
+    )
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))
     resumed = _read_identity(out)
@@ -136,18 +143,27 @@ def _textures_key(folder: Path | None) -> str:
 
 
 def _weights_keys(request: StudyRequest) -> dict[str, str]:
-    """The sha256 of each weights file that a trial may load, by its name in settings or space.
+    """The sha256 of each weights file that a trial may load.
+
+    A file has its name in settings or space, a file in a folder its whole path.
 
     Raises:
         WeightsError: a file is not there, or can't be read.
     """
-    names = (request.settings.backbone.weights, *request.space.choices("backbone.weights"))
-    return {name: _sha256_of_weights(name) for name in names if name is not None}
+    own = request.settings.backbone
+    keys: dict[str, str] = {}
+    for weights in (own.weights, *request.space.choices("backbone.weights")):
+        for model in request.space.choices("backbone.name") or [own.name]:
+            path = (
+                None if weights is None else weights_file(BackboneSettings(model, weights=weights))
+            )
+            if path is not None:
+                is_file = Path(weights).expanduser().is_file()
+                keys[weights if is_file else str(path)] = _sha256_of(path)
+    return keys
 
 
-def _sha256_of_weights(name: str) -> str:
-    path = weights_file(BackboneSettings(weights=name))
-    assert path is not None  # as a file is named
+def _sha256_of(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
@@ -218,11 +234,9 @@ def _check_same_study(
 
 
 def _same_weights(before: StudyIdentity, now: StudyIdentity) -> bool:
-    """Whether the weights files of the settings have the same content."""
-    old, new = (
-        (study.weights or {}).get(study.settings.backbone.weights or "") for study in (before, now)
-    )
-    return old is not None and old == new
+    """Whether the weights files have the same contents, wherever they are."""
+    old, new = (sorted((study.weights or {}).values()) for study in (before, now))
+    return bool(old) and old == new
 
 
 def _data_differences(before: StudyIdentity, now: StudyIdentity) -> Iterator[str]:

@@ -16,7 +16,8 @@ class TrialReport:
     """A report.
 
     Attributes:
-        objective: the value of the first objective; 0 where the trial failed.
+        objective: the value of the first objective; on the way, what the trial would be worth; 0
+            where the trial failed.
         step: the epoch at which it was measured; None at the trial's end.
         failure: why the trial failed; None where it did not.
         is_outage: whether it failed because something was away (see

@@ -23,6 +23,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 import clsnf
+from clsnf.core.config import StudySettings
 from clsnf.core.errors import ClsnfError, OutageError, OutputError
 from clsnf.core.ledger import now
 from clsnf.core.memory import free_memory, memory_budget
@@ -42,14 +43,14 @@ from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
 from clsnf.study.deadline import Costs, Deadline, read_winner_seconds
 from clsnf.study.disk import free_room
-from clsnf.study.folder import REQUEST, StudyFolder, claim_folder, images_key
+from clsnf.study.folder import StudyFolder, claim_folder, images_key
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.interrupts import interrupt_between_steps
 from clsnf.study.lease_actor import start_lease_actor
 from clsnf.study.notify import check_notify, notify_at_end
 from clsnf.study.pause import Pause
 from clsnf.study.progress_notes import report_notes
-from clsnf.study.remote_copy import DriverCopy, driver_copy, remove_copies, upload_state
+from clsnf.study.remote_copy import REQUEST, DriverCopy, driver_copy, remove_copies, upload_state
 from clsnf.study.reports import OBJECTIVE
 from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.search import (
@@ -62,13 +63,14 @@ from clsnf.study.search import (
 from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
-from clsnf.study.warm_start import best_points
+from clsnf.study.warm_start import best_points, points_of_space
 from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.prepare import fit_mask_mode, open_fit_rows, rows_of
 
 _IDLE = 0.2  # seconds between two looks while winners wait for an outage to end
 # Trials of a category that the sampler prepares for where only the clock ends a study.
 _UNKNOWN_TRIALS = 16
+_NO_TRIAL = "none of its trials ended in time: go on with --resume"
 _STREAM_OBJECT_STORE = 1 << 30  # bytes; the images of a ray stream travel through it
 
 
@@ -179,7 +181,7 @@ def _make_context(
         study=request.study,
         joint_epochs_choices=tuple(space.joint_epochs(settings)),
         pruning_epochs=tuple(space.rungs(settings)) if request.study.stop_hopeless else (),
-        fusion_weights=space.fusion_weights(),
+        fusion_weights=space.fusion_weights(settings),
         textures=None if request.textures is None else str(request.textures.absolute()),
         device=request.device,
         threads=shares.cpus,
@@ -217,6 +219,11 @@ class _Driver:
         """What holds work back while something that it needs is away."""
         return Pause(self.request.study.patience, self.reporter.say, self.has_room)
 
+    @property
+    def study(self) -> StudySettings:
+        """How to search: no more trials of a category than the space has points."""
+        return self.request.space.limited(self.request.study)
+
     def run(self, started: float) -> StudySummary:
         """Search, then pick and evaluate the winners; `started` by :func:`time.perf_counter`."""
         trials_of = self.open_trials()
@@ -228,7 +235,7 @@ class _Driver:
         self.reporter.earlier(_results(trials_of))
         search = PerCategorySearch(
             trials_of,
-            Allocation(self.request.study, deadline, self.reporter.say),
+            Allocation(self.study, deadline, self.reporter.say),
             self.in_sequence,
             self.reporter.begun,
             self.reporter.trial,
@@ -297,18 +304,37 @@ class _Driver:
             directions=directions_of(request.study),
             seed=request.settings.seed,
             in_sequence=self.in_sequence,
+            sampler=request.study.sampler,
         )
-        start = request.space.start(request.settings)
         return {
             category: CategoryTrials(
                 storage,
                 prefix + category,
                 category,
                 plan,
-                [start, *best_points(self.inputs.earlier_trials, category)],
+                self.first_points(category, plan),
+                self.reporter.say,
             )
             for category in self.inputs.tables
         }
+
+    def first_points(self, category: str, plan: SearchPlan) -> list[dict[str, Any]]:
+        """The settings as they stand, then the best points of the study to start from."""
+        start = self.request.space.start(self.request.settings)
+        if self.inputs.resumed is not None or self.request.warm_start is None:
+            return [start]
+        earlier = best_points(self.inputs.earlier_trials, category)
+        if not earlier:
+            self.reporter.say(
+                f"warm start: {self.request.warm_start} holds no finished trial of {category}"
+            )
+        points = points_of_space(
+            earlier,
+            start,
+            plan.distributions,
+            lambda line: self.reporter.say(f"{category}: {line}"),
+        )
+        return [start, *points]
 
     def write_validation_set(self, category: str, table: pa.Table) -> pa.Table:
         """Make the validation defects of a category."""
@@ -329,7 +355,7 @@ class _Driver:
     @property
     def expected_trials(self) -> int:
         """Trials of a category, as far as that is known."""
-        study, categories = self.request.study, len(self.inputs.tables)
+        study, categories = self.study, len(self.inputs.tables)
         limits = [study.trials] if study.trials is not None else []
         if study.total_trials:
             limits.append(math.ceil(study.total_trials / categories))
@@ -350,7 +376,7 @@ class _Driver:
 
     def announce(self, deadline: Deadline | None) -> None:
         """One line: how many trials, what each gets, and when the study ends."""
-        shares, study, categories = self.shares, self.request.study, self.inputs.tables
+        shares, study, categories = self.shares, self.study, self.inputs.tables
         at_once = f"{shares.concurrent} at once" if shares.concurrent > 1 else "one at a time"
         trials = [
             f"{study.trials} {'trial' if study.trials == 1 else 'trials'} each"
@@ -367,6 +393,11 @@ class _Driver:
         )
         if deadline is not None:
             self.reporter.say(deadline.begin_line())
+        if study != self.request.study:
+            self.reporter.say(
+                f"{study.trials} trials use the space up: it has no more points (the fusion weight "
+                "is swept in each)"
+            )
 
     def search(self, search: PerCategorySearch) -> bool:
         """Run the trials; whether the user ended the search. The results are in the storage."""
@@ -405,8 +436,8 @@ class _Driver:
                     callbacks=[
                         FailureCallback(search),
                         *watches,
-                        DeadlineCallback(search),
                         ForgetfulCallback(),
+                        DeadlineCallback(search),
                         interrupt,
                     ],
                 )
@@ -438,7 +469,7 @@ class _Driver:
                     for trial in own
                     if trial.status == "failed"
                 ],
-                error=found if isinstance(found, str) else None,
+                error=found if isinstance(found, str) else None if own else _NO_TRIAL,
                 winner=found if isinstance(found, WinnerResult) else None,
                 skipped=self.inputs.skipped[category],
                 stream=stream_totals(own),

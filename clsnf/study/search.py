@@ -31,7 +31,8 @@ from clsnf.study.pause import Pause
 from clsnf.study.reports import OBJECTIVE, TrialReport
 from clsnf.study.trials import CategoryTrials
 
-CATEGORY, NUMBER = "category", "trial"  # what a trial's config holds besides its values
+# What a trial's config holds besides its values; the densities are left out where none are known.
+CATEGORY, NUMBER, DENSITIES = "category", "trial", "densities"
 # How often a trial is begun whose process is killed. Tune's own retries can all fall on one actor
 # before its death is known.
 MAX_ATTEMPTS = 3
@@ -90,6 +91,8 @@ class PerCategorySearch(Searcher):
     @property
     def left(self) -> int | None:
         """Number of trials that are not begun yet; None where no number limits them."""
+        if all(own.is_over for own in self._trials_of.values()):
+            return 0
         return self._allocation.left(self._begun_trials())
 
     def _begun_trials(self) -> dict[str, int]:
@@ -136,24 +139,25 @@ class PerCategorySearch(Searcher):
                 time.sleep(_IDLE)  # Tune asks again at once
             return None
         for category in turns:
-            if (self._in_sequence and running[category]) or self._waits(category):
+            own = self._trials_of[category]
+            if (self._in_sequence and running[category]) or self._waits(category) or own.is_over:
                 continue
             point = self._shared_point(category)
-            if self._allocation.fits(
-                category, point or self._trials_of[category].upcoming, running
-            ):
+            if self._allocation.fits(category, point or own.upcoming, running):
                 return self._begin(trial_id, category, point)
         # A trial that runs may have to run again: its process may be killed.
         return None if under_way else Searcher.FINISHED
 
     def _begin(self, trial_id: str, category: str, point: dict[str, Any] | None) -> dict[str, Any]:
         number, values = self._trials_of[category].begin(point)
+        densities = self._trials_of[category].best_densities()
         self._running[category].add(trial_id)
         self._suggested[trial_id] = (category, number)
         self._names[category, number] += 1
         if self._names[category, number] == 1:
             self._begun(category)
-        return {CATEGORY: category, NUMBER: number, **values}
+        known = {DENSITIES: densities} if densities else {}
+        return {CATEGORY: category, NUMBER: number, **known, **values}
 
     @contextmanager
     def _ending_at_outage(self) -> Iterator[None]:

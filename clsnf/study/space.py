@@ -11,6 +11,7 @@ full name, such as ``flow.passes`` or ``defects.threshold``.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from typing import Any, TypeGuard
 from clsnf.core.config import (
     BackboneSettings,
     DetectorSettings,
+    StudySettings,
     check_names,
     replaced,
     value_at,
@@ -29,10 +31,12 @@ from clsnf.core.config import (
 from clsnf.core.errors import ClsnfError, SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
 from clsnf.model.backbone import architecture_of, empty_backbone, load_backbone
+from clsnf.results import stored_choice
 from clsnf.training.finetune import RESUME_EVERY
 
+FUSION_WEIGHT = "fusion_weight"
 SHORT_NAMES = {
-    "fusion_weight": "fusion_weight",
+    FUSION_WEIGHT: FUSION_WEIGHT,
     "finetune_epochs": "finetune.joint_epochs",
     "flow_depth": "flow.depth",
 }
@@ -43,8 +47,8 @@ DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "flow_depth": {"type": "choice", "values": [0, 2, 4]},
 }
 
-# Swept at the end of a study, as far as the space allows them. They lie closer together where the
-# authors' weights are, from 0.016 to 0.25.
+# Swept by every trial, as far as the space allows them. They lie closer together where the authors'
+# weights are, from 0.016 to 0.25.
 FUSION_WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 # Why no trial depends on a setting, for refusals. Any other name in the section `validation` is
@@ -130,11 +134,13 @@ class Space:
         for name in names:  # unknown ones are refused before anything is loaded
             with _named({"backbone.name": name}):
                 architecture_of(BackboneSettings(name))
-        if len(names) > 1 and file is not None and not self.choices("backbone.weights"):
+        one_file = file is not None and not Path(file).expanduser().is_dir()
+        if len(names) > 1 and one_file and not self.choices("backbone.weights"):
             raise SettingsError(
                 f"The search space's backbone.name has {len(names)} backbones "
                 f"({', '.join(names)}), and --weights is one file, {file}, which fits one of them: "
-                "leave --weights out to use timm's pretrained weights, or search one backbone."
+                "give a folder of files that are named after their models, leave --weights out to "
+                "use timm's pretrained weights, or search one backbone."
             )
         backbones, sizes = self._points("backbone."), self._points("image.")
         if backbones == sizes == [{}]:
@@ -159,7 +165,11 @@ class Space:
         return list(given.get("values", ()))
 
     def distributions(self) -> dict[str, Any]:
-        """The Optuna distribution of each name."""
+        """The Optuna distribution of each name that a trial's training depends on.
+
+        The fusion weight has none: each trial sweeps it. Choices that are lists are texts, see
+        :func:`clsnf.results.stored_choice`.
+        """
         from optuna.distributions import (
             BaseDistribution,
             CategoricalDistribution,
@@ -169,7 +179,7 @@ class Space:
 
         def distribution(given: Mapping[str, Any]) -> BaseDistribution:
             if given["type"] == "choice":
-                return CategoricalDistribution(given["values"])
+                return CategoricalDistribution([stored_choice(v) for v in given["values"]])
             if given["type"] == "int":
                 return IntDistribution(
                     given["low"],
@@ -181,7 +191,25 @@ class Space:
                 given["low"], given["high"], log=given.get("log", False), step=given.get("step")
             )
 
-        return {name: distribution(given) for name, given in self.ranges.items()}
+        return {name: distribution(given) for name, given in self._searched.items()}
+
+    @property
+    def _searched(self) -> dict[str, Mapping[str, Any]]:
+        """The ranges that trials are drawn from."""
+        return {name: given for name, given in self.ranges.items() if name != FUSION_WEIGHT}
+
+    @property
+    def size(self) -> float:
+        """Number of different trials; infinite where a range has too many values to count."""
+        from clsnf.study.points import space_size  # it needs Optuna
+
+        return space_size(self.distributions())
+
+    def limited(self, study: StudySettings) -> StudySettings:
+        """The study with no more trials of a category than the space has points."""
+        if study.trials is None or study.trials <= self.size:
+            return study
+        return dataclasses.replace(study, trials=int(self.size))
 
     def start(self, settings: DetectorSettings) -> dict[str, Any]:
         """The point of the space nearest to `settings`: the first trial of each category."""
@@ -189,7 +217,7 @@ class Space:
             name: _nearest_choice(given["values"], settings, name)
             if given["type"] == "choice"
             else _nearest_number(given, value_at(settings, SHORT_NAMES.get(name, name)))
-            for name, given in self.ranges.items()
+            for name, given in self._searched.items()
         }
 
     def joint_epochs(self, settings: DetectorSettings) -> list[int]:
@@ -215,14 +243,24 @@ class Space:
         longest = settings.finetune.frozen_epochs + self.joint_epochs(settings)[-1]
         return list(range(RESUME_EVERY, longest, RESUME_EVERY))
 
-    def fusion_weights(self) -> tuple[float, ...]:
-        """The fusion weights to sweep at the end of a study: only those inside the space."""
-        given = self._range("fusion_weight")
+    def fusion_weights(self, settings: DetectorSettings) -> tuple[float, ...]:
+        """The fusion weights that each trial sweeps, rising: only those inside the space.
+
+        All values of a choice or of a range with steps; of a range without, its ends, those of
+        :data:`FUSION_WEIGHTS`, and the settings' own. Without a fusion weight in the space, the
+        settings' own alone.
+        """
+        given, own = self._range(FUSION_WEIGHT), settings.fusion_weight
         if given is None:
-            return ()
+            return (own,)
         if given["type"] == "choice":
-            return tuple(sorted(given["values"]))
-        return tuple(w for w in FUSION_WEIGHTS if given["low"] <= w <= given["high"])
+            return tuple(sorted(map(float, given["values"])))
+        low, high = float(given["low"]), float(given["high"])
+        if given.get("step") or given["type"] == "int":
+            step = given.get("step") or 1
+            return tuple(min(low + n * step, 1.0) for n in range(_steps(low, high, step) + 1))
+        inside = {w for w in (*FUSION_WEIGHTS, own) if low <= w <= high}
+        return tuple(sorted(inside | {low, high}))
 
     def _range(self, full_name: str) -> Mapping[str, Any] | None:
         full = {SHORT_NAMES.get(name, name): given for name, given in self.ranges.items()}
@@ -343,6 +381,11 @@ def _whole_step(given: Mapping[str, Any]) -> int:
     return given.get("step") or 1
 
 
+def _steps(low: float, high: float, step: float) -> int:
+    """Number of steps from `low` that stay within `high`; a rounding error costs no step."""
+    return math.floor((high - low) / step + 1e-9)
+
+
 def _samples(given: Mapping[str, Any]) -> list[Any]:
     """The values of a range that are checked: all of a choice, else both ends.
 
@@ -379,6 +422,6 @@ def _nearest_number(given: Mapping[str, Any], now: float | None) -> int | float:
     value = low if now is None else min(max(now, low), high)
     if step:
         # The last step may end below the range's upper end.
-        steps = min(round((value - low) / step), math.floor((high - low) / step))
+        steps = min(round((value - low) / step), _steps(low, high, step))
         value = min(low + steps * step, high)
     return int(value) if given["type"] == "int" else float(value)

@@ -223,7 +223,7 @@ _PLURALS: dict[Literal["trial", "winner", "study"], str] = {
 
 
 def _counted(runs: Sequence[TrackedRun]) -> str:
-    kinds = Counter(run.kind for run in runs)
+    kinds: Counter[str] = Counter(run.kind for run in runs)
     return ", ".join(
         f"{kinds[kind]} {kind if kinds[kind] == 1 else plural}"
         for kind, plural in _PLURALS.items()

@@ -1,18 +1,17 @@
 """A trial: one point of the search space, tried on one category. Runs in a Ray worker.
 
 A trial asks the category's pipeline for the score maps of its joint epochs and flow depth. The
-pipeline computes only the artifacts that no earlier trial has left, so many trials only weigh two
-stored maps.
+pipeline computes only the artifacts that no earlier trial has left. On the finished maps every
+fusion weight of the space is tried, and the trial is worth what its best one is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,26 +20,22 @@ from typing import Any
 import torch
 
 from clsnf.core.config import DetectorSettings, StudySettings
-from clsnf.core.errors import ClsnfError, TrainingError
+from clsnf.core.errors import ClsnfError
 from clsnf.core.memory import release_freed_memory
 from clsnf.core.patience import is_outage, outage_line
-from clsnf.evaluation.selection import (
-    family_metrics,
-    mean_over_families,
-    scores_at,
-    scores_of_map,
-)
+from clsnf.evaluation.selection import SweptWeight, best_weight, sweep_weights
 from clsnf.evaluation.workbench import Workbench
 from clsnf.results import LATENCY, Measurements
 from clsnf.study.context import StudyContext
 from clsnf.study.latency import architecture_content, measure_in_turn
 from clsnf.study.progress_notes import note_process
 from clsnf.study.reports import TrialReport
-from clsnf.study.search import CATEGORY, NUMBER
+from clsnf.study.search import CATEGORY, DENSITIES, NUMBER
 from clsnf.study.space import apply_config
 from clsnf.study.worker import WORKBENCHES, load_workbench, use_threads
 from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.finetune import decay_start
+from clsnf.training.pipeline import ScoreMaps
 
 # Reported beside the objectives; both pixel metrics come from one pass over the pixels.
 ALWAYS_REPORTED = ("pixel_ap", "pixel_auroc", "image_auroc")
@@ -64,9 +59,10 @@ def run_trial(config: dict[str, Any], context: StudyContext) -> None:
     tune_context = tune.get_context()
     node = ray.get_runtime_context().get_node_id()
     note_process(context.folder.notes, str(tune_context.get_trial_id()), node)
-    values = {name: value for name, value in config.items() if name not in (CATEGORY, NUMBER)}
+    known = (CATEGORY, NUMBER, DENSITIES)
+    values = {name: value for name, value in config.items() if name not in known}
     try:
-        for report in trial_reports(context, config[CATEGORY], values):
+        for report in trial_reports(context, config[CATEGORY], values, config.get(DENSITIES) or {}):
             tune.report(report.to_tune())
         release_freed_memory()  # this process may wait while others work
     except torch.AcceleratorError:
@@ -90,8 +86,23 @@ def _report_failure(error: Exception) -> None:
     tune.report(report.to_tune())
 
 
+def swept_maps(
+    context: StudyContext, bench: Workbench, settings: DetectorSettings
+) -> list[SweptWeight]:
+    """The reported metrics of the settings' maps at every fusion weight of the study."""
+    return bench.sweep(
+        settings.finetune.joint_epochs,
+        settings.flow.depth,
+        reported_metrics(context.study),
+        context.fusion_weights,
+    )
+
+
 def trial_reports(
-    context: StudyContext, category: str, values: Mapping[str, Any]
+    context: StudyContext,
+    category: str,
+    values: Mapping[str, Any],
+    densities: Mapping[str, str],
 ) -> Iterator[TrialReport]:
     """A trial, step by step.
 
@@ -99,10 +110,11 @@ def trial_reports(
         context: the study.
         category: whose images.
         values: the point of the search space.
+        densities: key of placed validation images -> key of the best density maps known of them.
 
     Yields:
-        On the way, where the study prunes trials, the classifier's objective after some epochs. At
-        the end the objective and all measurements.
+        On the way, where the study prunes trials, what the trial would be worth after some epochs.
+        At the end the objective and all measurements.
 
     Raises:
         TrainingError: a metric is not finite.
@@ -113,22 +125,27 @@ def trial_reports(
     with _open_workbench(context, category, settings) as bench:
         usage = _Usage(bench)
         loading = time.perf_counter() - started
-        joint_epochs, objective = settings.finetune.joint_epochs, context.study.objective
+        joint_epochs, depth = settings.finetune.joint_epochs, settings.flow.depth
+        density = densities.get(bench.images.key)
         for step in context.pruning_epochs:
-            if step <= decay_start(settings.finetune):
-                yield TrialReport(_objective_after(bench, joint_epochs, step, objective), step)
+            if density is None or step > decay_start(settings.finetune):
+                break
+            worth = _worth_after(context, bench, joint_epochs, step, density)
+            if worth is not None:
+                yield TrialReport(worth, step)
         bench.pipeline.finetuned(
             joint_epochs, context.joint_epochs_choices if context.study.reuse else ()
         )
-        names = reported_metrics(context.study)
-        metrics = _family_metrics(bench, settings, names)
+        swept = swept_maps(context, bench, settings)
         has_latency = LATENCY in context.study.objectives
+        key = bench.pipeline.density_key(joint_epochs, depth, bench.images)
         measured = dataclasses.replace(
-            _validation(metrics, names, objective),
+            _validation(swept, context),
+            density=(bench.images.key, key) if context.pruning_epochs else None,
             latency=_latency(bench, context, settings) if has_latency else None,
         )
         measured = usage.added_to(measured, started, loading)
-    yield TrialReport(measured.validation[objective], measured=measured)
+    yield TrialReport(measured.validation[context.study.objective], measured=measured)
 
 
 @contextmanager
@@ -145,26 +162,16 @@ def _open_workbench(
         yield load_workbench(context, category, settings, ArtifactStore(Path(scratch)))
 
 
-def _family_metrics(
-    bench: Workbench, settings: DetectorSettings, names: tuple[str, ...]
-) -> dict[str, dict[str, float]]:
-    """Metrics of the fused maps of the validation images, by defect family."""
-    maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth)
-    with bench.store.clock("scoring"):
-        answers = scores_at(maps, settings.fusion_weight, bench.labels.valid)
-        return family_metrics(answers, bench.labels, names)
-
-
-def _validation(
-    metrics: dict[str, dict[str, float]], names: tuple[str, ...], objective: str
-) -> Measurements:
-    validation = {name: mean_over_families(metrics, name) for name in names}
-    families = {family: found[objective] for family, found in metrics.items()}
-    if not all(math.isfinite(value) for value in (*validation.values(), *families.values())):
-        raise TrainingError(
-            "The score maps hold values that are not finite: lower the learning rates."
-        )
-    return Measurements(validation=validation, families=families)
+def _validation(swept: Sequence[SweptWeight], context: StudyContext) -> Measurements:
+    """What was found on the validation images, at the best of the fusion weights."""
+    objective = context.study.objective
+    best = best_weight(swept, objective)
+    return Measurements(
+        validation={name: best.mean(name) for name in reported_metrics(context.study)},
+        families={family: found[objective] for family, found in best.families.items()},
+        metrics_by_family=best.families,
+        sweep=[(at.fusion_weight, at.mean(objective)) for at in swept] if context.sweeps else [],
+    )
 
 
 class _Usage:
@@ -220,20 +227,41 @@ def _latency(bench: Workbench, context: StudyContext, settings: DetectorSettings
     return float(bench.store.get("latency", content, compute).facts["milliseconds"])
 
 
-def _objective_after(bench: Workbench, joint_epochs: int, step: int, objective: str) -> float:
-    """The classifier's objective after `step` epochs, before the learning rate decays.
+def _worth_after(
+    context: StudyContext, bench: Workbench, joint_epochs: int, step: int, density: str
+) -> float | None:
+    """What a trial would be worth after `step` epochs, before the learning rate decays.
 
-    Runs that share these epochs share the value.
+    That is the objective of its classifier's maps, fused with the best density maps that are known
+    of these images, at the best fusion weight. Runs that share these epochs share the value.
+
+    Args:
+        context: the study.
+        bench: of the trial.
+        joint_epochs: of the trial.
+        step: epochs of the stable phase.
+        density: key of the density maps.
+
+    Returns:
+        None where the density maps are not stored any more.
     """
-    pipeline = bench.pipeline
+    pipeline, objective = bench.pipeline, context.study.objective
+    density_maps = pipeline.stored_density_maps(density)
+    if density_maps is None:
+        return None
 
     def compute() -> Artifact:
-        maps = pipeline.stable_phase_maps(joint_epochs, step, bench.images)
-        answers = scores_of_map(maps, bench.labels.valid)
-        metrics = family_metrics(answers, bench.labels, (objective,))
-        return Artifact({}, {"value": mean_over_families(metrics, objective)})
+        classifier = pipeline.stable_phase_maps(joint_epochs, step, bench.images)
+        maps = ScoreMaps(density_maps, classifier, pipeline.settings.smoothing)
+        swept = sweep_weights(maps, bench.labels, (objective,), context.fusion_weights)
+        return Artifact({}, {"value": best_weight(swept, objective).mean(objective)})
 
-    content = {"images": bench.images.key, "objective": objective}
+    content = {
+        "images": bench.images.key,
+        "objective": objective,
+        "density": density,
+        "weights": list(context.fusion_weights),
+    }
     return float(
         pipeline.get_on_stable_phase("rungs", joint_epochs, step, content, compute).facts["value"]
     )

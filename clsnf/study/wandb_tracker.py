@@ -155,6 +155,7 @@ class WandbTracker:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=self._folder.path,  # it leaves logs in wandb/ of where it runs
             start_new_session=True,  # a Ctrl-C is for the study, which then waits for the upload
         )
         atexit.register(_end, process)

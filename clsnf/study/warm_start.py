@@ -6,12 +6,13 @@ changed, trying the points again costs little; where something did, their metric
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clsnf.core.errors import DataError, OutputError
-from clsnf.results import TrialResult, trials_of_study
+from clsnf.results import TrialResult, stored_choice, trials_of_study
+from clsnf.study.points import Distributions, is_value
 from clsnf.study.trials import MOST_SHARED, without_fusion_weight
 
 _MOST = 3
@@ -35,25 +36,28 @@ def read_earlier_trials(folder: Path | None) -> list[TrialResult]:
 
 
 def best_points(trials: Sequence[TrialResult], category: str) -> list[dict[str, Any]]:
-    """The points of earlier trials that a category tries first.
+    """The points of earlier trials that a category tries first, without their fusion weights.
 
     Its own best ones, best first, at most three; then those that won on other categories, at most
     two, as :func:`points_of_others` orders them.
     """
     own = [
-        (trial.objective, trial.config)
+        (trial.objective, without_fusion_weight(trial.config))
         for trial in trials
         if trial.category == category and trial.objective is not None
     ]
-    best = [config for _, config in sorted(own, key=lambda item: -item[0])[:_MOST]]
-    return best + points_of_others(trials, category)[:MOST_SHARED]
+    points: list[dict[str, Any]] = []
+    for _, config in sorted(own, key=lambda item: -item[0]):
+        if config not in points:
+            points.append(config)
+    return points[:_MOST] + points_of_others(trials, category)[:MOST_SHARED]
 
 
 def points_of_others(trials: Iterable[TrialResult], category: str) -> list[dict[str, Any]]:
-    """The best point of each other category.
+    """The best point of each other category, without its fusion weight.
 
     Points that won on more categories come first, among equals those of the categories whose trials
-    come first. Points that differ in the fusion weight alone count as one.
+    come first.
     """
     best: dict[str, TrialResult] = {}
     for trial in trials:
@@ -62,7 +66,51 @@ def points_of_others(trials: Iterable[TrialResult], category: str) -> list[dict[
         now = best.get(trial.category)
         if now is None or now.objective is None or trial.objective > now.objective:
             best[trial.category] = trial
-    points = [trial.config for trial in best.values()]
-    same = [str(sorted(without_fusion_weight(point).items())) for point in points]
+    points = [without_fusion_weight(trial.config) for trial in best.values()]
+    same = [str(sorted(point.items())) for point in points]
     ranked = sorted(range(len(points)), key=lambda n: (-same.count(same[n]), same.index(same[n])))
     return [points[n] for n in ranked if same.index(same[n]) == n]
+
+
+def points_of_space(
+    earlier: Sequence[Mapping[str, Any]],
+    start: Mapping[str, Any],
+    distributions: Distributions,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Earlier points as points of this space.
+
+    Names that only the earlier space had are left out. A name that only this one has, or whose
+    earlier value lies outside its range, gets the value of `start`, that of the study's settings.
+
+    Args:
+        earlier: points of another space.
+        start: a point of this space.
+        distributions: of this space.
+        say: gets one line where names differ, or where nothing fits.
+    """
+    unknown = sorted({name for point in earlier for name in point} - start.keys())
+    points, missing, outside = [], set[str](), set[str]()
+    for point in earlier:
+        fitting = {
+            name: value
+            for name, value in point.items()
+            if name in start and is_value(distributions[name], stored_choice(value))
+        }
+        missing |= start.keys() - point.keys()
+        outside |= point.keys() & start.keys() - fitting.keys()
+        if fitting or not start:
+            points.append({**start, **fitting})
+    parts = [
+        f"{', '.join(unknown)} left out, as this space does not have it" if unknown else "",
+        f"{', '.join(sorted(missing))} from the settings, as that space did not have it"
+        if missing
+        else "",
+        f"{', '.join(sorted(outside))} from the settings where the value is outside this space"
+        if outside
+        else "",
+    ]
+    if any(parts):
+        found = f"{len(points)} of {len(earlier)} earlier points are tried"
+        say(f"warm start: {found}; {'; '.join(part for part in parts if part)}")
+    return points

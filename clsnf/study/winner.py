@@ -1,18 +1,16 @@
 """From a category's finished trials to its winner. Runs in a Ray worker, once for each category.
 
-The order matters. The fusion weight is swept and the winner chosen on validation images, and the
+The order matters. The winner is chosen among the swept weights on validation images, and the
 detector is saved with a threshold from validation normals. Only then are the test images unlocked,
 once, for the winner's metrics and for the report's evidence.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from clsnf.core.errors import OutageError
@@ -21,12 +19,7 @@ from clsnf.core.patience import is_outage, outage_line
 from clsnf.core.progress import Progress
 from clsnf.detector import Detector
 from clsnf.evaluation.evaluate import evaluate_detector
-from clsnf.evaluation.selection import (
-    choose_score_weight,
-    family_metrics,
-    mean_over_families,
-    sweep_weights,
-)
+from clsnf.evaluation.selection import family_metrics, mean_over_families
 from clsnf.evaluation.selection_rules import RULES, order, pick
 from clsnf.results import (
     MaskReport,
@@ -39,15 +32,15 @@ from clsnf.results import (
     WeightSweep,
     WinnerResult,
 )
+from clsnf.study.candidates import Candidate, candidates_of
 from clsnf.study.context import StudyContext
 from clsnf.study.evidence import Winner, write_evidence
 from clsnf.study.examples import write_examples
 from clsnf.study.folder import images_key
 from clsnf.study.latency import with_latencies_in_turn
-from clsnf.study.pareto import save_front
+from clsnf.study.pareto import front_of, save_front
 from clsnf.study.progress_notes import NotedProgress
 from clsnf.study.regret import TestMetrics, compute_regret, wants_regret
-from clsnf.study.space import apply_config
 from clsnf.study.trial import reported_metrics
 from clsnf.study.trials import without_fusion_weight
 from clsnf.study.worker import WORKBENCHES, use_threads
@@ -80,14 +73,12 @@ def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult])
     started = time.perf_counter()
     folder = context.folder
     progress = NotedProgress(folder.notes, category)
-    selection = sweep_best_trials(context, category, trials, progress)
+    measured = with_latencies_in_turn(context, category, trials, progress)
+    selection = select_candidates(context, category, measured, progress)
     release_freed_memory()
     chosen = selection.picks[context.study.selection]
     winner = _save_winner(context, category, chosen, progress)
-    front = []
-    if len(context.study.objectives) > 1:
-        measured = with_latencies_in_turn(context, category, trials, progress)
-        front = save_front(context, category, measured, progress)
+    front = save_front(context, category, selection.front, progress)
 
     test = folder.unlock_test_table(
         category,
@@ -132,55 +123,42 @@ def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult])
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A trial's maps, fused with some weight.
-
-    Attributes:
-        trial: whose maps.
-        weight: the fusion weight.
-        families: the objective on each defect family.
-    """
-
-    trial: TrialResult
-    weight: float
-    families: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class Selection:
-    """What the sweep of the fusion weight found.
+    """What selection found.
 
     Attributes:
-        picks: selection rule -> its candidate.
-        sweeps: the objective over the fusion weight, for each trial that was swept.
+        picks: selection rule -> what it picks.
+        sweeps: the objective over the fusion weight, for each swept trial.
+        front: the Pareto front of several objectives; empty with one.
     """
 
-    picks: Mapping[str, Candidate]
+    picks: dict[str, Candidate]
     sweeps: list[WeightSweep]
+    front: list[Candidate]
 
 
-def sweep_best_trials(
+def select_candidates(
     context: StudyContext, category: str, trials: Sequence[TrialResult], progress: Progress
 ) -> Selection:
-    """Try every fusion weight on the maps of the best trials; each selection rule picks one."""
+    """Pick among the swept weights of the best few trials, on their stored maps.
+
+    With several objectives, all trials have candidates, and the picks lie on the front.
+    """
     study = context.study
+    several = len(study.objectives) > 1
+    swept_trials = best_trials(trials, len(trials) if several else study.refine, study.selection)
     candidates: list[Candidate] = []
     sweeps = []
-    swept_trials = best_trials(trials, study.refine, study.selection)
-    for number, trial in enumerate(swept_trials):
-        progress("choosing the fusion weight", number, len(swept_trials))
-        settings = apply_config(context.settings, trial.config)
-        bench = WORKBENCHES.get(context, category, settings)
-        maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth)
-        weights = np.unique(np.append(context.fusion_weights, settings.fusion_weight))
-        swept = sweep_weights(maps, bench.labels, study.objective, weights)
-        candidates += [
-            Candidate(trial, at.fusion_weight, tuple(at.families.values())) for at in swept
-        ]
-        means = [(at.fusion_weight, at.mean) for at in swept]
+    for index, trial in enumerate(swept_trials):
+        progress("sweeping the fusion weight", index, len(swept_trials))
+        found, swept = candidates_of(context, category, trial)
+        candidates += found
+        means = [(at.fusion_weight, at.mean(study.objective)) for at in swept]
         sweeps.append(WeightSweep(without_fusion_weight(trial.config), means))
-    families_of = [candidate.families for candidate in candidates]
-    return Selection({rule: candidates[pick(rule, families_of)] for rule in RULES}, sweeps)
+    front = front_of(candidates, study) if several else []
+    pool = front or candidates
+    families_of = [candidate.families for candidate in pool]
+    return Selection({rule: pool[pick(rule, families_of)] for rule in RULES}, sweeps, front)
 
 
 def best_trials(trials: Sequence[TrialResult], most: int, rule: str = "mean") -> list[TrialResult]:
@@ -210,15 +188,9 @@ def _save_winner(
     context: StudyContext, category: str, chosen: Candidate, progress: Progress
 ) -> Winner:
     """Make the chosen candidate a detector and save it."""
-    settings = dataclasses.replace(
-        apply_config(context.settings, chosen.trial.config), fusion_weight=chosen.weight
-    )
+    settings = chosen.settings(context.settings)
     bench = WORKBENCHES.get(context, category, settings)
     maps = bench.maps(settings.finetune.joint_epochs, settings.flow.depth)
-    if settings.score_weight is None:
-        weights = (*context.fusion_weights, settings.fusion_weight)
-        score_weight = choose_score_weight(maps, bench.labels, weights)
-        settings = dataclasses.replace(settings, score_weight=score_weight)
     train = context.folder.train_table(category)
     detector = Detector.from_pipeline(bench.prepared, train, settings, progress)
     detector.save(context.folder.path / "winners" / category)

@@ -55,6 +55,7 @@ from clsnf.training.finetune import (
 )
 
 _BATCH = 16
+DENSITY_MAPS = "density_maps"  # a kind of artifact
 
 
 @dataclass(frozen=True)
@@ -574,6 +575,43 @@ class CategoryPipeline:
             density, self.classifier_maps(joint_epochs, images), self.settings.smoothing
         )
 
+    def get_on_maps(
+        self,
+        kind: str,
+        joint_epochs: int,
+        depth: int,
+        images: PlacedImages,
+        content: dict[str, Any],
+        compute: Callable[[], Artifact],
+    ) -> Artifact:
+        """An artifact of a caller's own that depends on both score maps of images.
+
+        Args:
+            kind: of artifact.
+            joint_epochs, depth, images: of the maps, see :meth:`maps`.
+            content: what else decides the artifact.
+            compute: makes it where it is missing.
+        """
+        maps = self._density_content(joint_epochs, depth, images) | {
+            "classifier": self._finetuned_content(joint_epochs),
+            "smoothing": self.settings.smoothing,
+        }
+        return self.store.get(kind, maps | content, compute)
+
+    def _density_content(
+        self, joint_epochs: int, depth: int, images: PlacedImages
+    ) -> dict[str, Any]:
+        return self._flow_content(joint_epochs, depth) | {"images": images.key}
+
+    def density_key(self, joint_epochs: int, depth: int, images: PlacedImages) -> str:
+        """The key of :meth:`density_maps` in the store."""
+        return self.store.key(self._density_content(joint_epochs, depth, images))
+
+    def stored_density_maps(self, key: str) -> Tensor | None:
+        """The density's maps with a key (:meth:`density_key`); None where they are not stored."""
+        found = self.store.find(DENSITY_MAPS, key)
+        return None if found is None else found.tensors["map"]
+
     def density_maps(
         self, joint_epochs: int, depth: int, images: PlacedImages, with_classifier: bool = False
     ) -> Tensor:
@@ -598,8 +636,8 @@ class CategoryPipeline:
             )
 
         return self.store.get(
-            "density_maps",
-            self._flow_content(joint_epochs, depth) | {"images": images.key},
+            DENSITY_MAPS,
+            self._density_content(joint_epochs, depth, images),
             compute,
         ).tensors["map"]
 

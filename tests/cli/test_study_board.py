@@ -29,7 +29,7 @@ def shown(board: Board) -> str:
 
 def test_counts_best_values_and_the_time_to_go() -> None:
     now = 100.0
-    board = Board(["nut", "[bold]bolt"], 5, clock=lambda: now)
+    board = Board(["nut", "[bold]bolt"], 5, "pixel_ap", clock=lambda: now)
     board.earlier([trial("nut", 0, 0.5, reused=1, computed=5), trial("nut", 1, None)])
     assert board.seconds_to_go() is None
     for category in ("nut", "[bold]bolt"):
@@ -57,7 +57,7 @@ def test_counts_best_values_and_the_time_to_go() -> None:
 
 
 def test_hundreds_of_categories_show_those_that_something_happens_in() -> None:
-    board = Board([f"part {n}" for n in range(300)], 5)
+    board = Board([f"part {n}" for n in range(300)], 5, "pixel_ap")
     board.begun("part 123")
     text = shown(board)
     assert "part 123" in text
@@ -66,7 +66,7 @@ def test_hundreds_of_categories_show_those_that_something_happens_in() -> None:
 
 
 def test_a_trial_that_is_told_of_twice_counts_once() -> None:
-    board = Board(["nut"], 5)
+    board = Board(["nut"], 5, "pixel_ap")
     board.begun("nut")
     for _ in range(2):
         board.trial(trial("nut", 0, 0.5, reused=1, computed=5))

@@ -12,6 +12,7 @@ from clsnf.core.errors import MetricError, SettingsError
 from clsnf.data.images import write_image, write_mask
 from clsnf.evaluation.selection import (
     ValidationLabels,
+    best_weight,
     check_objective,
     choose_score_weight,
     family_metrics,
@@ -122,14 +123,17 @@ def test_padding_counts_as_no_pixel(maps: ScoreMaps, labels: ValidationLabels) -
 
 def test_a_sweep_is_the_objective_of_each_weight(maps: ScoreMaps, labels: ValidationLabels) -> None:
     weights = np.array([0.0, 0.25, 1.0])
-    swept = sweep_weights(maps, labels, "pixel_ap", weights)
+    swept = sweep_weights(maps, labels, ("pixel_ap",), weights)
     assert [at.fusion_weight for at in swept] == [0.0, 0.25, 1.0]
     for at in swept:
         expected = metrics_at(maps, labels, at.fusion_weight, ("pixel_ap",))
-        assert at.families == {family: found["pixel_ap"] for family, found in expected.items()}
-        assert at.mean == mean_over_families(expected, "pixel_ap")
+        assert at.families == expected
+        assert at.mean("pixel_ap") == mean_over_families(expected, "pixel_ap")
+    best = best_weight(swept, "pixel_ap")
+    assert best.mean("pixel_ap") == max(at.mean("pixel_ap") for at in swept)
+    assert best_weight([swept[0], swept[0], swept[1]], "pixel_ap").fusion_weight in (0.0, 0.25)
     only = ScoreMaps(maps.density, torch.zeros_like(maps.classifier))
-    assert sweep_weights(only, labels, "pixel_ap", np.array([0.0]))[0] == swept[0], (
+    assert sweep_weights(only, labels, ("pixel_ap",), np.array([0.0]))[0] == swept[0], (
         "at w = 0 the classifier has no part"
     )
 

@@ -163,7 +163,7 @@ def test_the_trials_filter_by_product_and_sort_by_their_objective(driver: webdri
     assert len(rows(driver, table)) == 12 * len(PRODUCTS)
     Select(driver.find_element(By.CSS_SELECTOR, f"{table} .pick")).select_by_visible_text("beta")
     assert len(rows(driver, table)) == 12
-    sort_by(driver, table, "Pixel AP (objective)")
+    sort_by(driver, table, "Pixel AP on validation defects")
     values = [float(row.find_elements(By.TAG_NAME, "td")[4].text) for row in rows(driver, table)]
     assert values == sorted(values)
     assert len(set(values)) > 1

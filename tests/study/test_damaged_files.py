@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clsnf.study.progress_files import ProgressNote, read_notes
 
 from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import DataError, OutputError
@@ -31,6 +30,7 @@ from clsnf.results import (
     write_trials,
 )
 from clsnf.study.folder import StudyFolder, claim_folder
+from clsnf.study.progress_notes import FileNotes, ProgressNote, progress_notes
 from clsnf.study.request import StudyRequest
 from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.stored_request import read_request
@@ -147,11 +147,11 @@ def test_a_damaged_progress_note_is_left_out(tmp_path: Path) -> None:
     note = b'{"category": "nut", "task": "t", "done": 1, "total": 2, "at": 9999999999.0}'
     good = ProgressNote("nut", "t", 1, 2, 9999999999.0)
     (folder / "nut.1.json").write_bytes(note)
-    assert read_notes(tmp_path) == [good]
+    assert progress_notes(FileNotes(tmp_path)) == [good]
     for content in (*damaged(note), b"5", b'"x"', note.replace(b"1", b'"one"'), b"[]"):
         (folder / "nut.2.json").write_bytes(content)
-        assert all(isinstance(found.done, int) for found in read_notes(tmp_path))
-        assert good in read_notes(tmp_path)
+        assert all(isinstance(found.done, int) for found in progress_notes(FileNotes(tmp_path)))
+        assert good in progress_notes(FileNotes(tmp_path))
 
 
 def test_a_folder_of_a_study_that_was_killed_at_its_start_is_begun_again(tmp_path: Path) -> None:

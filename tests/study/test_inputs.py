@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import timm
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from clsnf.cli import main
 from clsnf.core.config import BackboneSettings, DetectorSettings, ImageSettings, StudySettings
-from clsnf.core.errors import OutputError
+from clsnf.core.errors import ClsnfError, OutputError
 from clsnf.data.layouts import read_category
 from clsnf.results import StudyIdentity, read_result, write_result
 from clsnf.study.inputs import StudyInputs, check_inputs
@@ -152,6 +155,29 @@ def test_a_version_that_gives_other_results_is_another_study(
         f"The study in {out} was begun with a version of clsnf that gives other results "
         f"({name} was {now - 1}, is {now}): choose another --out, or go on with that version."
     )
+
+
+def test_a_folder_of_weights_serves_several_backbones_and_may_move(
+    data: Path, tmp_path: Path, resnet18_weights: Path
+) -> None:
+    folder, out = tmp_path / "weights", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(resnet18_weights, folder / "resnet18.safetensors")
+    space = Space({"backbone.name": {"type": "choice", "values": ["resnet18", "resnet34"]}})
+    asked = request(data, out, folder, space=space)
+    said = f"The weights folder {folder} holds no file of 'resnet34': put resnet34.safetensors"
+    with pytest.raises(ClsnfError, match=re.escape(said)):
+        check_inputs(asked, out, Reporter())
+    resnet34 = timm.create_model("resnet34", pretrained=False)
+    save_file(resnet34.state_dict(), folder / "resnet34.safetensors")
+    begun = begin(asked)
+    assert set(begun.identity.weights or {}) == {str(file) for file in folder.iterdir()}
+    moved = Path(shutil.move(folder, tmp_path / "moved"))
+    again = request(data, out, moved, space=space)
+    assert resume(again).resumed == begun.identity
+    _change_last_byte(moved / "resnet34.safetensors")
+    with pytest.raises(OutputError, match=r"begun with other settings \(backbone.weights "):
+        resume(again)
 
 
 # ---- studies of earlier versions ----

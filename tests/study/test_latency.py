@@ -1,7 +1,6 @@
 """Latencies that a front rests on are measured in turn."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +40,9 @@ def test_no_network_has_no_latency() -> None:
 def test_the_weight_and_the_epochs_change_no_architecture() -> None:
     base = DetectorSettings()
     known = architecture_content(base)
-    same: dict[str, Any] = {"fusion_weight": 0.9, "finetune.joint_epochs": 0, "seed": 4}
+    same = {"fusion_weight": 0.9, "finetune.joint_epochs": 0, "seed": 4}
+    other = {"flow.depth": 0, "backbone.levels": [1, 2], "image.height": 64}
     for name, value in same.items():
         assert architecture_content(replaced(base, {name: value})) == known
-    others: dict[str, Any] = {"flow.depth": 0, "backbone.levels": [1, 2], "image.height": 64}
-    for name, value in others.items():
-        assert architecture_content(replaced(base, {name: value})) != known
+    for name, changed in other.items():
+        assert architecture_content(replaced(base, {name: changed})) != known

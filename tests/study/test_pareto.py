@@ -1,23 +1,25 @@
-"""Several objectives: which trials are on the Pareto front."""
+"""Several objectives: which candidates are on the Pareto front."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clsnf.core.config import StudySettings
-from clsnf.results import Measurements, TrialResult
+from clsnf.results import TrialResult
+from clsnf.study.candidates import Candidate
 from clsnf.study.pareto import front_of
 from clsnf.study.trials import directions_of
 
 STUDY = StudySettings(objectives=("pixel_ap", "latency"))
 
 
-def trial(number: int, quality: float, latency: float) -> TrialResult:
-    measured = Measurements(validation={"pixel_ap": quality}, latency=latency)
-    return TrialResult("nut", number, "finished", objective=quality, measured=measured)
+def trial(number: int, quality: float, latency: float, weight: float = 0.5) -> Candidate:
+    own = TrialResult("nut", number, "finished", objective=quality)
+    objectives = {"pixel_ap": quality, "latency": latency}
+    return Candidate(own, weight, 0.1, (quality,), objectives)
 
 
-def front(trials: list[TrialResult]) -> list[int]:
-    return [trial.number for trial in front_of(trials, STUDY)]
+def front(candidates: list[Candidate]) -> list[int]:
+    return [candidate.trial.number for candidate in front_of(candidates, STUDY)]
 
 
 def test_latency_is_lowered_and_metrics_are_raised() -> None:
@@ -34,6 +36,11 @@ def test_latency_is_lowered_and_metrics_are_raised() -> None:
 
 def test_equal_trials_are_all_on_the_front() -> None:
     assert front([trial(0, 0.5, 10), trial(1, 0.5, 10)]) == [0, 1]
+
+
+def test_of_a_trials_equal_weights_the_first_is_on_the_front() -> None:
+    candidates = [trial(0, 0.5, 10, 0.2), trial(0, 0.5, 10, 0.3), trial(0, 0.4, 10, 0.4)]
+    assert front_of(candidates, STUDY) == candidates[:1]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))

@@ -31,7 +31,7 @@ from clsnf.study.search import (
 from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage, trial_seed
 
-SPACE = Space(DEFAULT_SPACE)
+SPACE = Space(DEFAULT_SPACE | {"flow.passes": {"type": "float", "low": 0.5, "high": 4.0}})
 START = SPACE.start(DetectorSettings())
 
 
@@ -74,7 +74,7 @@ def objective(config: dict[str, Any]) -> float:
     """Any function that tells settings apart."""
     return (
         1
-        - (config["fusion_weight"] - 0.3) ** 2
+        - (config["flow.passes"] - 1.3) ** 2
         - 0.01 * config["flow_depth"]
         + 0.02 * config["finetune_epochs"]
     )
@@ -185,9 +185,9 @@ def test_the_seed_of_a_trial_is_fixed() -> None:
 
 
 def test_the_sampler_learns_from_its_category() -> None:
-    weights = [trial["fusion_weight"] for trial in run(searcher(["a"], 40))]
-    late = [abs(w - 0.3) for w in weights[20:]]
-    early = [abs(w - 0.3) for w in weights[1:10]]
+    passes = [trial["flow.passes"] for trial in run(searcher(["a"], 40))]
+    late = [abs(p - 1.3) for p in passes[20:]]
+    early = [abs(p - 1.3) for p in passes[1:10]]
     assert sum(late) / len(late) < sum(early) / len(early)
 
 
@@ -399,20 +399,6 @@ def test_choices_may_be_lists(
     assert not [w for w in recwarn if "Choices" in str(w.message)]
 
 
-def test_tune_keeps_no_history_of_the_metrics_of_a_trial_that_ended() -> None:
-    trial = Trial("a stub", stub=True)
-    trial.update_last_result(
-        {f"metric_{n}": float(n) for n in range(200)} | {"training_iteration": 1}
-    )
-    whole = len(pickle.dumps(trial.run_metadata.__dict__.copy()))
-    before = dict(trial.last_result)
-    ForgetfulCallback().on_trial_complete(0, [trial], trial)
-    assert trial.last_result == before
-    assert trial.metric_analysis == {}
-    assert trial.metric_n_steps == {}
-    assert len(pickle.dumps(trial.run_metadata.__dict__.copy())) < whole / 3
-
-
 # ---- outages ----
 
 
@@ -511,3 +497,17 @@ def test_a_trial_that_hangs_twice_has_failed_and_a_lost_node_does_not_count() ->
     (own,) = search._trials_of.values()
     assert own.result(0).status == "failed"
     assert own.result(0).cause == "It made no progress for 30 min, and was ended."
+
+
+def test_tune_keeps_no_history_of_the_metrics_of_a_trial_that_ended() -> None:
+    trial = Trial("a stub", stub=True)
+    trial.update_last_result(
+        {f"metric_{n}": float(n) for n in range(200)} | {"training_iteration": 1}
+    )
+    whole = len(pickle.dumps(trial.run_metadata.__dict__.copy()))
+    before = dict(trial.last_result)
+    ForgetfulCallback().on_trial_complete(0, [trial], trial)
+    assert trial.last_result == before
+    assert trial.metric_analysis == {}
+    assert trial.metric_n_steps == {}
+    assert len(pickle.dumps(trial.run_metadata.__dict__.copy())) < whole / 3

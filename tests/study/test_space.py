@@ -17,6 +17,7 @@ from clsnf.core.config import (
     FinetuneSettings,
     FlowSettings,
     ImageSettings,
+    StudySettings,
     to_dict,
 )
 from clsnf.core.errors import ClsnfError, SettingsError, WeightsError
@@ -26,6 +27,7 @@ from clsnf.study.space import (
     SHORT_NAMES,
     Space,
     apply_config,
+    paper_space,
     read_space,
 )
 
@@ -50,7 +52,7 @@ def test_the_shipped_space_is_the_default() -> None:
 def test_every_shipped_space_fits_the_default_settings(path: Path) -> None:
     space = read_space(path)
     space.check(DetectorSettings())
-    assert set(space.start(DetectorSettings())) == set(space.ranges)
+    assert set(space.start(DetectorSettings())) == set(space.ranges) - {"fusion_weight"}
 
 
 def test_trials_are_compared_on_their_way_if_each_trains_on_its_own() -> None:
@@ -78,8 +80,7 @@ def test_a_file_may_search_any_setting_by_its_full_name(tmp_path: Path) -> None:
             "image.height: {type: int, low: 64, high: 256, step: 32}\n",
         )
     )
-    assert list(space.distributions()) == [
-        "fusion_weight",
+    assert list(space.distributions()) == [  # the fusion weight is swept
         "flow.passes",
         "finetune.learning_rate",
         "defects.object_mask",
@@ -305,8 +306,9 @@ def with_weights(file: Path | None, **backbone: Any) -> DetectorSettings:
         (
             ["resnet18", "resnet34"],
             "The search space's backbone.name has 2 backbones (resnet18, resnet34), and --weights "
-            "is one file, {file}, which fits one of them: leave --weights out to use timm's "
-            "pretrained weights, or search one backbone.",
+            "is one file, {file}, which fits one of them: give a folder of files that are named "
+            "after their models, leave --weights out to use timm's pretrained weights, or search "
+            "one backbone.",
         ),
         (["resnet34"], "The search space's backbone.name=resnet34: {file} does not fit 'resnet34'"),
     ],
@@ -396,7 +398,6 @@ def test_names_that_do_not_exist_are_refused(name: str) -> None:
 def test_the_first_trial_is_the_settings_as_they_stand_where_the_space_holds_them() -> None:
     space = Space(DEFAULT_SPACE)
     assert space.start(DetectorSettings()) == {
-        "fusion_weight": 0.25,
         "finetune_epochs": 8,
         "flow_depth": 2,
     }
@@ -410,7 +411,7 @@ def test_the_first_trial_has_the_choice_that_the_settings_have_by_its_old_name_t
 def test_else_the_first_trial_is_the_nearest_point() -> None:
     space = Space(
         {
-            "fusion_weight": {"type": "float", "low": 0.3, "high": 0.5},
+            "flow.passes": {"type": "float", "low": 0.3, "high": 0.5},
             "finetune_epochs": {"type": "choice", "values": [0, 5, 20]},
             "flow_depth": {"type": "int", "low": 1, "high": 9, "step": 4},
             "defects.object_mask": {"type": "choice", "values": ["dark", "bright"]},
@@ -418,7 +419,7 @@ def test_else_the_first_trial_is_the_nearest_point() -> None:
     )
     start = space.start(DetectorSettings(flow=FlowSettings(depth=6)))
     assert start == {
-        "fusion_weight": 0.3,
+        "flow.passes": 0.5,
         "finetune_epochs": 5,
         "flow_depth": 5,
         "defects.object_mask": "dark",
@@ -475,8 +476,8 @@ def test_a_step_of_null_is_no_step() -> None:
     assert whole.distributions() == {"finetune_epochs": IntDistribution(2, 5)}
     assert whole.joint_epochs(DetectorSettings()) == [2, 3, 4, 5]
     assert whole.start(DetectorSettings()) == {"finetune_epochs": 5}
-    real = Space({"fusion_weight": {"type": "float", "low": 0, "high": 1, "step": None}})
-    assert real.distributions() == {"fusion_weight": FloatDistribution(0, 1)}
+    real = Space({"flow.passes": {"type": "float", "low": 0.5, "high": 1, "step": None}})
+    assert real.distributions() == {"flow.passes": FloatDistribution(0.5, 1)}
 
 
 @pytest.mark.parametrize("name", ["finetune_epochs", "finetune.joint_epochs"])
@@ -497,14 +498,41 @@ def test_joint_epochs_that_no_trial_changes_are_those_of_the_settings() -> None:
 
 
 def test_fusion_weights_outside_the_space_are_not_swept() -> None:
-    assert Space(DEFAULT_SPACE).fusion_weights() == FUSION_WEIGHTS
+    settings = DetectorSettings()
+    assert Space(DEFAULT_SPACE).fusion_weights(settings) == FUSION_WEIGHTS
     part = Space({"fusion_weight": {"type": "float", "low": 0.1, "high": 0.25}})
-    assert part.fusion_weights() == (0.1, 0.15, 0.2, 0.25)
-    assert Space({"fusion_weight": {"type": "choice", "values": [0.7, 0.2]}}).fusion_weights() == (
-        0.2,
-        0.7,
+    assert part.fusion_weights(settings) == (0.1, 0.15, 0.2, 0.25)
+    choice = Space({"fusion_weight": {"type": "choice", "values": [0.7, 0.2]}})
+    assert choice.fusion_weights(settings) == (0.2, 0.7)
+    narrow = Space({"fusion_weight": {"type": "float", "low": 0.31, "high": 0.39}})
+    assert narrow.fusion_weights(settings) == (0.31, 0.39), "its ends, where nothing else is inside"
+    steps = Space({"fusion_weight": {"type": "float", "low": 0.1, "high": 0.4, "step": 0.1}})
+    assert steps.fusion_weights(settings) == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert Space({"fusion_weight": {"type": "int", "low": 0, "high": 1}}).fusion_weights(
+        settings
+    ) == (0.0, 1.0)
+
+
+def test_the_settings_own_fusion_weight_is_swept_too() -> None:
+    settings = DetectorSettings(fusion_weight=0.33)
+    assert 0.33 in Space(DEFAULT_SPACE).fusion_weights(settings)
+    assert Space({"flow_depth": {"type": "choice", "values": [2]}}).fusion_weights(settings) == (
+        0.33,
     )
-    assert Space({"flow_depth": {"type": "choice", "values": [2]}}).fusion_weights() == ()
+
+
+def test_the_size_of_a_space_is_the_number_of_trials_that_differ() -> None:
+    assert Space(DEFAULT_SPACE).size == 9, "the fusion weight is swept in each"
+    assert Space(DEFAULT_SPACE).limited(StudySettings(trials=40)).trials == 9
+    assert paper_space().size == 1
+    whole = Space({"flow_depth": {"type": "int", "low": 0, "high": 6, "step": 2}})
+    assert whole.size == 4
+    steps = Space({"flow.passes": {"type": "float", "low": 0.5, "high": 1.5, "step": 0.25}})
+    assert steps.size == 5
+    real = Space({"flow.passes": {"type": "float", "low": 0.5, "high": 1.5}})
+    assert real.size == math.inf
+    assert real.limited(StudySettings(trials=40)).trials == 40
+    assert Space(DEFAULT_SPACE).limited(StudySettings(trials=None)).trials is None
 
 
 def test_the_default_file_is_documented_and_plain() -> None:

@@ -25,14 +25,14 @@ storage = open_storage(where, out, print)
 trials = CategoryTrials(storage, "gear", "gear", plan, [space.start(DetectorSettings())])
 while trials.begun < end:
     number, values = trials.begin()
-    trials.finish(number, Measurements({"pixel_ap": 1 - values["fusion_weight"]}))
+    trials.finish(number, Measurements({"pixel_ap": values["flow_depth"] / 9}))
 if kill:
     journal = Path(where or out / "optuna.journal")
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     size = journal.stat().st_size + int(kill)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     number, values = trials.begin()
-    trials.finish(number, Measurements({"pixel_ap": 1 - values["fusion_weight"]}))
+    trials.finish(number, Measurements({"pixel_ap": values["flow_depth"] / 9}))
 for trial in trials.results():
     print(trial.number, trial.status, trial.objective, trial.config)
 """
