@@ -22,7 +22,7 @@ from typing import Any
 
 from clsnf.core.config import StudySettings
 from clsnf.results import Measurements, StudySummary, TrialResult, read_result, read_trials
-from clsnf.study.allocation import FLOOR, Allocation
+from clsnf.study.allocation import FLOOR, Allocation, growth
 from clsnf.study.deadline import Costs, Deadline
 from clsnf.study.warm_start import points_of_others
 
@@ -82,6 +82,11 @@ def last_records(values: Sequence[float]) -> float:
             sizes.append(value - best)
             best = value
     return statistics.mean(sizes[-2:]) / (len(values) + 1) if sizes else 0.0
+
+
+def own_curve(values: Sequence[float]) -> float:
+    """A study's rule without the other categories, and without an upper end of the objective."""
+    return growth(values) / (len(values) + 1)
 
 
 def top_gap(values: Sequence[float]) -> float:
@@ -205,7 +210,8 @@ def main() -> None:
             budget = factor * (whole if timed else once)
             rules: dict[str, Callable[[], Turn]] = {
                 "round robin": lambda: fair,
-                "curve (clsnf study)": lambda timed=timed: of_clsnf(list(products), timed),  # type: ignore[misc]
+                "clsnf study": lambda timed=timed: of_clsnf(list(products), timed),  # type: ignore[misc]
+                "own curve alone": lambda timed=timed: by(own_curve, timed),  # type: ignore[misc]
                 "last records": lambda timed=timed: by(last_records, timed),  # type: ignore[misc]
                 "gap of the best two": lambda timed=timed: by(top_gap, timed),  # type: ignore[misc]
             }

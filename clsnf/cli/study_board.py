@@ -116,9 +116,9 @@ class Board:
 
     def so_far(self) -> str:
         """How many trials ended, for people."""
-        return (
-            f"{self.ended} trials" if self.total is None else f"{self.ended} of {self.total} trials"
-        )
+        if self.total is None:
+            return f"{self.ended} {'trial' if self.ended == 1 else 'trials'}"
+        return f"{self.ended} of {self.total} trials"
 
     def seconds_to_go(self) -> float | None:
         """Seconds to go at the pace so far; None before a trial ended, or without a limit.

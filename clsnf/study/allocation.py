@@ -2,8 +2,8 @@
 
 Where each category has a number of trials of its own, turns are fair. Where all of them share a
 budget (``--total-trials``, ``--until``, ``--hours``), every category gets :data:`FLOOR` trials, and
-each trial after that goes to the category with the most to gain, as :func:`expected_gain` estimates
-it from that category's own trials. Equal histories give equal turns: nothing here is random.
+each trial after that goes to the category with the most to gain, as :func:`expected_gains`
+estimates it from the trials so far. Equal histories give equal turns: nothing here is random.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from clsnf.study.deadline import Deadline
 from clsnf.study.warm_start import points_of_others
 
 FLOOR = 3  # trials that each category gets before gains are compared
+_PRIOR = 20  # chosen by benchmarks/allocation.py: with less of it, round robin is better
 
 
 @dataclass
@@ -71,17 +72,14 @@ def expected_best(values: Sequence[float], of: int) -> float:
     return sum(v * math.comb(rank, of - 1) / total for rank, v in enumerate(ordered))
 
 
-def expected_gain(values: Sequence[float], running: int = 0) -> float:
-    """What one more trial will add to the best objective, on average.
+def growth(values: Sequence[float]) -> float:
+    """How much the best objective grows per unit of ln(trials), over the second half of the trials.
 
     The best of k trials, averaged over all orders of the n values, is a curve that no lucky order
-    disturbs. A best-so-far grows with the logarithm of k where values have an exponential tail. The
-    curve's growth over its second half, from n/2 to n, is then ln(2) times its slope per ln(k), and
-    trial n + 1 adds slope / (n + 1). Running trials count as trials that add nothing.
+    disturbs. This is its slope from n/2 to n.
 
     Args:
         values: objectives of a category's finished trials, in any order.
-        running: number of trials that have not ended.
 
     Returns:
         0 or more; 0 for fewer than two values.
@@ -90,8 +88,31 @@ def expected_gain(values: Sequence[float], running: int = 0) -> float:
     if n < 2:
         return 0.0
     half = (n + 1) // 2
-    growth = max(values) - expected_best(values, half)
-    return growth / math.log(n / half) / (n + 1 + running)
+    return (max(values) - expected_best(values, half)) / math.log(n / half)
+
+
+def expected_gains(
+    values: Mapping[str, Sequence[float]], others: Mapping[str, int]
+) -> dict[str, float]:
+    """What one more trial of each category is worth, up to a common factor.
+
+    A category's own :func:`growth` is drawn towards the mean of all, as if :data:`_PRIOR` more
+    trials had shown that: a few trials alike do not mean that there is nothing to gain. It falls
+    with the square of the number of trials, because objectives have an upper end. A category
+    without a finished trial has no gain.
+
+    Args:
+        values: category -> objectives of its finished trials.
+        others: category -> number of its trials that add nothing: that run, failed or were stopped.
+    """
+    own = {category: growth(found) for category, found in values.items() if found}
+    mean = sum(own.values()) / len(own) if own else 0.0
+    gains = dict.fromkeys(values, 0.0)
+    for category in own:
+        n = len(values[category])
+        drawn = (n * own[category] + _PRIOR * mean) / (n + _PRIOR)
+        gains[category] = drawn / (n + 1 + others[category]) ** 2
+    return gains
 
 
 class Allocation:
@@ -169,7 +190,7 @@ class Allocation:
             return fair
         first = [category for category in fair if begun[category] < FLOOR]
         later = [category for category in fair if begun[category] >= FLOOR]
-        gains = {category: self._gain(category, running[category]) for category in later}
+        gains = self._gains(later, running)
         return first + sorted(later, key=lambda c: -gains[c])
 
     def left(self, begun: Mapping[str, int]) -> int | None:
@@ -181,10 +202,17 @@ class Allocation:
             limits.append(max(0, study.total_trials - sum(begun.values())))
         return min(limits, default=None)
 
-    def _gain(self, category: str, running: int) -> float:
-        history = self._history(category)
-        gain = expected_gain(history.values, running)
-        return gain if self._deadline is None else gain / max(history.mean_seconds, 1e-3)
+    def _gains(self, categories: Sequence[str], running: Mapping[str, int]) -> dict[str, float]:
+        """What a trial is worth; with a deadline, a second of one."""
+        values = {category: self._history(category).values for category in categories}
+        others = {
+            category: len(self._history(category).ended) - len(found) + running[category]
+            for category, found in values.items()
+        }
+        gains = expected_gains(values, others)
+        if self._deadline is None:
+            return gains
+        return {c: g / max(self._history(c).mean_seconds, 1e-3) for c, g in gains.items()}
 
     # ---- when a search ends ----
 

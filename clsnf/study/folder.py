@@ -42,11 +42,9 @@ from clsnf.data.sources import read_bytes
 from clsnf.results import FinishedCategory, WinnerResult, read_result, write_result, write_table
 from clsnf.study.lease_actor import ActorLeases, ActorNotes
 from clsnf.study.progress_notes import FileNotes, Notes
-from clsnf.study.remote_copy import local_copy
+from clsnf.study.remote_copy import JOURNAL, REQUEST, local_copy
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import rows_of
-
-REQUEST, JOURNAL = "request.json", "optuna.journal"
 
 
 @dataclass(frozen=True)

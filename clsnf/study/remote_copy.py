@@ -31,12 +31,12 @@ from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import without_secrets
 from clsnf.study.driver_lease import DRIVER, DriverLease
 
+REQUEST, JOURNAL = "request.json", "optuna.journal"
 # What the driver needs to resume a study, and uploads while it runs.
 STATE = (
-    "request.json",
+    REQUEST,
     "study.json",
-    "request.json",
-    "optuna.journal",
+    JOURNAL,
     "optuna.journal.torn",
     "trials.parquet",
     "summary.json",
@@ -45,7 +45,6 @@ STATE = (
     "ledger.jsonl",
 )
 _EVERY = 5.0  # seconds between uploads of what has changed
-_JOURNAL = "optuna.journal"
 
 
 def local_copy(name: str) -> Path:
@@ -118,8 +117,8 @@ def driver_copy(
     remote = RemoteFolder(uri)
     if remote.read("study.json") is not None and not resume:
         raise OutputError(
-            f"{without_secrets(uri)} is in use: choose another --out, or say --resume to go on "
-            "with the study in it."
+            f"{without_secrets(uri)} is in use: choose another --out, or say --resume "
+            f"{without_secrets(uri)} to go on with the study in it."
         )
     if remote.read("study.json") is None:
         if set(remote.names()) - {DRIVER}:
@@ -173,10 +172,10 @@ def _is_ahead(copy: DriverCopy) -> bool:
 
     A journal only grows. If the remote one is the beginning of this one, nobody went on elsewhere.
     """
-    local = copy.path / _JOURNAL
+    local = copy.path / JOURNAL
     if not (copy.path / "study.json").is_file() or not local.is_file():
         return False
-    here, there = local.read_bytes(), copy.remote.read(_JOURNAL) or b""
+    here, there = local.read_bytes(), copy.remote.read(JOURNAL) or b""
     return len(here) > len(there) and here.startswith(there)
 
 

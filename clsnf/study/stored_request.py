@@ -13,7 +13,7 @@ from clsnf.core.errors import OutputError
 from clsnf.core.remote import RemoteFolder
 from clsnf.core.uris import is_uri, without_secrets
 from clsnf.results import StoredRequest, from_plain
-from clsnf.study.folder import REQUEST
+from clsnf.study.remote_copy import REQUEST
 
 _AGAIN = (
     "say what the study was begun with once more, --out {out} --resume with --data and all other "

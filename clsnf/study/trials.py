@@ -37,8 +37,8 @@ from clsnf.core.uris import is_uri
 from clsnf.results import LATENCY, Measurements, TrialResult, stored_choice, trial_result
 from clsnf.study.database import open_database
 from clsnf.study.failures import AvoidedValue, avoided_values, why_stop
-from clsnf.study.folder import JOURNAL
 from clsnf.study.points import FreePoints, is_value, point_key
+from clsnf.study.remote_copy import JOURNAL
 from clsnf.study.samplers import SamplerOptions, make_sampler, suggest
 from clsnf.study.space import FUSION_WEIGHT
 

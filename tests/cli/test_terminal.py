@@ -81,3 +81,20 @@ def test_a_line_about_a_trial_has_its_number_and_how_many_ended(
     reporter.trial(TrialResult("nut", 2, "failed", cause="no", config={"flow_depth": 4}))
     said = capsys.readouterr().err
     assert said == "1 of 6 trials ended: nut, trial 2: flow_depth 4: failed: no\n"
+
+
+@pytest.mark.parametrize(
+    ("study", "begin"),
+    [
+        (StudySettings(trials=None), "1 trial ended: nut"),
+        (StudySettings(trials=None, total_trials=5), "1 of 5 trials ended: nut"),
+        (StudySettings(trials=2, total_trials=5), "1 of 4 trials ended: nut"),
+    ],
+)
+def test_a_line_about_a_trial_knows_of_shared_budgets(
+    study: StudySettings, begin: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reporter = Terminal().reporter(DetectorSettings(), ["nut", "bolt"], study)
+    reporter.begun("nut")
+    reporter.trial(TrialResult("nut", 0, "failed", cause="no"))
+    assert capsys.readouterr().err.startswith(begin)
