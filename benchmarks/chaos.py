@@ -27,6 +27,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -464,34 +465,37 @@ def disturb(run: Run, deck: Deck | None, until: float, gap: float, rng: random.R
     following = time.monotonic() + rng.uniform(0.5, 1.5) * gap
     latest = max(until, time.monotonic()) + LAST
     moved, moved_at = -1, time.monotonic()
-    while True:
-        run.wait(1)
-        now = time.monotonic()
-        signs = len(run.witness.completed) + len(run.witness.artifacts) + run.log.stat().st_size
-        if signs != moved:
-            moved, moved_at = signs, now
-        assert run.driver is not None
-        code = run.driver.poll()
-        if code == 0:
-            break
-        if code is not None:
-            say(f"  the command ended with {code}: {last_line(run.log)}")
-            done[f"(ended by itself with {code})"] += 1
-            if sum(n for name, n in done.items() if name.startswith("(")) > 8:
-                run.witness.problems.append("it ends by itself again and again")
+    try:
+        while True:
+            run.wait(1)
+            now = time.monotonic()
+            signs = len(run.witness.completed) + len(run.witness.artifacts) + run.log.stat().st_size
+            if signs != moved:
+                moved, moved_at = signs, now
+            assert run.driver is not None
+            code = run.driver.poll()
+            if code == 0:
                 break
-            run.start()
-        elif now - moved_at > STILL or now > latest:
-            run.witness.problems.append(f"no end; it stood still for {now - moved_at:.0f} s")
+            if code is not None:
+                say(f"  the command ended with {code}: {last_line(run.log)}")
+                done[f"(ended by itself with {code})"] += 1
+                if sum(n for name, n in done.items() if name.startswith("(")) > 8:
+                    run.witness.problems.append("it ends by itself again and again")
+                    break
+                run.start()
+            elif now - moved_at > STILL or now > latest:
+                run.witness.problems.append(f"no end; it stood still for {now - moved_at:.0f} s")
+                break
+            elif deck is not None and following <= now < until:
+                fault = deck.play(run)
+                if fault is not None:
+                    done[fault[0]] += 1
+                    moved_at = time.monotonic()
+                    say(f"  {len(run.witness.completed)} trials complete: {': '.join(fault)}")
+                following = time.monotonic() + rng.uniform(0.5, 1.5) * gap
+    finally:
+        if run.driver is not None and run.driver.poll() is None:
             run.kill()
-            break
-        elif deck is not None and following <= now < until:
-            fault = deck.play(run)
-            if fault is not None:
-                done[fault[0]] += 1
-                moved_at = time.monotonic()
-                say(f"  {len(run.witness.completed)} trials complete: {': '.join(fault)}")
-            following = time.monotonic() + rng.uniform(0.5, 1.5) * gap
     run.witness.look()
     return done
 
@@ -640,6 +644,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a short path; default: a new folder in /tmp")
     parser.add_argument("options", nargs="*", help="more options of `clsnf study`, after --")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cluster and the disk are cleared
     folder = (given.out or Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     faults, problems = run_chaos(given, folder)
