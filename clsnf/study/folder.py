@@ -23,6 +23,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -129,16 +131,33 @@ class StudyFolder:
 
     # ---- tables of images ----
 
-    def write_tables(self, category: str, table: pa.Table, validation: pa.Table) -> None:
-        """Write what a trial may see: the normals, and the validation defects.
+    def write_train_table(self, category: str, table: pa.Table) -> None:
+        """Write what a trial may see: the normals.
 
         While trials run, no file of the study says where the test images are.
         """
-        self._delete(_table_name(category, "test"))  # of an earlier run
+        for kind in ("test", "validation"):  # of an earlier run: the folder may have been moved
+            self._delete(_table_name(category, kind))
         not_test = pa.compute.not_equal(table["split"], "test")
         self._write_table(category, "train", table.filter(not_test))
-        self._write_table(category, "validation", validation)
-        self.publish(f"validation/{category}")
+
+    def draw_validation_set(self, category: str, draw: Callable[[Path], pa.Table]) -> None:
+        """Make a category's validation set where no process has made it yet.
+
+        Args:
+            category: its name.
+            draw: makes the set in a folder, or finds it there, and returns its table.
+        """
+        name, table = f"validation/{category}", _table_name(category, "validation")
+        with self.leases.hold(f"validation-{category}") if self.leases else nullcontext():
+            if self.fetch(table).exists():
+                return
+            self.fetch(name)
+            drawn = draw(self.path / name)
+            self.publish(name)
+            self._write_table(
+                category, "validation", _relocated(drawn, self.path, Path(self.driver_path))
+            )
 
     def write_test_table(self, category: str, table: pa.Table) -> None:
         """Write where the test images are, once no trial of the category will run any more."""

@@ -19,7 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import pyarrow as pa
 from filelock import FileLock, Timeout
 
 import clsnf
@@ -64,8 +63,7 @@ from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
 from clsnf.study.warm_start import best_points, points_of_space
-from clsnf.synthesis.validation_set import write_validation_set
-from clsnf.training.prepare import fit_mask_mode, open_fit_rows, rows_of
+from clsnf.training.prepare import rows_of
 
 _IDLE = 0.2  # seconds between two looks while winners wait for an outage to end
 # Trials of a category that the sampler prepares for where only the clock ends a study.
@@ -228,8 +226,7 @@ class _Driver:
         """Search, then pick and evaluate the winners; `started` by :func:`time.perf_counter`."""
         trials_of = self.open_trials()
         for category, table in self.inputs.tables.items():
-            validation = self.write_validation_set(category, table)
-            self.context.folder.write_tables(category, table, validation)
+            self.context.folder.write_train_table(category, table)
         deadline = self.make_deadline()
         self.announce(deadline)
         self.reporter.earlier(_results(trials_of))
@@ -335,22 +332,6 @@ class _Driver:
             lambda line: self.reporter.say(f"{category}: {line}"),
         )
         return [start, *points]
-
-    def write_validation_set(self, category: str, table: pa.Table) -> pa.Table:
-        """Make the validation defects of a category."""
-        settings, task = self.request.settings, f"validation defects for {category}"
-        fit = open_fit_rows(table, settings, StreamChoice("local", ""))
-        mask_mode = fit_mask_mode(fit, settings).mode
-        self.reporter.progress(task, 0, 1)
-        written = write_validation_set(
-            table,
-            self.out / "validation" / category,
-            images_per_family=settings.validation.images_per_family,
-            seed=settings.seed,
-            mask_mode=mask_mode,
-        )
-        self.reporter.progress(task, 1, 1)
-        return written
 
     @property
     def expected_trials(self) -> int:

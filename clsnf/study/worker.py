@@ -4,34 +4,58 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from functools import partial
+from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 from clsnf.core.config import DetectorSettings, replaced, value_at
 from clsnf.core.device import choose_device
 from clsnf.core.memory import keep_freed_memory
+from clsnf.core.progress import Progress
 from clsnf.evaluation.workbench import Workbench
+from clsnf.streams.choice import StreamChoice
 from clsnf.study.context import StudyContext
 from clsnf.study.progress_notes import NotedProgress
 from clsnf.study.space import SHORT_NAMES
+from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.artifacts import ArtifactStore
-from clsnf.training.prepare import prepare
+from clsnf.training.prepare import fit_mask_mode, open_fit_rows, prepare
 
 
 def load_workbench(
     context: StudyContext, category: str, settings: DetectorSettings, store: ArtifactStore
 ) -> Workbench:
-    """Load a category into this process; its artifacts are in `store`."""
-    prepared = prepare(
-        context.folder.train_table(category),
-        settings,
-        context.textures,
-        store,
-        choose_device(context.device),
-        NotedProgress(context.folder.notes, category),
-        context.stream,
+    """Load a category into this process; its artifacts are in `store`.
+
+    The first process that loads a category draws its validation set.
+    """
+    train = context.folder.train_table(category)
+    progress = NotedProgress(context.folder.notes, category)
+    device = choose_device(context.device)
+    prepared = prepare(train, settings, context.textures, store, device, progress, context.stream)
+    context.folder.draw_validation_set(
+        category, partial(_draw_validation_set, context, train, progress)
     )
     return Workbench.load(prepared, context.folder.validation_table(category))
+
+
+def _draw_validation_set(
+    context: StudyContext, train: pa.Table, progress: Progress, out: Path
+) -> pa.Table:
+    """Make a validation set by the study's settings: no trial's own ones decide it."""
+    settings = context.settings
+    fit = open_fit_rows(train, settings, StreamChoice("local", ""))
+    return write_validation_set(
+        train,
+        out,
+        images_per_family=settings.validation.images_per_family,
+        seed=settings.seed,
+        mask_mode=fit_mask_mode(fit, settings).mode,
+        threads=context.threads,
+        progress=progress,
+    )
 
 
 class LoadedWorkbenches:

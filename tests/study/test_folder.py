@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given
@@ -88,7 +89,16 @@ def test_a_trial_sees_no_test_image_and_every_unlock_is_in_the_ledger(
     table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
     validation = table.filter(pc.equal(table["split"], "validation"))
     folder = StudyFolder(str(tmp_path / "out"))
-    folder.write_tables("nut", table, validation)
+    folder.write_train_table("nut", table)
+    drawn: list[Path] = []
+
+    def draw(out: Path) -> pa.Table:
+        drawn.append(out)
+        return validation
+
+    for _ in range(2):
+        folder.draw_validation_set("nut", draw)
+    assert drawn == [tmp_path / "out" / "validation" / "nut"], "once for all processes"
 
     assert set(folder.train_table("nut")["split"].to_pylist()) == {"fit", "validation"}
     assert folder.validation_table("nut").equals(validation)
@@ -109,15 +119,17 @@ def test_a_trial_sees_no_test_image_and_every_unlock_is_in_the_ledger(
     folder.unlock_test_table("nut", "again")
     assert len(ledger.read_text().splitlines()) == 2
 
-    folder.write_tables("nut", table, validation)  # the study is gone on with: trials run again
+    folder.write_train_table("nut", table)  # the study is gone on with: trials run again
     assert not list((tmp_path / "out" / "tables").glob("*test*"))
+    folder.draw_validation_set("nut", draw)
+    assert len(drawn) == 2, "the set is looked at again: its folder may have been moved"
 
 
 def test_without_test_images_nothing_is_written_to_the_ledger(tmp_path: Path) -> None:
     write_category(tmp_path / "data" / "nut", defective=0, good=0)
     table = assign_splits(read_category(tmp_path / "data", "nut"), 0.2, 0)
     folder = StudyFolder(str(tmp_path / "out"))
-    folder.write_tables("nut", table, table.slice(0, 1))
+    folder.write_train_table("nut", table)
     folder.write_test_table("nut", table)
     assert len(folder.unlock_test_table("nut", "evaluation")) == 0
     assert not (tmp_path / "out" / "ledger.jsonl").exists()
