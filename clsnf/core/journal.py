@@ -24,9 +24,16 @@ from optuna.storages.journal import (
     JournalFileBackend,
     JournalFileSymlinkLock,
 )
+from optuna.storages.journal._storage import JournalOperation
 
 from clsnf.core.patience import NO_PATIENCE, Patience
 
+# Records that a trial writes before its end: what makes the end last on the disk, makes them last.
+_TOLD_LATER = {
+    JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE,
+    JournalOperation.SET_TRIAL_USER_ATTR,
+    JournalOperation.SET_TRIAL_SYSTEM_ATTR,
+}
 _POLL = 0.05  # seconds between two looks at a lock
 
 
@@ -73,9 +80,10 @@ class PatientJournal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Write records."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        self._patience.wait_for(lambda: self._append(text.encode()))
+        must_last = any(log["op_code"] not in _TOLD_LATER for log in logs)
+        self._patience.wait_for(lambda: self._append(text.encode(), must_last))
 
-    def _append(self, content: bytes) -> None:
+    def _append(self, content: bytes, must_last: bool) -> None:
         self._lock.acquire()
         try:
             with self._path.open("ab") as file:
@@ -83,7 +91,8 @@ class PatientJournal(JournalFileBackend):
                 try:
                     file.write(content)
                     file.flush()
-                    os.fsync(file.fileno())
+                    if must_last:
+                        os.fsync(file.fileno())
                 except OSError:
                     os.ftruncate(file.fileno(), size)  # needs no room
                     raise

@@ -1,6 +1,8 @@
 """What processes that were really killed leave of a journal: a torn last line, and a lock."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -11,8 +13,17 @@ import pytest
 from optuna import create_study, load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import create_trial
 
-from clsnf.core.journal import WholeRecords, cut_damage, find_damage, remove_stale_lock
+from clsnf.core.errors import OutageError
+from clsnf.core.journal import (
+    PatientJournal,
+    WholeRecords,
+    cut_damage,
+    find_damage,
+    remove_stale_lock,
+)
+from clsnf.core.patience import Patience
 
 # Killed by the system in the midst of a record, because its file may not grow further.
 KILLED = """
@@ -141,3 +152,47 @@ def test_the_lock_of_a_moved_journal_is_removed_and_one_that_is_used_is_not(tmp_
     finally:
         ended.set()
         using.join(30)
+
+
+def test_a_trial_reaches_the_disk_when_it_begins_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attributes wait for the trial's end: each wait for the disk takes milliseconds."""
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    storage = JournalStorage(PatientJournal(tmp_path / "journal"))
+    study = create_study(storage=storage)
+    before = len(synced)
+    trial = study.ask()
+    begun = len(synced)
+    for number in range(20):
+        trial.set_user_attr(f"metric {number}", 0.5)
+    assert len(synced) == begun > before
+    study.tell(trial, 0.5)
+    assert len(synced) == begun + 1
+
+
+def test_a_record_that_does_not_fit_leaves_the_journal_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    study = create_study(storage=JournalStorage(PatientJournal(path)))
+    whole = path.read_bytes()
+    failed: list[int] = []
+
+    def full(file: int) -> None:
+        if not failed:
+            failed.append(file)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutageError, match="No space left"):
+        study.add_trial(create_trial(value=0.5))
+    assert path.read_bytes() == whole
+    patient = create_study(
+        storage=JournalStorage(PatientJournal(path, Patience(60))), study_name="other"
+    )
+    failed.clear()
+    patient.add_trial(create_trial(value=0.5))
+    assert [t.value for t in patient.trials] == [0.5], "waited for, and written once"
+    assert find_damage(path) is None
