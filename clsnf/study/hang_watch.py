@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ class HangWatch:
         search: knows which trials run, and is told which ones hang.
         notes: of the workers.
         timeout: seconds without any change after which a trial hangs.
-        end: ends a process.
+        end: ends a process; where that is not known, an actor.
         clock: seconds that only rise.
     """
 
@@ -49,16 +49,24 @@ class HangWatch:
         search: _Search,
         notes: Notes,
         timeout: float,
-        end: Callable[[TrialProcess], None] | None = None,
+        end: Callable[[TrialProcess | None, Any], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._search, self._notes, self._timeout = search, notes, timeout
         self._end, self._clock = end or end_process, clock
-        self._seen: dict[str, tuple[TrialSign, float]] = {}  # trial -> its last sign, and when
+        # Trial -> its last sign, None before the first, and when that changed.
+        self._seen: dict[str, tuple[TrialSign | None, float]] = {}
+        # An actor may hang before it notes that it has the next trial.
+        self._process_of: dict[Any, TrialProcess] = {}
         self._looked_at = clock()
 
-    def look(self) -> None:
-        """End the trials that hang; at most every few seconds."""
+    def look(self, actor_of: Mapping[str, Any]) -> None:
+        """End the trials that hang; at most every few seconds.
+
+        Args:
+            actor_of: trial -> the actor that it was given to. A trial that waits for an actor does
+                not hang.
+        """
         now = self._clock()
         if now - self._looked_at < min(_EVERY, self._timeout / 4):
             return
@@ -67,24 +75,34 @@ class HangWatch:
         running = set(self._search.running)
         for trial_id in signs.keys() - running:  # ended, or of a driver that was killed
             forget_process(self._notes, trial_id)
-        seen = {trial_id: seen for trial_id, seen in self._seen.items() if trial_id in running}
-        for trial_id in signs.keys() & running:
-            sign = signs[trial_id]
-            before, at = seen.get(trial_id, (None, now))
+        seen: dict[str, tuple[TrialSign | None, float]] = {}
+        for trial_id in running & actor_of.keys():
+            actor, sign = actor_of[trial_id], signs.get(trial_id)
+            if sign is not None:
+                self._process_of[actor] = sign.process
+            before, at = self._seen.get(trial_id, (None, now))
             # While the study waits for a full disk or a store, workers wait too.
             if sign != before or self._search.is_paused:
                 at = now
-            seen[trial_id] = sign, at
             if now - at > self._timeout:
-                del seen[trial_id]
                 forget_process(self._notes, trial_id)
                 self._search.on_trial_hung(trial_id, now - at)
-                self._end(sign.process)
+                self._end(self._process_of.pop(actor, None), actor)
+            else:
+                seen[trial_id] = sign, at
         self._seen = seen
 
 
-def end_process(process: TrialProcess) -> None:
-    """Kill a process on any node of the running cluster; also one that was stopped."""
+def end_process(process: TrialProcess | None, actor: Any) -> None:
+    """Kill an actor on any node of the running cluster.
+
+    Args:
+        process: of the actor. Its end by a signal works also where it was stopped.
+        actor: killed where the process is not known.
+    """
+    if process is None:
+        ray.kill(actor)
+        return
     there = NodeAffinitySchedulingStrategy(process.node, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0)(_kill)
     task.options(scheduling_strategy=there).remote(process.pid)
@@ -109,4 +127,5 @@ class HangCallback(Callback):
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Tune is between two steps."""
         if self._watch is not None:
-            self._watch.look()
+            given = ((trial, trial.temporary_state.ray_actor) for trial in trials)
+            self._watch.look({trial.trial_id: actor for trial, actor in given if actor})

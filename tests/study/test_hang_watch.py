@@ -37,13 +37,19 @@ class Watched:
     def __init__(self, folder: Path, *running: str) -> None:
         self.notes, self.search, self.now = FileNotes(folder), Search(*running), 0.0
         self.ended: list[TrialProcess] = []
-        self._watch = HangWatch(
-            self.search, self.notes, 60.0, self.ended.append, clock=lambda: self.now
-        )
+        self.killed: list[str] = []
+        self.actor_of = dict.fromkeys(running, "an actor")
+        self._watch = HangWatch(self.search, self.notes, 60.0, self._end, lambda: self.now)
+
+    def _end(self, process: TrialProcess | None, actor: str) -> None:
+        if process is None:
+            self.killed.append(actor)
+        else:
+            self.ended.append(process)
 
     def look(self, now: float) -> None:
         self.now = now
-        self._watch.look()
+        self._watch.look(self.actor_of)
 
 
 def test_a_trial_without_a_new_note_for_too_long_is_ended(tmp_path: Path) -> None:
@@ -70,6 +76,7 @@ def test_progress_keeps_a_trial_alive(tmp_path: Path) -> None:
 
 def test_a_trial_that_waits_for_its_place_or_for_an_outage_is_left_alone(tmp_path: Path) -> None:
     watched = Watched(tmp_path, "pending", "waiting")
+    del watched.actor_of["pending"]
     note_process(watched.notes, "waiting", "node")
     watched.search.is_paused = True
     for now in (10, 100, 200):
@@ -83,6 +90,20 @@ def test_notes_of_trials_that_ended_are_removed(tmp_path: Path) -> None:
     note_process(watched.notes, "of a killed driver", "node")
     watched.look(10)
     assert set(trial_signs(watched.notes)) == {"t1"}
+
+
+def test_an_actor_that_hangs_before_it_notes_its_trial_is_ended(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, "t1")
+    for now in (10, 60, 75):
+        watched.look(now)
+    assert watched.killed == ["an actor"], "its process is not known"
+    watched = Watched(tmp_path, "t1")
+    note_process(watched.notes, "t1", "node")
+    watched.look(10)
+    watched.search.running, watched.actor_of = {"t2"}, {"t2": "an actor"}
+    for now in (20, 60, 90):
+        watched.look(now)
+    assert [process.pid for process in watched.ended] == [os.getpid()], "known from before"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", json.dumps({"pid": 1})])
