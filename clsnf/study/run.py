@@ -237,6 +237,7 @@ class _Driver:
             self.reporter.begun,
             self.reporter.trial,
             self.pause(),
+            self.reporter.say,
         )
         before, left = sum(own.begun for own in trials_of.values()), search.left
         if before:

@@ -51,6 +51,7 @@ class PerCategorySearch(Searcher):
         begun: gets the category of every trial that is begun for the first time.
         ended: gets every trial that ended.
         pause: holds trials back while something that they need is away.
+        say: gets a line for each trial that hangs.
 
     Attributes:
         outage: what ended the search before its time: the storage or something that trials need was
@@ -65,6 +66,7 @@ class PerCategorySearch(Searcher):
         begun: Callable[[str], None] = lambda category: None,
         ended: Callable[[TrialResult], None] = lambda trial: None,
         pause: Pause | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(metric=OBJECTIVE, mode="max")
         self._trials_of, self._in_sequence = dict(trials_of), in_sequence
@@ -74,7 +76,7 @@ class PerCategorySearch(Searcher):
         for own in self._trials_of.values():
             for trial in own.results():
                 allocation.add(trial)
-        self._begun, self._ended = begun, ended
+        self._begun, self._ended, self._say = begun, ended, say
         # Tune's ids of the running trials. Tune may say twice that a trial ended: a set stays
         # right, and a count would not.
         self._running: dict[str, set[str]] = {category: set() for category in trials_of}
@@ -243,7 +245,13 @@ class PerCategorySearch(Searcher):
 
     def on_trial_hung(self, trial_id: str, seconds: float) -> None:
         """A trial made no progress for this long, and its process is ended now."""
+        category, number = self._suggested[trial_id]
         self._hung[trial_id] = f"It made no progress for {duration(seconds)}, and was ended."
+        again = self._attempts[category, number] + 1 < _MAX_HUNG
+        self._say(
+            f"{category}, trial {number} made no progress for {duration(seconds)}: its process is "
+            f"ended, and {'it begins again' if again else 'it has failed'}"
+        )
 
     def on_trial_failed(self, trial_id: str, cause: str, is_lost: bool = False) -> None:
         """A trial's process ended without a report: begin the trial again, a few times at most.
