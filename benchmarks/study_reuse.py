@@ -163,7 +163,9 @@ def main() -> None:
     parser.add_argument("--textures", type=Path)
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--trials", type=int, default=9)
-    parser.add_argument("--drawn", type=int, default=24, help="trials of a tuner that draws weights")
+    parser.add_argument(
+        "--drawn", type=int, default=24, help="trials of a tuner that draws weights"
+    )
     parser.add_argument("--cpus", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--space", type=Path)
