@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LATENCY = "latency"  # the objective that is no metric: milliseconds an image
+BEGUN_AGAIN = "begun_again"  # attribute of a trial in Optuna: when it was, as an ISO time
 FORMAT = 1  # of all files below; files without a number are of earlier versions, and are read too
 
 Number = Annotated[float, Field(strict=True)]  # a text or a boolean is none
@@ -184,7 +186,7 @@ class TrialResult:
         status: how it ended.
         cause: why it failed; None where it did not.
         objective: the first objective's value; None where the trial did not finish.
-        wall_seconds: from suggestion to result.
+        wall_seconds: from suggestion to result; of a trial that was begun again, from then on.
         config: name of a setting in the search space -> value; the fusion weight is the best one
             that was swept.
         measured: everything else that it found.
@@ -289,10 +291,18 @@ def trial_result(category: str, trial: FrozenTrial) -> TrialResult:
         status=status,
         cause=attributes.pop("cause", None),
         objective=trial.values[0] if status == "finished" else None,
-        wall_seconds=None if trial.duration is None else trial.duration.total_seconds(),
+        wall_seconds=_wall_seconds(trial),
         config=config,
         measured=measured,
     )
+
+
+def _wall_seconds(trial: FrozenTrial) -> float | None:
+    if trial.datetime_complete is None or trial.datetime_start is None:
+        return None
+    again = trial.user_attrs.get(BEGUN_AGAIN)
+    begun = trial.datetime_start if again is None else datetime.fromisoformat(again)
+    return (trial.datetime_complete - begun).total_seconds()
 
 
 def trials_of_journal(path: Path) -> list[TrialResult]:

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clsnf.core.config import DetectorSettings, StudySettings
 from clsnf.core.errors import ClsnfError
@@ -227,38 +228,52 @@ def _latency(bench: Workbench, context: StudyContext, settings: DetectorSettings
     return float(bench.store.get("latency", content, compute).facts["milliseconds"])
 
 
+def worth_on_the_way(
+    context: StudyContext, bench: Workbench, density_maps: Tensor, classifier_maps: Tensor
+) -> float:
+    """What a running trial would be worth: the objective of its classifier's maps, fused with
+    density maps that are known, at the best fusion weight.
+
+    Args:
+        context: the study.
+        bench: of the trial.
+        density_maps, classifier_maps: of the validation images, (N, H, W) each.
+    """
+    objective = context.study.objective
+    maps = ScoreMaps(density_maps, classifier_maps, bench.pipeline.settings.smoothing)
+    swept = sweep_weights(maps, bench.labels, (objective,), context.fusion_weights)
+    return best_weight(swept, objective).mean(objective)
+
+
 def _worth_after(
     context: StudyContext, bench: Workbench, joint_epochs: int, step: int, density: str
 ) -> float | None:
-    """What a trial would be worth after `step` epochs, before the learning rate decays.
+    """:func:`worth_on_the_way` after `step` epochs, before the learning rate decays.
 
-    That is the objective of its classifier's maps, fused with the best density maps that are known
-    of these images, at the best fusion weight. Runs that share these epochs share the value.
+    Runs that share these epochs share the value.
 
     Args:
         context: the study.
         bench: of the trial.
         joint_epochs: of the trial.
         step: epochs of the stable phase.
-        density: key of the density maps.
+        density: key of the best density maps that are known of the validation images.
 
     Returns:
         None where the density maps are not stored any more.
     """
-    pipeline, objective = bench.pipeline, context.study.objective
+    pipeline = bench.pipeline
     density_maps = pipeline.stored_density_maps(density)
     if density_maps is None:
         return None
 
     def compute() -> Artifact:
         classifier = pipeline.stable_phase_maps(joint_epochs, step, bench.images)
-        maps = ScoreMaps(density_maps, classifier, pipeline.settings.smoothing)
-        swept = sweep_weights(maps, bench.labels, (objective,), context.fusion_weights)
-        return Artifact({}, {"value": best_weight(swept, objective).mean(objective)})
+        return Artifact({}, {"value": worth_on_the_way(context, bench, density_maps, classifier)})
 
     content = {
         "images": bench.images.key,
-        "objective": objective,
+        "objective": context.study.objective,
         "density": density,
         "weights": list(context.fusion_weights),
     }

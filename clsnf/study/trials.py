@@ -18,6 +18,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,14 @@ from clsnf.core.hashing import content_key
 from clsnf.core.journal import PatientJournal, cut_damage, remove_stale_lock
 from clsnf.core.patience import NO_PATIENCE, Patience
 from clsnf.core.uris import is_uri
-from clsnf.results import LATENCY, Measurements, TrialResult, stored_choice, trial_result
+from clsnf.results import (
+    BEGUN_AGAIN,
+    LATENCY,
+    Measurements,
+    TrialResult,
+    stored_choice,
+    trial_result,
+)
 from clsnf.study.database import open_database
 from clsnf.study.failures import AvoidedValue, avoided_values, why_stop
 from clsnf.study.points import FreePoints, is_value, point_key
@@ -54,8 +62,8 @@ _FIRST_POINTS, _STOPPED_AFTER = "first", "stopped_after"
 MOST_SHARED = 2  # points of other categories that a category tries, after its first points
 _NEVER_RAN = "never_ran"  # attribute of a trial that a user put in line with values out of range
 _ATTEMPTS = 8  # to get a free point from the sampler, before one is picked by seed
-# A trial is pruned when at least this many other trials came as far, and it is not among the best
-# 75 percent of them.
+# A trial is pruned when at least this many other trials came as far and finished, and it is not
+# among the best 75 percent of them.
 _PRUNING_NEEDS_TRIALS = 4
 _PRUNING_KEEPS_PERCENT = 75.0
 
@@ -208,7 +216,11 @@ class CategoryTrials:
             study_name=study_name,
             directions=list(plan.directions.values()),
             load_if_exists=True,
-            pruner=PercentilePruner(_PRUNING_KEEPS_PERCENT, n_startup_trials=_PRUNING_NEEDS_TRIALS),
+            pruner=PercentilePruner(
+                _PRUNING_KEEPS_PERCENT,
+                n_startup_trials=_PRUNING_NEEDS_TRIALS,
+                n_min_trials=_PRUNING_NEEDS_TRIALS,
+            ),
         )
         with warnings.catch_warnings():
             # The names are for optuna-dashboard; nothing breaks if Optuna drops this function.
@@ -321,7 +333,7 @@ class CategoryTrials:
             point: the values of a trial that is neither to restart nor in line; None for those of
                 the first points or the sampler.
         """
-        number = self._to_restart.pop(0) if self._to_restart else self._begin_waiting()
+        number = self._begin_again() if self._to_restart else self._begin_waiting()
         if number is None:
             stored = _stored(point) if point is not None else self._first_point()
             if stored is None:
@@ -338,6 +350,12 @@ class CategoryTrials:
             number = storage.get_trial_number_from_id(made)
         self.begun += 1
         return number, dict(self.result(number).config)
+
+    def _begin_again(self) -> int:
+        """Begin the first trial to restart; its time counts from now."""
+        number = self._to_restart.pop(0)
+        self._trial(number).set_user_attr(BEGUN_AGAIN, datetime.now().isoformat())
+        return number
 
     def _first_point(self) -> dict[str, Any] | None:
         """The next one of the points to try first; None where all were tried."""

@@ -2,6 +2,7 @@
 line.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from optuna.trial import TrialState
 from clsnf.core.config import DetectorSettings
 from clsnf.core.errors import OutputError
 from clsnf.results import Measurements, trials_of_journal
+from clsnf.study.folder import JOURNAL
 from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage
 from clsnf.study.warm_start import points_of_space
@@ -252,6 +254,39 @@ def test_running_trials_are_compared_by_the_best_density_of_their_images() -> No
     number, _ = trials.begin()
     trials.finish(number, Measurements({"pixel_ap": 0.1}, density=("96", "d")))
     assert trials.best_densities() == {"64": "b", "96": "d"}
+
+
+def test_a_trial_is_compared_with_at_least_four_that_came_as_far_and_finished() -> None:
+    trials = open_trials(WITH_PASSES)
+    for step in (None, None, 4, 4, 4, 4):
+        number, values = trials.begin()
+        if step is not None:
+            assert not trials.should_prune(number, step, 0.5)
+        trials.finish(number, worth(values))
+        last, _ = trials.begin()
+        assert trials.should_prune(last, 4, 0.1) == (number == 10), number
+        trials.stop(last, Measurements())
+
+
+# ---- what a trial took ----
+
+
+def test_the_time_of_a_trial_that_was_begun_again_counts_from_then(tmp_path: Path) -> None:
+    trials = open_trials(EPOCHS_AND_DEPTHS, open_storage(None, tmp_path))
+    number, values = trials.begin()
+    journal = tmp_path / JOURNAL
+    earlier, changed = re.subn(
+        r'"datetime_start": ?"[^"]+"', '"datetime_start":"2026-01-01T06:30:00"', journal.read_text()
+    )
+    assert changed == 1
+    journal.write_text(earlier)  # the study was killed in the winter, and goes on now
+    resumed = open_trials(EPOCHS_AND_DEPTHS, open_storage(None, tmp_path))
+    assert resumed.begin() == (number, values)
+    resumed.finish(number, worth(values))
+    (stored,) = trials_of_journal(journal)
+    assert stored == resumed.result(number)
+    assert stored.wall_seconds is not None
+    assert 0 <= stored.wall_seconds < 3600
 
 
 # ---- warm start from another space ----

@@ -1,0 +1,142 @@
+"""What running trials report on the way, and which of them are stopped, on real trials."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from clsnf.core.config import DetectorSettings, StudySettings, replaced
+from clsnf.data.layouts import read_category
+from clsnf.data.splits import assign_splits
+from clsnf.evaluation.selection import family_metrics, mean_over_families, scores_at
+from clsnf.study.context import StudyContext
+from clsnf.study.folder import StudyFolder
+from clsnf.study.reports import TrialReport
+from clsnf.study.space import apply_config
+from clsnf.study.trial import trial_reports
+from clsnf.study.trials import open_storage
+from clsnf.study.worker import WORKBENCHES
+from clsnf.synthesis.validation_set import write_validation_set
+from clsnf.training.pipeline import ScoreMaps
+from tests.support.running_study import Study
+from tests.support.small_data import TINY, write_category
+
+STEP, CATEGORY = 4, "nut"
+WEIGHTS = (0.0, 0.5, 1.0)
+SETTINGS = replaced(
+    DetectorSettings(),
+    TINY
+    | {
+        "image.height": 64,
+        "image.width": 64,
+        "backbone.name": "demo",
+        "backbone.levels": [1, 2],
+        "finetune.joint_epochs": 4,
+        "validation.fraction": 0.3,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> StudyContext:
+    """A study of one category, ready for trials, that compares them after four epochs."""
+    folder = tmp_path_factory.mktemp("study")
+    write_category(folder / "data" / CATEGORY)
+    table = assign_splits(read_category(folder / "data", CATEGORY), 0.3, SETTINGS.seed)
+    validation = write_validation_set(
+        table,
+        folder / "validation" / CATEGORY,
+        images_per_family=SETTINGS.validation.images_per_family,
+        seed=SETTINGS.seed,
+        mask_mode="off",
+    )
+    study = StudyFolder(str(folder))
+    study.write_tables(CATEGORY, table, validation)
+    return StudyContext(
+        study, SETTINGS, StudySettings(), (4,), (STEP,), WEIGHTS, None, "cpu", threads=1
+    )
+
+
+def reports(
+    context: StudyContext, rate: float, densities: Mapping[str, str]
+) -> tuple[list[TrialReport], TrialReport]:
+    """Of a trial: those on the way, and the last one."""
+    values = {"finetune.learning_rate": rate, "flow_depth": 1}
+    *on_the_way, last = trial_reports(context, CATEGORY, values, densities)
+    assert last.measured.density is not None
+    return on_the_way, last
+
+
+def test_a_trial_reports_what_it_would_be_worth_with_the_best_known_density(
+    context: StudyContext,
+) -> None:
+    on_the_way, first = reports(context, 2e-3, {})
+    assert on_the_way == [], "no density is known"
+    known = dict([first.measured.density or ("", "")])
+    on_the_way, last = reports(context, 1e-3, known)
+    assert [report.step for report in on_the_way] == [STEP]
+    assert (last.measured.density or ("", ""))[1] not in known.values()
+
+    settings = apply_config(SETTINGS, {"finetune.learning_rate": 1e-3, "flow_depth": 1})
+    bench = WORKBENCHES.get(context, CATEGORY, settings)
+    other = apply_config(SETTINGS, {"finetune.learning_rate": 2e-3, "flow_depth": 1})
+    density = WORKBENCHES.get(context, CATEGORY, other).maps(4, 1).density
+    maps = ScoreMaps(density, bench.pipeline.stable_phase_maps(4, STEP, bench.images))
+    worth = [
+        mean_over_families(
+            family_metrics(scores_at(maps, weight, None), bench.labels, ("pixel_ap",)), "pixel_ap"
+        )
+        for weight in WEIGHTS
+    ]
+    assert on_the_way[0].objective == max(worth)
+
+
+def test_nothing_is_compared_where_the_density_is_not_stored_any_more(
+    context: StudyContext,
+) -> None:
+    images = WORKBENCHES.get(context, CATEGORY, SETTINGS).images
+    on_the_way, _ = reports(context, 5e-4, {images.key: "0" * 40})
+    assert on_the_way == []
+
+
+# ---- a whole study ----
+
+SPACE = """
+fusion_weight: {type: float, low: 0.0, high: 1.0}
+flow_depth: {type: choice, values: [0, 1]}
+finetune.learning_rate: {type: float, low: 1.0e-6, high: 0.1, log: true}
+"""
+
+
+@pytest.mark.slow
+def test_a_study_stops_exactly_the_trials_that_are_far_behind(
+    tmp_path: Path, resnet18_weights: Path
+) -> None:
+    study = Study(tmp_path, resnet18_weights)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    write_category(study.data / CATEGORY)
+    code, _, stderr = study.run(
+        *("--trials", "14", "--concurrent-trials", "1", "--no-regret"),
+        *("--set", "finetune.joint_epochs=5"),
+    )
+    assert code == 0, stderr
+    trials = optuna.load_study(
+        study_name=CATEGORY, storage=open_storage(None, study.out)
+    ).get_trials()
+    assert len(trials) == 14
+    assert trials[0].intermediate_values == {}, "no density was known"
+    assert all(STEP in trial.intermediate_values for trial in trials[1:])
+    for trial in trials:
+        others = trials[1 : trial.number]
+        assert (trial.state.name == "PRUNED") == is_far_behind(trial, others), trial.number
+
+
+def is_far_behind(trial: Any, others: list[Any]) -> bool:
+    """Whether a trial is worse than three quarters of at least four."""
+    finished = [t.intermediate_values[STEP] for t in others if t.state.name == "COMPLETE"]
+    if len(finished) < 4:
+        return False
+    return bool(trial.intermediate_values[STEP] < np.percentile(finished, 25))
