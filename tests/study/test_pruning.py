@@ -19,7 +19,6 @@ from clsnf.study.space import apply_config
 from clsnf.study.trial import trial_reports
 from clsnf.study.trials import open_storage
 from clsnf.study.worker import WORKBENCHES
-from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.pipeline import ScoreMaps
 from tests.support.running_study import Study
 from tests.support.small_data import TINY, write_category
@@ -46,15 +45,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> StudyContext:
     folder = tmp_path_factory.mktemp("study")
     write_category(folder / "data" / CATEGORY)
     table = assign_splits(read_category(folder / "data", CATEGORY), 0.3, SETTINGS.seed)
-    validation = write_validation_set(
-        table,
-        folder / "validation" / CATEGORY,
-        images_per_family=SETTINGS.validation.images_per_family,
-        seed=SETTINGS.seed,
-        mask_mode="off",
-    )
     study = StudyFolder(str(folder))
-    study.write_tables(CATEGORY, table, validation)
+    study.write_train_table(CATEGORY, table)
     return StudyContext(
         study, SETTINGS, StudySettings(), (4,), (STEP,), WEIGHTS, None, "cpu", threads=1
     )
