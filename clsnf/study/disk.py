@@ -46,7 +46,7 @@ def estimate_disk(
     tables: Mapping[str, pa.Table],
     backbone: Backbone,
 ) -> DiskNeed:
-    """How much room the artifacts of a study need.
+    """How much room the artifacts of a study need, rather too much.
 
     Args:
         settings: what trials start from.
@@ -118,7 +118,7 @@ def check_room(folder: Path, need: DiskNeed) -> str:
             f"The disk of {folder} has {size(free)} left, and a single trial needs about "
             f"{size(need.trial)}: make room, or choose another --out."
         )
-    line = f"disk: about {size(need.study)} for the artifacts, {size(free)} are free"
+    line = f"disk: up to {size(need.study)} for the artifacts, {size(free)} are free"
     if free < need.study:
         line += "; trials wait when the disk is full"
     return line

@@ -60,7 +60,7 @@ def test_what_trials_share_is_counted_once(backbone: Backbone) -> None:
 def test_a_disk_without_room_for_a_trial_is_refused(tmp_path: Path) -> None:
     free = free_room(tmp_path / "not" / "there")
     line = check_room(tmp_path, DiskNeed(free // 2, 1))
-    assert line.startswith(f"disk: about {size(free // 2)} for the artifacts")
+    assert line.startswith(f"disk: up to {size(free // 2)} for the artifacts")
     assert "trials wait" not in line
     assert "trials wait when the disk is full" in check_room(tmp_path, DiskNeed(2 * free, 1))
     with pytest.raises(DiskFullError, match="a single trial needs about"):

@@ -176,7 +176,7 @@ def test_test_images_are_unlocked_once_a_category_and_after_all_trials(study: St
         assert entry["opened"] == "test images"
         assert f"trial {study.summary()['categories'][entry['category']]['trial']}," in entry["for"]
     told = (study.folder / "stderr").read_text().splitlines()
-    last_trial = max(index for index, line in enumerate(told) if line.startswith("trial "))
+    last_trial = max(index for index, line in enumerate(told) if " trials ended: " in line)
     assert all(index > last_trial for index, line in enumerate(told) if line.endswith(": done"))
 
 
@@ -259,11 +259,11 @@ def test_optunas_own_tools_open_the_trials(study: Study) -> None:
 
 def test_the_room_that_artifacts_need_is_said_beforehand(study: Study) -> None:
     said = (study.folder / "stderr").read_text()
-    (line,) = (line for line in said.splitlines() if line.startswith("disk: about"))
-    number, unit = line.split()[2:4]
+    (line,) = (line for line in said.splitlines() if line.startswith("disk: up to "))
+    number, unit = line.split()[3:5]
     estimate = float(number) * {"MB": 1e6, "GB": 1e9}[unit]
     written = sum(f.stat().st_size for f in (study.out / "stages").rglob("*") if f.is_file())
-    assert written / 1.5 < estimate < 3 * written
+    assert written < estimate < 10 * written, "most of its trials failed early"
 
 
 def test_trials_share_artifacts(study: Study) -> None:
