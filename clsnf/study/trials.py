@@ -22,10 +22,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from optuna import Study, create_study, logging
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.pruners import PercentilePruner
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
@@ -62,10 +62,9 @@ _FIRST_POINTS, _STOPPED_AFTER = "first", "stopped_after"
 MOST_SHARED = 2  # points of other categories that a category tries, after its first points
 _NEVER_RAN = "never_ran"  # attribute of a trial that a user put in line with values out of range
 _ATTEMPTS = 8  # to get a free point from the sampler, before one is picked by seed
-# A trial is pruned when at least this many other trials came as far and finished, and it is not
-# among the best 75 percent of them.
-_PRUNING_NEEDS_TRIALS = 4
-_PRUNING_KEEPS_PERCENT = 75.0
+# A trial is stopped on its way where at least so many others came as far, and it is worse than so
+# many percent of them.
+_PRUNING_NEEDS_TRIALS, _PRUNING_PERCENT = 4, 75.0
 
 
 def open_storage(
@@ -216,11 +215,6 @@ class CategoryTrials:
             study_name=study_name,
             directions=list(plan.directions.values()),
             load_if_exists=True,
-            pruner=PercentilePruner(
-                _PRUNING_KEEPS_PERCENT,
-                n_startup_trials=_PRUNING_NEEDS_TRIALS,
-                n_min_trials=_PRUNING_NEEDS_TRIALS,
-            ),
         )
         with warnings.catch_warnings():
             # The names are for optuna-dashboard; nothing breaks if Optuna drops this function.
@@ -463,8 +457,9 @@ class CategoryTrials:
     def should_prune(self, number: int, step: int, value: float) -> bool:
         """Store what a trial would be worth after `step` epochs, and decide whether to stop it.
 
-        A trial is stopped where it is worse than three quarters of the trials that came as far.
-        With several objectives none is.
+        A trial is stopped where it is worse than three quarters of the ended trials that came as
+        far, those that were stopped there included: Optuna's pruners leave these out, and so judge
+        ever more strictly. With several objectives none is.
 
         Args:
             number: of the trial.
@@ -473,11 +468,18 @@ class CategoryTrials:
         """
         if len(self._plan.directions) > 1:
             return False
-        trial = self._trial(number)
         # A trial that was restarted reports the same step again.
         if step not in self._all()[number].intermediate_values:
-            trial.report(value, step)
-        return trial.should_prune()
+            self._trial(number).report(value, step)
+        others = [
+            trial.intermediate_values[step]
+            for trial in self._all(TrialState.COMPLETE, TrialState.PRUNED)
+            if step in trial.intermediate_values
+        ]
+        if len(others) < _PRUNING_NEEDS_TRIALS:
+            return False
+        best = max(self._all()[number].intermediate_values.values())
+        return bool(best < np.percentile(others, 100.0 - _PRUNING_PERCENT))
 
     def best_densities(self) -> dict[str, str]:
         """Key of placed images -> key of the best trial's density maps of them."""

@@ -128,7 +128,5 @@ def test_a_study_stops_exactly_the_trials_that_are_far_behind(
 
 def is_far_behind(trial: Any, others: list[Any]) -> bool:
     """Whether a trial is worse than three quarters of at least four."""
-    finished = [t.intermediate_values[STEP] for t in others if t.state.name == "COMPLETE"]
-    if len(finished) < 4:
-        return False
-    return bool(trial.intermediate_values[STEP] < np.percentile(finished, 25))
+    values = [t.intermediate_values[STEP] for t in others]
+    return len(values) >= 4 and bool(trial.intermediate_values[STEP] < np.percentile(values, 25))

@@ -256,16 +256,29 @@ def test_running_trials_are_compared_by_the_best_density_of_their_images() -> No
     assert trials.best_densities() == {"64": "b", "96": "d"}
 
 
-def test_a_trial_is_compared_with_at_least_four_that_came_as_far_and_finished() -> None:
+def test_a_trial_is_compared_with_at_least_four_that_came_as_far() -> None:
     trials = open_trials(WITH_PASSES)
-    for step in (None, None, 4, 4, 4, 4):
+    for came_as_far in (False, False, True, True, True):
         number, values = trials.begin()
-        if step is not None:
-            assert not trials.should_prune(number, step, 0.5)
+        assert not (came_as_far and trials.should_prune(number, 4, 0.5))
         trials.finish(number, worth(values))
-        last, _ = trials.begin()
-        assert trials.should_prune(last, 4, 0.1) == (number == 10), number
-        trials.stop(last, Measurements())
+    last, values = trials.begin()
+    assert not trials.should_prune(last, 4, 0.1), "three others came as far"
+    trials.finish(last, worth(values))
+    last, _ = trials.begin()
+    assert trials.should_prune(last, 4, 0.05)
+
+
+def test_stopped_trials_count_so_that_a_quarter_is_stopped_and_not_ever_more() -> None:
+    trials = open_trials(WITH_PASSES)
+    for value in [0.5, 0.6, 0.7, 0.8, 0.1, 0.2, 0.3]:
+        number, values = trials.begin()
+        if trials.should_prune(number, 4, value):
+            trials.stop(number, Measurements())
+        else:
+            trials.finish(number, worth(values))
+    states = [trial.status for trial in trials.results()]
+    assert states == ["finished"] * 4 + ["stopped"] * 2 + ["finished"]
 
 
 # ---- what a trial took ----
