@@ -219,7 +219,10 @@ class TrialResult:
             "objective": self.objective,
             "seconds": measured.pop("seconds", None),
             "wall_seconds": self.wall_seconds,
-            **{f"config/{name}": value for name, value in self.config.items()},
+            **{
+                f"config/{name}": stored_choice(value) if isinstance(value, Mapping) else value
+                for name, value in self.config.items()
+            },
             **measured,
         }
 
@@ -235,7 +238,7 @@ class TrialResult:
         prefix = "config/"
         given = dict(row) | {"number": row.get("trial")}
         given["config"] = {
-            name.removeprefix(prefix): value
+            name.removeprefix(prefix): choice_from_stored(value)
             for name, value in row.items()
             if name.startswith(prefix) and value is not None
         }
@@ -252,8 +255,13 @@ def _nested(value: Any) -> Any:
 
 
 def stored_choice(value: Any) -> Any:
-    """A choice as Optuna stores it: a list as a JSON text, because Optuna's tools take no lists."""
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
+    """A choice as Optuna stores it, because its tools take neither lists nor mappings.
+
+    Both are JSON texts; the order of a mapping's names makes no difference.
+    """
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True)
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def choice_from_stored(value: Any) -> Any:

@@ -34,13 +34,20 @@ from clsnf.core.hashing import content_key
 from clsnf.core.journal import PatientJournal, cut_damage, remove_stale_lock
 from clsnf.core.patience import NO_PATIENCE, Patience
 from clsnf.core.uris import is_uri
-from clsnf.results import LATENCY, Measurements, TrialResult, stored_choice, trial_result
+from clsnf.results import (
+    LATENCY,
+    Measurements,
+    TrialResult,
+    choice_from_stored,
+    stored_choice,
+    trial_result,
+)
 from clsnf.study.database import open_database
 from clsnf.study.failures import AvoidedValue, avoided_values, why_stop
+from clsnf.study.names import FUSION_WEIGHT, in_full
 from clsnf.study.points import FreePoints, is_value, point_key
 from clsnf.study.remote_copy import JOURNAL
 from clsnf.study.samplers import SamplerOptions, make_sampler, suggest
-from clsnf.study.space import FUSION_WEIGHT
 
 Direction = Literal["maximize", "minimize"]
 
@@ -445,8 +452,8 @@ class CategoryTrials:
     def should_prune(self, number: int, step: int, value: float) -> bool:
         """Store what a trial would be worth after `step` epochs, and decide whether to stop it.
 
-        A trial is stopped where it is worse than three quarters of the trials that came as far.
-        With several objectives none is.
+        A trial is stopped where it is worse than three quarters of the trials that came as far
+        with images of the same size. With several objectives none is.
 
         Args:
             number: of the trial.
@@ -459,7 +466,18 @@ class CategoryTrials:
         # A trial that was restarted reports the same step again.
         if step not in self._all()[number].intermediate_values:
             trial.report(value, step)
-        return trial.should_prune()
+        return self._is_hopeless(number)
+
+    def _is_hopeless(self, number: int) -> bool:
+        """Whether a trial is far behind others whose maps have the same size."""
+        trials = self._all()
+        size = _image_size(trials[number])
+        same = [trial for trial in trials if _image_size(trial) == size]
+        if len(same) == len(trials):
+            return self._trial(number).should_prune()
+        copy = create_study(directions=list(self._plan.directions.values()))
+        copy.add_trials([trial for trial in same if trial.state.is_finished()])
+        return self._study.pruner.prune(copy, trials[number])
 
     def best_densities(self) -> dict[str, str]:
         """Key of placed images -> key of the best trial's density maps of them."""
@@ -513,6 +531,12 @@ def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:
 def _stored(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point as Optuna stores it; the fusion weight is no part of it: a sweep answers it."""
     return {name: stored_choice(value) for name, value in without_fusion_weight(point).items()}
+
+
+def _image_size(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial's values say of its images."""
+    point = {name: choice_from_stored(value) for name, value in trial.params.items()}
+    return {name: value for name, value in in_full(point).items() if name.startswith("image.")}
 
 
 def _worse_than(values: Sequence[float], direction: Direction) -> float:

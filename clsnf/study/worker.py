@@ -12,8 +12,8 @@ from clsnf.core.device import choose_device
 from clsnf.core.memory import keep_freed_memory
 from clsnf.evaluation.workbench import Workbench
 from clsnf.study.context import StudyContext
+from clsnf.study.names import SHORT_NAMES
 from clsnf.study.progress_notes import NotedProgress
-from clsnf.study.space import SHORT_NAMES
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import prepare
 

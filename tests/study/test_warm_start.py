@@ -45,7 +45,7 @@ def test_what_won_on_more_of_the_others_comes_first() -> None:
         won("c", 0.2, 4, 0.3),
         won("mine", 1.0, 8, 0.3),
     ]
-    assert points_of_others(trials, "mine") == [trials[2].config, trials[0].config]
+    assert points_of_others(trials, "mine") == [{"flow_depth": 4}, {"flow_depth": 2}]
 
 
 def test_points_that_the_new_space_does_not_have_are_left_out(
