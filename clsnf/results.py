@@ -86,6 +86,7 @@ class Measurements:
         seconds_by_kind: seconds by kind of work.
         artifacts_computed, artifacts_reused: number of stored results that it computed, and found.
         stream: counters of the image stream (:class:`clsnf.streams.stream.Counters`).
+        dropped: ``kind/key`` of stored results that were damaged, and computed anew.
         traceback: of an error that is a bug.
     """
 
@@ -100,6 +101,7 @@ class Measurements:
     artifacts_computed: int | None = None
     artifacts_reused: int | None = None
     stream: dict[str, int | float] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
     traceback: str | None = None
 
     # Prefix of a name in the file -> field.
@@ -118,7 +120,7 @@ class Measurements:
         ("traceback", "traceback"),
     )
     # Stored under their own names, as JSON texts where only plain values are.
-    _NESTED = ("metrics_by_family", "sweep", "density")
+    _NESTED = ("metrics_by_family", "sweep", "density", "dropped")
 
     @property
     def fusion_weight(self) -> float | None:
@@ -612,6 +614,7 @@ class WinnerResult:
         examples: path of the sheet of example answers.
         evidence: for reports.
         seconds: that choosing and judging took.
+        dropped: as in :class:`Measurements`.
     """
 
     folder: Annotated[str, Field(alias="winner")]
@@ -629,6 +632,7 @@ class WinnerResult:
     examples: str | None = None
     evidence: EvidenceResult | None = None
     seconds: float | None = None
+    dropped: Annotated[list[str], Field(exclude_if=_is_empty)] = field(default_factory=list)
 
 
 def _winner_apart(value: Any) -> Any:
@@ -790,6 +794,7 @@ class StoredRequest:
         device, address, allow_leak, max_bad, optuna_storage, warm_start, mlflow, wandb, notify:
             as in
             :class:`clsnf.study.request.StudyRequest`.
+        withheld: names of those that are None for their password.
     """
 
     sources: list[DataSource]
@@ -806,6 +811,7 @@ class StoredRequest:
     mlflow: str | None = None
     wandb: str | None = None
     notify: str | None = None
+    withheld: list[str] = field(default_factory=list)
     format: int = FORMAT
 
 

@@ -493,6 +493,8 @@ class CategoryTrials:
 
     def finish(self, number: int, measured: Measurements) -> None:
         """Store what a trial measured at its end, the objectives among it."""
+        if measured.dropped:
+            self._say(f"{self.category}, trial {number}: {dropped_line(measured.dropped)}")
         self._set_attributes(number, measured.attributes())
         values = [float(measured.value_of(name)) for name in self._plan.directions]
         self._study.tell(number, values)
@@ -521,6 +523,17 @@ class CategoryTrials:
     def results(self) -> list[TrialResult]:
         """The results of all trials that ended, by number."""
         return [trial_result(self.category, trial) for trial in self._all(*_ENDED)]
+
+
+def dropped_line(names: Sequence[str]) -> str:
+    """Words for damaged artifacts (``kind/key``) that were dropped."""
+    what = "stored artifact was" if len(names) == 1 else "stored artifacts were"
+    shown = ", ".join(f"stages/{name}" for name in names[:3])
+    more = "" if len(names) <= 3 else f" and {len(names) - 3} more"
+    return (
+        f"{len(names)} {what} damaged, and computed anew ({shown}{more}): see to the disk if this "
+        "comes again"
+    )
 
 
 def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:

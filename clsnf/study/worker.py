@@ -42,10 +42,14 @@ class LoadedWorkbenches:
 
     Args:
         most: how many are kept in memory.
+
+    Attributes:
+        dropped: ``kind/key`` of each damaged artifact that one of them dropped.
     """
 
     def __init__(self, most: int = 2) -> None:
         self._most = most
+        self.dropped: list[str] = []
         self._loaded: OrderedDict[tuple[str, str, DetectorSettings], Workbench] = OrderedDict()
 
     def get(self, context: StudyContext, category: str, settings: DetectorSettings) -> Workbench:
@@ -58,6 +62,7 @@ class LoadedWorkbenches:
             while len(self._loaded) >= self._most:  # first: two at once may not fit into memory
                 self._loaded.popitem(last=False)
             store = context.folder.artifacts(NotedProgress(context.folder.notes, category))
+            store.dropped = self.dropped
             self._loaded[key] = load_workbench(context, category, settings, store)
         self._loaded.move_to_end(key)
         return self._loaded[key]

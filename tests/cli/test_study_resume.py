@@ -151,6 +151,25 @@ def test_no_password_is_stored(tmp_path: Path) -> None:
     assert "hunter2" not in (tmp_path / "request.json").read_text()
     stored = read_result(StoredRequest, tmp_path / "request.json")
     assert (stored.optuna_storage, stored.mlflow) == (None, None)
+    assert stored.withheld == ["optuna_storage", "mlflow"]
+
+
+def test_what_was_given_with_a_password_must_be_given_again(begun: Begun) -> None:
+    file = begun.out / "request.json"
+    stored = read_result(StoredRequest, file)
+    write_result(file, dataclasses.replace(stored, withheld=["mlflow", "notify"]))
+    result = begun.study("--resume", str(begun.out))
+    assert isinstance(result.exception, AskedError)
+    for option in ("--mlflow", "--notify"):
+        line = f"the study was begun with {option}, whose password is not stored: without {option}"
+        assert f"warning: {line} URL it is told nothing now\n" in result.stderr
+    lost = dataclasses.replace(stored, optuna_storage=None, withheld=["optuna_storage"])
+    write_result(file, lost)
+    assert begun.refused("--resume", str(begun.out)) == (
+        "The study was begun with --optuna-storage, whose password is not stored: give it again."
+    )
+    storage = str(begun.folder / "s.journal")
+    begun.accepted("--resume", str(begun.out), "--optuna-storage", storage)
 
 
 # ---- more data ----
