@@ -88,6 +88,7 @@ class Measurements:
         seconds_by_kind: seconds by kind of work.
         artifacts_computed, artifacts_reused: number of stored results that it computed, and found.
         stream: counters of the image stream (:class:`clsnf.streams.stream.Counters`).
+        dropped: ``kind/key`` of stored results that were damaged, and computed anew.
         traceback: of an error that is a bug.
     """
 
@@ -102,6 +103,7 @@ class Measurements:
     artifacts_computed: int | None = None
     artifacts_reused: int | None = None
     stream: dict[str, int | float] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
     traceback: str | None = None
 
     # Prefix of a name in the file -> field.
@@ -120,7 +122,7 @@ class Measurements:
         ("traceback", "traceback"),
     )
     # Stored under their own names, as JSON texts where only plain values are.
-    _NESTED = ("metrics_by_family", "sweep", "density")
+    _NESTED = ("metrics_by_family", "sweep", "density", "dropped")
 
     @property
     def fusion_weight(self) -> float | None:
@@ -221,7 +223,10 @@ class TrialResult:
             "objective": self.objective,
             "seconds": measured.pop("seconds", None),
             "wall_seconds": self.wall_seconds,
-            **{f"config/{name}": value for name, value in self.config.items()},
+            **{
+                f"config/{name}": stored_choice(value) if isinstance(value, Mapping) else value
+                for name, value in self.config.items()
+            },
             **measured,
         }
 
@@ -237,7 +242,7 @@ class TrialResult:
         prefix = "config/"
         given = dict(row) | {"number": row.get("trial")}
         given["config"] = {
-            name.removeprefix(prefix): value
+            name.removeprefix(prefix): choice_from_stored(value)
             for name, value in row.items()
             if name.startswith(prefix) and value is not None
         }
@@ -254,8 +259,13 @@ def _nested(value: Any) -> Any:
 
 
 def stored_choice(value: Any) -> Any:
-    """A choice as Optuna stores it: a list as a JSON text, because Optuna's tools take no lists."""
-    return json.dumps(value) if isinstance(value, (list, dict)) else value
+    """A choice as Optuna stores it, because its tools take neither lists nor mappings.
+
+    Both are JSON texts; the order of a mapping's names makes no difference.
+    """
+    if isinstance(value, Mapping):
+        return json.dumps(value, sort_keys=True)
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def choice_from_stored(value: Any) -> Any:
@@ -614,6 +624,7 @@ class WinnerResult:
         examples: path of the sheet of example answers.
         evidence: for reports.
         seconds: that choosing and judging took.
+        dropped: as in :class:`Measurements`.
     """
 
     folder: Annotated[str, Field(alias="winner")]
@@ -631,6 +642,7 @@ class WinnerResult:
     examples: str | None = None
     evidence: EvidenceResult | None = None
     seconds: float | None = None
+    dropped: Annotated[list[str], Field(exclude_if=_is_empty)] = field(default_factory=list)
 
 
 def _winner_apart(value: Any) -> Any:
@@ -792,6 +804,7 @@ class StoredRequest:
         device, address, allow_leak, max_bad, optuna_storage, warm_start, mlflow, wandb, notify:
             as in
             :class:`clsnf.study.request.StudyRequest`.
+        withheld: names of those that are None for their password.
     """
 
     sources: list[DataSource]
@@ -808,6 +821,7 @@ class StoredRequest:
     mlflow: str | None = None
     wandb: str | None = None
     notify: str | None = None
+    withheld: list[str] = field(default_factory=list)
     format: int = FORMAT
 
 

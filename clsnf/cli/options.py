@@ -167,10 +167,12 @@ setting_options = combined(
     ),
     click.option(
         "--weights",
-        type=path,
+        multiple=True,
+        metavar="FILE",
         help=(
-            "A weights file of the backbone, or a folder of files named after their models, such "
-            "as resnet18.safetensors. Default: timm's pretrained weights, downloaded."
+            "A weights file of the backbone, a folder of files named after their models, such as "
+            "resnet18.safetensors, or NAME=FILE, once for each backbone of a search space. "
+            "Default: timm's pretrained weights, downloaded."
         ),
     ),
     click.option("--seed", type=int, help="Seed of all that is random.  [default: 0]"),
@@ -193,11 +195,40 @@ setting_options = combined(
 def settings_of(
     options: Mapping[str, Any],
     categories: Sequence[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    announce: bool = True,
+) -> DetectorSettings:
+    """The settings of one detector, with the weights of its backbone.
+
+    Args:
+        options: a command's, as click gives them.
+        categories: the categories that get these settings, for --preset paper; empty if unknown.
+        changes: what a benchmark's variant changes, by dotted name.
+        announce: print which settings a preset stands for.
+
+    Raises:
+        SettingsError, WeightsError: among others, ``--weights NAME=FILE`` names another model, or
+            no such file.
+    """
+    from clsnf.model.weights_files import check_weights, files_of_models
+
+    settings = settings_to_search(options, categories, changes=changes, announce=announce)
+    backbone = settings.backbone
+    files = files_of_models(backbone.weights)
+    if not files:
+        return settings
+    check_weights(backbone.weights, [backbone.name])
+    return replaced(settings, {"backbone.weights": files[backbone.name]})
+
+
+def settings_to_search(
+    options: Mapping[str, Any],
+    categories: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
     announce: bool = True,
 ) -> DetectorSettings:
-    """The settings that a command's options stand for.
+    """The settings that a command's options stand for; weights may be those of several backbones.
 
     Later sources override earlier ones: the defaults, `base`, --preset, the file of --config, the
     named options, --set, `changes`.
@@ -234,18 +265,52 @@ def _values_of_file(file: Path) -> dict[str, Any]:
 
 def _values_of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     height, width = options["image_size"] or (None, None)
-    weights = options["weights"]
     values = {
         "image.height": height,
         "image.width": width,
         "image.aspect": options["aspect"],
         "backbone.name": options["backbone"],
         "backbone.levels": options["levels"],
-        "backbone.weights": None if weights is None else str(weights.absolute()),
+        "backbone.weights": _weights(options["weights"]),
         "validation.false_reject_rate": options["false_reject_rate"],
         "seed": options["seed"],
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _weights(given: Sequence[str]) -> str | None:
+    """``--weights`` as its setting: a file or folder, or a file for each of several models.
+
+    Raises:
+        SettingsError: files with a model's name and without, or two of one model.
+    """
+    from clsnf.model.weights_files import weights_of_models
+
+    if not given:
+        return None
+    pairs = [_model_and_file(text) for text in given]
+    files = [str(Path(file).expanduser().absolute()) for _, file in pairs]
+    models = [model for model, _ in pairs]
+    if set(models) == {None}:
+        return files[-1]  # the last one counts, as for other options
+    if None in models:
+        raise SettingsError(
+            f"--weights {given[models.index(None)]}: beside NAME=FILE each is one, such as "
+            "--weights resnet18=resnet18.safetensors."
+        )
+    repeated = [model for n, model in enumerate(models) if model in models[:n]]
+    if repeated:
+        raise SettingsError(f"--weights names two files of {repeated[0]!r}: keep one.")
+    return weights_of_models(dict(zip(map(str, models), files, strict=True)))
+
+
+def _model_and_file(text: str) -> tuple[str | None, str]:
+    """``NAME=FILE`` apart; a path may have a ``=`` too."""
+    name, equals, file = text.partition("=")
+    is_pair = equals and name and "/" not in name and os.sep not in name
+    if not is_pair or Path(text).expanduser().exists():
+        return None, text
+    return name, file
 
 
 def _values_of_assignment(assignment: str) -> dict[str, Any]:

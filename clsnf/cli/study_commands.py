@@ -168,7 +168,7 @@ def study(**options: Any) -> None:
     study_settings = _study_settings(options, demo, stored, until is not None)
     categories = shared.preset_categories(options, options["categories"])
     base = _DEMO_SETTINGS if demo else {} if stored is None else _values_of(stored)
-    settings = shared.settings_of(options, categories, base)
+    settings = shared.settings_to_search(options, categories, base)
     space = _space(options, stored)
     out = options["out"] or _new_folder()
     out = out if isinstance(out, str) else out.absolute()

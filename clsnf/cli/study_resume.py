@@ -92,7 +92,24 @@ def request_to_resume(options: dict[str, Any]) -> StoredRequest | None:
             if name == "warm_start" and value is not None and not Path(value).is_dir():
                 # Its points were written down when the study began: it may be gone.
                 options[name] = None
+    _ask_for_withheld(stored, options)
     return stored
+
+
+def _ask_for_withheld(stored: StoredRequest, options: Mapping[str, Any]) -> None:
+    """Say which options with a password must be given again.
+
+    Raises:
+        SettingsError: the storage of the trials is one of them.
+    """
+    for name in stored.withheld:
+        if options[name] is not None:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        line = f"the study was begun with {option}, whose password is not stored"
+        if name == "optuna_storage":
+            raise SettingsError(f"{line[0].upper()}{line[1:]}: give it again.")
+        click.echo(f"warning: {line}: without {option} URL it is told nothing now", err=True)
 
 
 def _place(location: Path | str) -> str:

@@ -109,15 +109,19 @@ class Terminal:
 
     def backbone(self, settings: DetectorSettings) -> None:
         """The pretrained weights that everything rests on."""
+        from clsnf.model.weights_files import files_of_models
+
         if settings.backbone.name == "demo":
             self.line(
                 "backbone: demo, pretrained on pictures drawn by code; real products need real "
                 "weights (--backbone, --weights)"
             )
         else:
+            files = files_of_models(settings.backbone.weights)
+            weights = ", ".join(files.values()) or settings.backbone.weights
             self.line(
-                f"backbone: {settings.backbone.name}, "
-                f"{settings.backbone.weights or 'pretrained weights from timm'}"
+                f"backbone: {', '.join(files) or settings.backbone.name}, "
+                f"{weights or 'pretrained weights from timm'}"
             )
 
     def reporter(
@@ -454,9 +458,11 @@ def _test_metrics(summary: StudySummary) -> list[tuple[str, Metrics]]:
 
 
 def _config(config: dict[str, Any]) -> str:
+    from clsnf.study.names import spread
+
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in config.items()
+        for name, value in spread(config).items()
     )
 
 

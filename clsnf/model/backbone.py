@@ -12,14 +12,12 @@ resamples tables that depend on the image size, such as a transformer's position
 from __future__ import annotations
 
 import hashlib
-import json
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,8 @@ from torch import Tensor, nn
 from clsnf.core.config import BackboneSettings
 from clsnf.core.errors import SettingsError, WeightsError, nearest
 from clsnf.model.padding import pad_by_reflection
+from clsnf.model.weights_files import DEMO, demo_assets, weights_file
 
-DEMO = "demo"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -101,47 +99,6 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _demo_assets() -> tuple[dict[str, Any], Path]:
-    folder = Path(str(resources.files("clsnf") / "assets"))
-    facts: dict[str, Any] = json.loads((folder / "demo_backbone.json").read_text())
-    return facts, folder / "demo_backbone.safetensors"
-
-
-def weights_file(settings: BackboneSettings) -> Path | None:
-    """The weights file that these settings name, None for timm's pretrained weights.
-
-    Of a folder it is the file that is named after the model, such as ``resnet18.safetensors``.
-
-    Raises:
-        WeightsError: the file is not there.
-    """
-    if settings.weights is not None:
-        path = Path(settings.weights).expanduser()
-        if path.is_dir():
-            return _file_in(path, settings.name)
-        if not path.is_file():
-            raise WeightsError(
-                f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of "
-                f"{settings.name!r}."
-            )
-        return path
-    return _demo_assets()[1] if settings.name == DEMO else None
-
-
-def _file_in(folder: Path, name: str) -> Path | None:
-    """The file of a model in a folder of weights; the demo backbone brings its own along."""
-    for stem in (name, name.partition(".")[0]):  # timm's name may have a tag: resnet18.a1_in1k
-        for suffix in (".safetensors", ".pth", ".pt", ".bin"):
-            if (folder / f"{stem}{suffix}").is_file():
-                return folder / f"{stem}{suffix}"
-    if name == DEMO:
-        return _demo_assets()[1]
-    raise WeightsError(
-        f"The weights folder {folder} holds no file of {name!r}: put {name}.safetensors (or .pth, "
-        ".pt, .bin) into it."
-    )
-
-
 def architecture_of(settings: BackboneSettings) -> str:
     """timm's name of the architecture (the demo backbone has one too).
 
@@ -150,7 +107,7 @@ def architecture_of(settings: BackboneSettings) -> str:
     """
     import timm
 
-    name: str = _demo_assets()[0]["architecture"] if settings.name == DEMO else settings.name
+    name: str = demo_assets()[0]["architecture"] if settings.name == DEMO else settings.name
     if not timm.is_model(name):
         raise SettingsError(
             f"There is no timm model {name!r}.{nearest(name, [*timm.list_models(), DEMO])}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 ABSENT = "–"
@@ -77,10 +78,12 @@ def setting(value: Any) -> str:
     """The value of a setting."""
     if isinstance(value, float):
         return number(value, ".3g")
+    if isinstance(value, Mapping):  # of a joint choice
+        return f"({settings(value)})"
     return ABSENT if value is None else str(value)
 
 
-def settings(values: dict[str, Any]) -> str:
+def settings(values: Mapping[str, Any]) -> str:
     """Settings in one line, such as ``flow_depth 4, fusion_weight 0.25``."""
     return ", ".join(f"{name} {setting(value)}" for name, value in values.items())
 

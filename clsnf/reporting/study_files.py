@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from clsnf.core.config import DetectorSettings
 from clsnf.core.errors import ClsnfError, OutputError
 from clsnf.core.journal import find_damage
+from clsnf.reporting.joint_choices import JointLabels
 from clsnf.results import (
     BaselineResult,
     Case,
@@ -203,10 +204,14 @@ def read_study(folder: Path) -> StudyFiles:
         StudySummary, content | {"categories": {}} if finished else {}, files[0], missing
     )
     identity = _typed(StudyIdentity, begun, files[1], missing)
+    known = summary or identity
+    labels = JointLabels({} if known is None else known.space)
+    results = {name: labels.result(found) for name, found in results.items()}
     trials = _trials(folder, finished, bool(begun.get("studies")), missing)
+    trials = [labels.trial(trial) for trial in trials]
     names = {*results, *(identity.data if identity else ()), *(trial.category for trial in trials)}
     products = [
-        _product(folder, name, results.get(name), trials, missing) for name in sorted(names)
+        _product(folder, name, results.get(name), trials, labels, missing) for name in sorted(names)
     ]
     ledger = folder / "ledger.jsonl"
     entries = _read(ledger, _json_lines, missing) if ledger.is_file() else []
@@ -266,6 +271,7 @@ def _product(
     name: str,
     result: CategoryResult | None,
     trials: list[TrialResult],
+    labels: JointLabels,
     missing: list[str],
 ) -> Product:
     own = [trial for trial in trials if trial.category == name]
@@ -276,7 +282,8 @@ def _product(
     kept = folder / "finished" / f"{name}.json"
     if result is None and kept.is_file():
         category = _typed(FinishedCategory, _json(kept, missing), kept, missing)
-        result = None if category is None else CategoryResult(winner=category.result)
+        if category is not None:
+            result = labels.result(CategoryResult(winner=category.result))
     evidence = folder / "evidence" / name
     facts_file = evidence / "facts.json"
     product = Product(name, result, own, provenance=_provenance(folder, name, missing))

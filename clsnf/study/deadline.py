@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 from clsnf.core.errors import OutputError, SettingsError
 from clsnf.results import FinishedCategory, TrialResult, read_result
-from clsnf.study.space import SHORT_NAMES, changes_training
+from clsnf.study.names import in_full
+from clsnf.study.space import changes_training
 
 # What a trial must compute anew, the costly first: it trains, it lets the learning rate fall after
 # another number of epochs, it trains flows, or it weighs stored maps.
@@ -164,7 +165,7 @@ class Costs:
 
 def _artifacts(config: Mapping[str, Any]) -> tuple[str, str]:
     """What decides a trial's training, and its finetuned backbone."""
-    named = sorted((SHORT_NAMES.get(name, name), repr(value)) for name, value in config.items())
+    named = sorted((name, repr(value)) for name, value in in_full(config).items())
     decayed = [item for item in named if changes_training(item[0])]
     trained = [item for item in decayed if item[0] != "finetune.joint_epochs"]
     return str(trained), str(decayed)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 from torch import nn
 
-from clsnf.core.config import DetectorSettings, StudySettings
+from clsnf.core.config import BackboneSettings, DetectorSettings, StudySettings
 from clsnf.core.errors import DiskFullError
-from clsnf.model.backbone import Backbone
+from clsnf.model.backbone import architecture_of, empty_backbone
 from clsnf.model.network import build_decoder, empty_flows
-from clsnf.study.space import SHORT_NAMES, Space
+from clsnf.study.space import Space
 from clsnf.synthesis.validation_defects import FAMILIES
 from clsnf.training.prepare import rows_of
 
@@ -44,7 +44,6 @@ def estimate_disk(
     study: StudySettings,
     space: Space,
     tables: Mapping[str, pa.Table],
-    backbone: Backbone,
 ) -> DiskNeed:
     """How much room the artifacts of a study need, rather too much.
 
@@ -53,51 +52,84 @@ def estimate_disk(
         study: how many trials, and whether they share artifacts.
         space: how many trainings and flows may differ.
         tables: category -> its images.
-        backbone: of the settings.
+
+    Of several backbones, the one that needs most counts.
     """
-    height, width = settings.image.size
-    decoder = build_decoder(backbone.info, settings.image, settings.finetune, 0)
-    classifier = _bytes(backbone) + _bytes(decoder)
-    depths = _values(space, "flow.depth", settings.flow.depth)
-    flows = max(
-        _bytes(empty_flows(backbone.info, dataclasses.replace(settings.flow, depth=int(depth))))
-        for depth in {min(depths), max(depths)}
-    )
-    # The state of training has two more numbers for each parameter; then what was trained is kept.
-    trained = 4 * classifier + flows
-    trainings, pairs = 1, 1
-    if study.reuse:
-        names = {SHORT_NAMES.get(name, name) for name in space.ranges}
-        joint = len(space.joint_epochs(settings))
-        trials = study.trials or study.total_trials or _UNKNOWN_TRIALS
-        shared = names <= _ARTIFACTS_ALONE
-        trainings = min(trials, joint) if shared else trials
-        pairs = min(trials, joint * len(depths)) if shared else trials
-    total = largest = 0
+    networks = [_network_size(one, space) for one in _largest_networks(settings, space)]
+    trainings, pairs = _numbers_of_artifacts(settings, study, space)
+    total = largest = 0.0
     for table in tables.values():
         validation = len(rows_of(table, "validation"))
         validation += len(FAMILIES) * settings.validation.images_per_family
         tested = len(rows_of(table, "test"))
-        maps = _FLOAT * height * width
-        own = trainings * (trained + maps * validation) + pairs * (flows + maps * validation)
-        total += own + (pairs + trainings) * maps * tested + 2 * (classifier + flows)
-        largest = max(largest, trained + flows + 2 * maps * validation)
-    return DiskNeed(total, largest)
+        needs = []
+        for network in networks:
+            trained, flows, maps = network.trained, network.flows, network.map
+            own = trainings * (trained + maps * validation) + pairs * (flows + maps * validation)
+            tests = (pairs + trainings) * maps * tested
+            needs.append(own + tests + 2 * (network.classifier + flows))
+            largest = max(largest, trained + flows + 2 * maps * validation)
+        total += max(needs)
+    return DiskNeed(int(total), int(largest))
+
+
+@dataclass(frozen=True)
+class _NetworkSize:
+    """Bytes of a classifier, of flows, and of one map of an image."""
+
+    classifier: int
+    flows: int
+    map: int
+
+    @property
+    def trained(self) -> int:
+        """What one training stores: its state has two more numbers for each parameter; then what
+        was trained is kept.
+        """
+        return 4 * self.classifier + self.flows
+
+
+def _largest_networks(settings: DetectorSettings, space: Space) -> list[DetectorSettings]:
+    """The settings with each backbone of a space, at its largest image size."""
+    largest: dict[BackboneSettings, DetectorSettings] = {}
+    for one in space.networks(settings):
+        known = largest.setdefault(one.backbone, one)
+        if math.prod(one.image.size) > math.prod(known.image.size):
+            largest[one.backbone] = one
+    return list(largest.values())
+
+
+def _network_size(settings: DetectorSettings, space: Space) -> _NetworkSize:
+    backbone = empty_backbone(
+        architecture_of(settings.backbone), settings.backbone.levels, settings.image.size
+    )
+    decoder = build_decoder(backbone.info, settings.image, settings.finetune, 0)
+    depths = space.whole_numbers("flow.depth", settings)
+    flows = max(
+        _bytes(empty_flows(backbone.info, dataclasses.replace(settings.flow, depth=depth)))
+        for depth in {min(depths), max(depths)}
+    )
+    maps = _FLOAT * math.prod(settings.image.size)
+    return _NetworkSize(_bytes(backbone) + _bytes(decoder), flows, maps)
+
+
+def _numbers_of_artifacts(
+    settings: DetectorSettings, study: StudySettings, space: Space
+) -> tuple[int, int]:
+    """How many trainings, and pairs of one and flows, a category stores at most."""
+    if not study.reuse:
+        return 1, 1
+    joint, depths = (
+        len(space.whole_numbers(name, settings)) for name in ("finetune.joint_epochs", "flow.depth")
+    )
+    trials = study.trials or study.total_trials or _UNKNOWN_TRIALS
+    if set(space.settings) <= _ARTIFACTS_ALONE:
+        return min(trials, joint), min(trials, joint * depths)
+    return trials, trials
 
 
 def _bytes(module: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in module.state_dict().values())
-
-
-def _values(space: Space, full_name: str, default: float) -> list[float]:
-    """The values of a number in a space; both ends of a range without steps."""
-    for name, given in space.ranges.items():
-        if SHORT_NAMES.get(name, name) == full_name:
-            if given["type"] == "choice":
-                return list(given["values"])
-            step = given.get("step") or 1
-            return list(range(given["low"], given["high"] + 1, step))
-    return [default]
 
 
 def free_room(folder: Path) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from clsnf.results import choice_from_stored
+
 _FAILURES_OF_A_VALUE = 3
 _LEAST_TRIALS = 6  # a search of fewer is not stopped for its failures
 
@@ -38,9 +40,17 @@ class AvoidedValue:
 
     def __str__(self) -> str:
         return (
-            f"{self.name}={self.value} is left alone: all {len(self.trials)} trials with it failed "
-            f"({self.cause.rstrip('.')})"
+            f"{self.name}={_readable(self.value)} is left alone: all {len(self.trials)} trials "
+            f"with it failed ({self.cause.rstrip('.')})"
         )
+
+
+def _readable(value: Any) -> str:
+    """A stored value; of a joint choice its settings."""
+    found = choice_from_stored(value)
+    if not isinstance(found, dict):
+        return str(value)
+    return "(" + ", ".join(f"{name}={one}" for name, one in found.items()) + ")"
 
 
 def cause_of(trial: FrozenTrial) -> str:

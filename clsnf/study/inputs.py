@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clsnf.core.config import BackboneSettings, StudySettings, differences
+from clsnf.core.config import StudySettings, differences
 from clsnf.core.errors import DataError, OutputError, SettingsError, WeightsError
 from clsnf.core.hashing import sha256_file
 from clsnf.data.checks import CheckReport, check_category
 from clsnf.data.splits import assign_splits
 from clsnf.evaluation.selection import check_objective
 from clsnf.evaluation.selection_rules import check_rule
-from clsnf.model.backbone import weights_file
+from clsnf.model.weights_files import weights_file
 from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, read_result, to_plain
 from clsnf.study.disk import DiskNeed, check_room, estimate_disk
 from clsnf.study.folder import check_folder
 from clsnf.study.request import Reporter, StudyRequest, category_of
 from clsnf.study.samplers import check_sampler
+from clsnf.study.space import apply_config
 from clsnf.study.trackers import check_trackers
 from clsnf.study.trials import directions_of
 from clsnf.study.warm_start import read_earlier_trials
@@ -77,9 +78,11 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     earlier_trials = read_earlier_trials(request.warm_start)
     check_folder(out, request.resume, str(request.out))
     resumed = _read_identity(out)
-    backbone = check_ingredients(request.settings, request.textures, request.device)
     if resumed is None:
         request.space.check_new(request.settings)
+    # Of a space without the settings' own backbone, that one is never loaded.
+    first = apply_config(request.settings, request.space.start(request.settings))
+    check_ingredients(first, request.textures, request.device)
     reports = {category_of(t): _check_images(t, request, reporter) for t in request.tables}
     fraction, seed = request.settings.validation.fraction, request.settings.seed
     tables = {
@@ -103,7 +106,7 @@ def check_inputs(request: StudyRequest, out: Path, reporter: Reporter) -> StudyI
     )
     if resumed is not None:
         _check_same_study(resumed, identity, out, request.optuna_storage)
-    need = estimate_disk(request.settings, request.study, request.space, tables, backbone)
+    need = estimate_disk(request.settings, request.study, request.space, tables)
     reporter.say(check_room(out, need))
     return StudyInputs(tables, skipped, earlier_trials, identity, resumed, need)
 
@@ -145,21 +148,18 @@ def _textures_key(folder: Path | None) -> str:
 def _weights_keys(request: StudyRequest) -> dict[str, str]:
     """The sha256 of each weights file that a trial may load.
 
-    A file has its name in settings or space, a file in a folder its whole path.
+    A single file has its name in settings or space, one of several its whole path.
 
     Raises:
         WeightsError: a file is not there, or can't be read.
     """
-    own = request.settings.backbone
     keys: dict[str, str] = {}
-    for weights in (own.weights, *request.space.choices("backbone.weights")):
-        for model in request.space.choices("backbone.name") or [own.name]:
-            path = (
-                None if weights is None else weights_file(BackboneSettings(model, weights=weights))
-            )
-            if path is not None:
-                is_file = Path(weights).expanduser().is_file()
-                keys[weights if is_file else str(path)] = _sha256_of(path)
+    for backbone in request.space.backbones(request.settings):
+        weights = backbone.weights
+        path = None if weights is None else weights_file(backbone)
+        if weights is not None and path is not None:
+            is_file = Path(weights).expanduser().is_file()
+            keys[weights if is_file else str(path)] = _sha256_of(path)
     return keys
 
 

@@ -93,6 +93,11 @@ class StudyRequest:
             mlflow=None if has_secret(self.mlflow or "") else self.mlflow,
             wandb=self.wandb,
             notify=None if has_secret(self.notify or "") else self.notify,
+            withheld=[
+                name
+                for name in ("optuna_storage", "mlflow", "notify")
+                if has_secret(getattr(self, name) or "")
+            ],
         )
 
 

@@ -61,7 +61,13 @@ from clsnf.study.search import (
 )
 from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trackers import tell_trackers
-from clsnf.study.trials import CategoryTrials, SearchPlan, directions_of, open_storage
+from clsnf.study.trials import (
+    CategoryTrials,
+    SearchPlan,
+    directions_of,
+    dropped_line,
+    open_storage,
+)
 from clsnf.study.warm_start import best_points, points_of_space
 from clsnf.training.prepare import rows_of
 
@@ -509,6 +515,8 @@ class _Driver:
                 winners[category] = found
                 pause.end()
                 self.reporter.winner(category, found)
+                if found.dropped:
+                    self.reporter.say(f"{category}, winner: {dropped_line(found.dropped)}")
                 self.reporter.say(f"{category}: done")
             except ray.exceptions.RayError as error:  # other categories keep their winners
                 cause = getattr(error, "cause", None) or error

@@ -7,6 +7,15 @@
 
 The settings that most studies search have short names (``SHORT_NAMES``). Any other setting has its
 full name, such as ``flow.passes`` or ``defects.threshold``.
+
+Settings that go together are one joint choice under a label of any name. Its values are mappings;
+what one of them does not name is as the study's settings have it::
+
+    network:
+      type: choice
+      values:
+        - {backbone.name: resnet18, backbone.levels: [1, 2, 3]}
+        - {backbone.name: vit_tiny_patch16_224, backbone.levels: [3, 6, 9], image.height: 224}
 """
 
 from __future__ import annotations
@@ -26,20 +35,16 @@ from clsnf.core.config import (
     StudySettings,
     check_names,
     replaced,
+    setting_names,
     value_at,
 )
 from clsnf.core.errors import ClsnfError, SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
 from clsnf.model.backbone import architecture_of, empty_backbone, load_backbone
+from clsnf.model.weights_files import check_weights
 from clsnf.results import stored_choice
+from clsnf.study.names import FUSION_WEIGHT, SHORT_NAMES, full_name, in_full
 from clsnf.training.finetune import RESUME_EVERY
-
-FUSION_WEIGHT = "fusion_weight"
-SHORT_NAMES = {
-    FUSION_WEIGHT: FUSION_WEIGHT,
-    "finetune_epochs": "finetune.joint_epochs",
-    "flow_depth": "flow.depth",
-}
 
 DEFAULT_SPACE: dict[str, dict[str, Any]] = {
     "fusion_weight": {"type": "float", "low": 0.0, "high": 1.0},
@@ -63,6 +68,8 @@ _VALIDATION = "all trials are judged by the same validation"
 
 # Sections whose settings change the training of stage one before the learning rate decays.
 _CHANGE_STAGE_ONE = ("finetune", "defects", "backbone", "image", "seed")
+
+_RESERVED = ("category", "trial", "densities")  # names beside those of the space in a trial
 
 _KEYS = {
     "float": {"low", "high", "log", "step"},
@@ -88,12 +95,18 @@ class Space:
             )
         known: dict[str, str] = {}
         for name, given in self.ranges.items():
-            other = known.setdefault(SHORT_NAMES.get(name, name), name)
-            if other != name:
-                raise SettingsError(f"{other} and {name} are the same setting: keep one.")
             _check_range(name, given)
+            for full in _settings_in(name, given):
+                other = known.setdefault(full, name)
+                if other != name:
+                    raise SettingsError(_said_twice(full, other, name))
             for value in _samples(given):  # refuse unknown names and values out of range
-                apply_config(DetectorSettings(), {name: value})
+                try:
+                    apply_config(DetectorSettings(), {name: value})
+                except SettingsError as error:
+                    if not is_joint(given):
+                        raise
+                    raise SettingsError(f"{name}, {value}: {error}") from error
 
     def check(self, settings: DetectorSettings) -> None:
         """Refuse values that do not fit these settings.
@@ -119,8 +132,8 @@ class Space:
         Raises:
             SettingsError, WeightsError: with the setting's name, and why.
         """
-        for name in self.ranges:
-            why = _why_unread(SHORT_NAMES.get(name, name))
+        for name in self.settings:
+            why = _why_unread(name)
             if why is not None:
                 raise SettingsError(
                     f"The search space's {name} changes nothing in a trial: {why}. Take it out of "
@@ -130,39 +143,56 @@ class Space:
 
     def _check_backbones(self, settings: DetectorSettings) -> None:
         """Build every backbone that a trial may have, at every image size, and load its weights."""
-        names, file = self.choices("backbone.name"), settings.backbone.weights
+        backbones = self.backbones(settings)
+        names = list(dict.fromkeys(backbone.name for backbone in backbones))
         for name in names:  # unknown ones are refused before anything is loaded
             with _named({"backbone.name": name}):
                 architecture_of(BackboneSettings(name))
-        one_file = file is not None and not Path(file).expanduser().is_dir()
-        if len(names) > 1 and one_file and not self.choices("backbone.weights"):
-            raise SettingsError(
-                f"The search space's backbone.name has {len(names)} backbones "
-                f"({', '.join(names)}), and --weights is one file, {file}, which fits one of them: "
-                "give a folder of files that are named after their models, leave --weights out to "
-                "use timm's pretrained weights, or search one backbone."
-            )
-        backbones, sizes = self._points("backbone."), self._points("image.")
-        if backbones == sizes == [{}]:
+        if "backbone.weights" not in self.settings:
+            check_weights(settings.backbone.weights, names)
+        points = self._points("backbone.", "image.")
+        if points == [{}]:
             return  # the settings' own, which is checked with them
-        for backbone in backbones:
-            for index, size in enumerate(sizes):
-                point = backbone | size
-                with _named(point):
-                    _load(apply_config(settings, point), with_weights=index == 0)
+        loaded = set[BackboneSettings]()
+        for point in points:
+            with _named(point):
+                tried = apply_config(settings, point)
+                _load(tried, with_weights=tried.backbone not in loaded)
+                loaded.add(tried.backbone)
 
-    def _points(self, section: str) -> list[dict[str, Any]]:
-        """All combinations of the values of a section's settings that are checked."""
-        searched = {n: _samples(r) for n, r in self.ranges.items() if n.startswith(section)}
-        return [
-            dict(zip(searched, values, strict=True))
-            for values in itertools.product(*searched.values())
+    def _points(self, *sections: str) -> list[dict[str, Any]]:
+        """All combinations of the values of some sections' settings that are checked.
+
+        Names are full ones.
+        """
+        parts: list[list[dict[str, Any]]] = []
+        for name, given in self.ranges.items():
+            of_sections = [
+                {full: v for full, v in in_full({name: value}).items() if full.startswith(sections)}
+                for value in _samples(given)
+            ]
+            if any(of_sections):
+                parts.append(of_sections)
+        points = [
+            {name: value for part in combined for name, value in part.items()}
+            for combined in itertools.product(*parts)
         ]
+        return [point for n, point in enumerate(points) if point not in points[:n]]
 
-    def choices(self, full_name: str) -> list[Any]:
-        """The choices of a setting by its full name; none where the space has no choice of it."""
-        given = self._range(full_name) or {}
-        return list(given.get("values", ()))
+    def backbones(self, settings: DetectorSettings) -> list[BackboneSettings]:
+        """The different backbones that a trial may have."""
+        points = self._points("backbone.")
+        return list(dict.fromkeys(apply_config(settings, point).backbone for point in points))
+
+    def networks(self, settings: DetectorSettings) -> list[DetectorSettings]:
+        """The settings with each backbone and image size that a trial may have."""
+        return [apply_config(settings, point) for point in self._points("backbone.", "image.")]
+
+    @property
+    def settings(self) -> list[str]:
+        """Full names of all settings that trials differ in, those in joint choices among them."""
+        found = (full for name, given in self.ranges.items() for full in _settings_in(name, given))
+        return list(dict.fromkeys(found))
 
     def distributions(self) -> dict[str, Any]:
         """The Optuna distribution of each name that a trial's training depends on.
@@ -214,17 +244,21 @@ class Space:
     def start(self, settings: DetectorSettings) -> dict[str, Any]:
         """The point of the space nearest to `settings`: the first trial of each category."""
         return {
-            name: _nearest_choice(given["values"], settings, name)
+            name: _nearest_choice(given, settings, name)
             if given["type"] == "choice"
-            else _nearest_number(given, value_at(settings, SHORT_NAMES.get(name, name)))
+            else _nearest_number(given, value_at(settings, full_name(name)))
             for name, given in self._searched.items()
         }
 
     def joint_epochs(self, settings: DetectorSettings) -> list[int]:
         """All numbers of joint epochs that a trial can have: training stores its state for each."""
-        given = self._range("finetune.joint_epochs")
+        return self.whole_numbers("finetune.joint_epochs", settings)
+
+    def whole_numbers(self, name: str, settings: DetectorSettings) -> list[int]:
+        """All values, rising, that a trial can have of a setting by its full name."""
+        given = self._range(name, settings)
         if given is None:
-            return [settings.finetune.joint_epochs]
+            return [value_at(settings, name)]
         if given["type"] == "choice":
             return sorted(given["values"])
         return list(range(given["low"], given["high"] + 1, _whole_step(given)))
@@ -235,8 +269,7 @@ class Space:
         Empty if all trials share the training of stage one, or if the learning rate depends on the
         length of the training from the first step (cosine).
         """
-        searched = {SHORT_NAMES.get(name, name) for name in self.ranges}
-        searched -= {"finetune.joint_epochs", "finetune.decay_epochs"}
+        searched = set(self.settings) - {"finetune.joint_epochs", "finetune.decay_epochs"}
         own_training = any(changes_training(name) for name in searched)
         if not own_training or settings.finetune.schedule != "wsd":
             return []
@@ -250,7 +283,7 @@ class Space:
         :data:`FUSION_WEIGHTS`, and the settings' own. Without a fusion weight in the space, the
         settings' own alone.
         """
-        given, own = self._range(FUSION_WEIGHT), settings.fusion_weight
+        given, own = self._range(FUSION_WEIGHT, settings), settings.fusion_weight
         if given is None:
             return (own,)
         if given["type"] == "choice":
@@ -262,9 +295,21 @@ class Space:
         inside = {w for w in (*FUSION_WEIGHTS, own) if low <= w <= high}
         return tuple(sorted(inside | {low, high}))
 
-    def _range(self, full_name: str) -> Mapping[str, Any] | None:
-        full = {SHORT_NAMES.get(name, name): given for name, given in self.ranges.items()}
-        return full.get(full_name)
+    def _range(self, name: str, settings: DetectorSettings) -> Mapping[str, Any] | None:
+        """The range of a setting by its full name; of one in a joint choice, its values there.
+
+        Where a mapping does not name it, it is that of `settings`. None where all trials have that.
+        """
+        for label, given in self.ranges.items():
+            if name not in _settings_in(label, given):
+                continue
+            if not is_joint(given):
+                return given
+            own = _plain(value_at(settings, name))
+            values = [in_full({label: value}).get(name, own) for value in given["values"]]
+            different = [value for n, value in enumerate(values) if value not in values[:n]]
+            return {"type": "choice", "values": different}
+        return None
 
 
 def read_space(path: Path | None) -> Space:
@@ -294,19 +339,40 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
     Raises:
         SettingsError: an unknown name, or a value of the wrong type or out of its range.
     """
-    check_names(settings, config, SHORT_NAMES)
-    return replaced(settings, {SHORT_NAMES.get(name, name): v for name, v in config.items()})
+    names = [one for n, v in config.items() for one in (v if isinstance(v, Mapping) else (n,))]
+    check_names(settings, names, SHORT_NAMES)
+    return replaced(settings, in_full(config))
 
 
-def changes_training(full_name: str) -> bool:
+def changes_training(name: str) -> bool:
     """Whether trials that differ in this setting can't share the training of stage one."""
-    return full_name.split(".")[0] in _CHANGE_STAGE_ONE
+    return name.split(".")[0] in _CHANGE_STAGE_ONE
 
 
-def _why_unread(full_name: str) -> str | None:
-    """Why no trial depends on a setting; None where trials do."""
-    in_validation = full_name.startswith("validation.")
-    return _UNREAD.get(full_name, _VALIDATION if in_validation else None)
+def _why_unread(name: str) -> str | None:
+    """Why no trial depends on a setting, by its full name; None where trials do."""
+    in_validation = name.startswith("validation.")
+    return _UNREAD.get(name, _VALIDATION if in_validation else None)
+
+
+def is_joint(given: Mapping[str, Any]) -> bool:
+    """Whether a range is a joint choice, of mappings."""
+    return given["type"] == "choice" and isinstance(given["values"][0], Mapping)
+
+
+def _settings_in(name: str, given: Mapping[str, Any]) -> list[str]:
+    """The full names of the settings that a range is about."""
+    if not is_joint(given):
+        return [full_name(name)]
+    found = (full for value in given["values"] for full in in_full({name: value}))
+    return list(dict.fromkeys(found))
+
+
+def _said_twice(setting: str, first: str, second: str) -> str:
+    names = (full_name(first), full_name(second))
+    if names == (setting, setting):
+        return f"{first} and {second} are the same setting: keep one."
+    return f"Both {first} and {second} give {setting} a value: keep one."
 
 
 @contextmanager
@@ -350,9 +416,34 @@ def _check_range(name: str, given: Mapping[str, Any]) -> None:
 def _check_choice(name: str, values: Any) -> None:
     if not isinstance(values, list) or not values:
         raise SettingsError(f"{name}: a choice needs values: [a, b, ...].")
+    if any(isinstance(value, Mapping) for value in values):
+        _check_joint(name, values)
     repeated = [value for index, value in enumerate(values) if value in values[:index]]
     if repeated:
         raise SettingsError(f"{name}: the value {repeated[0]!r} stands there twice.")
+
+
+def _check_joint(name: str, values: list[Any]) -> None:
+    """Check the label and the mappings of a joint choice, not yet the values in them."""
+    if name in (*SHORT_NAMES, *setting_names(DetectorSettings), *_RESERVED):
+        raise SettingsError(
+            f"{name}: the label of a joint choice is no setting's name: take another, such as "
+            "network."
+        )
+    for value in values:
+        if not isinstance(value, Mapping) or not value:
+            raise SettingsError(
+                f"{name}: {value!r} is no mapping of settings, as other values of it are: give one "
+                "such as {backbone.name: resnet18, image.height: 128}."
+            )
+        full = [full_name(one) for one in value]
+        repeated = [one for n, one in enumerate(full) if one in full[:n]]
+        if repeated:
+            raise SettingsError(f"{name}: {value!r} gives {repeated[0]} two values: keep one.")
+        if FUSION_WEIGHT in value:
+            raise SettingsError(
+                f"{name}: every trial sweeps {FUSION_WEIGHT}: give it a range of its own."
+            )
 
 
 def _check_numbers(name: str, kind: str, given: Mapping[str, Any]) -> None:
@@ -399,18 +490,23 @@ def _samples(given: Mapping[str, Any]) -> list[Any]:
     return [float(low), float(high)]
 
 
-def _nearest_choice(values: list[Any], settings: DetectorSettings, name: str) -> Any:
+def _nearest_choice(given: Mapping[str, Any], settings: DetectorSettings, name: str) -> Any:
     """The choice that the settings have; else the nearest number, or the first choice."""
-    now = value_at(settings, SHORT_NAMES.get(name, name))
-    now = list(now) if isinstance(now, tuple) else now  # as YAML and JSON have it
+    values = given["values"]
+    now = None if is_joint(given) else _plain(value_at(settings, full_name(name)))
     if now in values:
         return now
-    for value in values:  # one with an old name
+    for value in values:  # a mapping, or one with an old name
         if apply_config(settings, {name: value}) == settings:
             return value
     if all(isinstance(value, (int, float)) for value in (now, *values)):
         return min(values, key=lambda value: abs(value - now))
     return values[0]
+
+
+def _plain(value: Any) -> Any:
+    """A setting's value as YAML and JSON have it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _nearest_number(given: Mapping[str, Any], now: float | None) -> int | float:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from clsnf.core.hashing import content_key
 from clsnf.results import StudySummary, TrialResult, TrialStatus, WinnerResult, to_plain
+from clsnf.study.names import spread
 
 # What the study itself leaves, as far as it exists. The report is there where an earlier run of the
 # study has one.
@@ -63,7 +64,7 @@ def run_of_trial(trial: TrialResult, at: float | None) -> TrackedRun:
         cause=trial.cause,
         ended_at=at,
         seconds=trial.wall_seconds or 0.0,
-        config=trial.config,
+        config=spread(trial.config),
         metrics=_numbers(measured),
         step=trial.number,
     )

@@ -121,7 +121,7 @@ def trial_reports(
         TrainingError: a metric is not finite.
         ClsnfError: see the pipeline.
     """
-    started = time.perf_counter()
+    started, dropped_before = time.perf_counter(), len(WORKBENCHES.dropped)
     settings = apply_config(context.settings, values)
     with _open_workbench(context, category, settings) as bench:
         usage = _Usage(bench)
@@ -144,6 +144,7 @@ def trial_reports(
             _validation(swept, context),
             density=(bench.images.key, key) if context.pruning_epochs else None,
             latency=_latency(bench, context, settings) if has_latency else None,
+            dropped=tuple(WORKBENCHES.dropped[dropped_before:]),
         )
         measured = usage.added_to(measured, started, loading)
     yield TrialReport(measured.validation[context.study.objective], measured=measured)

@@ -40,15 +40,16 @@ from clsnf.results import (
     LATENCY,
     Measurements,
     TrialResult,
+    choice_from_stored,
     stored_choice,
     trial_result,
 )
 from clsnf.study.database import open_database
 from clsnf.study.failures import AvoidedValue, avoided_values, why_stop
+from clsnf.study.names import FUSION_WEIGHT, in_full
 from clsnf.study.points import FreePoints, is_value, point_key
 from clsnf.study.remote_copy import JOURNAL
 from clsnf.study.samplers import SamplerOptions, make_sampler, suggest
-from clsnf.study.space import FUSION_WEIGHT
 
 Direction = Literal["maximize", "minimize"]
 
@@ -458,8 +459,8 @@ class CategoryTrials:
         """Store what a trial would be worth after `step` epochs, and decide whether to stop it.
 
         A trial is stopped where it is worse than three quarters of the ended trials that came as
-        far, those that were stopped there included: Optuna's pruners leave these out, and so judge
-        ever more strictly. With several objectives none is.
+        far with images of the same size, those that were stopped there included: Optuna's pruners
+        leave these out, and so judge ever more strictly. With several objectives none is.
 
         Args:
             number: of the trial.
@@ -471,10 +472,11 @@ class CategoryTrials:
         # A trial that was restarted reports the same step again.
         if step not in self._all()[number].intermediate_values:
             self._trial(number).report(value, step)
+        size = _image_size(self._all()[number])
         others = [
             trial.intermediate_values[step]
             for trial in self._all(TrialState.COMPLETE, TrialState.PRUNED)
-            if step in trial.intermediate_values
+            if step in trial.intermediate_values and _image_size(trial) == size
         ]
         if len(others) < _PRUNING_NEEDS_TRIALS:
             return False
@@ -495,6 +497,8 @@ class CategoryTrials:
 
     def finish(self, number: int, measured: Measurements) -> None:
         """Store what a trial measured at its end, the objectives among it."""
+        if measured.dropped:
+            self._say(f"{self.category}, trial {number}: {dropped_line(measured.dropped)}")
         self._set_attributes(number, measured.attributes())
         values = [float(measured.value_of(name)) for name in self._plan.directions]
         self._study.tell(number, values)
@@ -525,6 +529,17 @@ class CategoryTrials:
         return [trial_result(self.category, trial) for trial in self._all(*_ENDED)]
 
 
+def dropped_line(names: Sequence[str]) -> str:
+    """Words for damaged artifacts (``kind/key``) that were dropped."""
+    what = "stored artifact was" if len(names) == 1 else "stored artifacts were"
+    shown = ", ".join(f"stages/{name}" for name in names[:3])
+    more = "" if len(names) <= 3 else f" and {len(names) - 3} more"
+    return (
+        f"{len(names)} {what} damaged, and computed anew ({shown}{more}): see to the disk if this "
+        "comes again"
+    )
+
+
 def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a trial's score maps."""
     return {name: value for name, value in config.items() if name != FUSION_WEIGHT}
@@ -533,6 +548,12 @@ def without_fusion_weight(config: Mapping[str, Any]) -> dict[str, Any]:
 def _stored(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point as Optuna stores it; the fusion weight is no part of it: a sweep answers it."""
     return {name: stored_choice(value) for name, value in without_fusion_weight(point).items()}
+
+
+def _image_size(trial: FrozenTrial) -> dict[str, Any]:
+    """What a trial's values say of its images."""
+    point = {name: choice_from_stored(value) for name, value in trial.params.items()}
+    return {name: value for name, value in in_full(point).items() if name.startswith("image.")}
 
 
 def _worse_than(values: Sequence[float], direction: Direction) -> float:

@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from optuna.distributions import BaseDistribution
+
 from clsnf.core.errors import DataError, OutputError
-from clsnf.results import TrialResult, stored_choice, trials_of_study
+from clsnf.results import TrialResult, choice_from_stored, stored_choice, trials_of_study
+from clsnf.study.names import spread
 from clsnf.study.points import Distributions, is_value
 from clsnf.study.trials import MOST_SHARED, without_fusion_weight
 
 _MOST = 3
+_ABSENT = object()  # equal to no value
 
 
 def read_earlier_trials(folder: Path | None) -> list[TrialResult]:
@@ -72,6 +76,32 @@ def points_of_others(trials: Iterable[TrialResult], category: str) -> list[dict[
     return [points[n] for n in ranked if same.index(same[n]) == n]
 
 
+def _settings_of(distribution: BaseDistribution) -> set[str]:
+    """The names in the mappings of a joint choice."""
+    return {name for value in _mappings(distribution) for name in value}
+
+
+def _mappings(distribution: BaseDistribution) -> list[dict[str, Any]]:
+    """The values of a joint choice; none of another range."""
+    choices = getattr(distribution, "choices", ())
+    return [value for value in map(choice_from_stored, choices) if isinstance(value, dict)]
+
+
+def _value_in(point: Mapping[str, Any], name: str, distribution: BaseDistribution) -> Any:
+    """What a point of another space has for a name of this one; `_ABSENT` where nothing fits.
+
+    For a joint choice that is the mapping which agrees with the point, the longest of them.
+    """
+    own = spread(point)
+    mappings = _mappings(distribution)
+    if mappings:
+        agree = [m for m in mappings if all(own.get(n, _ABSENT) == v for n, v in m.items())]
+        return max(agree, key=len, default=_ABSENT)
+    value = own.get(name, _ABSENT)
+    fits = value is not _ABSENT and is_value(distribution, stored_choice(value))
+    return value if fits else _ABSENT
+
+
 def points_of_space(
     earlier: Sequence[Mapping[str, Any]],
     start: Mapping[str, Any],
@@ -89,16 +119,16 @@ def points_of_space(
         distributions: of this space.
         say: gets one line where names differ, or where nothing fits.
     """
-    unknown = sorted({name for point in earlier for name in point} - start.keys())
+    known = {full for name in start for full in _settings_of(distributions[name])} | set(start)
+    unknown = sorted({name for point in earlier for name in spread(point)} - known)
     points, missing, outside = [], set[str](), set[str]()
     for point in earlier:
-        fitting = {
-            name: value
-            for name, value in point.items()
-            if name in start and is_value(distributions[name], stored_choice(value))
-        }
-        missing |= start.keys() - point.keys()
-        outside |= point.keys() & start.keys() - fitting.keys()
+        values = {name: _value_in(point, name, ranges) for name, ranges in distributions.items()}
+        fitting = {name: value for name, value in values.items() if value is not _ABSENT}
+        names = spread(point).keys()
+        has = {n for n, d in distributions.items() if n in point or names & _settings_of(d)}
+        missing |= start.keys() - has
+        outside |= has - fitting.keys()
         if fitting or not start:
             points.append({**start, **fitting})
     parts = [

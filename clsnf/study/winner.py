@@ -70,7 +70,7 @@ def finish_category(
 
 
 def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult]) -> WinnerResult:
-    started = time.perf_counter()
+    started, dropped_before = time.perf_counter(), len(WORKBENCHES.dropped)
     folder = context.folder
     progress = NotedProgress(folder.notes, category)
     measured = with_latencies_in_turn(context, category, trials, progress)
@@ -114,6 +114,7 @@ def _finish(context: StudyContext, category: str, trials: Sequence[TrialResult])
         examples=folder.location_of(examples),
         evidence=evidence,
         seconds=time.perf_counter() - started,
+        dropped=WORKBENCHES.dropped[dropped_before:],
     )
     folder.write_finished(category, context.selection_key(trials), result, images_key(test))
     return result

@@ -17,8 +17,8 @@ from clsnf.core.progress import Progress
 from clsnf.evaluation.workbench import Workbench
 from clsnf.streams.choice import StreamChoice
 from clsnf.study.context import StudyContext
+from clsnf.study.names import SHORT_NAMES
 from clsnf.study.progress_notes import NotedProgress
-from clsnf.study.space import SHORT_NAMES
 from clsnf.synthesis.validation_set import write_validation_set
 from clsnf.training.artifacts import ArtifactStore
 from clsnf.training.prepare import fit_mask_mode, open_fit_rows, prepare
@@ -66,10 +66,14 @@ class LoadedWorkbenches:
 
     Args:
         most: how many are kept in memory.
+
+    Attributes:
+        dropped: ``kind/key`` of each damaged artifact that one of them dropped.
     """
 
     def __init__(self, most: int = 2) -> None:
         self._most = most
+        self.dropped: list[str] = []
         self._loaded: OrderedDict[tuple[str, str, DetectorSettings], Workbench] = OrderedDict()
 
     def get(self, context: StudyContext, category: str, settings: DetectorSettings) -> Workbench:
@@ -82,6 +86,7 @@ class LoadedWorkbenches:
             while len(self._loaded) >= self._most:  # first: two at once may not fit into memory
                 self._loaded.popitem(last=False)
             store = context.folder.artifacts(NotedProgress(context.folder.notes, category))
+            store.dropped = self.dropped
             self._loaded[key] = load_workbench(context, category, settings, store)
         self._loaded.move_to_end(key)
         return self._loaded[key]

@@ -60,6 +60,7 @@ class ArtifactStore:
     Attributes:
         computed, reused: for each kind, the number of artifacts that this object computed and
             found.
+        dropped: ``kind/key`` of each damaged artifact that this object dropped.
         seconds: for each kind, the time of computing, without that of other artifacts asked for
             meanwhile; also ``waiting`` for other processes, ``storing``, and what callers count
             with :meth:`clock`.
@@ -72,6 +73,7 @@ class ArtifactStore:
         self._remote = remote
         self.computed: dict[str, int] = {}
         self.reused: dict[str, int] = {}
+        self.dropped: list[str] = []
         self.seconds: dict[str, float] = {}
         self._leases = leases or FileLeases(root / ".leases")
         self._inner = 0.0  # seconds of the block under way that were counted inside it
@@ -101,16 +103,24 @@ class ArtifactStore:
             try:
                 return _read(folder)
             except _DamagedError as error:
-                _warn_of(folder, error)
+                self._warn_of(name, error)
                 self._drop_local(folder)
         if not self._pull(name, folder):
             return None
         try:
             return _read(folder)
         except _DamagedError as error:
-            _warn_of(folder, error)
+            self._warn_of(name, error)
             self._drop(kind, key)
             return None
+
+    def _warn_of(self, name: str, error: _DamagedError) -> None:
+        self.dropped.append(name)
+        warnings.warn(
+            f"The stored artifact {self.root / name} is damaged ({error}): it is computed anew.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def _pull(self, name: str, folder: Path) -> bool:
         """Fetch an artifact that another machine stored: it is whole where its facts exist, because
@@ -226,11 +236,3 @@ def _read(folder: Path) -> Artifact | None:
         ) from error
     except (SafetensorError, ValueError) as error:
         raise _DamagedError(error) from error
-
-
-def _warn_of(folder: Path, error: _DamagedError) -> None:
-    warnings.warn(
-        f"The stored artifact {folder} is damaged ({error}): it is computed anew.",
-        RuntimeWarning,
-        stacklevel=4,
-    )

@@ -377,6 +377,39 @@ def test_weights_are_found_from_where_the_command_was_given(
     )
 
 
+def test_weights_may_be_named_after_their_backbone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = tmp_path / "lr=0.1.pth"
+    odd.touch()
+    assert settings_of(monkeypatch, "--weights", "lr=0.1.pth").backbone.weights == str(odd)
+    (tmp_path / "b=c.pth").touch()
+    given = settings_of(monkeypatch, "--weights", "resnet18=b=c.pth")
+    assert given.backbone.weights == str(tmp_path / "b=c.pth")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (["resnet18=a.pth", "b.pth"], "--weights b.pth: beside NAME=FILE each is one, such as"),
+        (["resnet18=a.pth", "resnet18=b.pth"], "--weights names two files of 'resnet18': keep one"),
+        (["resnet34=a.pth"], "--weights names a file of 'resnet34', and the backbone is resnet18:"),
+        (["resnet18=none.pth"], "There is no weights file "),
+    ],
+)
+def test_weights_of_something_else_are_refused_by_every_command(
+    weights: list[str], said: str, data: Path, tmp_path: Path
+) -> None:
+    options = [part for text in weights for part in ("--weights", text)]
+    options += ["--data", str(data), "--out", str(tmp_path / "out")]
+    for command in ("train", "study"):
+        result = CliRunner().invoke(main, [command, *options])
+        assert result.exit_code == 2
+        assert error_of(result).startswith(f"error: {said}")
+        assert not (tmp_path / "out").exists()
+
+
 def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

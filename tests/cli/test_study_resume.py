@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from clsnf.cli import main
 from clsnf.core.config import DetectorSettings, StudySettings, replaced
+from clsnf.core.hashing import sha256_file
 from clsnf.results import DataSource, StoredRequest, read_result, write_result
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.request import Reporter, StudyRequest
 from clsnf.study.space import DEFAULT_SPACE, Space
-from tests.support.small_data import tiny_options, write_category
+from tests.support.small_data import tiny_options, write_category, write_weights
 
 
 class AskedError(Exception):
@@ -149,6 +151,25 @@ def test_no_password_is_stored(tmp_path: Path) -> None:
     assert "hunter2" not in (tmp_path / "request.json").read_text()
     stored = read_result(StoredRequest, tmp_path / "request.json")
     assert (stored.optuna_storage, stored.mlflow) == (None, None)
+    assert stored.withheld == ["optuna_storage", "mlflow"]
+
+
+def test_what_was_given_with_a_password_must_be_given_again(begun: Begun) -> None:
+    file = begun.out / "request.json"
+    stored = read_result(StoredRequest, file)
+    write_result(file, dataclasses.replace(stored, withheld=["mlflow", "notify"]))
+    result = begun.study("--resume", str(begun.out))
+    assert isinstance(result.exception, AskedError)
+    for option in ("--mlflow", "--notify"):
+        line = f"the study was begun with {option}, whose password is not stored: without {option}"
+        assert f"warning: {line} URL it is told nothing now\n" in result.stderr
+    lost = dataclasses.replace(stored, optuna_storage=None, withheld=["optuna_storage"])
+    write_result(file, lost)
+    assert begun.refused("--resume", str(begun.out)) == (
+        "The study was begun with --optuna-storage, whose password is not stored: give it again."
+    )
+    storage = str(begun.folder / "s.journal")
+    begun.accepted("--resume", str(begun.out), "--optuna-storage", storage)
 
 
 # ---- more data ----
@@ -210,6 +231,44 @@ def test_moved_weights_are_the_same_weights(begun: Begun, resnet18_weights: Path
     again = begun.accepted("--resume", str(begun.out), "--weights", str(moved))
     before = begun.requests[0].settings
     assert again.settings == replaced(before, {"backbone.weights": str(moved)})
+
+
+def test_the_weights_of_several_backbones_are_repeated_and_may_move(
+    begun: Begun, resnet18_weights: Path
+) -> None:
+    space = begun.folder / "joint.yaml"
+    space.write_text(
+        "network:\n  type: choice\n  values:\n"
+        "    - {backbone.name: resnet18, backbone.levels: [1, 2]}\n"
+        "    - {backbone.name: resnet10t, backbone.levels: [1, 2], image.height: 96}\n"
+    )
+    files = [
+        begun.folder / "18.safetensors",
+        write_weights(begun.folder / "10.safetensors", "resnet10t"),
+    ]
+    shutil.copy(resnet18_weights, files[0])
+    options = [*begun.options[:-2], "--space", str(space), "--out", str(begun.folder / "two")]
+    at = options.index("--weights")
+    del options[at : at + 2]
+
+    def weights(resnet18: Path, resnet10t: Path) -> list[str]:
+        return ["--weights", f"resnet18={resnet18}", "--weights", f"resnet10t={resnet10t}"]
+
+    first = begun.accepted(*options, *weights(*files))
+    assert begun.inputs[-1].identity.weights == {
+        str(file): sha256_file(file) for file in reversed(files)
+    }
+    two = str(begun.folder / "two")
+    assert begun.accepted("--resume", two).settings == first.settings
+    moved = [file.rename(file.with_name(f"moved-{file.name}")) for file in files]
+    assert "There is no weights file" in begun.refused("--resume", two)
+    begun.accepted("--resume", two, *weights(*moved))
+    begun.accepted("--resume", two)
+    save_file({name: -value for name, value in load_file(moved[0]).items()}, moved[0])
+    assert "begun with other weights" in begun.refused("--resume", two)
+    assert "and none of 'resnet10t': give --weights resnet10t=FILE too" in begun.refused(
+        "--resume", two, "--weights", f"resnet18={resnet18_weights}"
+    )
 
 
 # ---- submitted jobs ----

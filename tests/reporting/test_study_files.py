@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from click.testing import CliRunner
 
 from clsnf.cli import main
 from clsnf.reporting.build import build_report
+from clsnf.reporting.joint_choices import JointLabels
 from clsnf.reporting.study_files import read_study
+from clsnf.results import read_trials, write_trials
 from tests.support.made_up_study import change, put, write_study
 
 
@@ -83,3 +86,31 @@ def test_reports_do_not_import_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_joint_choices_have_short_labels_in_tables_and_charts(run: Path) -> None:
+    small = {"backbone.name": "demo", "backbone.levels": [1, 2]}
+    large = {"backbone.name": "resnet18", "backbone.levels": [1, 2, 3], "image.height": 96}
+    summary = content(run / "summary.json")
+    summary["space"]["network"] = {"type": "choice", "values": [small, large]}
+    for found in summary["categories"].values():
+        found["chosen"]["network"] = large
+    put(run / "summary.json", summary)
+    trials = [
+        replace(trial, config={**trial.config, "network": small if trial.number % 2 else large})
+        for trial in read_trials(run / "trials.parquet")
+    ]
+    write_trials(run / "trials.parquet", trials)
+    assert read_trials(run / "trials.parquet") == trials
+    study = read_study(run)
+    shown = {trial.config["network"] for product in study.products for trial in product.trials}
+    assert shown == {"demo", "resnet18"}
+    winners = [product.winner for product in study.products if product.winner is not None]
+    assert [winner.chosen["network"] for winner in winners] == ["resnet18"] * 2
+    build_report(run)
+    page = (run / "report" / "report.html").read_text()
+    assert "(backbone.name demo, backbone.levels [1, 2])" in page, "what was searched, in full"
+    numbers = JointLabels(
+        {"n": {"type": "choice", "values": [{"seed": 1, "flow.depth": 2}, {"seed": 1}]}}
+    )
+    assert numbers.config({"n": {"seed": 1}, "x": 2}) == {"n": "as set", "x": 2}

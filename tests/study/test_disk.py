@@ -8,7 +8,6 @@ import pytest
 
 from clsnf.core.config import DetectorSettings, StudySettings, replaced
 from clsnf.core.errors import DiskFullError
-from clsnf.model.backbone import Backbone, empty_backbone
 from clsnf.study.disk import DiskNeed, check_room, estimate_disk, free_room, size
 from clsnf.study.space import DEFAULT_SPACE, Space
 from tests.support.small_data import TINY
@@ -18,13 +17,7 @@ SETTINGS = replaced(
 )
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return empty_backbone("resnet18", (1, 2), (64, 64))
-
-
 def need(
-    backbone: Backbone,
     study: StudySettings | None = None,
     space: dict[str, Any] | None = None,
     settings: DetectorSettings = SETTINGS,
@@ -33,28 +26,41 @@ def need(
     splits = ["fit"] * 8 + ["validation"] * 2 + ["test"] * 5
     tables = {str(n): pa.table({"split": splits}) for n in range(categories)}
     found = Space(DEFAULT_SPACE if space is None else space)
-    return estimate_disk(settings, study or StudySettings(), found, tables, backbone)
+    return estimate_disk(settings, study or StudySettings(), found, tables)
 
 
-def test_more_categories_trials_and_pixels_need_more_room(backbone: Backbone) -> None:
-    one = need(backbone)
-    assert need(backbone, categories=3).study == 3 * one.study
-    assert need(backbone, StudySettings(trials=1)).study < one.study
+def test_more_categories_trials_and_pixels_need_more_room() -> None:
+    one = need()
+    assert need(categories=3).study == 3 * one.study
+    assert need(StudySettings(trials=1)).study < one.study
     larger = replaced(SETTINGS, {"image.height": 128, "image.width": 128})
-    assert need(backbone, settings=larger).study > one.study
+    assert need(settings=larger).study > one.study
     assert one.trial < one.study
 
 
-def test_what_trials_share_is_counted_once(backbone: Backbone) -> None:
+def test_what_trials_share_is_counted_once() -> None:
     many = StudySettings(trials=1000)
-    assert need(backbone, many).study == need(backbone, StudySettings(trials=100)).study
+    assert need(many).study == need(StudySettings(trials=100)).study
     own: dict[str, Any] = {
         **DEFAULT_SPACE,
         "finetune.learning_rate": {"type": "float", "low": 1e-4, "high": 1e-3},
     }
-    assert need(backbone, many, own).study > 50 * need(backbone, many).study
+    assert need(many, own).study > 50 * need(many).study
     scratch = StudySettings(trials=1000, reuse=False)
-    assert need(backbone, scratch).study < need(backbone).study, "they delete their artifacts"
+    assert need(scratch).study < need().study, "they delete their artifacts"
+
+
+def test_of_several_backbones_the_one_that_needs_most_counts() -> None:
+    sizes = [
+        {"backbone.name": "resnet18", "image.height": 96, "image.width": 96},
+        {"backbone.name": "resnet34", "flow.depth": 4},
+    ]
+    alone = [need(settings=replaced(SETTINGS, size), space=_DEPTHS).trial for size in sizes]
+    joint = {"network": {"type": "choice", "values": sizes}}
+    assert need(space=joint).trial == max(alone)
+
+
+_DEPTHS: dict[str, Any] = {"finetune_epochs": {"type": "choice", "values": [1]}}
 
 
 def test_a_disk_without_room_for_a_trial_is_refused(tmp_path: Path) -> None:

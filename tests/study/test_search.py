@@ -511,3 +511,20 @@ def test_tune_keeps_no_history_of_the_metrics_of_a_trial_that_ended() -> None:
     assert trial.metric_analysis == {}
     assert trial.metric_n_steps == {}
     assert len(pickle.dumps(trial.run_metadata.__dict__.copy())) < whole / 3
+
+
+def test_artifacts_that_a_trial_found_damaged_are_one_line_and_stay_with_it() -> None:
+    said: list[str] = []
+    plan = search_plan()
+    trials = CategoryTrials(InMemoryStorage(), "a", "a", plan, [], said.append)
+    search = PerCategorySearch({"a": trials}, every(4), in_sequence=True)
+    search.suggest("t0")
+    measured = Measurements({"pixel_ap": 0.5}, dropped=("flows/ab", "finetuned/cd"))
+    search.on_trial_complete("t0", TrialReport(0.5, measured=measured).to_tune())
+    assert said == [
+        "a, trial 0: 2 stored artifacts were damaged, and computed anew (stages/flows/ab, "
+        "stages/finetuned/cd): see to the disk if this comes again"
+    ]
+    (result,) = trials.results()
+    assert result.measured.dropped == ("flows/ab", "finetuned/cd")
+    assert TrialResult.from_row(result.to_row()) == result

@@ -21,10 +21,11 @@ from clsnf.core.config import (
     to_dict,
 )
 from clsnf.core.errors import ClsnfError, SettingsError, WeightsError
+from clsnf.model.weights_files import weights_of_models
+from clsnf.study.names import SHORT_NAMES
 from clsnf.study.space import (
     DEFAULT_SPACE,
     FUSION_WEIGHTS,
-    SHORT_NAMES,
     Space,
     apply_config,
     paper_space,
@@ -290,9 +291,9 @@ def test_every_setting_of_validation_is_refused() -> None:
 
 
 def with_weights(file: Path | None, **backbone: Any) -> DetectorSettings:
+    weights = None if file is None else str(file)
     return DetectorSettings(
-        image=ImageSettings(64, 64),
-        backbone=BackboneSettings(weights=None if file is None else str(file), **backbone),
+        image=ImageSettings(64, 64), backbone=BackboneSettings(**{"weights": weights} | backbone)
     )
 
 
@@ -306,9 +307,9 @@ def with_weights(file: Path | None, **backbone: Any) -> DetectorSettings:
         (
             ["resnet18", "resnet34"],
             "The search space's backbone.name has 2 backbones (resnet18, resnet34), and --weights "
-            "is one file, {file}, which fits one of them: give a folder of files that are named "
-            "after their models, leave --weights out to use timm's pretrained weights, or search "
-            "one backbone.",
+            "is one file, {file}, which fits one of them: give a file for each with --weights "
+            "NAME=FILE, or a folder of files that are named after their models, leave --weights "
+            "out to use timm's pretrained weights, or search one backbone.",
         ),
         (["resnet34"], "The search space's backbone.name=resnet34: {file} does not fit 'resnet34'"),
     ],
@@ -538,3 +539,129 @@ def test_the_size_of_a_space_is_the_number_of_trials_that_differ() -> None:
 def test_the_default_file_is_documented_and_plain() -> None:
     assert SHIPPED.read_text().startswith("#")
     assert yaml.safe_load(SHIPPED.read_text()) == DEFAULT_SPACE
+
+
+# ---- joint choices ----
+
+LARGE = {"backbone.name": "resnet18", "backbone.levels": [1, 2, 3], "image.height": 96}
+SMALL = {"backbone.name": "demo", "backbone.levels": [1, 2]}
+NETWORK = {"network": choice(LARGE, SMALL)}
+
+
+def test_a_joint_choice_gives_all_its_settings_at_once(tmp_path: Path) -> None:
+    text = (
+        "network:\n  type: choice\n  values:\n"
+        "    - {backbone.name: resnet18, backbone.levels: [1, 2, 3], image.height: 96}\n"
+        "    - {backbone.name: demo, backbone.levels: [1, 2]}\n"
+        "flow_depth: {type: choice, values: [0, 2]}\n"
+    )
+    space = read_space(written(tmp_path, text))
+    assert space.ranges["network"] == NETWORK["network"]
+    assert (space.size, list(space.distributions())) == (4, ["network", "flow_depth"])
+    assert space.settings == ["backbone.name", "backbone.levels", "image.height", "flow.depth"]
+    settings = apply_config(DetectorSettings(), {"network": LARGE, "flow_depth": 0})
+    assert settings.backbone == BackboneSettings("resnet18", (1, 2, 3))
+    assert (settings.image.size, settings.flow.depth) == ((96, 256), 0)
+
+
+def test_what_a_mapping_does_not_name_is_as_the_settings_have_it() -> None:
+    epochs = {"training": choice({"finetune_epochs": 2}, {"finetune.learning_rate": 1e-3})}
+    settings = DetectorSettings(finetune=FinetuneSettings(joint_epochs=7))
+    assert Space(epochs).joint_epochs(settings) == [2, 7]
+    assert Space(epochs).rungs(settings) == [4, 8, 12]
+
+
+def test_a_joint_choice_starts_at_the_settings_or_at_its_first_mapping() -> None:
+    demo = DetectorSettings(backbone=BackboneSettings("demo", (1, 2)))
+    assert Space(NETWORK).start(demo) == {"network": SMALL}
+    assert Space(NETWORK).start(DetectorSettings()) == {"network": LARGE}
+
+
+def test_only_the_backbones_and_sizes_of_the_mappings_are_loaded(resnet18_weights: Path) -> None:
+    settings = with_weights(None, name="demo", levels=(1, 2))
+    large = LARGE | {"backbone.weights": str(resnet18_weights)}
+    space = Space({"network": choice(large, SMALL)})
+    space.check_new(settings)
+    found = [(one.backbone.name, one.image.size) for one in space.networks(settings)]
+    assert found == [("resnet18", (96, 64)), ("demo", (64, 64))]
+    wrong = Space({"network": choice(large, SMALL | {"backbone.levels": [1, 9]})})
+    said = r"The search space's backbone.name=demo, backbone.levels=\[1, 9\]: Backbone .* gives no"
+    with pytest.raises(SettingsError, match=said):
+        wrong.check_new(settings)
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        (
+            NETWORK | {"backbone.name": choice("demo")},
+            "Both network and backbone.name give backbone.name a value: keep one.",
+        ),
+        (
+            NETWORK | {"size": choice({"image.height": 64})},
+            "Both network and size give image.height a value: keep one.",
+        ),
+        (
+            {"network": choice({"flow_depth": 1, "flow.depth": 2})},
+            "network: {'flow_depth': 1, 'flow.depth': 2} gives flow.depth two values: keep one.",
+        ),
+        (
+            {"flow_depth": choice({"flow.depth": 2})},
+            "flow_depth: the label of a joint choice is no setting's name: take another, such as "
+            "network.",
+        ),
+        ({"category": choice({"flow.depth": 2})}, "category: the label of a joint choice"),
+        ({"network": choice(SMALL, 3)}, "network: 3 is no mapping of settings, as other values"),
+        ({"network": choice({})}, "network: {} is no mapping of settings"),
+        ({"network": choice(SMALL, SMALL)}, "network: the value {'backbone.name': 'demo', "),
+        (
+            {"network": choice({"backbone.nmae": "demo"})},
+            "network, {'backbone.nmae': 'demo'}: There is no setting 'backbone.nmae'. Did you mean",
+        ),
+        (
+            {"network": choice({"image.height": 65})},
+            "network, {'image.height': 65}: ImageSettings.height is 65: it must be a multiple",
+        ),
+        (
+            {"network": choice({"fusion_weight": 0.5})},
+            "network: every trial sweeps fusion_weight: give it a range of its own.",
+        ),
+    ],
+)
+def test_a_joint_choice_that_makes_no_sense_is_refused(space: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Space(space)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_mapping_may_have_a_setting_that_no_trial_reads() -> None:
+    space = Space({"judge": choice({"validation.fraction": 0.2, "flow.depth": 1})})
+    with pytest.raises(SettingsError, match=r"space's validation.fraction changes nothing"):
+        space.check_new(DetectorSettings())
+
+
+# ---- a weights file for each backbone ----
+
+
+def test_each_backbone_has_its_own_weights_file(tmp_path: Path, resnet18_weights: Path) -> None:
+    space = Space({"backbone.name": choice("demo", "resnet18")})
+    given = weights_of_models({"resnet18": str(resnet18_weights)})
+    settings = with_weights(None, weights=given, levels=(1, 2))
+    space.check_new(settings)
+    lacking = Space({"backbone.name": choice("demo", "resnet34")})
+    with pytest.raises(SettingsError) as caught:
+        lacking.check_new(settings)
+    assert str(caught.value) == (
+        "--weights names a file of 'resnet18', and the backbones are demo, resnet34: leave it out, "
+        "or name the backbone as --backbone or the search space does."
+    )
+    more = Space({"backbone.name": choice("resnet18", "resnet34")})
+    with pytest.raises(WeightsError, match="and none of 'resnet34': give --weights resnet34=FILE"):
+        more.check_new(settings)
+    both = {"resnet18": str(resnet18_weights), "resnet34": str(tmp_path / "gone.safetensors")}
+    with pytest.raises(WeightsError, match=r"There is no weights file .*gone\.safetensors"):
+        more.check_new(with_weights(None, weights=weights_of_models(both), levels=(1, 2)))
+    unfit = weights_of_models(dict.fromkeys(("resnet18", "resnet34"), str(resnet18_weights)))
+    with pytest.raises(WeightsError, match="does not fit 'resnet34'"):
+        more.check_new(with_weights(None, weights=unfit, levels=(1, 2)))

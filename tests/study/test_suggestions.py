@@ -328,3 +328,75 @@ def test_earlier_points_of_a_wider_and_of_a_narrower_space_are_completed_and_sai
     same = [{"flow_depth": 4, "finetune_epochs": 2}]
     assert points_of_space(same, start, space.distributions(), said.append) == same
     assert not said
+
+
+# ---- joint choices ----
+
+LARGE = {"backbone.name": "resnet18", "image.height": 96, "image.width": 96}
+SMALL = {"backbone.name": "demo", "backbone.levels": [1, 2]}
+NETWORK: dict[str, Any] = {
+    "network": {"type": "choice", "values": [LARGE, SMALL]},
+    "flow_depth": {"type": "choice", "values": [0, 1, 2, 3]},
+}
+
+
+def test_a_joint_choice_is_one_value_and_a_mapping_that_always_fails_is_left_alone() -> None:
+    said: list[str] = []
+    trials = open_trials(NETWORK, said=said)
+    fails = lambda v: "OutOfMemoryError: {}" if v["network"] == SMALL else None  # noqa: E731
+    seen = run(trials, fails=fails)
+    assert sum(values["network"] == SMALL for values in seen) >= 3
+    assert {values["flow_depth"] for values in seen if values["network"] == LARGE} == {0, 1, 2, 3}
+    assert (
+        any(
+            line.startswith(
+                "nut: network=(backbone.levels=[1, 2], backbone.name=demo) is left alone"
+            )
+            for line in said
+        )
+        or len(seen) == 8
+    )
+    assert distinct(seen) == len(seen)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_samplers_use_up_a_space_with_a_joint_choice(sampler: str) -> None:
+    seen = run(open_trials(NETWORK, sampler=sampler))
+    assert (len(seen), distinct(seen)) == (8, 8)
+
+
+def test_running_trials_are_compared_with_those_of_the_same_image_size_alone() -> None:
+    trials = open_trials(NETWORK, in_sequence=False)
+    numbers: dict[str, list[int]] = {"resnet18": [], "demo": []}
+    for _ in range(8):
+        number, values = trials.begin()
+        numbers[values["network"]["backbone.name"]].append(number)
+    *others, last = numbers["demo"]
+    for number in numbers["resnet18"]:
+        assert not trials.should_prune(number, 4, 0.9)
+        trials.finish(number, Measurements({"pixel_ap": 0.9}))
+    assert not trials.should_prune(last, 4, 0.1), "four others were better, at another size"
+    again = open_trials({"network": NETWORK["network"] | {"values": [SMALL, SMALL | {"seed": 1}]}})
+    assert again.begin()[0] == 0
+    assert len(others) == 3
+
+
+def test_earlier_points_with_and_without_joint_choices_become_each_other() -> None:
+    space, said = Space(NETWORK), list[str]()
+    start = space.start(DetectorSettings())
+    assert start["network"] == LARGE
+    apart = [{"backbone.name": "demo", "backbone.levels": [1, 2], "flow_depth": 3}]
+    found = points_of_space(apart, start, space.distributions(), said.append)
+    assert (found, said) == ([{"network": SMALL, "flow_depth": 3}], [])
+    other: list[dict[str, Any]] = [{"net": LARGE | {"seed": 2}, "flow_depth": 2}]
+    found = points_of_space(other, start, space.distributions(), said.append)
+    assert found == [{"network": LARGE, "flow_depth": 2}]
+    assert "seed left out, as this space does not have it" in said[0]
+    plain = Space({"backbone.name": {"type": "choice", "values": ["demo", "resnet18"]}})
+    found = points_of_space(
+        [{"network": SMALL}],
+        plain.start(DetectorSettings()),
+        plain.distributions(),
+        lambda line: None,
+    )
+    assert found == [{"backbone.name": "demo"}]

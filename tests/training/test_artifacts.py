@@ -206,6 +206,7 @@ def test_a_damaged_artifact_is_computed_anew_and_said(
     assert "\n" not in str(said[0].message)
     assert artifact.facts == an_artifact().facts
     assert store.computed == {"maps": 2}
+    assert store.dropped == [f"maps/{store.key(CONTENT)}"]
     again = ArtifactStore(tmp_path).get("maps", CONTENT, refuse)
     assert torch.equal(again.tensors["map"], an_artifact().tensors["map"])
 
