@@ -11,7 +11,7 @@ import dataclasses
 import math
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,16 +23,13 @@ from filelock import FileLock, Timeout
 
 import clsnf
 from clsnf.core.config import StudySettings
-from clsnf.core.errors import ClsnfError, OutageError, OutputError
+from clsnf.core.errors import OutputError
 from clsnf.core.ledger import now
 from clsnf.core.memory import free_memory, memory_budget
-from clsnf.core.patience import Patience, is_outage, outage_line
+from clsnf.core.patience import Patience
 from clsnf.results import (
-    CategoryResult,
-    FailedTrial,
     StudySummary,
     TrialResult,
-    WinnerResult,
     write_result,
     write_trials,
 )
@@ -42,7 +39,8 @@ from clsnf.study.cluster import Shares, node_resources, ray_session, share_out
 from clsnf.study.context import StudyContext
 from clsnf.study.deadline import Costs, Deadline, read_winner_seconds
 from clsnf.study.disk import free_room
-from clsnf.study.folder import StudyFolder, claim_folder, images_key
+from clsnf.study.finish import Finish
+from clsnf.study.folder import StudyFolder, claim_folder
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.interrupts import interrupt_between_steps
 from clsnf.study.lease_actor import start_lease_actor
@@ -59,22 +57,18 @@ from clsnf.study.search import (
     PerCategorySearch,
     PruningScheduler,
 )
-from clsnf.study.stream_totals import stream_totals
 from clsnf.study.trackers import tell_trackers
 from clsnf.study.trials import (
     CategoryTrials,
     SearchPlan,
     directions_of,
-    dropped_line,
     open_storage,
 )
 from clsnf.study.warm_start import best_points, points_of_space
 from clsnf.training.prepare import rows_of
 
-_IDLE = 0.2  # seconds between two looks while winners wait for an outage to end
 # Trials of a category that the sampler prepares for where only the clock ends a study.
 _UNKNOWN_TRIALS = 16
-_NO_TRIAL = "none of its trials ended in time: go on with --resume"
 _STREAM_OBJECT_STORE = 1 << 30  # bytes; the images of a ray stream travel through it
 
 
@@ -260,7 +254,8 @@ class _Driver:
                 raise KeyboardInterrupt
             for category, table in self.inputs.tables.items():
                 self.context.folder.write_test_table(category, table)
-            categories = self.finish_categories(trials)
+            finish = Finish(self.inputs, self.context, self.shares, self.reporter, self.pause())
+            categories = finish.results(trials)
         summary = StudySummary(
             version=clsnf.__version__,
             at=now(),
@@ -433,102 +428,6 @@ class _Driver:
         except KeyboardInterrupt:
             return True
         return False
-
-    # ---- winners ----
-
-    def finish_categories(self, trials: Sequence[TrialResult]) -> dict[str, CategoryResult]:
-        """The results of all categories."""
-        trials_of: dict[str, list[TrialResult]] = {category: [] for category in self.inputs.tables}
-        for trial in trials:
-            trials_of[trial.category].append(trial)
-        finished = {
-            category: [trial for trial in own if trial.status == "finished"]
-            for category, own in trials_of.items()
-        }
-        winners = self.find_winners(finished)
-        results = {}
-        for category, found in winners.items():
-            own = trials_of[category]
-            results[category] = CategoryResult(
-                finished_trials=len(finished[category]),
-                stopped_trials=sum(trial.status == "stopped" for trial in own),
-                failed_trials=[
-                    FailedTrial(trial.number, trial.cause)
-                    for trial in own
-                    if trial.status == "failed"
-                ],
-                error=found if isinstance(found, str) else None if own else _NO_TRIAL,
-                winner=found if isinstance(found, WinnerResult) else None,
-                skipped=self.inputs.skipped[category],
-                stream=stream_totals(own),
-            )
-        return results
-
-    def find_winners(
-        self, finished: Mapping[str, Sequence[TrialResult]]
-    ) -> dict[str, WinnerResult | str | None]:
-        """Each category's winner, or why it has none; as many tasks at once as trials were.
-
-        Args:
-            finished: category -> its finished trials; a category without any has None.
-        """
-        import ray
-
-        from clsnf.study.winner import finish_category
-
-        context, shares = self.context, self.shares
-        if context.stream.kind == "ray":  # a winner's task reserves no CPUs for a stream
-            stream = StreamChoice("local", "", shares.cpus)
-            context = dataclasses.replace(context, stream=stream)
-        task = ray.remote(num_cpus=shares.cpus, num_gpus=shares.gpus, max_retries=1)(
-            finish_category
-        )
-        winners: dict[str, WinnerResult | str | None] = {}
-        waiting: list[str] = []
-        for category, trials in finished.items():
-            # A winner that was found before an interruption stays, and its test images stay locked.
-            winners[category] = context.folder.read_finished(
-                category,
-                context.selection_key(trials),
-                images_key(rows_of(self.inputs.tables[category], "test")),
-            )
-            if winners[category] is None and trials:
-                waiting.append(category)
-            elif isinstance(found := winners[category], WinnerResult):
-                self.reporter.winner(category, found)
-        pending: dict[Any, str] = {}
-        pause = self.pause()
-        while waiting or pending:
-            while waiting and pause.may_begin(len(pending)):
-                category = waiting.pop(0)
-                pending[task.remote(context, category, finished[category])] = category
-            if not pending:
-                given_up = pause.given_up(0)
-                if given_up is not None:
-                    raise OutageError(given_up)
-                time.sleep(_IDLE)
-                continue
-            done, _ = ray.wait(list(pending), num_returns=1)
-            category = pending.pop(done[0])
-            try:
-                found = ray.get(done[0])
-                winners[category] = found
-                pause.end()
-                self.reporter.winner(category, found)
-                if found.dropped:
-                    self.reporter.say(f"{category}, winner: {dropped_line(found.dropped)}")
-                self.reporter.say(f"{category}: done")
-            except ray.exceptions.RayError as error:  # other categories keep their winners
-                cause = getattr(error, "cause", None) or error
-                if is_outage(cause):
-                    pause.begin(f"{category}, winner", outage_line(cause))
-                    waiting.append(category)
-                    continue
-                is_known = isinstance(cause, ClsnfError)
-                winners[category] = str(cause) if is_known else repr(cause)
-                # The user can't mend a bug: its traceback is shown.
-                self.reporter.say(f"{category}: {cause if is_known else error}")
-        return winners
 
 
 def _results(trials_of: Mapping[str, CategoryTrials]) -> list[TrialResult]:
