@@ -191,7 +191,7 @@ def read_study(folder: Path) -> StudyFiles:
     finished = bool(content)
     if not finished and files[0].is_file():
         missing.append(
-            f"summary.json is made anew by clsnf study --resume {folder}; until then the report "
+            f"The summary is made anew by clsnf study --resume {folder}; until then the report "
             "shows what the other files hold."
         )
     elif not finished:
