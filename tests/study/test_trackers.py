@@ -194,6 +194,7 @@ def runs_of(uri: str, experiment: str) -> dict[str, Any]:
 
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
+    assert found is not None
     runs = client.search_runs([found.experiment_id])
     by_name = {run.info.run_name: run for run in runs}
     assert len(runs) == len(by_name)
