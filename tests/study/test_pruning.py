@@ -1,11 +1,7 @@
-"""What running trials report on the way, and which of them are stopped, on real trials."""
+"""What running trials report on the way: what they would be worth, on real trials."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import optuna
 import pytest
 
 from clsnf.core.config import DetectorSettings, StudySettings, replaced
@@ -17,10 +13,8 @@ from clsnf.study.folder import StudyFolder
 from clsnf.study.reports import TrialReport
 from clsnf.study.space import apply_config
 from clsnf.study.trial import trial_reports
-from clsnf.study.trials import open_storage
 from clsnf.study.worker import WORKBENCHES
 from clsnf.training.pipeline import ScoreMaps
-from tests.support.running_study import Study
 from tests.support.small_data import TINY, write_category
 
 STEP, CATEGORY = 4, "nut"
@@ -101,32 +95,3 @@ fusion_weight: {type: float, low: 0.0, high: 1.0}
 flow_depth: {type: choice, values: [0, 1]}
 finetune.learning_rate: {type: float, low: 1.0e-6, high: 0.1, log: true}
 """
-
-
-@pytest.mark.slow
-def test_a_study_stops_exactly_the_trials_that_are_far_behind(
-    tmp_path: Path, resnet18_weights: Path
-) -> None:
-    study = Study(tmp_path, resnet18_weights)
-    (tmp_path / "space.yaml").write_text(SPACE)
-    write_category(study.data / CATEGORY)
-    code, _, stderr = study.run(
-        *("--trials", "14", "--concurrent-trials", "1", "--no-regret"),
-        *("--set", "finetune.joint_epochs=5"),
-    )
-    assert code == 0, stderr
-    trials = optuna.load_study(
-        study_name=CATEGORY, storage=open_storage(None, study.out)
-    ).get_trials()
-    assert len(trials) == 14
-    assert trials[0].intermediate_values == {}, "no density was known"
-    assert all(STEP in trial.intermediate_values for trial in trials[1:])
-    for trial in trials:
-        others = trials[1 : trial.number]
-        assert (trial.state.name == "PRUNED") == is_far_behind(trial, others), trial.number
-
-
-def is_far_behind(trial: Any, others: list[Any]) -> bool:
-    """Whether a trial is worse than three quarters of at least four."""
-    values = [t.intermediate_values[STEP] for t in others]
-    return len(values) >= 4 and bool(trial.intermediate_values[STEP] < np.percentile(values, 25))
