@@ -89,9 +89,3 @@ def test_nothing_is_compared_where_the_density_is_not_stored_any_more(
 
 
 # ---- a whole study ----
-
-SPACE = """
-fusion_weight: {type: float, low: 0.0, high: 1.0}
-flow_depth: {type: choice, values: [0, 1]}
-finetune.learning_rate: {type: float, low: 1.0e-6, high: 0.1, log: true}
-"""
