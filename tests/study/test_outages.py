@@ -47,6 +47,16 @@ def until(found: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
+def until_said(process: subprocess.Popen[str], *words: str) -> list[str]:
+    """Wait until a running study has said one of these; its lines until then."""
+    said: list[str] = []
+    assert process.stderr is not None
+    while not any(word in line for line in said for word in words):
+        said.append(process.stderr.readline())
+        assert said[-1], "".join(said)
+    return said
+
+
 def ended_well(process: subprocess.Popen[str]) -> str:
     """What a study said that ended well."""
     _, stderr = process.communicate(timeout=_LONG)
@@ -87,11 +97,7 @@ def test_a_disk_that_fills_up_costs_no_trial(study: Study, tmp_path: Path) -> No
         process = study.start("--trials", "8")
         wait_for_trial(process, 1)
         ballast = fill(disk)
-        said: list[str] = []
-        assert process.stderr is not None
-        while not any("disk is full" in line or "No space left" in line for line in said):
-            said.append(process.stderr.readline())
-            assert said[-1], "".join(said)
+        said = until_said(process, "disk is full", "No space left")
         assert "at most 30 min" in said[-1], said
         ballast.unlink()
         ended_well(process)
@@ -131,11 +137,7 @@ def test_a_database_that_is_locked_for_long_is_waited_for(study: Study, tmp_path
     wait_for_trial(process, 1)
     with sqlite3.connect(database, timeout=60) as other:
         other.execute("begin exclusive")
-        said: list[str] = []
-        assert process.stderr is not None
-        while not any("database is locked: waiting until it works again" in s for s in said):
-            said.append(process.stderr.readline())
-            assert said[-1], "".join(said)
+        until_said(process, "database is locked: waiting until it works again")
         other.rollback()
     assert "it works again after" in ended_well(process)
     assert [row["status"] for row in study.trials()] == ["finished"] * 4
@@ -169,15 +171,11 @@ def test_a_worker_that_hangs_is_ended_and_its_trial_begun_again(
 
 def test_a_store_that_is_away_for_a_while_costs_no_trial(study: Study, tmp_path: Path) -> None:
     with stoppable_bucket() as store:
-        out = f"s3://bucket/night{store.end}"
+        out = f"s3://bucket/away{store.end}"
         process = study.start("--trials", "8", out=out, TMPDIR=str(tmp_path), RAY_TMPDIR="/tmp")
         wait_for_trial(process, 1)
         store.stop()
-        said: list[str] = []
-        assert process.stderr is not None
-        while not any("the study goes on, and its state is uploaded later" in s for s in said):
-            said.append(process.stderr.readline())
-            assert said[-1], "".join(said)
+        said = until_said(process, "the study goes on, and its state is uploaded later")
         time.sleep(20)
         store.start()
         said.append(ended_well(process))
@@ -194,7 +192,7 @@ def test_a_store_that_stays_away_leaves_the_copy_and_resume_uploads_it(
 ) -> None:
     machine = {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
     with stoppable_bucket() as store:
-        out = f"s3://bucket/night{store.end}"
+        out = f"s3://bucket/stays-away{store.end}"
         process = study.start("--trials", "4", "--patience", "5", out=out, **machine)
         wait_for_trial(process, 2)
         store.stop()
@@ -217,7 +215,7 @@ def test_a_second_driver_of_a_remote_study_is_refused_and_harms_nothing(
 ) -> None:
     machine = {"TMPDIR": str(tmp_path), "RAY_TMPDIR": "/tmp"}
     with bucket() as end:
-        out = f"s3://bucket/night{end}"
+        out = f"s3://bucket/two-drivers{end}"
         first = study.start("--trials", "6", out=out, **machine)
         wait_for_trial(first, 1)
         for more in ((), ("--resume",)):

@@ -20,7 +20,10 @@ CREDENTIALS = {
 
 
 class StoppableBucket:
-    """An empty bucket whose server can be stopped and started again, at the same address.
+    """A bucket whose server can be stopped and started again, at the same address.
+
+    What is in it is the process's: another server of the same process finds it again, so each test
+    needs a folder of its own.
 
     Attributes:
         end: of a URI in it: ``f"s3://bucket/FOLDER{end}"``.
@@ -47,7 +50,7 @@ class StoppableBucket:
 
 @contextmanager
 def stoppable_bucket() -> Iterator[StoppableBucket]:
-    """An empty bucket whose server can be stopped."""
+    """A bucket whose server can be stopped."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     with mock.patch.dict(os.environ, CREDENTIALS):
         store = StoppableBucket()
@@ -59,6 +62,6 @@ def stoppable_bucket() -> Iterator[StoppableBucket]:
 
 @contextmanager
 def bucket() -> Iterator[str]:
-    """The end of a URI in an empty bucket: ``f"s3://bucket/FOLDER{end}"``."""
+    """The end of a URI in a bucket: ``f"s3://bucket/FOLDER{end}"``; see StoppableBucket."""
     with stoppable_bucket() as store:
         yield store.end
