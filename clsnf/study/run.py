@@ -1,8 +1,8 @@
 """The study: from a data set to a winner for each category.
 
-Called by ``tune/run_study.py`` and ``clsnf study``. The driver reads and checks the data, and
-writes the validation defects. Ray does everything that computes: one Tune run over all categories,
-then one task for each category that picks, saves and evaluates its winner.
+Called by ``tune/run_study.py`` and ``clsnf study``. The driver reads and checks the data. Ray does
+everything that computes: one Tune run over all categories, then one task for each category that
+picks, saves and evaluates its winner.
 """
 
 from __future__ import annotations

@@ -311,12 +311,16 @@ class CategoryTrials:
         return self._free_points().holds(_stored(point))
 
     def upcoming(self) -> dict[str, Any]:
-        """The next trial's values; nothing is stored."""
+        """The next trial's values, as settings have them; nothing is stored."""
         if self._to_restart:
             return dict(self.result(self._to_restart[0]).config)
-        for trial in self._all(TrialState.WAITING):
-            return self._suggestion() | self._given(trial)
-        return self._first_point() or self._suggestion()
+        waiting = self._all(TrialState.WAITING)
+        stored = None if waiting else self._first_point()
+        if stored is None:
+            stored = self._suggestion()
+        if waiting:
+            stored |= self._given(waiting[0])
+        return {name: choice_from_stored(value) for name, value in stored.items()}
 
     def begin(self, point: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """The next trial's number and values, as settings have them.

@@ -359,6 +359,19 @@ def test_a_joint_choice_is_one_value_and_a_mapping_that_always_fails_is_left_alo
     assert distinct(seen) == len(seen)
 
 
+@pytest.mark.parametrize(
+    "ranges", [NETWORK, {"backbone.levels": {"type": "choice", "values": [[1, 2], [1, 2, 3]]}}]
+)
+def test_what_comes_next_is_known_as_settings_have_it(ranges: dict[str, Any]) -> None:
+    trials = open_trials(ranges)
+    while not trials.is_over:
+        upcoming = trials.upcoming()
+        number, values = trials.begin()
+        assert upcoming == values
+        trials.finish(number, worth(values))
+    assert trials.begun > 1
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 def test_samplers_use_up_a_space_with_a_joint_choice(sampler: str) -> None:
     seen = run(open_trials(NETWORK, sampler=sampler))
