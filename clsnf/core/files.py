@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from clsnf.core.errors import DiskFullError, OutputError
 
 
@@ -86,6 +88,24 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+@contextmanager
+def locked(folder: Path, in_use: str) -> Iterator[None]:
+    """Keep other processes on this machine, or on a shared disk, out of a folder.
+
+    Args:
+        folder: which has to exist.
+        in_use: what the error says where another process is in it.
+
+    Raises:
+        OutputError: another process is in it.
+    """
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise OutputError(in_use) from error
 
 
 def check_writable(path: Path, *, folder: bool) -> None:

@@ -87,10 +87,6 @@ class RemoteFolder:
         self.write(name, b"clsnf")
         self.delete(name)
 
-    def is_empty(self) -> bool:
-        """Whether the folder is empty or does not exist."""
-        return not self.names()
-
     def names(self) -> list[str]:
         """Names of the files and folders directly in it; none where it does not exist."""
         selector = fs.FileSelector(self._path, allow_not_found=True)

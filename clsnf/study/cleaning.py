@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from clsnf.core.errors import OutputError
+from clsnf.core.files import locked
 from clsnf.results import StudySummary, read_result
 
 # Kinds of artifacts that stay: score maps and latencies, because a resumed study compares all of
@@ -50,12 +49,8 @@ def clean_study(out: Path, all_stages: bool = False, dry_run: bool = False) -> C
     if not (out / "study.json").is_file():
         raise OutputError(f"{out} holds no study: give the folder that a study wrote.")
     try:
-        with FileLock(out / ".lock", timeout=0):
+        with locked(out, f"{out} is in use by a study right now: clean it when that has ended."):
             return _clean(out, all_stages, dry_run)
-    except Timeout as error:
-        raise OutputError(
-            f"{out} is in use by a study right now: clean it when that has ended."
-        ) from error
     except OSError as error:
         raise OutputError(f"{out} can't be cleaned ({error}): see to its permissions.") from error
 

@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from clsnf.core.errors import ClsnfError, OutageError, OutputError
+from clsnf.core.files import locked
 from clsnf.core.hashing import sha256_file
 from clsnf.core.patience import Patience, outage_line
 from clsnf.core.periodic import call_periodically
@@ -114,22 +113,24 @@ def driver_copy(
         OutputError: the folder can't be read or written, holds something that is no study, holds a
             study and `resume` is False, or another driver uses it right now.
     """
-    remote = RemoteFolder(uri)
-    if remote.read("study.json") is not None and not resume:
+    remote, place = RemoteFolder(uri), without_secrets(uri)
+    holds_study = remote.read("study.json") is not None
+    if holds_study and not resume:
         raise OutputError(
-            f"{without_secrets(uri)} is in use: choose another --out, or say --resume "
-            f"{without_secrets(uri)} to go on with the study in it."
+            f"{place} is in use: choose another --out, or say --resume {place} to go on with the "
+            "study in it."
         )
-    if remote.read("study.json") is None:
+    if not holds_study:
         if set(remote.names()) - {DRIVER}:
             raise OutputError(
-                f"{without_secrets(uri)} is in use, but holds no study to go on with: choose "
-                "another --out."
+                f"{place} is in use, but holds no study to go on with: choose another --out."
             )
         remote.check_writable()
     with DriverLease(remote, say).hold() as lease:
         path = _path_of_copy(remote)
-        with _locked(path, uri):
+        path.mkdir(parents=True, exist_ok=True)
+        in_use = f"{place} is in use by another study right now, on this machine"
+        with locked(path, f"{in_use}: choose another --out."):
             copy = DriverCopy(remote.with_patience(patience), path, lease)
             if not _is_ahead(copy):
                 _fetch_state(remote, path)
@@ -138,20 +139,6 @@ def driver_copy(
             finally:
                 if copy.is_sent:
                     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _locked(path: Path, uri: str) -> Iterator[None]:
-    """Hold the lock on a copy; it is made where it is missing."""
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise OutputError(
-            f"{without_secrets(uri)} is in use by another study right now, on this machine: choose "
-            "another --out."
-        ) from error
 
 
 def _path_of_copy(remote: RemoteFolder) -> Path:

@@ -19,11 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 import clsnf
 from clsnf.core.config import StudySettings
 from clsnf.core.errors import OutputError
+from clsnf.core.files import locked
 from clsnf.core.ledger import now
 from clsnf.core.memory import free_memory, memory_budget
 from clsnf.core.patience import Patience
@@ -101,7 +100,8 @@ def _run_study(request: StudyRequest, reporter: Reporter) -> StudySummary:
             context = _make_context(request, out, shares, stream)
             claim_folder(out, request.resume)
             if copy is None:
-                stack.enter_context(_locked(out))
+                in_use = f"{out} is in use by another study right now: choose another --out."
+                stack.enter_context(locked(out, in_use))
             else:
                 stack.enter_context(_remote_services(copy, reporter))
             to_all = stack.enter_context(tell_trackers(request, context.folder, reporter))
@@ -119,18 +119,6 @@ def _working_folder(
         return
     with driver_copy(request.out, request.resume, patience, reporter.say) as copy:
         yield copy.path, copy
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other drivers away from a study's folder."""
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise OutputError(
-            f"{out} is in use by another study right now: choose another --out."
-        ) from error
 
 
 @contextmanager

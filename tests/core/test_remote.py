@@ -29,11 +29,11 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_what_is_written_is_read_and_what_is_not_there_is_none(uri: str) -> None:
     folder = RemoteFolder(uri)
-    assert folder.is_empty()
+    assert folder.names() == []
     assert folder.read("a/b.json") is None
     folder.write("a/b.json", b"one")
     folder.write("a/b.json", b"two")
-    assert not folder.is_empty()
+    assert folder.names() == ["a"]
     assert folder.read("a/b.json") == b"two"
     assert folder.below("a").read("b.json") == b"two"
     folder.delete("a")
@@ -45,7 +45,7 @@ def test_what_is_written_is_read_and_what_is_not_there_is_none(uri: str) -> None
 def test_looking_whether_it_can_be_written_leaves_nothing(uri: str) -> None:
     folder = RemoteFolder(uri)
     folder.check_writable()
-    assert folder.is_empty()
+    assert folder.names() == []
 
 
 def test_folders_and_files_travel_there_and_back(uri: str, tmp_path: Path) -> None:
