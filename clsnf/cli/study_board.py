@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from clsnf.core.durations import duration
 from clsnf.reporting.formats import metric_name
 from clsnf.results import TrialResult
 from clsnf.study.stream_totals import STEPS, stream_totals
@@ -132,7 +133,7 @@ class Board:
 
     def __rich__(self) -> Table:
         to_go = self.seconds_to_go()
-        title = self.so_far() + ("" if to_go is None else f", at most {_duration(to_go)} to go")
+        title = self.so_far() + ("" if to_go is None else f", at most {duration(to_go)} to go")
         table = Table(title=title, title_justify="left", title_style="bold")
         for column in (
             "category",
@@ -171,14 +172,3 @@ def _stream_cells(results: Sequence[TrialResult]) -> tuple[str, str]:
     rates = totals.images_per_second
     steps = [f"{rates[step]:.0f}" if step in rates else "-" for step in STEPS]
     return ", ".join(steps), f"{totals.waited_seconds:.1f} s"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return (
-        f"{round(seconds)} s"
-        if seconds < 90
-        else f"{minutes} min"
-        if minutes < 90
-        else f"{minutes / 60:.1f} h"
-    )

@@ -23,6 +23,7 @@ from tenacity import (
     wait_random,
 )
 
+from clsnf.core.durations import duration
 from clsnf.core.errors import OutageError
 from clsnf.core.files import is_disk_full
 
@@ -78,13 +79,6 @@ def outage_line(error: BaseException) -> str:
     """What is away, in one line without a full stop."""
     error = find_outage(error) or error
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def duration(seconds: float) -> str:
-    """``40 s``, ``30 min``, ``8 h``: for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 class Patience:

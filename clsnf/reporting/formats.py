@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from clsnf.core import durations
+
 ABSENT = "–"
 METRIC_NAMES = {
     "image_auroc": "Image AUROC",
@@ -67,11 +69,7 @@ def duration(seconds: Any) -> str:
     """A duration in the unit that suits its length."""
     if not is_finite(seconds):
         return number(seconds, "")
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.1f} s" if seconds < 9.95 else durations.duration(seconds)
 
 
 def setting(value: Any) -> str:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from clsnf.core.durations import duration
 from clsnf.core.errors import OutputError, SettingsError
 from clsnf.results import FinishedCategory, TrialResult, read_result
 from clsnf.study.names import in_full
@@ -247,13 +248,6 @@ class Deadline:
         cost = self.costs.trial(category, config)
         trial = "" if cost is None else f", a trial of {category} {duration(cost)}"
         return self.kept_line(winners) + trial
-
-
-def duration(seconds: float) -> str:
-    """For people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def read_winner_seconds(folders: Sequence[Path], categories: Iterable[str]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from clsnf.core.patience import duration
+from clsnf.core.durations import duration
 
 _FIRST, _MOST = 2.0, 60.0  # seconds between two attempts: they double from the first to the most
 

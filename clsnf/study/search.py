@@ -23,8 +23,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from clsnf.core.durations import duration
 from clsnf.core.errors import OutageError
-from clsnf.core.patience import duration
 from clsnf.results import TrialResult
 from clsnf.study.allocation import Allocation
 from clsnf.study.pause import Pause

@@ -12,7 +12,7 @@ import sqlalchemy
 
 from clsnf.core.errors import DiskFullError, OutageError, SettingsError
 from clsnf.core.files import atomic_write
-from clsnf.core.patience import NO_PATIENCE, Patience, duration, is_outage
+from clsnf.core.patience import NO_PATIENCE, Patience, is_outage
 
 
 def failing(times: int, error: Exception) -> Callable[[], int]:
@@ -102,10 +102,3 @@ def test_a_full_disk_is_an_outage(tmp_path: Path) -> None:
     with pytest.raises(DiskFullError) as reported, atomic_write(tmp_path / "x"):
         Path("/dev/full").write_text("x")
     assert is_outage(reported.value)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(40, "40 s"), (1800, "30 min"), (8 * 3600, "8 h"), (0.4, "0 s")]
-)
-def test_a_duration_reads_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
