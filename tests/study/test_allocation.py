@@ -18,6 +18,7 @@ from clsnf.study.reports import TrialReport
 from clsnf.study.search import CATEGORY, NUMBER, PerCategorySearch
 from clsnf.study.space import Space
 from clsnf.study.trials import CategoryTrials, SearchPlan
+from tests.support.searching import run_overlapping
 
 SPACE = Space(
     {
@@ -222,19 +223,7 @@ def test_shared_points_are_the_same_however_long_each_trial_takes(
     study = StudySettings(trials=4, share_points=True)
     expected = run(searcher(categories, study), peak)
     search = searcher(categories, study)
-    running: dict[str, dict[str, Any]] = {}
-    seen: list[dict[str, Any]] = []
-    ends = iter([*order, *[0] * 40])
-    for number in range(100):
-        config = search.suggest(f"t{number}") if len(running) < at_once else None
-        if isinstance(config, dict):
-            running[f"t{number}"] = config
-            seen.append(config)
-        elif running:
-            name = list(running)[next(ends) % len(running)]
-            search.on_trial_complete(name, report(peak(running.pop(name))))
-        else:
-            break
+    seen = run_overlapping(search, lambda config: report(peak(config)), at_once, order)
     assert sorted(map(str, seen)) == sorted(map(str, expected))
 
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from clsnf.results import CategoryResult, FailedTrial, StudySummary
 from clsnf.study.notify import check_notify, notify_at_end
 from clsnf.study.request import StudyRequest
 from clsnf.study.space import Space
+from tests.support.web_server import serving
 
 
 def request_to(url: str | None) -> StudyRequest:
@@ -63,13 +63,8 @@ def receiver(status: int) -> Iterator[tuple[str, list[Any]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/hooks/SECRET", got
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as port:
+        yield f"http://127.0.0.1:{port}/hooks/SECRET", got
 
 
 def test_a_study_that_ends_well_is_told_with_its_categories() -> None:

@@ -30,6 +30,7 @@ from clsnf.study.search import (
 )
 from clsnf.study.space import DEFAULT_SPACE, Space
 from clsnf.study.trials import CategoryTrials, SearchPlan, open_storage, trial_seed
+from tests.support.searching import run_overlapping
 
 SPACE = Space(DEFAULT_SPACE | {"flow.passes": {"type": "float", "low": 0.5, "high": 4.0}})
 START = SPACE.start(DetectorSettings())
@@ -134,19 +135,7 @@ def test_trials_in_sequence_are_the_same_however_long_each_takes(
     """`order` says which of the running trials ends next."""
     categories = ["a", "b", "c"]
     search = searcher(categories, 4)
-    running: dict[str, dict[str, Any]] = {}
-    seen: list[dict[str, Any]] = []
-    ends = iter([*order, *[0] * 12])
-    for number in range(100):
-        config = search.suggest(f"t{number}") if len(running) < at_once else None
-        if isinstance(config, dict):
-            running[f"t{number}"] = config
-            seen.append(config)
-        elif running:
-            name = list(running)[next(ends) % len(running)]
-            search.on_trial_complete(name, report(objective(running.pop(name))))
-        else:
-            break
+    seen = run_overlapping(search, lambda config: report(objective(config)), at_once, order)
     assert len(seen) == 12
     for category in categories:
         assert of(category, seen) == run(searcher([category], 4))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from clsnf.study.space import Space
 from clsnf.study.tracked_run import TrackedRun, run_of_trial
 from clsnf.study.trackers import Outbox, Sent, tell_trackers
 from clsnf.study.wandb_tracker import WandbTracker, check_wandb
+from tests.support.web_server import serving
 
 FINISHED = TrialResult(
     "nut",
@@ -265,14 +266,11 @@ def misbehaving_server(answers: int) -> Iterator[tuple[str, threading.Event]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://user:SECRET@127.0.0.1:{server.server_port}", go_on
-    finally:
-        go_on.set()
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as port:
+        try:
+            yield f"http://user:SECRET@127.0.0.1:{port}", go_on
+        finally:
+            go_on.set()
 
 
 def test_an_mlflow_server_that_hangs_costs_a_bounded_time_and_shows_no_password(
