@@ -43,6 +43,11 @@ def _parse_assignments(
     "--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine."
 )
 @click.option(
+    "--local",
+    is_flag=True,
+    help="Serve from this process alone, without Ray: starts in seconds.",
+)
+@click.option(
     "--set",
     "assignments",
     multiple=True,
@@ -56,6 +61,7 @@ def serve(
     host: str,
     port: int,
     address: str | None,
+    local: bool,
     assignments: dict[str, str],
     device: str,
 ) -> None:
@@ -67,25 +73,38 @@ def serve(
     token that allows to change thresholds is read from CLSNF_TOKEN_FILE or CLSNF_TOKEN, the paths
     of certificate and key for HTTPS from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
     """
+    if local and address is not None:
+        raise click.UsageError("--local serves without Ray: give it or --address, not both.")
     from clsnf.serving.catalogue import read_catalogue_within
+    from clsnf.serving.listening import tls_files
     from clsnf.serving.settings import MiB, ServingSettings
     from clsnf.serving.tokens import read_token
 
-    arguments: dict[str, Any] = {"device": device} | assignments | {"models": str(models)}
+    arguments: dict[str, Any] = {"device": device} | tls_files() | assignments
+    arguments |= {"models": str(models), "host": host, "port": port}
     settings = ServingSettings.from_args(arguments)
     catalogue = read_catalogue_within(Path(settings.models), settings.memory_mb * MiB)
     token = read_token(settings.token_file)
 
     from clsnf.core.device import choose_device
-    from clsnf.serving.launcher import ListenAddress, serve_until_stopped
 
     if address is None:
         choose_device(settings.device)
-    listen = ListenAddress.from_environment(host, port)
     click.echo(f"{len(catalogue.entries)} models: {', '.join(catalogue.categories)}", err=True)
     if token is None:
         click.echo("no token: thresholds can't be set over HTTP", err=True)
-    serve_until_stopped(settings, listen, address, lambda line: click.echo(line, err=True))
+
+    def report(line: str) -> None:
+        click.echo(line, err=True)
+
+    if local:
+        from clsnf.serving.local import serve_locally
+
+        serve_locally(settings, report)
+    else:
+        from clsnf.serving.launcher import serve_until_stopped
+
+        serve_until_stopped(settings, address, report)
 
 
 @main.command(short_help="Write a detector's network as ONNX or as a torch program.")

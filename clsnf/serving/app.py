@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Annotated
@@ -57,8 +57,18 @@ _BEARER = HTTPBearer(auto_error=False, description="The token that the server wa
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
 
 
-def build_app(service: InspectionService) -> FastAPI:
+async def _nothing() -> None:
+    pass
+
+
+def build_app(
+    service: InspectionService, before_close: Callable[[], Awaitable[None]] = _nothing
+) -> FastAPI:
     """The application; it starts and closes the service with its own life.
+
+    Args:
+        service: answers.
+        before_close: awaited before the service closes, such as to end its connections.
 
     Raises:
         SettingsError: the token can't be read.
@@ -69,6 +79,7 @@ def build_app(service: InspectionService) -> FastAPI:
     async def life(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         yield
+        await before_close()
         await service.close()
 
     app: FastAPI = FastAPIOffline(

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
 import signal
-import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clsnf.core.errors import ClsnfError, SettingsError
-from clsnf.core.threads import wait_passively
-from clsnf.serving.catalogue import read_catalogue
+from clsnf.serving.listening import SharedListener, listener_folder, tls_context, url_of
 from clsnf.serving.settings import ServingSettings
 from clsnf.streams.private_ray import on_loopback
 
 APPLICATION = "clsnf"
-TLS_CERTIFICATE, TLS_KEY = "CLSNF_TLS_CERT", "CLSNF_TLS_KEY"
-_HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # Ray's switch for HAProxy instead of its own proxy
+_ENDING_S = 15.0  # beyond the deadline of requests: until then Ray's processes are ended
+_ROLL_S = 300.0
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing about a factory leaves it
     "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -33,142 +33,93 @@ _QUIET = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
-    "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
 }
 
 
-@dataclass(frozen=True)
-class ListenAddress:
-    """Where a server listens; for HTTPS with the files of a certificate and its key."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    certificate: Path | None = None
-    key: Path | None = None
-
-    @classmethod
-    def from_environment(cls, host: str, port: int) -> ListenAddress:
-        """With the certificate that the environment names, if any; port 0 for a free one.
-
-        Raises:
-            SettingsError: the environment names one of both files only, or one that is not there.
-        """
-        found = {name: os.environ.get(name) for name in (TLS_CERTIFICATE, TLS_KEY)}
-        missing = [name for name, value in found.items() if not value]
-        if len(missing) == 1:
-            raise SettingsError(
-                f"{missing[0]} is not set: HTTPS needs both {TLS_CERTIFICATE} and {TLS_KEY}."
-            )
-        paths = [Path(value).expanduser() for value in found.values() if value]
-        for path in paths:
-            if not path.is_file():
-                raise SettingsError(
-                    f"There is no file {path}, which {TLS_CERTIFICATE} or {TLS_KEY} names."
-                )
-        return cls(host, port or _free_port(host), *paths)
-
-    @property
-    def url(self) -> str:
-        scheme = "https" if self.certificate else "http"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}://{host}:{self.port}/"
-
-    def check_free(self) -> None:
-        """Check that this process may listen here.
-
-        Raises:
-            SettingsError: it may not, such as where another server listens.
-        """
-        try:
-            with socket.socket(_family(self.host)) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((self.host, self.port))
-        except (OSError, OverflowError) as error:
-            raise SettingsError(
-                f"There is no listening at {self.host}:{self.port} ({error}): choose another "
-                "--host or --port."
-            ) from error
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(_family(host)) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def serve_until_stopped(
-    settings: ServingSettings,
-    listen: ListenAddress,
-    cluster: str | None,
-    report: Callable[[str], None],
+    settings: ServingSettings, cluster: str | None, report: Callable[[str], None]
 ) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP rolls in what the folder of models holds then.
 
     Args:
-        settings: resolved.
-        listen: where to listen.
+        settings: resolved; port 0 for a free one.
         cluster: address of a Ray cluster, None for a private Ray that ends with this call.
         report: called with lines for people.
+
+    Where a process of the private Ray has ended, or Ray does not end in time, this function reports
+    it and ends the process, with status 1: Ray's exit handlers would wait for what is gone.
 
     Raises:
         SettingsError: another server listens there, there is no such cluster, or the models can't
             be served.
     """
-    _check_proxy(listen, report)
-    listen.check_free()
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    wait_passively()
-    import ray
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    stop, reload = threading.Event(), threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        (reload if number == signal.SIGHUP else stop).set()
-
-    loopback = ExitStack()
+    ray_ends = _RayEnds(private=cluster is None, seconds=settings.deadline_s + _ENDING_S)
     try:
+        _serve(settings, cluster, report, ray_ends)
+    except _RayLostError as error:
+        report(f"error: {error}")
+    if not ray_ends.whole:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _serve(
+    settings: ServingSettings,
+    cluster: str | None,
+    report: Callable[[str], None],
+    ray_ends: _RayEnds,
+) -> None:
+    tls = tls_context(settings.certificate, settings.key)
+    with ExitStack() as ending:
+        # On this machine the address is taken now, and given to the replicas: it stays the same
+        # whatever becomes of them. A cluster's replicas take it where they run.
+        folder = None
+        if cluster is None:
+            folder = listener_folder("serve", str(os.getpid()), str(time.time_ns()))
+            listener = SharedListener(folder, settings.host, settings.port)
+            ending.callback(listener.close)
+            settings = dataclasses.replace(settings, port=listener.port)
+        elif not settings.port:
+            raise SettingsError("On a cluster --port must be a number above 0.")
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        signals = _Signals()
         if cluster is None:  # whatever --host says: the host is for HTTP alone
-            loopback.enter_context(on_loopback())
+            ending.enter_context(on_loopback())
+        ending.callback(ray_ends)
         _start_ray(settings, cluster)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, on_signal)
-        options: dict[str, Any] = {"host": listen.host, "port": listen.port}
-        if listen.certificate is not None:
-            options |= {"ssl_certfile": str(listen.certificate), "ssl_keyfile": str(listen.key)}
-        serve.start(http_options=options)
-        _deploy(settings)
-        report(
-            f"serving {settings.models} at {listen.url} (Ctrl-C ends, SIGHUP reads the models "
-            "again)"
-        )
-        while not stop.wait(0.2):
-            if reload.is_set():
-                reload.clear()
-                _roll(settings, report)
-    finally:
-        if ray.is_initialized():
-            _shut_down(private=cluster is None)
-        loopback.close()
+        signals.listen()
+        proxies: Any = "Disabled" if cluster is None else "EveryNode"
+        serve.start(proxy_location=proxies)
+        deployed = _Deployed(settings, folder)
+        deployed.roll()
+        url = url_of(settings.host, settings.port, tls is not None)
+        report(f"serving {settings.models} at {url} (Ctrl-C ends, SIGHUP reads the models again)")
+        while not signals.stop.wait(0.2):
+            ray_ends.check()
+            if signals.reload.is_set():
+                signals.reload.clear()
+                deployed.roll_again(report)
 
 
-def _check_proxy(listen: ListenAddress, report: Callable[[str], None]) -> None:
-    """Refuse HTTPS behind HAProxy, and warn about its open ports."""
-    if os.environ.get(_HA_PROXY) != "1":
-        return
-    if listen.certificate is not None:
-        raise SettingsError(
-            f"{_HA_PROXY}=1 speaks plain HTTP: unset it, or unset {TLS_CERTIFICATE} and {TLS_KEY}."
-        )
-    report(f"{_HA_PROXY}=1: ports are open to the network, whatever --host says")
+class _Signals:
+    """What signals have asked for."""
+
+    def __init__(self) -> None:
+        self.stop, self.reload = threading.Event(), threading.Event()
+
+    def listen(self) -> None:
+        def on_signal(number: int, frame: object) -> None:
+            (self.reload if number == getattr(signal, "SIGHUP", None) else self.stop).set()
+
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), on_signal)
 
 
 def _start_ray(settings: ServingSettings, cluster: str | None) -> None:
@@ -196,49 +147,116 @@ def _start_ray(settings: ServingSettings, cluster: str | None) -> None:
         raise SettingsError(f"Ray can't be reached or started ({line}).") from error
 
 
-def _shut_down(private: bool) -> None:
-    """End the application, after the requests under way, and what a private Ray has started."""
-    import psutil
-    import ray
-    from ray import serve
-
-    children = psutil.Process().children(recursive=True) if private else []
-    with suppress(Exception):
-        serve.delete(APPLICATION)
-    ray.shutdown()
-    for process in psutil.wait_procs(children, timeout=10)[1]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+class _RayLostError(Exception):
+    """A process of the private Ray has ended."""
 
 
-def _deploy(settings: ServingSettings) -> None:
-    """Start the application, or replace the one that runs. Raises SettingsError."""
-    from ray import serve
+class _RayEnds:
+    """Ends the application, after the requests under way, and what a private Ray has started.
 
-    from clsnf.serving.deployment import bind_application
+    Args:
+        private: this process has started Ray.
+        seconds: for Ray's own calls, which may hang for minutes where one of its processes is gone.
 
-    try:
-        serve.run(bind_application(settings), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
-        status = serve.status().applications.get(APPLICATION)
-        messages = [d.message for d in status.deployments.values() if d.message] if status else []
-        raise SettingsError(error_line("\n".join(messages)) or str(error)) from error
+    Attributes:
+        whole: Ray has ended as it should, as far as is known.
+    """
+
+    def __init__(self, private: bool, seconds: float) -> None:
+        self._private, self._seconds = private, seconds
+        self.whole = True
+
+    def check(self) -> None:
+        """Raise _RayLostError where a process of the private Ray has ended: all need it."""
+        import ray
+
+        node = ray._private.worker._global_node
+        dead: list[Any] = node.dead_processes() if self._private and node is not None else []
+        if dead:
+            self.whole = False
+            names = ", ".join(sorted({name for name, _ in dead}))
+            raise _RayLostError(f"Ray's {names} has ended, and the server with it: start it again.")
+
+    def __call__(self) -> None:
+        import psutil
+        import ray
+
+        children = psutil.Process().children(recursive=True) if self._private else []
+        with suppress(_RayLostError):
+            self.check()
+        if self.whole and ray.is_initialized():
+            ending = threading.Thread(target=self._end, name="end", daemon=True)
+            ending.start()
+            ending.join(self._seconds)
+            self.whole = not ending.is_alive()
+        for process in psutil.wait_procs(children, timeout=10 if self.whole else 0)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    @staticmethod
+    def _end() -> None:
+        import ray
+        from ray import serve
+
+        with suppress(Exception):
+            serve.delete(APPLICATION)
+        ray.shutdown()
+
+
+class _Deployed:
+    """The application on Ray Serve, and the models that were rolled in."""
+
+    def __init__(self, settings: ServingSettings, folder: Path | None) -> None:
+        self._settings, self._folder, self._generation = settings, folder, 0
+
+    def roll(self) -> None:
+        """Start the application, or let its replicas read their models again.
+
+        Raises:
+            SettingsError: it does not start.
+        """
+        from ray import serve
+
+        from clsnf.serving.deployment import bind_application
+
+        application = bind_application(self._settings, self._folder, self._generation)
+        try:
+            serve.run(application, name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            status = serve.status().applications.get(APPLICATION)
+            found = [d.message for d in status.deployments.values() if d.message] if status else []
+            raise SettingsError(error_line("\n".join(found)) or str(error)) from error
+
+    def roll_again(self, report: Callable[[str], None]) -> None:
+        """Let the replicas roll in what the folder of models holds now, and report the outcome."""
+        models = self._settings.models
+        try:
+            self._generation += 1
+            self.roll()
+            refused = self._refused()
+        except ClsnfError as error:
+            refused = str(error)
+        if refused is None:
+            report(f"rolled in what {models} holds now")
+        else:
+            report(f"not all was rolled in: {refused}")
+
+    def _refused(self) -> str | None:
+        """Why a replica refused the newest models; None where it serves them."""
+        from ray import serve
+
+        handle = serve.get_app_handle(APPLICATION)
+        until = time.monotonic() + _ROLL_S
+        while True:
+            generation, refused = handle.rolled.remote().result(timeout_s=60)
+            if generation == self._generation:
+                return None if refused is None else str(refused)
+            if time.monotonic() > until:
+                raise SettingsError(f"The replicas did not answer within {_ROLL_S:g} s.")
+            time.sleep(0.2)
 
 
 def error_line(messages: str) -> str:
     """The message of the last clsnf error in a replica's tracebacks; empty where there is none."""
     found = re.findall(r"^\s*clsnf\.(?:\w+\.)*errors\.\w+: (.+)$", messages, re.MULTILINE)
     return found[-1].strip() if found else ""
-
-
-def _roll(settings: ServingSettings, report: Callable[[str], None]) -> None:
-    """Replace the replicas by new ones, which read the folder of models again.
-
-    The replicas of before serve until then.
-    """
-    try:
-        read_catalogue(Path(settings.models))
-        _deploy(settings)
-        report(f"rolled in what {settings.models} holds now")
-    except ClsnfError as error:
-        report(f"nothing was rolled in: {error}")

@@ -91,6 +91,11 @@ class InspectionService:
         if open_models:
             self._roll(Path(settings.models))
 
+    @property
+    def requests(self) -> int:
+        """Images that wait or are looked at now."""
+        return self._waiting
+
     # ---- life ----
 
     async def start(self) -> None:

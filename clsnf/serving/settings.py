@@ -60,6 +60,15 @@ class ServingSettings:
     gpus_per_replica: float = setting(
         0.0, "GPUs that Ray sets aside for a replica, such as 1 or 0.25"
     )
+    host: str = setting("127.0.0.1", "address that replicas listen on; 0.0.0.0 for all")
+    port: int = setting(0, "port that replicas listen on; 0: behind Ray's proxy alone")
+    certificate: str | None = setting(None, "file of the certificate for HTTPS (null: HTTP)")
+    key: str | None = setting(None, "file of the certificate's key")
+    connections: int = setting(1000, "connections that may be open")
+    connections_per_client: int = setting(
+        100, "connections that may be open from one address; 0: any, as behind a proxy"
+    )
+    idle_s: float = setting(75.0, "seconds that a connection may be open between two requests")
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, rule: str) -> None:
@@ -76,6 +85,7 @@ class ServingSettings:
             "max_megabytes",
             "readers",
             "min_replicas",
+            "connections",
         ):
             check(name, getattr(self, name) >= 1, "1 or more")
         most = self.images_per_request
@@ -96,9 +106,13 @@ class ServingSettings:
             "batch_wait_ms",
             "cpus_per_replica",
             "gpus_per_replica",
+            "connections_per_client",
         ):
             check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("deadline_s", "target_requests"):
+        check("port", 0 <= self.port <= 65535, "from 0 to 65535")
+        for name, other in (("certificate", "key"), ("key", "certificate")):
+            check(name, bool(getattr(self, name)) or not getattr(self, other), f"set with {other}")
+        for name in ("deadline_s", "target_requests", "idle_s"):
             check(name, getattr(self, name) > 0, "above 0")
 
     @classmethod
@@ -140,7 +154,9 @@ class ServingSettings:
         state = (
             Path(self.state).expanduser().absolute() if self.state else models.parent / "serving"
         )
-        token = (
-            None if self.token_file is None else str(Path(self.token_file).expanduser().absolute())
-        )
-        return dataclasses.replace(self, models=str(models), state=str(state), token_file=token)
+        files: dict[str, Any] = {
+            name: None if file is None else str(Path(file).expanduser().absolute())
+            for name in ("token_file", "certificate", "key")
+            for file in [getattr(self, name)]
+        }
+        return dataclasses.replace(self, models=str(models), state=str(state), **files)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from clsnf.core.config import DetectorSettings, from_dict
@@ -20,6 +19,9 @@ from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
 from clsnf.detector import Detector
 from clsnf.serving.app import build_app
+from clsnf.serving.http_protocol import ConnectionLimits
+from clsnf.serving.http_server import HttpServer, connection_limits
+from clsnf.serving.listening import bound_socket
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
 from tests.support.small_data import TINY, draw_normal, write_category
@@ -70,21 +72,29 @@ def free_port() -> int:
 
 
 @contextmanager
-def http_server(settings: ServingSettings) -> Iterator[str]:
-    """Serve the app over real HTTP, without Ray; gives ``127.0.0.1:PORT``."""
-    port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(InspectionService(settings)), port=port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
+def http_server(settings: ServingSettings, limits: ConnectionLimits | None = None) -> Iterator[str]:
+    """Serve the app over real HTTP, without Ray; gives ``127.0.0.1:PORT``.
+
+    `limits` replace those that the settings name.
+    """
+    listening = bound_socket("127.0.0.1", 0)
+    port, stop, started = listening.getsockname()[1], threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        app = build_app(InspectionService(settings), lambda: server.drain(5))
+        server = HttpServer(app, limits or connection_limits(settings))
+        async with app.router.lifespan_context(app):
+            await server.start(listening)
+            started.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.05)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
-    until = time.monotonic() + 60
-    while not server.started:
+    while not started.wait(0.1):
         assert thread.is_alive()
-        assert time.monotonic() < until
-        time.sleep(0.02)
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        server.should_exit = True
+        stop.set()
         thread.join(30)
