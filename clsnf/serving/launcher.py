@@ -29,8 +29,7 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "MALLOC_ARENA_MAX": "2",  # threads that decode would each keep a heap full of holes
-    # Each request changes threads less often; the service itself never blocks the event loop.
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # The service never blocks the event loop, so it may share Ray's.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
@@ -42,35 +41,18 @@ def serve_until_stopped(
 ) -> None:
     """Serve until SIGINT or SIGTERM; SIGHUP rolls in what the folder of models holds then.
 
+    Where a process of the private Ray has ended, or Ray does not end in time, this function reports
+    it and ends the process, with status 1: Ray's own calls would wait for minutes for what is gone.
+
     Args:
         settings: resolved; port 0 for a free one.
         cluster: address of a Ray cluster, None for a private Ray that ends with this call.
         report: called with lines for people.
 
-    Where a process of the private Ray has ended, or Ray does not end in time, this function reports
-    it and ends the process, with status 1: Ray's exit handlers would wait for what is gone.
-
     Raises:
         SettingsError: another server listens there, there is no such cluster, or the models can't
             be served.
     """
-    ray_ends = _RayEnds(private=cluster is None, seconds=settings.deadline_s + _ENDING_S)
-    try:
-        _serve(settings, cluster, report, ray_ends)
-    except _RayLostError as error:
-        report(f"error: {error}")
-    if not ray_ends.whole:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-
-
-def _serve(
-    settings: ServingSettings,
-    cluster: str | None,
-    report: Callable[[str], None],
-    ray_ends: _RayEnds,
-) -> None:
     tls = tls_context(settings.certificate, settings.key)
     with ExitStack() as ending:
         # On this machine the address is taken now, and given to the replicas: it stays the same
@@ -91,9 +73,11 @@ def _serve(
         signals = _Signals()
         if cluster is None:  # whatever --host says: the host is for HTTP alone
             ending.enter_context(on_loopback())
-        ending.callback(ray_ends)
+        guard = _RayGuard(cluster is None, settings.deadline_s + _ENDING_S, report)
+        ending.callback(guard.end)
         _start_ray(settings, cluster)
-        signals.listen()
+        guard.start()
+        signals.listen(guard.end_in_time)
         proxies: Any = "Disabled" if cluster is None else "EveryNode"
         serve.start(proxy_location=proxies)
         deployed = _Deployed(settings, folder)
@@ -101,7 +85,6 @@ def _serve(
         url = url_of(settings.host, settings.port, tls is not None)
         report(f"serving {settings.models} at {url} (Ctrl-C ends, SIGHUP reads the models again)")
         while not signals.stop.wait(0.2):
-            ray_ends.check()
             if signals.reload.is_set():
                 signals.reload.clear()
                 deployed.roll_again(report)
@@ -113,9 +96,15 @@ class _Signals:
     def __init__(self) -> None:
         self.stop, self.reload = threading.Event(), threading.Event()
 
-    def listen(self) -> None:
+    def listen(self, on_stop: Callable[[], None]) -> None:
+        """Heed signals from now on; `on_stop` is called with each that asks for the end."""
+
         def on_signal(number: int, frame: object) -> None:
-            (self.reload if number == getattr(signal, "SIGHUP", None) else self.stop).set()
+            if number == getattr(signal, "SIGHUP", None):
+                self.reload.set()
+            else:
+                self.stop.set()
+                on_stop()
 
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):
@@ -147,60 +136,73 @@ def _start_ray(settings: ServingSettings, cluster: str | None) -> None:
         raise SettingsError(f"Ray can't be reached or started ({line}).") from error
 
 
-class _RayLostError(Exception):
-    """A process of the private Ray has ended."""
-
-
-class _RayEnds:
-    """Ends the application, after the requests under way, and what a private Ray has started.
+class _RayGuard:
+    """Sees to it that this process ends when Ray does not work any more, or does not end.
 
     Args:
-        private: this process has started Ray.
-        seconds: for Ray's own calls, which may hang for minutes where one of its processes is gone.
-
-    Attributes:
-        whole: Ray has ended as it should, as far as is known.
+        private: this process starts Ray, and ends all that it has started.
+        seconds: for Ray's own calls at the end.
+        report: called with a line for people.
     """
 
-    def __init__(self, private: bool, seconds: float) -> None:
-        self._private, self._seconds = private, seconds
-        self.whole = True
+    def __init__(self, private: bool, seconds: float, report: Callable[[str], None]) -> None:
+        self._private, self._seconds, self._report = private, seconds, report
+        self._ended = threading.Event()
 
-    def check(self) -> None:
-        """Raise _RayLostError where a process of the private Ray has ended: all need it."""
-        import ray
+    def start(self) -> None:
+        """Watch the processes of the private Ray, which can't work without any of them."""
+        if self._private:
+            threading.Thread(target=self._watch, name="watch Ray", daemon=True).start()
 
-        node = ray._private.worker._global_node
-        dead: list[Any] = node.dead_processes() if self._private and node is not None else []
-        if dead:
-            self.whole = False
-            names = ", ".join(sorted({name for name, _ in dead}))
-            raise _RayLostError(f"Ray's {names} has ended, and the server with it: start it again.")
-
-    def __call__(self) -> None:
+    def end(self) -> None:
+        """End the application, after the requests under way, and what a private Ray has started."""
         import psutil
-        import ray
-
-        children = psutil.Process().children(recursive=True) if self._private else []
-        with suppress(_RayLostError):
-            self.check()
-        if self.whole and ray.is_initialized():
-            ending = threading.Thread(target=self._end, name="end", daemon=True)
-            ending.start()
-            ending.join(self._seconds)
-            self.whole = not ending.is_alive()
-        for process in psutil.wait_procs(children, timeout=10 if self.whole else 0)[1]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-
-    @staticmethod
-    def _end() -> None:
         import ray
         from ray import serve
 
-        with suppress(Exception):
-            serve.delete(APPLICATION)
-        ray.shutdown()
+        self.end_in_time()
+        children = psutil.Process().children(recursive=True) if self._private else []
+        if ray.is_initialized():
+            with suppress(Exception):
+                serve.delete(APPLICATION)
+            self._ended.set()  # Ray's processes are about to end, as they should
+            ray.shutdown()
+        self._ended.set()
+        for process in psutil.wait_procs(children, timeout=10)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def end_in_time(self) -> None:
+        """Give Ray's calls their time from now on."""
+        timer = threading.Timer(self._seconds, self._too_late)
+        timer.daemon = True
+        timer.start()
+
+    def _too_late(self) -> None:
+        if not self._ended.is_set():
+            self._leave(f"Ray did not end within {self._seconds:g} s, and was left or killed.")
+
+    def _watch(self) -> None:
+        import ray
+
+        node = ray._private.worker._global_node
+        while not self._ended.wait(0.5):
+            dead: list[Any] = node.dead_processes() if node is not None else []
+            if dead and not self._ended.is_set():
+                names = ", ".join(sorted({name for name, _ in dead}))
+                self._leave(f"Ray's {names} has ended, and the server with it: start it again.")
+
+    def _leave(self, reason: str) -> None:
+        """End this process at once, and those of the private Ray."""
+        import psutil
+
+        self._report(f"error: {reason}")
+        for process in psutil.Process().children(recursive=True) if self._private else []:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 class _Deployed:

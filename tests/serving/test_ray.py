@@ -83,7 +83,7 @@ class Head:
     def __init__(self, folder: Path) -> None:
         self.folder, self.log = folder, folder / "log"
         self.environment = quiet_environment(folder)
-        self.port, self.dashboard, self.http = (str(free_port()) for _ in range(3))
+        self.port, self.dashboard, self.proxy, self.http = (str(free_port()) for _ in range(4))
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
@@ -114,13 +114,14 @@ class Head:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def deploy(self, **user_config: str) -> None:
+    def deploy(self, **user_config: str | int) -> None:
         """The project's own config file, with what must differ here."""
         config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
-        config["http_options"]["port"] = int(self.http)
+        config["http_options"]["port"] = int(self.proxy)
         (application,) = config["applications"]
         application["args"] |= {
             "models": str(self.folder / "first"),
+            "port": int(self.http),
             "device": "cpu",
             "threads": 1,
             "state": str(self.folder / "state"),
@@ -137,16 +138,20 @@ class Head:
         )
 
     def url(self, path: str) -> str:
+        """At the replicas' own port."""
         return f"http://127.0.0.1:{self.http}/{path}"
+
+    def proxy_url(self, path: str) -> str:
+        """At the port of Ray's proxy."""
+        return f"http://127.0.0.1:{self.proxy}/{path}"
 
     def models(self) -> dict[str, Any]:
         answer = requests.get(self.url("v1/models"), timeout=60)
         return answer.json() if answer.ok else {}
 
-    def version(self) -> str:
-        return next(
-            (m["version"] for m in self.models().get("models", []) if m["category"] == "plate"), ""
-        )
+    def version(self, category: str = "plate") -> str:
+        models = self.models().get("models", [])
+        return next((m["version"] for m in models if m["category"] == category), "")
 
     def replicas(self) -> list[psutil.Process]:
         found = []
@@ -183,8 +188,8 @@ class Clients:
     Each request is retried `retries` times at most.
     """
 
-    def __init__(self, head: Head, retries: int = 0) -> None:
-        self._url, self._retries = head.url("v1/models/plate/inspect"), retries
+    def __init__(self, url: str, retries: int = 0) -> None:
+        self._url, self._retries = url + "v1/models/plate/inspect", retries
         self.versions: list[str] = []
         self.failed: list[str] = []
         self._stop = threading.Event()
@@ -225,13 +230,14 @@ def test_a_deployed_server_answers_as_the_detector_does(head: Head, tmp_path: Pa
     expected = Detector.load(head.folder / "first" / "plate", device="cpu").predict(
         [tmp_path / "picture.png"]
     )
-    answer = requests.post(
-        head.url("v1/models/plate/inspect"),
-        data=BODY,
-        headers={"Content-Type": "image/png"},
-        timeout=120,
-    )
-    assert answer.json()["score"] == pytest.approx(float(expected.scores[0]), abs=1e-6)
+    for url in (head.url, head.proxy_url):
+        answer = requests.post(
+            url("v1/models/plate/inspect"),
+            data=BODY,
+            headers={"Content-Type": "image/png"},
+            timeout=120,
+        )
+        assert answer.json()["score"] == pytest.approx(float(expected.scores[0]), abs=1e-6)
     assert requests.get(head.url("readyz"), timeout=60).json()["models"] == 2
     unknown = requests.post(head.url("v1/models/nothing/inspect"), data=BODY, timeout=60)
     assert (unknown.status_code, unknown.json()["categories"]) == (404, ["plate", "sheet"])
@@ -243,13 +249,19 @@ def test_new_winners_roll_in_and_back_without_a_dropped_request_or_a_new_process
 ) -> None:
     first = head.version()
     before = [p.pid for p in head.replicas()]
-    with Clients(head) as clients:
+    with Clients(head.url("")) as clients:
         head.until(lambda: len(clients.versions) > 5)
         head.deploy(models=str(head.folder / "second"))
         second = head.until(lambda: (v := head.version()) != first and v)
         head.until(lambda: clients.versions[-1] == second)
         head.deploy()
         head.until(lambda: clients.versions[-1] == first)
+        better = Detector.load(head.folder / "first" / "sheet", device="cpu")
+        better.calibrate(false_reject_rate=0.3)
+        better.save(head.folder / "first" / "sheet")
+        before_again = head.version("sheet")
+        head.deploy(generation=1)
+        head.until(lambda: head.version("sheet") not in ("", before_again))
     assert clients.failed == []
     assert set(clients.versions) == {first, second}
     assert [p.pid for p in head.replicas()] == before
@@ -257,7 +269,7 @@ def test_new_winners_roll_in_and_back_without_a_dropped_request_or_a_new_process
 
 def test_winners_that_cannot_be_used_are_refused_and_the_old_ones_serve_on(head: Head) -> None:
     before = head.version()
-    with Clients(head) as clients:
+    with Clients(head.url("")) as clients:
         head.deploy(models=str(head.folder / "nowhere"))
         refused = head.until(lambda: head.models().get("refused"))
     assert "nowhere" in refused
@@ -269,7 +281,7 @@ def test_winners_that_cannot_be_used_are_refused_and_the_old_ones_serve_on(head:
 
 def test_a_killed_replica_comes_back_and_no_client_needs_more_than_one_retry(head: Head) -> None:
     (killed,) = head.replicas()
-    with Clients(head, retries=1) as clients:
+    with Clients(head.proxy_url(""), retries=1) as clients:
         head.until(lambda: len(clients.versions) > 5)
         killed.kill()
         head.until(lambda: any(p.pid != killed.pid for p in head.replicas()))
@@ -283,16 +295,17 @@ def test_serve_run_takes_the_projects_own_app(head: Head) -> None:
     options += ["--address", f"127.0.0.1:{head.port}"]
     settings = [f"models={head.folder / 'second'}", "device=cpu", "threads=1", "batch_size=4"]
     head.serve("run", *options, "serve.app:app", *settings)
-    head.until(lambda: requests.get(head.url("second/readyz"), timeout=60).ok)
-    answer = requests.post(head.url("second/v1/models/sheet/inspect"), data=BODY, timeout=120)
+    head.until(lambda: requests.get(head.proxy_url("second/readyz"), timeout=60).ok)
+    answer = requests.post(head.proxy_url("second/v1/models/sheet/inspect"), data=BODY, timeout=120)
     assert answer.json()["category"] == "sheet"
 
 
 # ---- as one command ----
 
 
+@pytest.mark.parametrize("way", [[], ["--local"]], ids=["ray", "local"])
 def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
-    winners: Path, tmp_path_factory: pytest.TempPathFactory
+    way: list[str], winners: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("l")
     models = folder / "runs" / "NAME" / "winners"
@@ -311,7 +324,7 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         if line.startswith("clsnf serve ")
     ]
     command = [sys.executable, "-c", "from clsnf.cli import main; main()", *in_readme]
-    command += ["--port", str(port), "--device", "cpu"]
+    command += ["--port", str(port), "--device", "cpu", *way]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, "--set", "threads=1"], env=environment, cwd=folder, stdout=file, stderr=file
@@ -360,13 +373,73 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
             "a rate that was set outlives the roll"
         )
         family = psutil.Process(process.pid).children(recursive=True)
-        assert len(listeners(family)) > 5
+        assert way or len(listeners(family)) > 5
         assert beyond_loopback([psutil.Process(process.pid), *family]) == []
         process.send_signal(signal.SIGTERM)
         assert process.wait(90) == 0, log.read_text()
         assert psutil.wait_procs(family, timeout=20)[1] == []
     finally:
         end(process)
+
+
+class Served:
+    """``clsnf serve`` as a process."""
+
+    def __init__(self, folder: Path, models: Path, *arguments: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.port, self.log = free_port(), folder / "log"
+        command = [sys.executable, "-c", "from clsnf.cli import main; main()", "serve"]
+        command += [str(models), "--port", str(self.port), "--device", "cpu", *arguments]
+        command += ["--set", "threads=1", "--set", f"state={folder / 'state'}"]
+        environment = quiet_environment(folder) | {"RAY_TMPDIR": str(folder)}
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, cwd=folder, stdout=file, stderr=file
+            )
+
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def until(self, holds: Callable[[], Any]) -> Any:
+        return until(holds, self.process, self.log)
+
+    def family(self, name: str) -> list[psutil.Process]:
+        """Processes that it has started, with a part of their command line."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if name in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+
+def test_two_servers_share_a_machine_a_replica_that_dies_keeps_its_port_and_a_lost_ray_is_said(
+    winners: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("w")
+    first, second = (Served(folder / name, winners) for name in "ab")
+    try:
+        for server in (first, second):
+            server.until(lambda server=server: requests.get(server.url() + "readyz", timeout=60).ok)
+        (replica,) = first.family("ServeReplica")
+        with Clients(second.url()) as clients:
+            second.until(lambda: len(clients.versions) > 5)
+            replica.kill()
+            # The port is there all the time: who asks now waits for the next replica.
+            answer = requests.post(first.url() + "v1/models/plate/inspect", data=BODY, timeout=120)
+            assert answer.ok
+            (raylet,) = first.family("raylet/raylet")
+            raylet.kill()
+            assert first.process.wait(10) == 1
+            assert "start it again" in first.log.read_text().splitlines()[-1]
+            answered = len(clients.versions)
+            second.until(lambda: len(clients.versions) > answered + 5)
+        assert clients.failed == []
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(90) == 0, second.log.read_text()
+    finally:
+        end(first.process)
+        end(second.process)
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:
@@ -391,9 +464,10 @@ def test_what_cannot_be_served_is_one_line_before_ray_starts(winners: Path, tmp_
     assert "CLSNF_TLS_KEY" in refused(str(winners), CLSNF_TLS_CERT=str(tmp_path))
     (tmp_path / "file").write_text("")
     secure = {"CLSNF_TLS_CERT": str(tmp_path / "file"), "CLSNF_TLS_KEY": str(tmp_path / "file")}
-    assert "plain HTTP" in refused(
-        str(winners), "--port", "0", RAY_SERVE_ENABLE_HA_PROXY="1", **secure
-    )
+    for way in ([], ["--local"]):
+        assert "can't be used" in refused(str(winners), "--port", "0", *way, **secure)
+    assert "not both" in refused(str(winners), "--local", "--address", "auto")
+    assert "max_replicas" in refused(str(winners), "--local", "--set", "max_replicas=2")
     assert "16 or more" in refused(str(winners), CLSNF_TOKEN="short")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in refused(str(winners), "--port", str(taken.getsockname()[1]))
