@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 KiB = 2**10
+_CLOSING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._leftover_since: float | None = None  # answered, while its body still arrives
         self._leftover = 0
         self._unread, self._unread_since = 0, 0.0  # bytes of answers that the client has not read
+        self._closing_since: float | None = None
         self._refused = False
 
     @property
@@ -247,8 +249,16 @@ class BoundedConnection(HttpToolsProtocol):
                 self.transport.close()
 
     def close_if_idle(self) -> None:
-        """Close the connection unless a request is under way."""
+        """Close the connection unless a request is under way; to be called until it is gone."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         elif not self._head_bytes:
             self.transport.close()
+            # Over TLS, closing waits for a client that may never answer.
+            now = self.loop.time()
+            self._closing_since = self._closing_since or now
+            if (
+                now - self._closing_since > _CLOSING_S
+                and not self.transport.get_write_buffer_size()
+            ):
+                self.transport.abort()

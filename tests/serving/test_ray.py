@@ -403,6 +403,9 @@ class Served:
     def until(self, holds: Callable[[], Any]) -> Any:
         return until(holds, self.process, self.log)
 
+    def ready(self) -> bool:
+        return requests.get(self.url() + "readyz", timeout=60).ok
+
     def family(self, name: str) -> list[psutil.Process]:
         """Processes that it has started, with a part of their command line."""
         found = []
@@ -420,7 +423,7 @@ def test_two_servers_share_a_machine_a_replica_that_dies_keeps_its_port_and_a_lo
     first, second = (Served(folder / name, winners) for name in "ab")
     try:
         for server in (first, second):
-            server.until(lambda server=server: requests.get(server.url() + "readyz", timeout=60).ok)
+            server.until(server.ready)
         (replica,) = first.family("ServeReplica")
         with Clients(second.url()) as clients:
             second.until(lambda: len(clients.versions) > 5)
