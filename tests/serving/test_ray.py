@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -12,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from urllib3.util import Retry
 from clsnf.cli import main
 from clsnf.detector import Detector
 from tests.support.listeners import beyond_loopback, listeners
+from tests.support.served import Served, end, quiet_environment, until
 from tests.support.small_server import TOKEN, encoded, free_port, picture
 
 ROOT = Path(__file__).parents[2]
@@ -38,40 +37,6 @@ pytestmark = [
 ]
 
 BODY = encoded(picture(7))
-
-
-def until(holds: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
-    """The first true result of `holds`; failed connections are tried again."""
-    end = time.monotonic() + 180
-    while True:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        with contextlib.suppress(requests.ConnectionError):
-            found = holds()
-            if found:
-                return found
-        time.sleep(0.2)
-
-
-def quiet_environment(folder: Path) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "CLSNF_"))}
-    (folder / "home").mkdir(exist_ok=True)
-    return inherited | {
-        "HOME": str(folder / "home"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "OMP_WAIT_POLICY": "PASSIVE",
-    }
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.send_signal(signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(10)
-    members: list[Any] = [process, *family]
-    for member in members:
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-            member.kill()
 
 
 # ---- on a cluster ----
@@ -380,40 +345,6 @@ def test_one_command_serves_over_https_rolls_on_sighup_and_ends_cleanly(
         assert psutil.wait_procs(family, timeout=20)[1] == []
     finally:
         end(process)
-
-
-class Served:
-    """``clsnf serve`` as a process."""
-
-    def __init__(self, folder: Path, models: Path, *arguments: str) -> None:
-        folder.mkdir(exist_ok=True)
-        self.port, self.log = free_port(), folder / "log"
-        command = [sys.executable, "-c", "from clsnf.cli import main; main()", "serve"]
-        command += [str(models), "--port", str(self.port), "--device", "cpu", *arguments]
-        command += ["--set", "threads=1", "--set", f"state={folder / 'state'}"]
-        environment = quiet_environment(folder) | {"RAY_TMPDIR": str(folder)}
-        with self.log.open("wb") as file:
-            self.process = subprocess.Popen(
-                command, env=environment, cwd=folder, stdout=file, stderr=file
-            )
-
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    def until(self, holds: Callable[[], Any]) -> Any:
-        return until(holds, self.process, self.log)
-
-    def ready(self) -> bool:
-        return requests.get(self.url() + "readyz", timeout=60).ok
-
-    def family(self, name: str) -> list[psutil.Process]:
-        """Processes that it has started, with a part of their command line."""
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if name in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
 
 
 def test_two_servers_share_a_machine_a_replica_that_dies_keeps_its_port_and_a_lost_ray_is_said(

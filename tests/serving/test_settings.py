@@ -77,7 +77,7 @@ def test_the_documentation_lists_every_setting_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["config.yaml", "rayservice.yaml"])
 def test_the_files_for_deployments_name_settings_that_exist(name: str, winners: Path) -> None:
-    content = yaml.safe_load((Path(__file__).parents[2] / "serve" / name).read_text())
+    content = next(yaml.safe_load_all((Path(__file__).parents[2] / "serve" / name).read_text()))
     config = yaml.safe_load(content["spec"]["serveConfigV2"]) if "spec" in content else content
     (application,) = config["applications"]
     assert application["import_path"] == "clsnf.serving.deployment:app"
