@@ -52,7 +52,7 @@ class ServingSettings:
     threads: int = setting(
         0, "threads of the network; 0: the machine's cores, divided by max_replicas"
     )
-    readers: int = setting(2, "threads that decode and resize images")
+    readers: int = setting(2, "processes that decode and resize images and draw maps")
     min_replicas: int = setting(1, "replicas that always run")
     max_replicas: int = setting(1, "replicas when queues grow")
     target_requests: float = setting(8.0, "requests per replica that scaling aims at")
@@ -69,6 +69,14 @@ class ServingSettings:
         100, "connections that may be open from one address; 0: any, as behind a proxy"
     )
     idle_s: float = setting(75.0, "seconds that a connection may be open between two requests")
+    read_s: float = setting(
+        10.0, "seconds that reading an image or drawing a map may take; beyond, requests get 504"
+    )
+    bodies_mb: int = setting(
+        256,
+        "MiB of the bodies of all requests under way, half of it for one client; beyond, requests "
+        "get 429",
+    )
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, rule: str) -> None:
@@ -112,7 +120,13 @@ class ServingSettings:
         check("port", 0 <= self.port <= 65535, "from 0 to 65535")
         for name, other in (("certificate", "key"), ("key", "certificate")):
             check(name, bool(getattr(self, name)) or not getattr(self, other), f"set with {other}")
-        for name in ("deadline_s", "target_requests", "idle_s"):
+        check(
+            "bodies_mb",
+            self.bodies_mb >= 2 * self.max_megabytes,
+            f"twice max_megabytes ({self.max_megabytes}) or more, because half of it is for one "
+            "client",
+        )
+        for name in ("deadline_s", "target_requests", "idle_s", "read_s"):
             check(name, getattr(self, name) > 0, "above 0")
 
     @classmethod
