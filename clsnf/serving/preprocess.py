@@ -14,7 +14,7 @@ import torch
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import ImageError
 from clsnf.data.image_statistics import statistics_of
-from clsnf.data.images import Placement, announced_size, decode_image, place
+from clsnf.data.images import Placement, announced_size, decode_image, decode_placed, place
 from clsnf.serving.errors import BadRequest
 
 # Sides of an image in pixels: a smaller image shows no product, and OpenCV draws no larger one.
@@ -57,7 +57,7 @@ def picture_from_file(
     """
     try:
         check_sides(announced_size(data, name), name, max_megapixels)
-        return _place(decode_image(data, name), data, name, settings)
+        return _picture(*decode_placed(data, name, settings), data, name)
     except ImageError as error:
         raise BadRequest(str(error)) from error
     except MemoryError as error:
@@ -66,13 +66,12 @@ def picture_from_file(
 
 def picture_from_array(image: np.ndarray, name: str, settings: ImageSettings) -> Picture:
     """The picture of an RGB array (h, w, 3) uint8, whose sides the caller has checked."""
-    return _place(image, image, name, settings)
+    return _picture(*place(image, settings), image, name)
 
 
-def _place(
-    image: np.ndarray, source: bytes | np.ndarray, name: str, settings: ImageSettings
+def _picture(
+    placed: torch.Tensor, placement: Placement, source: bytes | np.ndarray, name: str
 ) -> Picture:
-    placed, placement = place(image, settings)
     return Picture(name, placed, placement, statistics_of(placed), source)
 
 

@@ -21,6 +21,10 @@ IMAGE_TYPES = (
     "image/bmp",
     "image/tiff",
     "image/webp",
+    "image/x-portable-anymap",
+    "image/x-portable-bitmap",
+    "image/x-portable-graymap",
+    "image/x-portable-pixmap",
     "application/octet-stream",
 )
 MULTIPART = "multipart/form-data"
