@@ -36,7 +36,7 @@ from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.core.memory import allocate_tensor
 from clsnf.core.progress import Progress, silent
 from clsnf.data.image_statistics import statistics_of_normals
-from clsnf.data.images import Placement, image_size, place, read_image, restore_map
+from clsnf.data.images import Placement, image_size, place, read_placed, restore_map
 from clsnf.detector_file import Provenance
 from clsnf.model.backbone import empty_backbone, fingerprint
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
@@ -370,7 +370,9 @@ class Detector:
             return
 
         def placed(image: ImageLike) -> tuple[torch.Tensor, Placement]:
-            return place(_as_array(image), self.settings.image)
+            if isinstance(image, np.ndarray):
+                return place(_checked_array(image), self.settings.image)
+            return read_placed(image, self.settings.image)
 
         starts = range(0, len(images), batch_size)
         parts: Iterator[Any] = (images[start : start + batch_size] for start in starts)
@@ -510,9 +512,7 @@ def _check_request(images: object, batch_size: int) -> None:
         raise SettingsError(f"batch_size is {batch_size}: it must be 1 or more.")
 
 
-def _as_array(image: ImageLike) -> NDArray[np.uint8]:
-    if not isinstance(image, np.ndarray):
-        return read_image(image)
+def _checked_array(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ImageError(
             f"An image is an array of shape {image.shape} and type {image.dtype}: it must be (h, "

@@ -63,6 +63,11 @@ class ImageSettings:
         "and pad (padding is never scored)",
         ("squeeze", "fit"),
     )
+    jpeg_draft: bool = setting(
+        False,
+        "decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is at least twice the size on the "
+        "network's input: faster, and the input changes by a few levels",
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -486,16 +491,18 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return result
 
 
-def key_content(settings: DetectorSettings | FinetuneSettings) -> dict[str, Any]:
+def key_content(settings: DetectorSettings | FinetuneSettings | ImageSettings) -> dict[str, Any]:
     """:func:`to_dict` for content keys (:func:`clsnf.core.hashing.content_key`).
 
-    A value that has been renamed keeps its first name here, so that artifacts which were stored
-    under it are still found.
+    A value that has been renamed keeps its first name here, and a setting that came later is left
+    out where it changes nothing, so that artifacts which were stored before are still found.
     """
     content = to_dict(settings)
-    finetune = content.get("finetune", content)
-    if finetune["schedule"] == "wsd":
+    finetune, image = content.get("finetune", content), content.get("image", content)
+    if finetune.get("schedule") == "wsd":
         finetune["schedule"] = _WSD_BEFORE
+    if image.get("jpeg_draft") is False:
+        del image["jpeg_draft"]
     return content
 
 

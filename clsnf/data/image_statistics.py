@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from clsnf.core.config import ImageSettings
-from clsnf.data.images import place, read_image
+from clsnf.data.images import read_placed
 
 # In grey levels, of 0 to 255: the mean; the standard deviation; the mean absolute difference of
 # neighbours; the mean of red minus green, and of blue minus green.
@@ -55,7 +55,7 @@ def statistics_of_normals(
     """
 
     def read(path: str | os.PathLike[str]) -> np.ndarray:
-        return statistics_of(place(read_image(path), settings)[0])
+        return statistics_of(read_placed(path, settings)[0])
 
     with ThreadPoolExecutor() as pool:
         # (N, 5). Each statistic is sorted, so that its sum has the same last bit in any order of

@@ -3,29 +3,33 @@
 This is the one place that does either. The canvas is the network's input, (H, W) pixels, on which
 an image is placed.
 
-A file's content decides its format (PNG, JPEG, BMP, TIFF, WebP), not its name. Grey becomes RGB
-with equal channels, alpha is dropped, a palette is looked up, CMYK is converted, and an EXIF
+A file's content decides its format (PNG, JPEG, BMP, TIFF, WebP, PNM), not its name. Grey becomes
+RGB with equal channels, alpha is dropped, a palette is looked up, CMYK is converted, and an EXIF
 orientation is applied (an image is used as viewers show it). 16-bit values are scaled by the type's
 full range, 65536 to 256 levels (the high byte): 12-bit data in 16-bit files come out dark, of which
 :mod:`clsnf.data.checks` warns. Floating point, 32-bit integers and files of several pictures are
 refused: their range, or which picture is meant, would be a guess.
 
 Pillow decodes, not OpenCV, because half a file must never pass and a codec must not print. OpenCV's
-codecs write to standard error, and before version 5 return half a picture. Pillow is nearly as fast
-(20 against 16 ms for a JPEG of 5 megapixels) and releases the interpreter's lock too.
+codecs write to standard error, and before version 5 return half a picture. Of 5 megapixels, a JPEG
+takes 30 ms here and 15 there, a PNG 88 and 74; the other decoder that gives the same bits and does
+not print, imagecodecs, saves 20 ms of a PNG and takes 80 MB on the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import mmap
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,16 +37,26 @@ from PIL import Image, ImageOps
 
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import ImageError, OutputError
-from clsnf.data.file_integrity import damage, sniff
+from clsnf.data.file_integrity import MAX_PIXELS, damage, header_damage, named_kind, sniff
+from clsnf.data.portable import (
+    PortableHeader,
+    portable_header,
+    portable_levels,
+    portable_rgb,
+)
 from clsnf.data.sources import Reference, is_packed, read_bytes
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-MAX_PIXELS = 100_000_000  # an image whose header states more is a mistake or an attack
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm", ".pbm",
+)
+# fmt: on
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 # Pillow applies the orientation of a TIFF itself. In the other formats it is hardly ever meant.
 _EXIF_FORMATS = ("JPEG", "MPO", "WEBP")
 _AGAIN = "copy it again from its source or remove it"
+_READ = "png, jpg, bmp, tif, webp and pnm are read"
 _CONVERT = "save the image as a PNG of 8 or 16 bit"
 
 
@@ -54,6 +68,8 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
     ``name`` stands in messages. Raises ImageError.
     """
+    if sniff(data) == "PPM":
+        return portable_rgb(data, _portable_header(data, name), name)
     with _opened(data, name) as image:
         return _rgb(image, name)
 
@@ -63,12 +79,46 @@ def read_image(path: Reference) -> np.ndarray:
     return decode_image(read_bytes(path), os.fspath(path))
 
 
+def decode_placed(
+    data: bytes, name: str, settings: ImageSettings
+) -> tuple[torch.Tensor, Placement]:
+    """The bytes of an image file on the canvas, as :func:`place` returns it.
+
+    With ``settings.jpeg_draft``, a JPEG that is much larger than the canvas is decoded at a part of
+    its size. ``name`` stands in messages. Raises ImageError.
+    """
+    if not settings.jpeg_draft or sniff(data) != "JPEG":
+        return place(decode_image(data, name), settings)
+    source = announced_size(data, name)
+    with _opened(data, name, settings) as image:
+        return place(_rgb(image, name), settings, source)
+
+
+def read_placed(path: Reference, settings: ImageSettings) -> tuple[torch.Tensor, Placement]:
+    """:func:`decode_placed` of a file, or of an image in a pack. Raises ImageError."""
+    return decode_placed(read_bytes(path), os.fspath(path), settings)
+
+
 def image_size(path: Reference) -> tuple[int, int]:
     """(height, width) as :func:`read_image` would return it, from the header alone.
 
     The pixels are neither read nor checked. Raises ImageError.
     """
-    return _size(io.BytesIO(read_bytes(path)) if is_packed(path) else path, os.fspath(path))
+    name = os.fspath(path)
+    if is_packed(path):
+        return announced_size(read_bytes(path), name)
+    try:
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise ImageError(_no_image(b"", name))
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _announced_size(data, file, name)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} does not exist: check the path.") from error
+    except OSError as error:
+        raise ImageError(
+            f"{name} can't be read ({error.strerror}): check the path and its permissions."
+        ) from error
 
 
 def announced_size(data: bytes, name: str) -> tuple[int, int]:
@@ -76,15 +126,19 @@ def announced_size(data: bytes, name: str) -> tuple[int, int]:
 
     ``name`` stands in messages. Raises ImageError.
     """
-    if sniff(data) is None:
+    return _announced_size(data, io.BytesIO(data), name)
+
+
+def _announced_size(data: bytes | mmap.mmap, file: IO[bytes], name: str) -> tuple[int, int]:
+    image_format = sniff(data)
+    if image_format == "PPM":
+        header = _portable_header(data, name)
+        return header.height, header.width
+    if image_format is None:
         raise ImageError(_no_image(data, name))
-    return _size(io.BytesIO(data), name)
-
-
-def _size(source: str | os.PathLike[str] | io.BytesIO, name: str) -> tuple[int, int]:
-    with _header(source, name) as image:
-        turned = image.format in _EXIF_FORMATS and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+    _refuse(header_damage(data, image_format), name)
+    with _header(file, name) as image:
+        return _upright_size(image)
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
@@ -93,6 +147,9 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     A pixel is True if a colour channel is not zero and, where there is an alpha channel, the pixel
     is not transparent. ``name`` stands in messages. Raises ImageError.
     """
+    if sniff(data) == "PPM":
+        levels = portable_levels(data, _portable_header(data, name), name)
+        return levels != 0 if levels.ndim == 2 else np.any(levels != 0, axis=-1)
     with _opened(data, name) as image:
         # Label numbers below 256 must not vanish in the high byte.
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -108,14 +165,15 @@ def read_mask(path: Reference) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """The decoded picture, upright, after all checks that do not depend on what it is used for."""
+def _opened(data: bytes, name: str, draft: ImageSettings | None = None) -> Iterator[Image.Image]:
+    """The decoded picture, upright, after all checks that do not depend on what it is used for.
+
+    ``draft``: the canvas for which a JPEG may be decoded at a part of its size; None for all of it.
+    """
     image_format = sniff(data)
     if image_format is None:
         raise ImageError(_no_image(data, name))
-    problem = damage(data, image_format)
-    if problem:
-        raise ImageError(f"{name} {problem}: {_AGAIN}.")
+    _refuse(damage(data, image_format), name)
 
     with _header(io.BytesIO(data), name) as image:
         # A phone's MPO is one photograph with extras such as a preview. In other formats, more
@@ -123,12 +181,14 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise ImageError(f"{name} holds {frames} pictures: save each as a file of its own.")
+        if draft is not None:
+            _shrink(image, draft)
         image.load()
         yield ImageOps.exif_transpose(image) if image.format in _EXIF_FORMATS else image
 
 
 @contextlib.contextmanager
-def _header(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[Image.Image]:
+def _header(source: IO[bytes], name: str) -> Iterator[Image.Image]:
     """The opened picture, not yet decoded.
 
     Whatever Pillow raises on a damaged one, here or in the block, becomes an ImageError.
@@ -147,17 +207,57 @@ def _header(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Iterator[
             f"{name} has a damaged header or is of a kind that can't be read (such as floating "
             f"point): {_CONVERT}."
         ) from error
-    except FileNotFoundError as error:
-        raise ImageError(f"{name} does not exist: check the path.") from error
     # Codecs raise nearly anything on damaged bytes: OSError, ValueError, SyntaxError, struct.error.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{name} is damaged or cut short ({reason}): {_AGAIN}.") from error
 
 
-def _no_image(data: bytes, name: str) -> str:
-    what = "is empty (0 bytes)" if not data else f"starts like no image ({data[:8]!r})"
-    return f"{name} {what}: png, jpg, bmp, tif and webp are read; {_AGAIN}."
+def _portable_header(data: bytes | mmap.mmap, name: str) -> PortableHeader:
+    header = portable_header(data, name)
+    if header.width * header.height > MAX_PIXELS:
+        raise ImageError(_too_large(name, f"{header.width}x{header.height} pixels"))
+    return header
+
+
+def _refuse(problem: str | None, name: str) -> None:
+    if problem:
+        raise ImageError(f"{name} {problem}.")
+
+
+def _turned(image: Image.Image) -> bool:
+    """Whether the file's rows are the picture's columns."""
+    return image.format in _EXIF_FORMATS and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    return (image.width, image.height) if _turned(image) else (image.height, image.width)
+
+
+def _shrink(image: Image.Image, settings: ImageSettings) -> None:
+    """Have a JPEG decoded at 1/8, 1/4 or 1/2 where twice the content's size remains.
+
+    Only by a scale that divides its sides, so that the picture does not move on the canvas.
+    """
+    content = Placement.of(_upright_size(image), settings)
+    least = 2 * content.width, 2 * content.height
+    if _turned(image):
+        least = least[::-1]
+    for scale in (8, 4, 2):
+        if all(side % scale == 0 for side in image.size) and all(
+            side // scale >= floor for side, floor in zip(image.size, least, strict=True)
+        ):
+            image.draft(None, (image.width // scale, image.height // scale))
+            return
+
+
+def _no_image(data: bytes | mmap.mmap, name: str) -> str:
+    if not data:
+        return f"{name} is empty (0 bytes): {_READ}; {_AGAIN}."
+    kind = named_kind(data)
+    if kind is not None:
+        return f"{name} is {kind}, a format that is not read: convert it to png or remove it."
+    return f"{name} starts like no image ({data[:8]!r}): {_READ}; {_AGAIN}."
 
 
 def _too_large(name: str, size: str) -> str:
@@ -169,15 +269,20 @@ def _too_large(name: str, size: str) -> str:
 
 def _rgb(image: Image.Image, name: str) -> np.ndarray:
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        return _grey_as_rgb((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         kind = "floating point" if image.mode == "F" else "32-bit integer"
         raise ImageError(
             f"{name} holds {kind} values, whose range from black to white is unknown: scale them "
             f"and {_CONVERT}."
         )
+    if image.mode == "L":
+        return _grey_as_rgb(np.asarray(image))
     return np.array(_converted(image, "RGB", name))
+
+
+def _grey_as_rgb(grey: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
 
 
 def _converted(image: Image.Image, mode: str, name: str) -> Image.Image:
@@ -287,7 +392,9 @@ class Placement:
         return valid
 
 
-def place(image: np.ndarray, settings: ImageSettings) -> tuple[torch.Tensor, Placement]:
+def place(
+    image: np.ndarray, settings: ImageSettings, source: tuple[int, int] | None = None
+) -> tuple[torch.Tensor, Placement]:
     """Resize an image onto the canvas, bilinear with antialiasing.
 
     Padding repeats the image's border. This was measured: a ResNet-18's features inside the image
@@ -297,15 +404,16 @@ def place(image: np.ndarray, settings: ImageSettings) -> tuple[torch.Tensor, Pla
 
     Args:
         image: uint8 (h, w, 3).
+        source: the (height, width) of the picture, where the image is one of a part of its size.
 
     Returns:
         uint8 (3, H, W), and where the image lies in it.
     """
-    placement = Placement.of(image.shape[:2], settings)
+    placement = Placement.of(source or image.shape[:2], settings)
     # (h, w, 3) -> (1, 3, h, w) in channels-last order, for which torch has a fast path in uint8
-    source = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
     content = F.interpolate(
-        source, size=(placement.height, placement.width), mode="bilinear", antialias=True
+        pixels, size=(placement.height, placement.width), mode="bilinear", antialias=True
     )[0]
     if not placement.padded:
         return content.contiguous(), placement
@@ -380,7 +488,7 @@ def load_images(
     images = torch.empty((len(paths), 3, *settings.size), dtype=torch.uint8)
 
     def load(index: int) -> Placement:
-        images[index], placement = place(read_image(paths[index]), settings)
+        images[index], placement = read_placed(paths[index], settings)
         return placement
 
     with ThreadPoolExecutor(threads) as pool:

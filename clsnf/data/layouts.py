@@ -40,11 +40,11 @@ CATEGORY_SCHEMA = pa.schema(
 NORMAL_TYPE = "good"
 
 _NORMAL_FOLDERS = ("good", "ok")
-_FORMATS = "png, jpg, bmp, tif, webp"
+_FORMATS = "png, jpg, bmp, tif, webp, pnm"
 # fmt: off
 _UNREAD_PICTURES = (
-    ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jfif", ".tga", ".pgm", ".ppm",
-    ".pnm", ".exr", ".hdr", ".psd", ".dcm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".npy",
+    ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jfif", ".tga", ".pam", ".pfm",
+    ".exr", ".hdr", ".psd", ".dcm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".npy",
     ".npz",
 )
 # fmt: on

@@ -12,7 +12,7 @@ import torch
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import ImageError
 from clsnf.data.image_statistics import statistics_of
-from clsnf.data.images import Placement, announced_size, decode_image, place
+from clsnf.data.images import Placement, announced_size, decode_image, decode_placed, place
 from clsnf.serving.body_forms import Item
 from clsnf.serving.errors import BadRequest
 
@@ -34,11 +34,12 @@ def place_item(
     """
     try:
         if item.shape is None:
-            size = announced_size(bytes(data[item.start : item.stop]), item.name)
+            file = bytes(data[item.start : item.stop])
+            check_sides(announced_size(file, item.name), item.name, max_megapixels)
+            placed, placement = decode_placed(file, item.name, settings)
         else:
-            size = item.shape[:2]
-        check_sides(size, item.name, max_megapixels)
-        placed, placement = place(decode_item(data, item), settings)
+            check_sides(item.shape[:2], item.name, max_megapixels)
+            placed, placement = place(decode_item(data, item), settings)
     except ImageError as error:
         raise BadRequest(str(error)) from error
     except MemoryError as error:

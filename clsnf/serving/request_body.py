@@ -41,6 +41,7 @@ IMAGE_TYPES = (
     "image/x-png",
     "image/tif",
     "image/x-portable-anymap",
+    "image/x-portable-bitmap",
     "image/x-portable-graymap",
     "image/x-portable-pixmap",
     "application/octet-stream",

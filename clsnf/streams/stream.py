@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from clsnf.core.config import ImageSettings
-from clsnf.data.images import Placement, decode_image, image_size, place
+from clsnf.data.images import Placement, decode_placed, image_size
 from clsnf.data.sources import Reference, read_bytes
 from clsnf.synthesis.object_mask import object_masks
 from clsnf.synthesis.training_defects import DefectBatch, DefectMaker
@@ -378,7 +378,7 @@ def load_timed(
     started = time.perf_counter()
     data = read_bytes(path)
     read = time.perf_counter()
-    image, placement = place(decode_image(data, os.fspath(path)), settings)
+    image, placement = decode_placed(data, os.fspath(path), settings)
     return image, placement, (read - started, time.perf_counter() - read)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from clsnf.core.config import DetectorSettings, to_dict
+from clsnf.core.config import DetectorSettings, key_content, to_dict
 from clsnf.core.hashing import content_key
 from clsnf.core.progress import Progress
 from clsnf.model.network import ScoreNetwork, to_network_input
@@ -32,7 +32,7 @@ def architecture_content(settings: DetectorSettings) -> dict[str, Any]:
     decoder = ("decoder", "decoder_width", "skips")
     flow = ("depth", "start", "neighbourhood", "covariance", "memory")
     return {
-        "image": to_dict(settings.image),
+        "image": key_content(settings.image),
         "backbone": to_dict(settings.backbone),
         "decoder": {name: getattr(settings.finetune, name) for name in decoder},
         "flow": {name: getattr(settings.flow, name) for name in flow},

@@ -19,7 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clsnf.core.config import DetectorSettings, FinetuneSettings, FlowSettings, Fusion, to_dict
+from clsnf.core.config import (
+    DetectorSettings,
+    FinetuneSettings,
+    FlowSettings,
+    Fusion,
+    key_content,
+    to_dict,
+)
 from clsnf.core.device import training_dtype
 from clsnf.core.hashing import content_key
 from clsnf.core.progress import Progress, silent
@@ -266,7 +273,7 @@ class CategoryPipeline:
         """What every artifact of this category depends on."""
         return {
             "fit": self.fit.key,
-            "image": to_dict(self.settings.image),
+            "image": key_content(self.settings.image),
             "backbone": fingerprint(self.pretrained),
             "levels": list(self.settings.backbone.levels),
             "seed": self.settings.seed,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from clsnf.core.config import DetectorSettings, to_dict
+from clsnf.core.config import DetectorSettings, key_content
 from clsnf.core.device import choose_device
 from clsnf.core.errors import DataError
 from clsnf.core.hashing import content_key, set_key
@@ -64,7 +64,9 @@ def place_rows(table: pa.Table, settings: DetectorSettings) -> PlacedImages:
 
 
 def _images_key(table: pa.Table, settings: DetectorSettings) -> str:
-    return content_key({"images": table["sha256"].to_pylist(), "image": to_dict(settings.image)})
+    return content_key(
+        {"images": table["sha256"].to_pylist(), "image": key_content(settings.image)}
+    )
 
 
 def check_ingredients(

@@ -85,6 +85,18 @@ EXACT = {
         GREY_AS_RGB,
     ),
     "lossless.webp": (encode(RGB, "WEBP", lossless=True), RGB),
+    "rgb.ppm": (encode(RGB, "PPM"), RGB),
+    "grey.pgm": (encode(GREY, "PPM"), GREY_AS_RGB),
+    "one_bit.pbm": (encode(BINARY, "PPM"), np.repeat(BINARY[..., None], 3, axis=2) * np.uint8(255)),
+    "rgb16.ppm": (
+        b"P6\n# a camera's note\n%d %d\n65535\n" % (WIDTH, HEIGHT)
+        + (RGB.astype(">u2") * 257).tobytes(),
+        RGB,
+    ),
+    "grey12.pgm": (
+        b"P5 %d %d 4095 " % (WIDTH, HEIGHT) + (GREY.astype(np.uint16) * 16).astype(">u2").tobytes(),
+        GREY_AS_RGB,
+    ),
 }
 LOSSY = {
     "rgb.jpg": (encode(RGB, "JPEG", quality=95, subsampling=0), RGB),
@@ -188,11 +200,12 @@ def test_the_orientation_tag_of_a_photograph_is_applied(tmp_path: Path) -> None:
 def test_files_that_are_no_images_are_refused_with_the_formats_that_are_read(
     tmp_path: Path,
 ) -> None:
-    for content in (b"", b"a note\n", b"GIF89a"):
+    for content in (b"", b"a note\n", b"GIF"):
         path = tmp_path / "note.png"
         path.write_bytes(content)
-        with pytest.raises(ImageError, match=r"note.png .*png, jpg, bmp, tif and webp are read"):
-            read_image(path)
+        for read in (read_image, image_size):
+            with pytest.raises(ImageError, match=r"note.png .*png, jpg, .* and pnm are read"):
+                read(path)
     with pytest.raises(ImageError, match=r"missing.png can't be read .*check the path"):
         read_image(tmp_path / "missing.png")
     with pytest.raises(ImageError, match=r"missing.png does not exist"):
@@ -244,6 +257,9 @@ def test_any_pixel_of_a_mask_that_is_not_zero_is_defect(tmp_path: Path) -> None:
         "grey.png": encode(expected.astype(np.uint8), "PNG"),
         "bits.png": encode(expected, "PNG"),
         "labels16.png": encode16(".png", expected.astype(np.uint16)),
+        "labels16.pgm": b"P5 %d %d 65535\n" % (WIDTH, HEIGHT) + expected.astype(">u2").tobytes(),
+        "bits.pbm": encode(expected, "PPM"),
+        "blue.ppm": encode(blue, "PPM"),
         "blue.bmp": encode(blue, "BMP"),
         "opaque.png": encode(with_alpha(blue, 255), "PNG"),
         "palette.png": encode(palette, "PNG"),

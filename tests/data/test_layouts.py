@@ -143,7 +143,10 @@ BROKEN = {
         r"a has no folder train/good: put the good pictures",
     ),
     "no good folder": (["a/train/1.png"], r"a has no folder train/good"),
-    "empty": (["a/train/good/.keep"], r"good holds no pictures \(png, jpg, bmp, tif, webp\): put"),
+    "empty": (
+        ["a/train/good/.keep"],
+        r"good holds no pictures \(png, jpg, bmp, tif, webp, pnm\): put",
+    ),
     "nested": (["a/train/good/rgb/1.png"], r"holds no pictures .*, only rgb"),
     "defects in train": (
         ["a/train/good/1.png", "a/train/bad/1.png"],

@@ -124,7 +124,7 @@ function chart(low, high) {
 
 function add(files) {
   const category = state.model?.category;
-  const named = (file) => /\.(png|jpe?g|bmp|tiff?|webp)$/i.test(file.name);
+  const named = (file) => /\.(png|jpe?g|bmp|tiff?|webp|p[bgnp]m)$/i.test(file.name);
   const pictures = [...files].filter((file) => file.type.startsWith("image/") || named(file));
   if (!category || !pictures.length) {
     $("summary").textContent =
