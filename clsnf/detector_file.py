@@ -304,14 +304,9 @@ def check_tensors(folder: str | os.PathLike[str], sha256: str) -> None:
         )
 
 
-def is_saved_detector(folder: Path) -> bool:
-    """Whether both files of a detector lie in a folder, whatever they hold."""
-    return (folder / DESCRIPTION).is_file() and (folder / TENSORS).is_file()
-
-
 def _read_content(path: Path) -> dict[str, Any]:
     file = path / DESCRIPTION
-    if not is_saved_detector(path):
+    if not file.is_file() or not (path / TENSORS).is_file():
         raise ModelError(f"{path} is no saved detector: it needs {TENSORS} and {DESCRIPTION}.")
     try:
         content: dict[str, Any] = read_json(file)

@@ -22,7 +22,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from clsnf import __version__
-from clsnf.serving.answers import Inspection, model_line, model_page
+from clsnf.serving.answers import Inspection, ModelState, model_line, model_page
+from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.errors import NotAcceptable, RequestError, ServiceUnavailable
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import INSPECT, RequestMetrics
@@ -39,6 +40,7 @@ from clsnf.serving.schemas import (
     NewThreshold,
     Problem,
     Readiness,
+    RefusedModel,
 )
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB
@@ -132,26 +134,39 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
     ) -> None:
         check_token(token, credentials.credentials if credentials else None)
 
-    def loaded_versions() -> set[tuple[str, str]]:
-        return {(m.entry.category, m.entry.version) for m in service.store.loaded}
+    def state_of(entry: ModelEntry) -> ModelState:
+        key, thresholds = (entry.category, entry.version), service.thresholds
+        return ModelState(
+            thresholds.settings.get(entry.category),
+            any((m.entry.category, m.entry.version) == key for m in service.store.loaded),
+            next((r.cause for r in service.store.refused if r.category == entry.category), None),
+            thresholds.cause(entry.category),
+        )
 
     def page_of(category: str) -> Response:
         entry = service.store.entry(category)
-        setting = service.thresholds.settings.get(category)
-        loaded = (entry.category, entry.version) in loaded_versions()
-        return _json(model_page(entry, setting, loaded))
+        return _json(model_page(entry, state_of(entry)))
 
     @app.get("/v1/models", response_model=ModelList, tags=["models"])
     async def models() -> Response:
-        """All models, with the threshold in force."""
-        catalogue, settings = service.store.catalogue, service.thresholds.settings
-        loaded = loaded_versions()
-        lines = [
-            model_line(entry, settings.get(category), (category, entry.version) in loaded)
-            for category, entry in sorted(catalogue.entries.items())
-        ]
-        folder = str(catalogue.folder)
-        return _json(ModelList(models=lines, folder=folder, refused=service.store.refused))
+        """All models, with the threshold in force, and what of the folder does not serve."""
+        catalogue, refused = service.store.catalogue, service.store.refused
+        causes = [f"{r.category}: {r.cause}" if r.category else r.cause for r in refused]
+        return _json(
+            ModelList(
+                models=[
+                    model_line(entry, state_of(entry))
+                    for _, entry in sorted(catalogue.entries.items())
+                ],
+                folder=str(catalogue.folder),
+                refused="; ".join(causes) or None,
+                refusals=[
+                    RefusedModel(category=r.category, cause=r.cause, serves=r.serves)
+                    for r in refused
+                ],
+                left_out=catalogue.left_out,
+            )
+        )
 
     @app.get(
         "/v1/models/{category}",

@@ -16,8 +16,8 @@ from typing import Any
 
 from clsnf.core.errors import ClsnfError, SettingsError
 from clsnf.core.threads import wait_passively
-from clsnf.serving.catalogue import read_catalogue
-from clsnf.serving.settings import ServingSettings
+from clsnf.serving.catalogue import read_catalogue_within
+from clsnf.serving.settings import MiB, ServingSettings
 from clsnf.streams.private_ray import on_loopback
 
 APPLICATION = "clsnf"
@@ -237,7 +237,7 @@ def _roll(settings: ServingSettings, report: Callable[[str], None]) -> None:
     The replicas of before serve until then.
     """
     try:
-        read_catalogue(Path(settings.models))
+        read_catalogue_within(Path(settings.models), settings.memory_mb * MiB)
         _deploy(settings)
         report(f"rolled in what {settings.models} holds now")
     except ClsnfError as error:

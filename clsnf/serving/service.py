@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ log = logging.getLogger("clsnf.serving")
 
 _REFRESH_SECONDS = 1.0  # how often a replica looks for thresholds that another one was given
 _LONGEST_RETRY = 60  # seconds
+_ANSWERED_LATELY = 10.0  # seconds for which an answer says that a model is ready
 
 
 class InspectionService:
@@ -67,7 +69,7 @@ class InspectionService:
         self.settings, self.metrics = settings, metrics or ServerMetrics()
         device = str(choose_device(settings.device))
         self.store = ModelStore(
-            settings.memory_mb * MiB, partial(load_detector, device=device), self._record_loaded
+            settings.memory_mb * MiB, partial(load_detector, device=device), self._record_models
         )
         self.thresholds = Thresholds(Path(settings.state or "."))
         threads = settings.threads or max(1, (_cores() // settings.max_replicas))
@@ -85,11 +87,12 @@ class InspectionService:
             settings.batch_wait_ms / 1000,
         )
         self._drift = DriftMonitor()
+        self._answered: WeakKeyDictionary[LoadedModel, float] = WeakKeyDictionary()
         self._waiting = 0  # images
         self._refresh: asyncio.Task[None] | None = None
         self._closed = False
         if open_models:
-            self._roll(Path(settings.models))
+            self.store.roll(Path(settings.models), settings.preload)
 
     # ---- life ----
 
@@ -125,25 +128,18 @@ class InspectionService:
 
         See :meth:`ModelStore.roll`. Raises ClsnfError.
         """
-        await asyncio.to_thread(self._roll, folder)
-
-    def _roll(self, folder: Path) -> None:
-        try:
-            self.store.roll(folder, self.settings.preload)
-        finally:
-            self.metrics.record("clsnf_models_refused", float(self.store.refused is not None))
+        await asyncio.to_thread(self.store.roll, folder, self.settings.preload)
 
     async def _refresh_thresholds(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
-            try:
-                await asyncio.to_thread(self.thresholds.refresh)
-            except Exception as error:  # a broken file must not end this loop
-                log.warning("thresholds stay as they are: %s", error)
+            await asyncio.to_thread(self.thresholds.refresh)
+            self.metrics.record("clsnf_thresholds_refused", len(self.thresholds.refused))
 
-    def _record_loaded(self, models: list[LoadedModel]) -> None:
+    def _record_models(self) -> None:
+        self.metrics.record("clsnf_models_refused", len(self.store.refused))
         self.metrics.clear("clsnf_model_bytes")
-        for model in models:
+        for model in self.store.loaded:
             entry = model.entry
             self.metrics.record("clsnf_model_bytes", model.bytes, entry.category, entry.version)
 
@@ -224,6 +220,7 @@ class InspectionService:
                 self._check_maps(pictures)
             read = time.perf_counter()
             outputs = await self._batcher.submit(model, pictures)
+            self._answered[model] = time.monotonic()
             computed = time.perf_counter()
             # Taken once, so that all answers of a request agree.
             threshold = self.thresholds.active(model.entry, model.detector)
@@ -241,6 +238,19 @@ class InspectionService:
                 inspections.append(Inspection(answer, output.score_map, map_file))
                 self._record(model, picture, answer)
             return inspections
+
+    async def check_answers(self, category: str) -> None:
+        """Load a model, and let it answer a black picture if it has answered none for 10 seconds.
+
+        Raises:
+            RequestError: it can't answer.
+        """
+        model = await self.store.get(category)
+        if time.monotonic() - self._answered.get(model, -math.inf) > _ANSWERED_LATELY:
+            black = np.zeros((*model.entry.image_size, 3), np.uint8)
+            picture = picture_from_array(black, "a black picture", model.detector.settings.image)
+            await self._batcher.submit(model, [picture])
+            self._answered[model] = time.monotonic()
 
     async def _read(
         self, model: LoadedModel, images: Sequence[tuple[str, bytes | np.ndarray]]

@@ -20,6 +20,7 @@ from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
 from clsnf.detector import Detector
 from clsnf.serving.app import build_app
+from clsnf.serving.metrics import ServerMetrics
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
 from tests.support.small_data import TINY, draw_normal, write_category
@@ -70,12 +71,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def http_server(settings: ServingSettings) -> Iterator[str]:
+def http_server(settings: ServingSettings, metrics: ServerMetrics | None = None) -> Iterator[str]:
     """Serve the app over real HTTP, without Ray; gives ``127.0.0.1:PORT``."""
     port = free_port()
-    server = uvicorn.Server(
-        uvicorn.Config(build_app(InspectionService(settings)), port=port, log_level="error")
-    )
+    app = build_app(InspectionService(settings, metrics))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until = time.monotonic() + 60
