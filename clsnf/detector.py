@@ -27,7 +27,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from clsnf import detector_file
 from clsnf.core.config import DetectorSettings
@@ -456,8 +455,12 @@ class Detector:
             flows = empty_flows(backbone.info, settings.flow)
             network = ScoreNetwork(backbone, decoder, flows, saved.level_scales, saved.fusion)
             network.load_state_dict(detector_file.read_tensors(folder, saved))
-        except (TypeError, SettingsError, SafetensorError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
+        except ModelError:
+            raise
+        # The described network is built by libraries, which raise what they like for settings that
+        # make no sense together.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ModelError(f"{os.fspath(folder)} can't be loaded: {reason}") from error
         return cls(network, settings, saved.threshold, saved.provenance, choose_device(device))
 

@@ -17,20 +17,22 @@ read as if they were of the present one (see :func:`_from_format_2`).
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clsnf.core.config import DetectorSettings, Fusion, from_dict, to_dict
-from clsnf.core.errors import ModelError, SettingsError
-from clsnf.core.files import atomic_write, write_json
+from clsnf.core.errors import ClsnfError, ModelError, SettingsError
+from clsnf.core.files import atomic_write, read_json, write_json
 from clsnf.core.hashing import content_key, sha256_file
+from clsnf.data.image_statistics import STATISTICS
 from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from clsnf.model.flow import LevelScale
 from clsnf.training.calibrate import Threshold
@@ -38,6 +40,12 @@ from clsnf.training.calibrate import Threshold
 FORMAT = 3
 READABLE_FORMATS = (2, FORMAT)
 TENSORS, DESCRIPTION = "detector.safetensors", "detector.json"
+
+# A name of timm's own: one with a colon or a slash would be looked up on a hub or a disk.
+_ARCHITECTURE = re.compile(r"[A-Za-z0-9_.]{1,100}")
+_HEX = re.compile(r"[0-9a-f]{64}")
+_MOST_NORMALS = 10**9
+_ROUNDING = 1e-4  # by which a score may lie outside [0, 1]
 
 _FUSION = tuple(f.name for f in dataclasses.fields(Fusion))
 
@@ -177,46 +185,89 @@ def write_detector(
 
 
 def read_description(folder: str | os.PathLike[str]) -> DetectorDescription:
-    """Read what a saved detector is, without its tensors.
+    """Read what a saved detector is, without its tensors. Every field is checked.
 
     Raises:
         ModelError: the folder is no detector, its description is damaged, or a newer version of
             clsnf wrote it.
     """
-    path = Path(folder)
-    file = path / DESCRIPTION
-    content = _read_content(path)
+    file = Path(folder) / DESCRIPTION
+    content = _read_content(Path(folder))
     try:
-        now = _from_format_2(content) if content["format"] == 2 else content
-        uses = dict(now["uses"])
-        scales, threshold = uses.pop("level_scales"), uses.pop("threshold")
-        fusion = from_dict(Fusion, uses, f"{file}: uses")
-        asked = from_dict(DetectorSettings, now["trained_with"], f"{file}: trained_with")
-        twice = [name for name in _FUSION if name in now["trained_with"]]
-        if twice:
-            raise ModelError(
-                f"{file}: {', '.join(twice)} stands under trained_with: say it under uses alone."
-            )
-        settings = dataclasses.replace(asked, **to_dict(fusion))
-        levels = len(settings.backbone.levels)
-        if len(scales) != levels or not all(_is_pair(scale) for scale in scales):
-            raise ModelError(
-                f"{file}: level_scales are {scales!r}: they must be {levels} pairs of numbers."
-            )
-        return DetectorDescription(
-            settings,
-            tuple(LevelScale(*scale) for scale in scales),
-            from_dict(Threshold, threshold, f"{file}: threshold"),
-            from_dict(Provenance, now["provenance"], f"{file}: provenance"),
-            str(now["tensors_sha256"]),
-            content_key(content)[:12],
-        )
+        return _described(content)
     except KeyError as error:
         raise ModelError(f"{file} is damaged (no entry {error}): save the detector again.") from (
             error
         )
-    except (TypeError, ValueError, SettingsError) as error:
-        raise ModelError(f"{path} can't be loaded: {' '.join(str(error).split())[:300]}") from error
+    # Anybody may have written the file, with a list where a mapping was, or worse.
+    except (TypeError, ValueError, AttributeError, OverflowError, ClsnfError) as error:
+        raise ModelError(f"{file} can't be used: {' '.join(str(error).split())[:300]}") from error
+
+
+def _described(content: dict[str, Any]) -> DetectorDescription:
+    """The description of checked content. Raises SettingsError, or what Python does."""
+    now = _from_format_2(content) if content["format"] == 2 else content
+    uses = dict(now["uses"])
+    scales, threshold = uses.pop("level_scales"), uses.pop("threshold")
+    fusion = from_dict(Fusion, uses, "uses")
+    asked = from_dict(DetectorSettings, now["trained_with"], "trained_with")
+    twice = [name for name in _FUSION if name in now["trained_with"]]
+    if twice:
+        raise SettingsError(
+            f"{', '.join(twice)} stands under trained_with: say it under uses alone."
+        )
+    settings = dataclasses.replace(asked, **to_dict(fusion))
+    levels = len(settings.backbone.levels)
+    rule = f"{levels} pairs of numbers"
+    _check("uses.level_scales", scales, lambda s: _are_pairs(s, levels), rule)
+    described = DetectorDescription(
+        settings,
+        tuple(LevelScale(*scale) for scale in scales),
+        from_dict(Threshold, threshold, "uses.threshold"),
+        from_dict(Provenance, now["provenance"], "provenance"),
+        now["tensors_sha256"],
+        content_key(content)[:12],
+    )
+    _check_threshold(described.threshold)
+    _check_provenance(described.provenance)
+    _check("tensors_sha256", described.tensors_sha256, _is_hash, "64 hexadecimal digits")
+    return described
+
+
+def _check_threshold(threshold: Threshold) -> None:
+    where, rate = "uses.threshold.", threshold.false_reject_rate
+    _check(where + "value", threshold.value, _is_score, "in [0, 1]")
+    _check(where + "false_reject_rate", rate, lambda v: 0 < v < 1, "in (0, 1)")
+    _check(where + "supported_rate", threshold.supported_rate, lambda v: 0 < v <= 1, "in (0, 1]")
+    _check(where + "normals", threshold.normals, lambda n: 1 <= n <= _MOST_NORMALS, "1 or more")
+
+
+def _check_provenance(provenance: Provenance) -> None:
+    where = "provenance."
+    known = provenance.architecture
+    _check(where + "architecture", known, _ARCHITECTURE.fullmatch, "a name of timm's own models")
+    images = provenance.fit_images
+    _check(where + "fit_images", images, lambda n: 0 <= n <= _MOST_NORMALS, "0 or more")
+    for name in ("validation_scores", "validation_peaks"):
+        values = getattr(provenance, name)
+        _check(where + name, values, lambda v: all(map(_is_score, v)), "numbers in [0, 1]")
+        _check(where + name, values, lambda v: list(v) == sorted(v), "in rising order")
+    scores = provenance.validation_scores
+    _check(where + "validation_scores", scores, len, "of one image or more")
+    for name in ("versions", "imported"):
+        texts = getattr(provenance, name)
+        rule = "a mapping of names to texts"
+        _check(where + name, texts, lambda t: all(isinstance(v, str) for v in t.values()), rule)
+    for name, pair in provenance.image_statistics.items():
+        _check(f"{where}image_statistics.{name}", name, STATISTICS.__contains__, str(STATISTICS))
+        rule = "a mean and a spread above 0"
+        _check(f"{where}image_statistics.{name}", pair, _is_mean_and_spread, rule)
+
+
+def _check(where: str, value: Any, is_valid: Callable[[Any], object], rule: str) -> None:
+    """Raise SettingsError with the field's name, its value and the rule, unless it is valid."""
+    if not is_valid(value):
+        raise SettingsError(f"{where} is {repr(value)[:60]}: it must be {rule}.")
 
 
 def read_tensors(
@@ -228,12 +279,29 @@ def read_tensors(
         ModelError: they are not those that the description names.
     """
     file = Path(folder) / TENSORS
-    if sha256_file(file) != description.tensors_sha256:
+    check_tensors(folder, description.tensors_sha256)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{file} can't be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def check_tensors(folder: str | os.PathLike[str], sha256: str) -> None:
+    """Check that a detector's file of tensors is the one with this checksum.
+
+    Raises:
+        ModelError: it is another, or can't be read.
+    """
+    file = Path(folder) / TENSORS
+    try:
+        found = sha256_file(file)
+    except OSError as error:
+        raise ModelError(f"{file} can't be read ({error.strerror}).") from error
+    if found != sha256:
         raise ModelError(
             f"{file} is damaged: its checksum is not the one in {DESCRIPTION}. Save the detector "
             "again."
         )
-    return load_file(file)
 
 
 def _read_content(path: Path) -> dict[str, Any]:
@@ -241,13 +309,13 @@ def _read_content(path: Path) -> dict[str, Any]:
     if not file.is_file() or not (path / TENSORS).is_file():
         raise ModelError(f"{path} is no saved detector: it needs {TENSORS} and {DESCRIPTION}.")
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content: dict[str, Any] = read_json(file)
         version = content["format"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ModelError(f"{file} is damaged ({error}): save the detector again.") from error
-    if version not in READABLE_FORMATS:
+    if version not in READABLE_FORMATS or not isinstance(content, dict):
         raise ModelError(
-            f"{path} has format {version!r}, this version of clsnf reads formats "
+            f"{path} has format {repr(version)[:30]}, this version of clsnf reads formats "
             f"{' and '.join(map(str, READABLE_FORMATS))}: use a version that matches."
         )
     return content
@@ -274,5 +342,24 @@ def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _are_pairs(value: object, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(map(_is_pair, value))
+
+
 def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, float) for v in value)
+
+
+def _is_mean_and_spread(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+    return numbers and value[1] > 0
+
+
+def _is_score(value: object) -> bool:
+    return isinstance(value, float) and -_ROUNDING <= value <= 1 + _ROUNDING
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _HEX.fullmatch(value) is not None

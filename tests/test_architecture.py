@@ -22,6 +22,7 @@ FLOORS = {
     "clsnf.results": 7,
     "clsnf.detector": 6,
     "clsnf.detector_file": 6,
+    "clsnf.detector_folders": 6,
     "clsnf.training": 5,
     "clsnf.streams": 4,
     "clsnf.synthesis": 3,

@@ -102,7 +102,8 @@ class BackboneSettings:
 
     def __post_init__(self) -> None:
         _check(self, "name", bool(self.name), "a timm model name")
-        ok = len(self.levels) > 0 and all(isinstance(v, int) and v >= 0 for v in self.levels)
+        ok = 0 < len(self.levels) <= 32
+        ok = ok and all(isinstance(v, int) and v >= 0 for v in self.levels)
         ok = ok and list(self.levels) == sorted(set(self.levels))
         _check(self, "levels", ok, "different levels in rising order, such as 1,2,3")
 
@@ -206,7 +207,7 @@ class FinetuneSettings:
         _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check(self, "backbone_factor", 0 < self.backbone_factor <= 1, "in (0, 1]")
         _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite")
-        _check(self, "decoder_width", self.decoder_width >= 16, "16 or more")
+        _check(self, "decoder_width", 16 <= self.decoder_width <= 4096, "from 16 to 4096")
 
     @property
     def epochs(self) -> int:
@@ -271,17 +272,18 @@ class FlowSettings:
     def __post_init__(self) -> None:
         _check_choices(self)
         least = 0 if self.start == "data" else 1
-        _check(self, "depth", self.depth >= least, "0 or more (1 or more with start=random)")
-        odd = self.neighbourhood >= 1 and self.neighbourhood % 2 == 1
-        _check(self, "neighbourhood", odd, "an odd number")
-        _check(self, "memory", self.memory >= 0, "0 or more")
+        deep = least <= self.depth <= 128
+        _check(self, "depth", deep, "from 0 to 128 (from 1 with start=random)")
+        odd = 1 <= self.neighbourhood <= 255 and self.neighbourhood % 2 == 1
+        _check(self, "neighbourhood", odd, "an odd number up to 255")
+        _check(self, "memory", 0 <= self.memory <= 1_000_000, "from 0 to 1000000")
         _check(self, "passes", 0 < self.passes < math.inf, "above 0 and finite")
         _check(self, "vectors_per_step", self.vectors_per_step >= 2, "2 or more")
         _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check(self, "warmup", 0 <= self.warmup < 1, "in [0, 1)")
         _check(self, "clamp", 0 < self.clamp < math.inf, "above 0 and finite")
-        fours = self.condition_dims > 0 and self.condition_dims % 4 == 0
-        _check(self, "condition_dims", fours, "a positive multiple of 4")
+        fours = 0 < self.condition_dims <= 4096 and self.condition_dims % 4 == 0
+        _check(self, "condition_dims", fours, "a positive multiple of 4 up to 4096")
         _check(self, "level_quantile", 0.5 <= self.level_quantile <= 1, "in [0.5, 1]")
 
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
+import stat
+import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from clsnf.core.errors import DiskFullError, OutputError
+
+_MOST_JSON = 64 * 2**20  # bytes
+_setting_umask = threading.Lock()
 
 
 @contextmanager
@@ -43,7 +49,8 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
 
     The block writes to the path that it is given, which lies beside `path`. When the block ends,
     that file or folder is moved to `path`, and replaces what was there. After an error the draft is
-    deleted and `path` is as it was.
+    deleted and `path` is as it was. Others may read it as far as the umask lets them, whatever the
+    library that wrote it thinks: safetensors and :mod:`tempfile` keep files to their owner.
 
     Args:
         path: where it shall be.
@@ -59,6 +66,7 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     try:
         with _reporting_a_full_disk(path):
             yield draft
+            _open_to_others(draft)
             if durable:
                 _sync(draft)
         if draft.is_dir() and path.is_dir():
@@ -79,6 +87,32 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
             shutil.rmtree(draft, ignore_errors=True)
         else:
             draft.unlink(missing_ok=True)
+
+
+def _open_to_others(draft: Path) -> None:
+    """Give a file, or all that a folder holds, the rights that the umask leaves to new ones."""
+    allowed = ~_umask()
+    inside = draft.rglob("*") if draft.is_dir() and not draft.is_symlink() else ()
+    for path in (draft, *inside):
+        if path.is_symlink() or not path.exists():
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        wanted = mode | ((0o777 if path.is_dir() else 0o666) & allowed)
+        if wanted != mode:
+            with suppress(OSError):  # file systems without rights
+                path.chmod(wanted)
+
+
+def _umask() -> int:
+    """The process's umask."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    except (OSError, StopIteration, ValueError):  # no Linux: it can only be read by setting it
+        with _setting_umask:
+            mask = os.umask(0o077)
+            os.umask(mask)
+            return mask
 
 
 def _sync(path: Path) -> None:
@@ -139,3 +173,50 @@ def write_json(path: Path, content: Any, durable: bool = False) -> None:
     """
     with atomic_write(path, durable) as draft:
         draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that anybody may have written: of 64 MiB at most, with finite numbers.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is larger, no JSON, nested too deeply, or holds what no JSON can be made of.
+    """
+    with path.open("rb") as file:
+        raw = file.read(_MOST_JSON + 1)
+    if len(raw) > _MOST_JSON:
+        raise ValueError(f"it has more than {_MOST_JSON // 2**20} MiB")
+    try:
+        content = json.loads(raw)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+    _check_plain(content)
+    return content
+
+
+def _check_plain(content: object) -> None:
+    """Check that all numbers are finite, and all texts valid. Raises ValueError with the place."""
+    waiting: list[tuple[str, object]] = [("", content)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{where}.{key}".lstrip("."), item) for key, item in value.items()]
+            waiting += [(where, key) for key in value]
+        elif isinstance(value, list):
+            waiting += [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+        elif isinstance(value, str):
+            if not value.isascii():
+                _check_text(where, value)
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError(f"{where[-100:]} is {value}, no finite number")
+        elif isinstance(value, int) and abs(value) > 2**63:
+            raise ValueError(f"{where[-100:]} has too many digits")
+
+
+def _check_text(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = where.encode("ascii", "backslashreplace").decode()[-100:]
+        raise ValueError(f"{place or 'a text'} is no valid text") from error

@@ -76,26 +76,46 @@ def _reading(higher: int, normals: int) -> str:
     )
 
 
-def model_line(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool) -> ModelLine:
+@dataclass(frozen=True)
+class ModelState:
+    """What the server knows about a model beside its entry in the catalogue.
+
+    Attributes:
+        setting: the threshold that somebody set, if any.
+        loaded: whether it is in memory, where it has answered.
+        refused: why the newest version does not serve, or this one can't be loaded.
+        threshold_refused: why the file of thresholds does not say which one is in force.
+    """
+
+    setting: ThresholdSetting | None
+    loaded: bool
+    refused: str | None
+    threshold_refused: str | None
+
+
+def model_line(entry: ModelEntry, state: ModelState) -> ModelLine:
     """A model in the list of models."""
-    threshold, source = resolve_threshold(entry, setting)
+    threshold, source = resolve_threshold(entry, state.setting)
     return ModelLine(
         category=entry.category,
         version=entry.version,
-        loaded=loaded,
+        loaded=state.loaded,
+        refused=state.refused,
         threshold=threshold.value,
         threshold_source=source,
+        threshold_refused=state.threshold_refused,
         image_size=list(entry.image_size),
     )
 
 
-def model_page(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool) -> ModelPage:
+def model_page(entry: ModelEntry, state: ModelState) -> ModelPage:
     """All that is known about a model."""
     provenance = entry.provenance
     return ModelPage(
         category=entry.category,
         version=entry.version,
-        loaded=loaded,
+        loaded=state.loaded,
+        refused=state.refused,
         trained_on=TrainedOn(
             images=provenance.fit_images,
             backbone=provenance.architecture,
@@ -109,14 +129,14 @@ def model_page(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool
         fusion_weight=entry.fusion_weight,
         megabytes=round(entry.size / 1e6, 1),
         figures=entry.test_metrics,
-        threshold=_threshold_state(entry, setting),
+        threshold=_threshold_state(entry, state),
         validation_scores=list(provenance.validation_scores),
         looks=provenance.image_statistics,
     )
 
 
-def _threshold_state(entry: ModelEntry, setting: ThresholdSetting | None) -> ThresholdState:
-    threshold, source = resolve_threshold(entry, setting)
+def _threshold_state(entry: ModelEntry, state: ModelState) -> ThresholdState:
+    threshold, source = resolve_threshold(entry, state.setting)
     return ThresholdState(
         value=threshold.value,
         source=source,
@@ -126,4 +146,5 @@ def _threshold_state(entry: ModelEntry, setting: ThresholdSetting | None) -> Thr
         interval=list(threshold.interval) if source != "value" else [None, None],
         normals=threshold.normals,
         models_own=entry.threshold.value,
+        refused=state.threshold_refused,
     )

@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from clsnf import __version__
-from clsnf.serving.answers import Inspection, model_line, model_page
+from clsnf.serving.answers import Inspection, ModelState, model_line, model_page
+from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.errors import RequestError, UnprocessableContent, UnsupportedMediaType
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import INSPECT, RequestMetrics
@@ -50,9 +51,11 @@ from clsnf.serving.schemas import (
     NewThreshold,
     Problem,
     Readiness,
+    RefusedModel,
 )
 from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
+from clsnf.serving.store import refusals_line
 from clsnf.serving.tokens import check_token, read_token
 
 log = logging.getLogger("clsnf.serving")
@@ -157,26 +160,38 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
     ) -> None:
         check_token(token, credentials.credentials if credentials else None)
 
-    def loaded_versions() -> set[tuple[str, str]]:
-        return {(m.entry.category, m.entry.version) for m in service.store.loaded}
+    def state_of(entry: ModelEntry) -> ModelState:
+        key, thresholds = (entry.category, entry.version), service.thresholds
+        return ModelState(
+            thresholds.settings.get(entry.category),
+            any((m.entry.category, m.entry.version) == key for m in service.store.loaded),
+            next((r.cause for r in service.store.refused if r.category == entry.category), None),
+            thresholds.cause(entry.category),
+        )
 
     def page_of(category: str) -> Response:
         entry = service.store.entry(category)
-        setting = service.thresholds.settings.get(category)
-        loaded = (entry.category, entry.version) in loaded_versions()
-        return json_answer(model_page(entry, setting, loaded))
+        return json_answer(model_page(entry, state_of(entry)))
 
     @app.get("/v1/models", response_model=ModelList, tags=["models"])
     async def models() -> Response:
-        """All models, with the threshold in force."""
-        catalogue, settings = service.store.catalogue, service.thresholds.settings
-        loaded = loaded_versions()
-        lines = [
-            model_line(entry, settings.get(category), (category, entry.version) in loaded)
-            for category, entry in sorted(catalogue.entries.items())
-        ]
-        folder = str(catalogue.folder)
-        return json_answer(ModelList(models=lines, folder=folder, refused=service.store.refused))
+        """All models, with the threshold in force, and what of the folder does not serve."""
+        catalogue, refused = service.store.catalogue, service.store.refused
+        return json_answer(
+            ModelList(
+                models=[
+                    model_line(entry, state_of(entry))
+                    for _, entry in sorted(catalogue.entries.items())
+                ],
+                folder=str(catalogue.folder),
+                refused=refusals_line(refused),
+                refusals=[
+                    RefusedModel(category=r.category, cause=r.cause, serves=r.serves)
+                    for r in refused
+                ],
+                left_out=catalogue.left_out,
+            )
+        )
 
     @app.get(
         "/v1/models/{category}",

@@ -1,18 +1,20 @@
 """What a folder of models holds, read without loading a network.
 
-A name from a request is looked up in the catalogue and never made into a path, so no name leads out
-of the folder. A model's version is the hash of its ``detector.json``, which holds the hash of its
-tensors: equal versions answer equally.
+A name from a request is looked up in the catalogue and never made into a path. A model's version is
+the hash of its ``detector.json``, which holds the hash of its tensors: equal versions answer
+equally.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from clsnf.core.errors import ModelError, SettingsError
-from clsnf.detector_file import DESCRIPTION, TENSORS, Provenance, read_description
+from clsnf.core.errors import ClsnfError, ModelError, SettingsError
+from clsnf.core.files import read_json
+from clsnf.detector_file import TENSORS, Provenance, read_description
+from clsnf.detector_folders import find_detectors
 from clsnf.training.calibrate import Threshold
 
 
@@ -23,8 +25,9 @@ class ModelEntry:
     Attributes:
         category: the product's name, which requests ask for.
         version: 12 hex digits.
-        folder: of the saved detector.
+        folder: of the saved detector, without links.
         size: bytes of its tensors.
+        tensors_sha256: the checksum that their file must have.
         image_size: (height, width) of the network's canvas.
         fusion_weight: the one that the detector uses.
         threshold, provenance: as saved.
@@ -36,6 +39,7 @@ class ModelEntry:
     version: str
     folder: Path
     size: int
+    tensors_sha256: str
     image_size: tuple[int, int]
     fusion_weight: float
     threshold: Threshold
@@ -45,71 +49,75 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All models of a folder; immutable, so a request that holds one sees one state of affairs."""
+    """All models of a folder; immutable, so a request that holds one sees one state of affairs.
+
+    Attributes:
+        folder: as it was given.
+        entries: the models that can be asked, by category.
+        refused: the cause, by category, for those of the folder that can't be used.
+        left_out: the cause, by name, for what lies in the folder and is no saved detector.
+    """
 
     folder: Path
     entries: dict[str, ModelEntry]
+    refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def categories(self) -> list[str]:
         return sorted(self.entries)
 
 
-def read_catalogue(folder: Path) -> Catalogue:
-    """The models right in a folder, or the one model that the folder is.
-
-    Raises:
-        SettingsError: no models, or no such folder.
-        ModelError: one of them is damaged.
-    """
-    try:
-        inside = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise SettingsError(
-            f"{folder} can't be read as a folder of models ({error.strerror}): check the path."
-        ) from error
-    if (folder / DESCRIPTION).is_file():
-        places = {_category_of(folder): folder}
-    else:
-        root = folder.resolve()
-        # A link out of the folder would let whoever may write links in it serve any model of the
-        # machine.
-        places = {
-            p.name: p
-            for p in inside
-            if (p / DESCRIPTION).is_file() and p.resolve().is_relative_to(root)
-        }
-    if not places:
-        raise SettingsError(
-            f"{folder} holds no saved detectors: give a study's winners folder, or a detector's."
-        )
-    metrics = _test_metrics(folder.parent / "summary.json")
-    return Catalogue(
-        folder, {name: _entry(name, place, metrics.get(name, {})) for name, place in places.items()}
-    )
-
-
 def read_catalogue_within(folder: Path, memory: int) -> Catalogue:
-    """:func:`read_catalogue`, with each model checked against the bytes that all of them share.
+    """:func:`read_catalogue` of a folder that has to hold a model that can be used.
 
     Raises:
-        SettingsError: as :func:`read_catalogue`, or a model is larger than that.
-        ModelError: as :func:`read_catalogue`.
+        ClsnfError: it can't be read, or holds none.
     """
-    catalogue = read_catalogue(folder)
-    for entry in catalogue.entries.values():
-        if entry.size > memory:
-            raise SettingsError(
-                f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models "
-                "together may have "
-                f"{memory / 2**20:.0f}: raise memory_mb."
-            )
+    catalogue = read_catalogue(folder, memory)
+    if not catalogue.entries:
+        raise ModelError(none_usable(folder, catalogue.refused))
     return catalogue
 
 
-def _category_of(folder: Path) -> str:
-    """The category that a single detector names, else the folder's name."""
-    return read_description(folder).provenance.category or folder.name
+def read_catalogue(folder: Path, memory: int) -> Catalogue:
+    """What a folder holds: see :func:`clsnf.detector_folders.find_detectors`.
+
+    Args:
+        folder: of models, of a study, or of one model.
+        memory: bytes of parameters that all models share.
+
+    Raises:
+        SettingsError: the folder can't be read, or holds no models.
+        ModelError: it is a single model, and damaged.
+    """
+    found = find_detectors(folder)
+    metrics = _test_metrics(found.folder.parent / "summary.json")
+    entries: dict[str, ModelEntry] = {}
+    refused: dict[str, str] = {}
+    for category, place in found.places.items():
+        try:
+            entry = _entry(category, place, metrics.get(category, {}))
+            _check_size(entry, memory)
+            entries[category] = entry
+        except ClsnfError as error:
+            refused[category] = str(error)
+    return Catalogue(folder, entries, refused, found.left_out)
+
+
+def none_usable(folder: Path, refused: Mapping[str, str]) -> str:
+    """One line about a folder of which no model can be used."""
+    causes = list(refused.values())
+    more = f" (and {len(causes) - 1} more)" if len(causes) > 1 else ""
+    return f"No model of {folder} can be used: {causes[0]}{more}"
+
+
+def _check_size(entry: ModelEntry, memory: int) -> None:
+    if entry.size > memory:
+        raise SettingsError(
+            f"The model {entry.category!r} has {entry.size / 2**20:.0f} MiB, but all models "
+            f"together may have {memory / 2**20:.0f}: raise memory_mb."
+        )
 
 
 def _entry(category: str, folder: Path, test_metrics: dict[str, float]) -> ModelEntry:
@@ -123,6 +131,7 @@ def _entry(category: str, folder: Path, test_metrics: dict[str, float]) -> Model
         version=described.version,
         folder=folder,
         size=size,
+        tensors_sha256=described.tensors_sha256,
         image_size=described.settings.image.size,
         fusion_weight=described.fusion.fusion_weight,
         threshold=described.threshold,
@@ -137,7 +146,7 @@ def _test_metrics(summary: Path) -> dict[str, dict[str, float]]:
     Empty where there is no such file, or where it can't be read.
     """
     try:
-        categories = json.loads(summary.read_text())["categories"]
+        categories = read_json(summary)["categories"]
         tests = {name: found.get("test") or {} for name, found in categories.items()}
         return {
             name: {

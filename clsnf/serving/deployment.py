@@ -41,6 +41,7 @@ from clsnf.serving.ray_metrics import RaySink
 from clsnf.serving.scaling import REQUESTS
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB, ServingSettings
+from clsnf.serving.store import refusals_line
 from clsnf.streams.private_ray import keep_replica_on_loopback
 
 log = logging.getLogger("ray.serve")
@@ -117,8 +118,8 @@ class Inspector:
             await asyncio.to_thread(self._listener.close)
 
     def rolled(self) -> tuple[int, str | None]:
-        """The generation of the newest roll-in, and why it was refused, if it was."""
-        return self._generation, self._service.store.refused
+        """The generation of the newest roll-in, and what was refused of it, if anything was."""
+        return self._generation, refusals_line(self._service.store.refused)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """For Ray's autoscaler, see :mod:`clsnf.serving.scaling`."""

@@ -16,6 +16,7 @@ from clsnf.serving.http_server import HttpServer, connection_limits
 from clsnf.serving.listening import bound_socket, tls_context, url_of
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
+from clsnf.serving.store import refusals_line
 
 
 def serve_locally(settings: ServingSettings, report: Callable[[str], None]) -> None:
@@ -74,6 +75,10 @@ async def _until_stopped(service: InspectionService, report: Callable[[str], Non
             reload.clear()
             try:
                 await service.roll(Path(service.settings.models))
-                report(f"rolled in what {service.settings.models} holds now")
+                refused = refusals_line(service.store.refused)
+                if refused is None:
+                    report(f"rolled in what {service.settings.models} holds now")
+                else:
+                    report(f"not all was rolled in: {refused}")
             except ClsnfError as error:
                 report(f"nothing was rolled in: {error}")

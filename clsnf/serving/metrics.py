@@ -8,10 +8,14 @@ endpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+log = logging.getLogger("clsnf.serving")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Stands for a category that does not exist: names from requests must not make series.
@@ -60,7 +64,13 @@ METRICS = {
     "clsnf_waiting_images": Metric("gauge", "Images that wait for their answer.", ()),
     "clsnf_model_bytes": Metric("gauge", "Parameters of loaded models.", ("category", "version")),
     "clsnf_models_refused": Metric(
-        "gauge", "1 while the last winners that should have rolled in were refused.", ()
+        "gauge", "Models that do not serve though they lie in the folder.", ()
+    ),
+    "clsnf_thresholds_refused": Metric(
+        "gauge", "Thresholds in force that are not what their file says.", ()
+    ),
+    "clsnf_metric_errors_total": Metric(
+        "counter", "Values that could not be recorded, by metric.", ("metric",)
     ),
 }
 
@@ -119,17 +129,37 @@ class ServerMetrics:
         self, replica: str = "0", make_sink: Callable[[], MetricSink] | None = None
     ) -> None:
         self._prometheus = PrometheusSink(replica)
-        self._sinks: list[MetricSink] = [self._prometheus] + ([make_sink()] if make_sink else [])
+        self._sinks: list[MetricSink] = [self._prometheus]
+        self._told: set[str] = set()
+        if make_sink is not None:
+            with self._guarded("all metrics of Ray"):
+                self._sinks.append(make_sink())
 
     def record(self, name: str, value: float, *labels: str) -> None:
-        """Add to a counter, set a gauge, observe in a histogram."""
+        """Add to a counter, set a gauge, observe in a histogram. Never fails."""
         for sink in self._sinks:
-            sink.record(name, value, labels)
+            with self._guarded(name):
+                sink.record(name, value, labels)
 
     def clear(self, name: str) -> None:
-        """Drop all series of a gauge."""
+        """Drop all series of a gauge. Never fails."""
         for sink in self._sinks:
-            sink.clear(name)
+            with self._guarded(name):
+                sink.clear(name)
+
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Count what fails in the block, and say it once for each metric.
+
+        A request must not fail because something about it can't be counted.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._prometheus.record("clsnf_metric_errors_total", 1, (name,))
+            if name not in self._told:
+                self._told.add(name)
+                log.warning("%s can't be recorded: %s %s", name, type(error).__name__, error)
 
     def text(self) -> bytes:
         """What ``/metrics`` answers."""

@@ -44,8 +44,12 @@ class RequestMetrics:
                 self._record(scope, endpoint, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, endpoint: str, status: int, seconds: float) -> None:
-        asked = scope.get("path_params", {}).get("category")
-        category = asked if asked in self._service.store.catalogue.entries else UNKNOWN_CATEGORY
+        asked, catalogue = (
+            scope.get("path_params", {}).get("category"),
+            self._service.store.catalogue,
+        )
+        known = asked in catalogue.entries or asked in catalogue.refused
+        category = asked if known else UNKNOWN_CATEGORY
         record = self._service.metrics.record
         record("clsnf_requests_total", 1, category, endpoint, str(status))
         record("clsnf_request_seconds", seconds, category, endpoint)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import string
 from typing import Any
+from urllib.parse import quote
 
 from ray.serve import metrics
 
 from clsnf.serving.metrics import METRICS
 
+# Ray takes tags in ASCII alone: other characters are percent-encoded, as in a URL.
+_SAFE = string.punctuation.replace("%", "").replace('"', "").replace("\\", "") + " "
+
 
 class RaySink:
-    """A :class:`clsnf.serving.metrics.MetricSink`; made inside a replica, whose name Ray adds."""
+    """A :class:`clsnf.serving.metrics.MetricSink`; made inside a replica, whose name Ray adds.
+
+    Values of labels that are not plain ASCII are percent-encoded: ``Größe`` is ``Gr%C3%B6%C3%9Fe``.
+    """
 
     def __init__(self) -> None:
         self._series: dict[str, Any] = {}
@@ -28,7 +36,8 @@ class RaySink:
                 self._series[name] = metrics.Gauge(name, metric.help, labels)
 
     def record(self, name: str, value: float, labels: tuple[str, ...]) -> None:
-        tags = dict(zip(METRICS[name].labels, labels, strict=True))
+        texts = [quote(label, safe=_SAFE) for label in labels]
+        tags = dict(zip(METRICS[name].labels, texts, strict=True))
         series = self._series[name]
         match METRICS[name].kind:
             case "histogram":

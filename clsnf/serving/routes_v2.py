@@ -54,7 +54,7 @@ def routes_v2(service: InspectionService) -> APIRouter:
     """The routes below ``/v2``."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
     _add_server(routes, service)
-    _add_metadata(routes, service.store)
+    _add_metadata(routes, service)
     _add_inference(routes, service)
     return routes
 
@@ -97,16 +97,34 @@ def _add_server(routes: APIRouter, service: InspectionService) -> None:
     @routes.post("/repository/index")
     async def repository() -> list[RepositoryModel]:
         """All models; those that are not loaded are on their first use."""
-        return [
-            RepositoryModel(name=category, version=entry.version, state="READY", reason="")
-            for category, entry in sorted(service.store.catalogue.entries.items())
+        entries = service.store.catalogue.entries
+        causes = {r.category: r.cause for r in service.store.refused if r.category is not None}
+        served = [
+            RepositoryModel(
+                name=name, version=entry.version, state="READY", reason=causes.get(name, "")
+            )
+            for name, entry in sorted(entries.items())
+        ]
+        return served + [
+            RepositoryModel(name=name, version="", state="UNAVAILABLE", reason=cause)
+            for name, cause in causes.items()
+            if name not in entries
         ]
 
 
 # ---- models ----
 
 
-def _add_metadata(routes: APIRouter, store: ModelStore) -> None:
+def _add_metadata(routes: APIRouter, service: InspectionService) -> None:
+    store = service.store
+
+    async def ready(category: str, version: str | None) -> ModelReady:
+        _entry(store, category, version)
+        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
+        async with service.answer_before(deadline):
+            await service.check_answers(category)
+        return ModelReady(name=category, ready=True)
+
     @routes.get("/models/{category}", responses=problems(404), response_model_exclude_unset=True)
     async def metadata(category: str) -> ModelMetadata:
         """A model's inputs and outputs."""
@@ -121,15 +139,15 @@ def _add_metadata(routes: APIRouter, store: ModelStore) -> None:
         """The same, of the version that is served."""
         return _metadata(_entry(store, category, version))
 
-    @routes.get("/models/{category}/ready", responses=problems(404))
+    @routes.get("/models/{category}/ready", responses=problems(404, 503, 504))
     async def model_ready(category: str) -> ModelReady:
-        """The model can be asked; it is loaded on its first use."""
-        return ModelReady(name=category, ready=bool(_entry(store, category)))
+        """The model is loaded and has answered a picture within 10 s, or does so now."""
+        return await ready(category, None)
 
-    @routes.get("/models/{category}/versions/{version}/ready", responses=problems(404))
+    @routes.get("/models/{category}/versions/{version}/ready", responses=problems(404, 503, 504))
     async def model_version_ready(category: str, version: str) -> ModelReady:
         """The same, of the version that is served."""
-        return ModelReady(name=category, ready=bool(_entry(store, category, version)))
+        return await ready(category, version)
 
 
 def _metadata(entry: ModelEntry) -> ModelMetadata:

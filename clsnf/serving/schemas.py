@@ -73,7 +73,21 @@ class ModelLine(BaseModel):
     loaded: bool
     threshold: float
     threshold_source: ThresholdSource
+    refused: str | None = Field(
+        description="why the newest version does not serve, or this one can't be loaded"
+    )
+    threshold_refused: str | None = Field(
+        description="why the file of thresholds does not say which one is in force"
+    )
     image_size: list[int] = Field(description="height and width of the network's input")
+
+
+class RefusedModel(BaseModel):
+    """A model that lies in the folder and does not serve."""
+
+    category: str | None = Field(description="null: the folder as a whole")
+    cause: str
+    serves: str | None = Field(description="the version of before, which serves on")
 
 
 class ModelList(BaseModel):
@@ -82,7 +96,11 @@ class ModelList(BaseModel):
     models: list[ModelLine]
     folder: str
     refused: str | None = Field(
-        description="why the server refused the newest models; null if it serves them"
+        description="why the server refused the newest models, in a line; null if it serves them"
+    )
+    refusals: list[RefusedModel] = Field(description="the same, one by one")
+    left_out: dict[str, str] = Field(
+        description="what lies in the folder and is no saved detector, with the cause"
     )
 
 
@@ -98,6 +116,9 @@ class ThresholdState(BaseModel):
     )
     normals: int
     models_own: float
+    refused: str | None = Field(
+        description="why the file of thresholds does not say which one is in force"
+    )
 
 
 class TrainedOn(BaseModel):
@@ -118,6 +139,9 @@ class ModelPage(BaseModel):
     category: str
     version: str
     loaded: bool
+    refused: str | None = Field(
+        description="why the newest version does not serve, or this one can't be loaded"
+    )
     trained_on: TrainedOn
     image_size: list[int] = Field(description="height and width of the network's input")
     fusion_weight: float
@@ -214,7 +238,7 @@ class RepositoryModel(BaseModel):
 
     name: str
     version: str
-    state: Literal["READY"]
+    state: Literal["READY", "UNAVAILABLE"]
     reason: str
 
 

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -71,6 +72,9 @@ class MapWish:
     alone: bool = False
 
 
+_ANSWERED_LATELY = 10.0  # seconds for which an answer says that a model is ready
+
+
 class InspectionService:
     """Answers about pictures.
 
@@ -94,7 +98,7 @@ class InspectionService:
         self.settings, self.metrics = settings, metrics or ServerMetrics()
         device = str(choose_device(settings.device))
         self.store = ModelStore(
-            settings.memory_mb * MiB, partial(load_detector, device=device), self._record_loaded
+            settings.memory_mb * MiB, partial(load_detector, device=device), self._record_models
         )
         self.thresholds = Thresholds(Path(settings.state or "."))
         threads = settings.threads or max(1, (_cores() // settings.max_replicas))
@@ -113,11 +117,12 @@ class InspectionService:
         pixels = settings.max_megapixels * 1_000_000
         self._maps = Allowance(pixels)
         self._watchdog = Watchdog(self._probe, max(_PATIENCE, settings.deadline_s))
+        self._answered: WeakKeyDictionary[LoadedModel, float] = WeakKeyDictionary()
         self._waiting = 0  # images
         self._refresh: asyncio.Task[None] | None = None
         self._closed = False
         if open_models:
-            self._roll(Path(settings.models))
+            self.store.roll(Path(settings.models), settings.preload)
         # Last, because it starts processes.
         self._pool = ReadingPool(
             settings.readers,
@@ -195,25 +200,18 @@ class InspectionService:
 
         See :meth:`ModelStore.roll`. Raises ClsnfError.
         """
-        await asyncio.to_thread(self._roll, folder)
-
-    def _roll(self, folder: Path) -> None:
-        try:
-            self.store.roll(folder, self.settings.preload)
-        finally:
-            self.metrics.record("clsnf_models_refused", float(self.store.refused is not None))
+        await asyncio.to_thread(self.store.roll, folder, self.settings.preload)
 
     async def _refresh_thresholds(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
-            try:
-                await asyncio.to_thread(self.thresholds.refresh)
-            except Exception as error:  # a broken file must not end this loop
-                log.warning("thresholds stay as they are: %s", error)
+            await asyncio.to_thread(self.thresholds.refresh)
+            self.metrics.record("clsnf_thresholds_refused", len(self.thresholds.refused))
 
-    def _record_loaded(self, models: list[LoadedModel]) -> None:
+    def _record_models(self) -> None:
+        self.metrics.record("clsnf_models_refused", len(self.store.refused))
         self.metrics.clear("clsnf_model_bytes")
-        for model in models:
+        for model in self.store.loaded:
             entry = model.entry
             self.metrics.record("clsnf_model_bytes", model.bytes, entry.category, entry.version)
 
@@ -289,6 +287,19 @@ class InspectionService:
             async with AsyncExitStack() as held:
                 return await self._answer(model, pictures, MapWish(map_choice), held, started)
 
+    async def check_answers(self, category: str) -> None:
+        """Load a model, and let it score a black picture if it has answered none for 10 seconds.
+
+        Raises:
+            RequestError: it can't answer.
+        """
+        model = await self.store.get(category)
+        if time.monotonic() - self._answered.get(model, -math.inf) > _ANSWERED_LATELY:
+            await asyncio.get_running_loop().run_in_executor(
+                self._network_thread, self._runner.probe, model
+            )
+            self._answered[model] = time.monotonic()
+
     async def inspect_body(
         self, category: str, body: RequestBody, wish: MapWish, held: AsyncExitStack
     ) -> tuple[list[Inspection], InferHead | None]:
@@ -330,6 +341,7 @@ class InspectionService:
             self._check_maps(pictures)
         read = time.perf_counter()
         outputs = await self._batcher.submit(model, pictures)
+        self._answered[model] = time.monotonic()
         computed = time.perf_counter()
         # Taken once, so that all answers of a request agree.
         threshold = self.thresholds.active(model.entry, model.detector)

@@ -4,22 +4,26 @@ A *false-reject rate* keeps its meaning when new models roll in: the threshold i
 their validation normals. A *value* means nothing on another model's scale. It holds for the version
 of the model that it was set for, rests while another version serves, and holds again after a roll
 back.
+
+Hands write the file too. What makes no sense in it is refused, entry by entry, and the last good
+settings stay in force, also where the file disappears or can't be read for a while. :meth:`set`
+writes what is in force, and so mends it.
 """
 
 from __future__ import annotations
 
-import json
+import logging
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from clsnf.core.config import from_dict
-from clsnf.core.errors import ClsnfError, OutputError, SettingsError
-from clsnf.core.files import write_json
+from clsnf.core.errors import OutputError, SettingsError
+from clsnf.core.files import read_json, write_json
 from clsnf.detector import Detector
 from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.errors import ServiceUnavailable, UnprocessableContent
@@ -27,6 +31,10 @@ from clsnf.serving.schemas import ThresholdSource
 from clsnf.training.calibrate import Threshold, threshold_from_normals
 
 _FILE = "thresholds.json"
+_WHOLE_FILE = ""  # among the causes by category
+_GONE = (0, 0, 0)  # the stamp of a file that was there, and can't be read now
+
+log = logging.getLogger("clsnf.serving")
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,31 @@ class ThresholdSetting:
     """What somebody set: a rate, or a value for one version of the model.
 
     ``at`` is the time of it, in seconds since 1970.
+
+    Raises:
+        SettingsError: not one of both, a rate outside (0, 1), a value outside [0, 1], or a value
+            without a version.
     """
 
     false_reject_rate: float | None = None
     value: float | None = None
     version: str | None = None
     at: float = 0.0
+
+    def __post_init__(self) -> None:
+        rate, value = self.false_reject_rate, self.value
+        if (rate is None) == (value is None):
+            raise SettingsError("Give false_reject_rate or value, one of both.")
+        if rate is not None and not 0 < rate < 1:
+            raise SettingsError(
+                f"false_reject_rate is {rate!r}: it must lie between 0 and 1, both excluded."
+            )
+        if value is not None and not 0 <= value <= 1:
+            raise SettingsError(
+                f"value is {value!r}: scores lie in [0, 1], and so must the threshold."
+            )
+        if value is not None and not self.version:
+            raise SettingsError("A value needs the version of the model that it holds for.")
 
 
 @dataclass(frozen=True)
@@ -67,35 +94,75 @@ class Thresholds:
         folder: of the file; made when a threshold is set.
 
     Raises:
-        SettingsError: the file that is there can't be read.
+        SettingsError: the file that is there can't be read, or makes no sense: there are no
+            settings of before that could stay in force.
     """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / _FILE
-        self._stamp: tuple[int, int] | None = None
+        self._lock = threading.Lock()  # of refresh and set, which run in several threads
+        self._stamp: tuple[int, int, int] | None = None
         self._settings: dict[str, ThresholdSetting] = {}
+        self._refused: dict[str, str] = {}
+        self._told: dict[str, str] = {}
         self.refresh()
+        if self._refused:
+            raise SettingsError(
+                f"{next(iter(self._refused.values()))} Remove the file to go back to the models' "
+                "own thresholds."
+            )
 
     @property
     def settings(self) -> dict[str, ThresholdSetting]:
-        """As last read; never changed in place."""
+        """Those in force, by category; never changed in place."""
         return self._settings
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why the file does not say what is in force, by category; of the whole file by ``""``."""
+        return self._refused
+
+    def cause(self, category: str) -> str | None:
+        """Why a category's setting is not what the file says; None where it is."""
+        return self._refused.get(category, self._refused.get(_WHOLE_FILE))
+
     def refresh(self) -> None:
-        """Read the file again if it has changed. Raises SettingsError."""
+        """Read the file again if it has changed."""
+        with self._lock:
+            self._refresh()
+            for name, cause in self._refused.items():
+                if self._told.get(name) != cause:
+                    log.warning("%s The settings of before stay in force.", cause)
+            self._told = self._refused
+
+    def _refresh(self) -> None:
         try:
             stat = self._file.stat()
         except FileNotFoundError:
-            self._stamp, self._settings = None, {}
+            if self._stamp is not None:
+                self._stamp = _GONE
+                self._refused = {_WHOLE_FILE: f"{self._file} has disappeared."}
             return
         except OSError as error:
-            raise SettingsError(
-                f"{self._file} can't be read ({error.strerror}): check its permissions."
-            ) from error
-        stamp = (stat.st_mtime_ns, stat.st_ino)
-        if stamp != self._stamp:
-            self._settings = self._read()
-            self._stamp = stamp
+            self._stamp = _GONE
+            self._refused = {_WHOLE_FILE: f"{self._file} can't be read ({error.strerror})."}
+            return
+        stamp = (stat.st_mtime_ns, stat.st_ino, stat.st_size)
+        if stamp == self._stamp:
+            return
+        try:
+            good, refused = self._read()
+        except OSError as error:  # tried again at the next call
+            self._stamp = _GONE
+            self._refused = {_WHOLE_FILE: f"{self._file} can't be read ({error.strerror})."}
+            return
+        except ValueError as error:
+            self._refused = {_WHOLE_FILE: f"{self._file} is damaged ({error})."}
+        else:
+            before = self._settings
+            self._settings = good | {c: before[c] for c in refused if c in before}
+            self._refused = refused
+        self._stamp = stamp
 
     def set(
         self,
@@ -108,34 +175,27 @@ class Thresholds:
 
         Raises:
             UnprocessableContent: both are given, or one makes no sense.
-            ServiceUnavailable: the file can't be written.
+            ServiceUnavailable: the file can't be read or written.
         """
-        if false_reject_rate is not None and value is not None:
-            raise UnprocessableContent("Give false_reject_rate or value, not both.")
-        if false_reject_rate is not None and not 0 < false_reject_rate < 1:
-            raise UnprocessableContent(
-                f"false_reject_rate is {false_reject_rate!r}: it must lie between 0 and 1, both "
-                "excluded."
-            )
-        if value is not None and not 0 <= value <= 1:
-            raise UnprocessableContent(
-                f"value is {value!r}: scores lie in [0, 1], and so must the threshold."
-            )
+        new: ThresholdSetting | None = None
+        if false_reject_rate is not None or value is not None:
+            version = None if value is None else entry.version
+            try:
+                new = ThresholdSetting(false_reject_rate, value, version, time.time())
+            except SettingsError as error:
+                raise UnprocessableContent(str(error)) from error
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self._file.with_suffix(".lock"), timeout=10):
-                settings = dict(self._read()) if self._file.exists() else {}
-                settings.pop(entry.category, None)
-                if false_reject_rate is not None:
-                    settings[entry.category] = ThresholdSetting(
-                        false_reject_rate=false_reject_rate, at=time.time()
-                    )
-                elif value is not None:
-                    settings[entry.category] = ThresholdSetting(
-                        value=value, version=entry.version, at=time.time()
-                    )
-                write_json(self._file, {category: asdict(s) for category, s in settings.items()})
-        except (OSError, Timeout, OutputError, SettingsError) as error:
+                self.refresh()  # what another replica was given
+                if self._stamp == _GONE and self._file.exists():
+                    raise OutputError(self._refused[_WHOLE_FILE])
+                settings = {c: s for c, s in self._settings.items() if c != entry.category}
+                if new is not None:
+                    settings[entry.category] = new
+                content = {category: asdict(s) for category, s in settings.items()}
+                write_json(self._file, content, durable=True)
+        except (OSError, Timeout, OutputError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ServiceUnavailable(
                 f"The threshold can't be kept in {self._file.parent} ({reason}): nothing was "
@@ -158,20 +218,25 @@ class Thresholds:
             map_value = detector.map_threshold
         return ActiveThreshold(threshold.value, map_value, threshold, source)
 
-    def _read(self) -> dict[str, ThresholdSetting]:
-        try:
-            content: Any = json.loads(self._file.read_text())
-            return {
-                str(c): from_dict(ThresholdSetting, values, f"{self._file}: {c}")
-                for c, values in content.items()
-            }
-        except ClsnfError:
-            raise
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            raise SettingsError(
-                f"{self._file} is damaged ({error}): remove it to go back to the models' own "
-                "thresholds."
-            ) from error
+    def _read(self) -> tuple[dict[str, ThresholdSetting], dict[str, str]]:
+        """The settings that make sense, and the cause for each that does not.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it holds no settings at all.
+        """
+        content = read_json(self._file)
+        if not isinstance(content, dict):
+            raise ValueError("it must be a mapping of categories to settings")
+        good: dict[str, ThresholdSetting] = {}
+        refused: dict[str, str] = {}
+        for category, values in content.items():
+            try:
+                good[category] = from_dict(ThresholdSetting, values, "the entry")
+            except SettingsError as error:
+                line = " ".join(str(error).split())[:200]
+                refused[category] = f"{self._file}, {category!r}: {line}"
+        return good, refused
 
 
 def resolve_threshold(

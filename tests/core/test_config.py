@@ -282,7 +282,7 @@ def test_values_that_are_valid_together_are_replaced_together() -> None:
         ("flow.depth.x", 1, "There is no setting 'flow.depth.x'."),
         ("", 1, "There is no setting ''."),
         ("flow.depth", "two", "settings.flow.depth is 'two': it must be of type int."),
-        ("flow.depth", -1, "FlowSettings.depth is -1: it must be 0 or more"),
+        ("flow.depth", -1, "FlowSettings.depth is -1: it must be from 0 to 128"),
     ],
 )
 def test_what_can_not_be_replaced_is_named(name: str, value: Any, said: str) -> None:

@@ -3,12 +3,16 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from clsnf.core.errors import OutputError
-from clsnf.core.files import atomic_write, write_json
+from clsnf.core.files import atomic_write, read_json, write_json
+from clsnf.detector import Detector
+from clsnf.training.artifacts import Artifact, ArtifactStore
 
 
 def names(folder: Path) -> list[str]:
@@ -154,3 +158,74 @@ def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "x"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+def test_others_may_read_what_a_library_kept_to_its_owner(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with atomic_write(tmp_path / "file") as draft:
+            draft.touch(0o600)
+        with atomic_write(tmp_path / "folder") as draft:
+            draft.mkdir(0o700)
+            (draft / "inside").touch(0o600)
+        os.umask(0o077)
+        with atomic_write(tmp_path / "private") as draft:
+            draft.touch(0o600)
+    finally:
+        os.umask(before)
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in (*tmp_path.iterdir(), tmp_path / "folder" / "inside")
+    }
+    assert modes == {"file": 0o644, "folder": 0o755, "inside": 0o644, "private": 0o600}
+
+
+def test_another_user_reads_a_saved_detector_and_a_stored_stage(
+    winners: Path, tmp_path: Path
+) -> None:
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    saved = tmp_path / "model"
+    before = os.umask(0o022)
+    try:
+        Detector.load(winners / "plate", device="cpu").save(saved)
+        stage = Artifact({"t": torch.zeros(2)}, {})
+        ArtifactStore(tmp_path / "work").get("kind", {"a": 1}, lambda: stage)
+    finally:
+        os.umask(before)
+    files = [p for p in tmp_path.rglob("*") if p.is_file() and not p.name.endswith(".lock")]
+    assert len(files) >= 4
+    tmp_path.chmod(0o755)
+    child = os.fork()
+    if child == 0:  # nothing but system calls: no thread of torch's lives here
+        os.chdir(tmp_path)
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            for file in files:
+                with open(file.relative_to(tmp_path), "rb") as opened:
+                    opened.read(1)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ("[" * 200_000, "nested"),
+        ('{"a": [1, NaN]}', r"a\[1\] is nan"),
+        ('{"a": 1e999}', "finite"),
+        ('{"a": {"b": "\\\\ud800"}}', "a.b is no valid text"),
+        ('{"\\\\ud800": 1}', "no valid text"),
+        ('{"a": 99999999999999999999}', "digits"),
+    ],
+)
+def test_json_that_anybody_may_have_written_is_checked(
+    tmp_path: Path, raw: str, words: str
+) -> None:
+    (tmp_path / "a.json").write_text(raw.replace("\\\\", "\\"))
+    with pytest.raises(ValueError, match=words):
+        read_json(tmp_path / "a.json")

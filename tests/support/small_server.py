@@ -19,9 +19,9 @@ from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
 from clsnf.detector import Detector
 from clsnf.serving.app import build_app
-from clsnf.serving.http_protocol import ConnectionLimits
 from clsnf.serving.http_server import HttpServer, connection_limits
 from clsnf.serving.listening import bound_socket
+from clsnf.serving.metrics import ServerMetrics
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
 from tests.support.small_data import TINY, draw_normal, write_category
@@ -72,17 +72,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def http_server(settings: ServingSettings, limits: ConnectionLimits | None = None) -> Iterator[str]:
-    """Serve the app over real HTTP, without Ray; gives ``127.0.0.1:PORT``.
-
-    `limits` replace those that the settings name.
-    """
+def http_server(settings: ServingSettings, metrics: ServerMetrics | None = None) -> Iterator[str]:
+    """Serve the app over real HTTP, without Ray; gives ``127.0.0.1:PORT``."""
     listening = bound_socket("127.0.0.1", 0)
     port, stop, started = listening.getsockname()[1], threading.Event(), threading.Event()
 
     async def serve() -> None:
-        app = build_app(InspectionService(settings), lambda: server.drain(5))
-        server = HttpServer(app, limits or connection_limits(settings))
+        app = build_app(InspectionService(settings, metrics), lambda: server.drain(5))
+        server = HttpServer(app, connection_limits(settings))
         async with app.router.lifespan_context(app):
             await server.start(listening)
             started.set()
