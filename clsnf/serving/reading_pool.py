@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -71,6 +72,7 @@ class _Job:
     number: int
     head: bytes = field(compare=False)
     buffers: Sequence[Buffer] = field(compare=False)
+    seconds: float | None = field(compare=False)
     reply: asyncio.Future[Reply] = field(compare=False)
 
 
@@ -88,7 +90,7 @@ class ReadingPool:
 
     Args:
         workers: how many run side by side.
-        seconds: that one task may take.
+        seconds: that one task may take, unless it is trusted.
         memory: bytes that one worker may take for its task.
         on_end: called with ``late``, ``gone`` or ``died`` where a worker is replaced.
     """
@@ -129,13 +131,16 @@ class ReadingPool:
         """Process ids of the workers."""
         return [worker.pid for worker in self._live]
 
-    async def run(self, task: Task, buffers: Sequence[Buffer] = (), rank: int = 0) -> Reply:
+    async def run(
+        self, task: Task, buffers: Sequence[Buffer] = (), rank: int = 0, *, trusted: bool = False
+    ) -> Reply:
         """The reply of a worker; cancelling ends the task.
 
         Args:
             task: to run, with
             buffers: which must not change before the reply.
             rank: tasks of smaller rank come first, those of the same in their order.
+            trusted: it has no limit of time beside its request's, as its work is known.
 
         Raises:
             RequestError: the task's own; or it took too long, or crashed its worker.
@@ -143,7 +148,14 @@ class ReadingPool:
         """
         reply = asyncio.get_running_loop().create_future()
         self._jobs.put_nowait(
-            _Job(rank, next(self._numbers), packed(task, buffers), buffers, reply)
+            _Job(
+                rank,
+                next(self._numbers),
+                packed(task, buffers),
+                buffers,
+                None if trusted else self._seconds,
+                reply,
+            )
         )
         return await reply
 
@@ -180,11 +192,11 @@ class ReadingPool:
         """Run a job; gives the cause where the worker is of no more use."""
         loop, cause = asyncio.get_running_loop(), None
         try:
-            async with asyncio.timeout(self._seconds) as clock:
+            async with asyncio.timeout(job.seconds) as clock:
 
                 def hurry(_: object) -> None:
                     with contextlib.suppress(RuntimeError):  # the task has just ended
-                        clock.reschedule(min(clock.when() or 0.0, loop.time() + _GRACE))
+                        clock.reschedule(min(clock.when() or math.inf, loop.time() + _GRACE))
 
                 job.reply.add_done_callback(hurry)
                 try:
