@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clsnf.core.errors import OutageError
 from clsnf.serving.errors import BadRequest, GatewayTimeout, RequestError, ServiceUnavailable
 from clsnf.serving.reading_worker import (
     END,
@@ -112,14 +113,20 @@ class ReadingPool:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Wait until a worker can be asked; several calls are as one."""
-        if not self._tasks:
-            ready = [asyncio.Event() for _ in range(self._count)]
-            self._tasks = [asyncio.create_task(self._serve(event)) for event in ready]
-            waits = [asyncio.create_task(event.wait()) for event in ready]
-            await asyncio.wait([*waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+        """Wait until a worker can be asked. Call it once.
+
+        Raises:
+            OutageError: none can be started.
+        """
+        try:
+            first = await self._fork()
+        except OSError as error:
+            raise OutageError(
+                f"The processes that read images can't be started ({error}): see what they wrote, "
+                "and whether the machine has memory and processes left."
+            ) from error
+        workers = [first, *[None] * (self._count - 1)]
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in workers]
 
     @property
     def alive(self) -> bool:
@@ -171,10 +178,9 @@ class ReadingPool:
 
     # ---- one worker after the other ----
 
-    async def _serve(self, ready: asyncio.Event) -> None:
+    async def _serve(self, worker: _Worker | None) -> None:
         """Keep one worker alive and give it jobs."""
-        worker = await self._start_worker()
-        ready.set()
+        worker = worker or await self._start_worker()
         try:
             while True:
                 job = await self._jobs.get()
@@ -226,7 +232,8 @@ class ReadingPool:
         return cause
 
     async def _replace(self, worker: _Worker, cause: str) -> _Worker:
-        log.warning("a reader (process %d) is replaced: %s", worker.pid, cause)
+        level = logging.INFO if cause == "gone" else logging.WARNING
+        log.log(level, "a reader (process %d) is replaced: %s", worker.pid, cause)
         self._on_end(cause)
         self._live.discard(worker)
         worker.connection.close()
@@ -237,21 +244,26 @@ class ReadingPool:
     async def _start_worker(self) -> _Worker:
         """A new worker; tries until there is one."""
         while True:
-            async with self._nursing:  # all wait for the same new nursery
-                try:
-                    if self._nursery is None:
-                        self._nursery = _Nursery(self._memory)
-                    worker = await self._nursery.fork()
-                except OSError as error:
-                    log.error("readers can't be started (%s): trying again", error)
-                    if self._nursery is not None:
-                        await self._nursery.close()
-                    self._nursery = None
-                    await asyncio.sleep(_PAUSE)
-                    continue
-            self._live.add(worker)
-            worker.ended.add_done_callback(partial(self._forget, worker))
-            return worker
+            try:
+                return await self._fork()
+            except OSError as error:
+                log.error("readers can't be started (%s): trying again", error)
+                await asyncio.sleep(_PAUSE)
+
+    async def _fork(self) -> _Worker:
+        """A new worker, of a new nursery where the old one is gone. Raises OSError."""
+        async with self._nursing:  # all wait for the same new nursery
+            if self._nursery is None:
+                self._nursery = _Nursery(self._memory)
+            try:
+                worker = await self._nursery.fork()
+            except OSError:
+                await self._nursery.close()
+                self._nursery = None
+                raise
+        self._live.add(worker)
+        worker.ended.add_done_callback(partial(self._forget, worker))
+        return worker
 
     def _forget(self, worker: _Worker, ended: asyncio.Future[int]) -> None:
         self._live.discard(worker)
