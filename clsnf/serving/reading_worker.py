@@ -171,6 +171,9 @@ def _bind_to(nursery: int, memory: int) -> None:
 
 def _work(connection: socket.socket) -> None:
     """Run tasks until the connection closes."""
+    # Not within a task: the collector looks at all objects again and again while JSON makes
+    # millions of them.
+    gc.disable()
     while True:
         task, buffers = _receive(connection)
         result, answer = _run(task, buffers)
@@ -178,6 +181,7 @@ def _work(connection: socket.socket) -> None:
         for buffer in answer:
             connection.sendall(buffer)
         del task, buffers, result, answer  # a worker that waits holds no picture
+        gc.collect()
 
 
 def _run(task: Task, buffers: Sequence[memoryview]) -> tuple[Any, Sequence[Buffer]]:

@@ -70,7 +70,7 @@ class ServingSettings:
     )
     idle_s: float = setting(75.0, "seconds that a connection may be open between two requests")
     read_s: float = setting(
-        10.0, "seconds that reading an image or drawing a map may take; beyond, requests get 504"
+        10.0, "seconds that reading the images of a body may take; beyond, requests get 504"
     )
     bodies_mb: int = setting(
         256,
