@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clsnf.core.errors import SettingsError
+from clsnf.core.errors import ModelError, SettingsError, nearest
 from clsnf.detector_file import DESCRIPTION, TENSORS, read_description
 
 _WINNERS = "winners"  # of a study's folder
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class FoundDetectors:
     """The saved detectors of a folder.
 
     Attributes:
-        folder: they lie in, without links: the given one, or the winners of a study.
+        folder: they lie in, or are: the given one, or the winners of a study.
         places: of each, by category, without links: what a link leads to may change under it.
         left_out: the cause, by name, for what lies there and is no saved detector.
     """
@@ -37,12 +38,7 @@ def find_detectors(folder: Path) -> FoundDetectors:
         ModelError: it is a single detector, and damaged.
     """
     try:
-        if (folder / DESCRIPTION).is_file():
-            category = read_description(folder).provenance.category or folder.name
-            return FoundDetectors(folder.resolve(), {category: folder.resolve()})
-        found = _right_in(folder.resolve())
-        if not found.places and (folder / _WINNERS).is_dir():
-            found = _right_in((folder / _WINNERS).resolve())
+        found = _found(folder)
     except OSError as error:
         raise SettingsError(
             f"{folder} can't be read as a folder of models ({error.strerror}): check the path."
@@ -53,6 +49,54 @@ def find_detectors(folder: Path) -> FoundDetectors:
             f"{folder} holds no saved detectors: give a study's folder, its winners folder, or a "
             f"detector's.{causes}"
         )
+    return found
+
+
+def folder_of_detectors(folder: Path) -> Path:
+    """The folder itself, or its ``winners`` if those are the only detectors of it."""
+    try:
+        found = _found(folder)
+    except (OSError, ModelError):
+        return folder
+    return found.folder if found.places else folder
+
+
+def find_detector(folder: Path, category: str | None = None) -> Path:
+    """The one detector of a folder, or the one of a category.
+
+    A folder without any detector is its own answer: loading it says what it lacks.
+
+    Raises:
+        SettingsError: it holds several and no category is given, or none of this category.
+    """
+    try:
+        found = _found(folder)
+    except (OSError, ModelError):
+        return folder
+    if category is None and len(found.places) > 1:
+        names = [str(found.folder / name) for name in found.places]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        raise SettingsError(
+            f"{folder} holds {len(names)} saved detectors: give the folder of one, such as "
+            f"{', '.join(names[:_MOST_NAMED])}{more}."
+        )
+    if category is not None and found.places and category not in found.places:
+        raise SettingsError(
+            f"{folder} holds no detector of {category!r}.{nearest(category, list(found.places))}"
+        )
+    if not found.places or (folder / DESCRIPTION).is_file():
+        return folder
+    return found.folder / (category or next(iter(found.places)))
+
+
+def _found(folder: Path) -> FoundDetectors:
+    """As :func:`find_detectors`, but maybe without any. Raises OSError, ModelError."""
+    if (folder / DESCRIPTION).is_file():
+        category = read_description(folder).provenance.category or folder.name
+        return FoundDetectors(folder, {category: folder.resolve()})
+    found = _right_in(folder)
+    if not found.places and (folder / _WINNERS).is_dir():
+        return _right_in(folder / _WINNERS)
     return found
 
 

@@ -106,9 +106,11 @@ def calibrate(
     from clsnf.cli.terminal import Terminal
     from clsnf.core.files import check_writable
     from clsnf.detector import Detector
+    from clsnf.detector_folders import find_detector
 
     if normals is None and false_reject_rate is None:
         raise SettingsError("Say what changes: --false-reject-rate, --normals, or both.")
+    model = find_detector(model)
     detector = Detector.load(model, device)
     place = Detector.check_folder(out or model)
     check_writable(place, folder=True)
@@ -127,6 +129,7 @@ def calibrate(
 @main.command(short_help="Score pictures.")
 @click.argument("model", type=path)
 @click.argument("images", type=path, nargs=-1, required=True)
+@click.option("--category", help="Whose detector, where MODEL holds several.")
 @click.option("--out", type=path, help="A folder for heat maps and overlays as PNG.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one line of JSON per picture, not a table."
@@ -137,19 +140,24 @@ def calibrate(
 def predict(
     model: Path,
     images: Sequence[Path],
+    category: str | None,
     out: Path | None,
     as_json: bool,
     max_bad: float,
     stream: str | None,
     device: str,
 ) -> None:
-    """Score pictures (files or folders) with a saved detector."""
+    """Score pictures (files or folders) with a saved detector.
+
+    MODEL is its folder, or a study's folder or its winners with --category.
+    """
     from clsnf.cli.terminal import Terminal
     from clsnf.detector import Detector
+    from clsnf.detector_folders import find_detector
     from clsnf.evaluation.predict_files import picture_files, predict_files
 
     files = picture_files(images)
-    detector = Detector.load(model, device)
+    detector = Detector.load(find_detector(model, category), device)
     terminal = Terminal()
     with shared.open_stream(stream, None, detector.settings, terminal) as choice:
         found = predict_files(detector, files, out, max_bad=max_bad, stream=choice)
@@ -187,11 +195,15 @@ def evaluate(
     from clsnf.cli.terminal import Terminal
     from clsnf.core.files import check_writable
     from clsnf.detector import Detector
+    from clsnf.detector_file import DESCRIPTION
+    from clsnf.detector_folders import find_detector
     from clsnf.evaluation.evaluate import evaluate_detector
     from clsnf.results import write_result
     from clsnf.training.prepare import rows_of
 
-    detector = Detector.load(model, device)
+    # Of a single detector, the category is that of the data alone.
+    place = model if (model / DESCRIPTION).is_file() else find_detector(model, category)
+    detector = Detector.load(place, device)
     if json_file is not None:
         check_writable(json_file, folder=False)
     table = shared.read_one_table(data, None, category or detector.provenance.category)

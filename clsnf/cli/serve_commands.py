@@ -69,7 +69,7 @@ def serve(
 
     Programs use the interface below /v1 and /v2, people the page at /.
 
-    MODELS is a folder of saved detectors, such as runs/NAME/winners, or one saved detector. The
+    MODELS is a study's folder, a folder of saved detectors, or one saved detector. The
     token that allows to change thresholds is read from CLSNF_TOKEN_FILE or CLSNF_TOKEN, the paths
     of certificate and key for HTTPS from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
     """
@@ -91,6 +91,8 @@ def serve(
     if address is None:
         choose_device(settings.device)
     click.echo(f"{len(catalogue.entries)} models: {', '.join(catalogue.categories)}", err=True)
+    for category, cause in catalogue.refused.items():
+        click.echo(f"without {category}: {cause}", err=True)
     if token is None:
         click.echo("no token: thresholds can't be set over HTTP", err=True)
 
@@ -130,10 +132,12 @@ def export(model: Path, kind: str, out: Path | None, pictures: Sequence[Path]) -
     its canvas, (N, 3, H, W) uint8; the file's metadata hold size, threshold and category.
     """
     from clsnf.detector import Detector
+    from clsnf.detector_folders import find_detector
     from clsnf.evaluation.predict_files import picture_files
     from clsnf.serving.export import FORMATS, export_detector
 
     files = picture_files(pictures)
+    model = find_detector(model)
     detector = Detector.load(model, "cpu")
     file = out or model.with_name(model.name + FORMATS[kind])
     comparison = export_detector(detector, file, kind, files)

@@ -92,7 +92,7 @@ def read_catalogue(folder: Path, memory: int) -> Catalogue:
         ModelError: it is a single model, and damaged.
     """
     found = find_detectors(folder)
-    metrics = _test_metrics(found.folder.parent / "summary.json")
+    metrics = _test_metrics(found.folder.resolve().parent / "summary.json")
     entries: dict[str, ModelEntry] = {}
     refused: dict[str, str] = {}
     for category, place in found.places.items():

@@ -205,7 +205,10 @@ class InspectionService:
     async def _refresh_thresholds(self) -> None:
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
-            await asyncio.to_thread(self.thresholds.refresh)
+            try:
+                await asyncio.to_thread(self.thresholds.refresh)
+            except Exception as error:  # nothing that lies in a file may end this loop
+                log.error("thresholds stay as they are: %s", error)
             self.metrics.record("clsnf_thresholds_refused", len(self.thresholds.refused))
 
     def _record_models(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from clsnf.core.config import from_dict, setting
 from clsnf.core.errors import SettingsError
 from clsnf.core.yaml import parse_yaml
+from clsnf.detector_folders import folder_of_detectors
 
 MiB = 2**20
 
@@ -20,7 +21,7 @@ class ServingSettings:
     """What decides how a server answers, beside its models. Sizes are per replica."""
 
     models: str = setting(
-        "", "folder of saved detectors, such as a study's winners; or one detector"
+        "", "folder of a study, of saved detectors such as its winners, or of one detector"
     )
     state: str | None = setting(
         None, "folder of thresholds that people set (null: serving, beside models)"
@@ -159,7 +160,7 @@ class ServingSettings:
             raise SettingsError(
                 "There are no models: give models=FOLDER, such as models=runs/NAME/winners."
             )
-        models = Path(self.models).expanduser().absolute()
+        models = folder_of_detectors(Path(self.models).expanduser().absolute())
         if not models.is_dir():
             raise SettingsError(
                 f"There is no folder of models {models}: give a path that this machine reaches, "

@@ -1,14 +1,19 @@
 """A private Ray listens on loopback alone: nobody on the network reaches its processes.
 
 Who reaches them can run code: Ray unpickles what it is sent. Its own ports ask for a token, those
-of Serve's replicas do not.
+of Serve's replicas do not. The token is for this user alone: Ray would write it for all to read.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+_TOKEN, _TOKEN_PATH, _AUTH_MODE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 
 
 @contextmanager
@@ -27,9 +32,59 @@ def on_loopback() -> Iterator[None]:
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        yield
+        with _private_token():
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """See that Ray finds a token that this user alone can read, if the environment names none.
+
+    It lies where Ray looks for it, ``~/.ray/auth_token``. Where the home folder can't be written,
+    such as in a container with any user's number, Ray would not start: there the environment of
+    this process and its children has the token, as long as the block runs.
+    """
+    named = _TOKEN in os.environ or _TOKEN_PATH in os.environ
+    switched_off = os.environ.get(_AUTH_MODE, "token").lower() != "token"
+    if named or switched_off or _token_file_is_there():
+        yield
+        return
+    from ray import _raylet
+
+    loader = getattr(_raylet, "AuthenticationTokenLoader").instance()  # noqa: B009 (not in stubs)
+    os.environ[_TOKEN] = secrets.token_hex(32)
+    loader.reset_cache()  # it may still have the token of an earlier block
+    try:
+        yield
+    finally:
+        del os.environ[_TOKEN]
+        loader.reset_cache()
+
+
+def _token_file_is_there() -> bool:
+    """Write Ray's file of the token if there is none; False where that is not possible."""
+    try:
+        file = Path.home() / ".ray" / "auth_token"
+        if file.exists():
+            with suppress(OSError):  # somebody else's
+                file.chmod(0o600)
+            return os.access(file, os.R_OK)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".auth_token.{secrets.token_hex(4)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(descriptor, "w") as opened:
+                opened.write(secrets.token_hex(32))
+            os.link(draft, file)  # whole at once; of two processes the first one's stays
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home folder at all
+        return False
+    return True
 
 
 def keep_replica_on_loopback() -> None:

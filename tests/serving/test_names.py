@@ -10,10 +10,13 @@ from urllib.parse import quote
 
 import pytest
 import requests
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from clsnf.cli import main
 from clsnf.serving.metrics import ServerMetrics
 from clsnf.serving.ray_metrics import RaySink
+from tests.support.small_data import tiny_options, write_category
 from tests.support.small_server import TOKEN, encoded, http_server, picture, small_settings
 
 NAMES = [
@@ -38,6 +41,28 @@ def server(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     settings = small_settings(folder / "winners", token_file=str(folder / "token"))
     with http_server(settings, ServerMetrics("0", RaySink)) as address:
         yield f"http://{address}"
+
+
+def test_a_category_of_such_a_name_trains_predicts_and_is_served(
+    resnet18_weights: Path, tmp_path: Path
+) -> None:
+    name, pictures = "Größe-π 'x'", tmp_path / "data" / "Größe-π 'x'" / "train" / "good"
+    write_category(tmp_path / "data" / name)
+    tiny = tiny_options(resnet18_weights)
+    for command in (
+        ["train", "--data", tmp_path / "data", "--out", tmp_path / "winners" / name, *tiny],
+        ["predict", tmp_path / "winners", pictures, "--out", tmp_path / "maps"],
+    ):
+        done = CliRunner().invoke(main, [str(part) for part in command])
+        assert done.exit_code == 0, done.output
+    assert list((tmp_path / "maps").iterdir())
+    with http_server(small_settings(tmp_path / "winners")) as address:
+        answer = requests.post(
+            f"http://{address}/v1/models/{quote(name)}/inspect",
+            data=(pictures / "000.png").read_bytes(),
+            timeout=60,
+        )
+    assert answer.json()["category"] == name
 
 
 def counted(server: str, metric: str) -> dict[str, float]:

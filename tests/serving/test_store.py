@@ -270,3 +270,36 @@ def test_a_model_that_is_damaged_later_is_an_answer_not_a_crash(
     )
     assert asyncio.run(store.get("sheet")).entry.category == "sheet", "it is tried again"
     assert store.refused == []
+
+
+@pytest.mark.slow
+def test_whoever_asks_while_models_roll_in_gets_one_of_both_versions(
+    winners: Path, tmp_path: Path
+) -> None:
+    """Also with room for one model alone, where each request loads."""
+    new = copied(winners, tmp_path / "new", "plate", "sheet")
+    entries = read_catalogue(winners, 2**30).entries
+    known = {
+        e.version
+        for folder in (winners, new)
+        for e in read_catalogue(folder, 2**30).entries.values()
+    }
+
+    async def ask(store: ModelStore, asked: list[str]) -> None:
+        rolls = asyncio.create_task(asyncio.to_thread(roll_often, store))
+        while not rolls.done():
+            for model in await asyncio.gather(store.get("plate"), store.get("sheet")):
+                asked.append(model.entry.version)
+            await asyncio.sleep(0)
+        await rolls
+
+    def roll_often(store: ModelStore) -> None:
+        for folder in (new, winners, new, winners):
+            store.roll(folder)
+
+    for memory in (2**30, max(e.size for e in entries.values()) + 1000):
+        store, asked = opened(winners, memory=memory), list[str]()
+        asyncio.run(ask(store, asked))
+        assert set(asked) == known
+        assert store.refused == []
+        assert sum(model.bytes for model in store.loaded) <= memory
