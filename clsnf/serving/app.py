@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from clsnf import __version__
 from clsnf.serving.answers import Inspection, model_line, model_page
 from clsnf.serving.errors import NotAcceptable, RequestError, ServiceUnavailable
+from clsnf.serving.front_door import FrontDoor, methods_of, only
+from clsnf.serving.hosts import listed_origins
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import INSPECT, RequestMetrics
-from clsnf.serving.openapi import IMAGE_BODY, problems
+from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, problems
+from clsnf.serving.pages import DOCS_STATIC, add_pages
 from clsnf.serving.request_body import MULTIPART, image_files, media_type, read_before, read_body
 from clsnf.serving.routes_v2 import routes_v2
 from clsnf.serving.schemas import (
@@ -42,7 +44,7 @@ from clsnf.serving.schemas import (
 )
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB
-from clsnf.serving.tokens import check_token, read_token
+from clsnf.serving.tokens import Tokens
 
 log = logging.getLogger("clsnf.serving")
 
@@ -52,18 +54,26 @@ _ABOUT = (
     "A score in [0, 1] is compared with the category's threshold; "
     "the p-value says where it stands among the held-out good pictures.\n"
 )
-_BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with.")
-# The page loads nothing from another host.
-_POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
+_BEARER = HTTPBearer(auto_error=False, description="A token of the server.")
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+# A new threshold has some thirty bytes.
+_LARGEST_THRESHOLD = 4096
 
 
 def build_app(service: InspectionService) -> FastAPI:
     """The application; it starts and closes the service with its own life.
 
     Raises:
-        SettingsError: the token can't be read.
+        SettingsError: a token can't be read, or is missing.
     """
-    token = read_token(service.settings.token_file)
+    settings = service.settings
+    tokens = Tokens.read(settings.token_file, settings.ask_token)
+
+    async def may_ask(credentials: _Credentials) -> None:
+        tokens.check_ask(credentials.credentials if credentials else None)
+
+    async def may_change(credentials: _Credentials) -> None:
+        tokens.check_change(credentials.credentials if credentials else None)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -76,16 +86,24 @@ def build_app(service: InspectionService) -> FastAPI:
         version=__version__,
         description=_ABOUT,
         lifespan=life,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs-static",
+        static_url=DOCS_STATIC,
     )
     app.add_middleware(RequestMetrics, service=service)
+    app.add_middleware(FrontDoor, routes=app.router.routes, settings=settings)
+    origins = listed_origins(settings.allowed_origins)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"]
+        )
     _add_problems(app)
-    _add_models(app, service, token)
-    _add_inspection(app, service)
+    asking = [Depends(may_ask)] if tokens.needed_to_ask else []
+    _add_models(app, service, asking, [Depends(may_change)])
+    _add_inspection(app, service, asking)
     _add_health(app, service)
-    app.include_router(routes_v2(service))
-    _add_page(app)
+    app.include_router(routes_v2(service, asking))
+    add_pages(app)
     return app
 
 
@@ -112,7 +130,9 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        headers = None if error.headers is None else dict(error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the path's first route alone
+            headers["Allow"] = ", ".join(methods_of(app.router.routes, request.scope))
         return _json(Problem(error=str(error.detail)), error.status_code, headers)
 
     @app.exception_handler(Exception)
@@ -126,12 +146,12 @@ def _add_problems(app: FastAPI) -> None:
 # ---- models ----
 
 
-def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> None:
-    def authorize(
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-    ) -> None:
-        check_token(token, credentials.credentials if credentials else None)
-
+def _add_models(
+    app: FastAPI,
+    service: InspectionService,
+    asking: Sequence[params.Depends],
+    changing: Sequence[params.Depends],
+) -> None:
     def loaded_versions() -> set[tuple[str, str]]:
         return {(m.entry.category, m.entry.version) for m in service.store.loaded}
 
@@ -141,7 +161,13 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
         loaded = (entry.category, entry.version) in loaded_versions()
         return _json(model_page(entry, setting, loaded))
 
-    @app.get("/v1/models", response_model=ModelList, tags=["models"])
+    @app.get(
+        "/v1/models",
+        dependencies=asking,
+        response_model=ModelList,
+        responses=problems(401),
+        tags=["models"],
+    )
     async def models() -> Response:
         """All models, with the threshold in force."""
         catalogue, settings = service.store.catalogue, service.thresholds.settings
@@ -155,8 +181,9 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
     @app.get(
         "/v1/models/{category}",
+        dependencies=asking,
         response_model=ModelPage,
-        responses=problems(404),
+        responses=problems(401, 404),
         tags=["models"],
     )
     async def model(category: str) -> Response:
@@ -165,23 +192,32 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
     @app.put(
         "/v1/models/{category}/threshold",
-        dependencies=[Depends(authorize)],
+        dependencies=[*changing, Depends(only("application/json"))],
         response_model=ModelPage,
-        responses=problems(400, 401, 403, 404, 422, 503),
+        responses=problems(400, 401, 403, 404, 408, 413, 415, 422, 503),
+        openapi_extra=THRESHOLD_BODY,
         tags=["models"],
     )
-    async def set_threshold(category: str, new: NewThreshold) -> Response:
+    async def set_threshold(request: Request, category: str) -> Response:
         """Set a category's threshold, on all replicas, until it is set again or deleted.
 
         Give a false-reject rate, or a value for this version of the model.
         """
         entry = service.store.entry(category)
+        # Read here, after the token, and not by FastAPI: that reads any body before anything else.
+        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
+        body = await read_before(deadline, read_body(request, _LARGEST_THRESHOLD))
+        try:
+            new = NewThreshold.model_validate_json(body)
+        except ValidationError as error:
+            found = [dict(e) | {"loc": ("body", *e["loc"])} for e in error.errors()]
+            raise RequestValidationError(found) from error
         await asyncio.to_thread(service.thresholds.set, entry, **new.model_dump(exclude_unset=True))
         return page_of(category)
 
     @app.delete(
         "/v1/models/{category}/threshold",
-        dependencies=[Depends(authorize)],
+        dependencies=changing,
         response_model=ModelPage,
         responses=problems(401, 403, 404, 503),
         tags=["models"],
@@ -196,16 +232,19 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 # ---- inspection ----
 
 
-def _add_inspection(app: FastAPI, service: InspectionService) -> None:
+def _add_inspection(
+    app: FastAPI, service: InspectionService, asking: Sequence[params.Depends]
+) -> None:
     limit, max_images = service.settings.max_megabytes * MiB, service.settings.images_per_request
 
     @app.post(
         "/v1/models/{category}/inspect",
         name=INSPECT,
+        dependencies=asking,
         response_model=ImageAnswer | Answers,
         responses={
             200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **problems(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
+            **problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503, 504),
         },
         openapi_extra=IMAGE_BODY,
         tags=["inspection"],
@@ -305,21 +344,3 @@ def _add_health(app: FastAPI, service: InspectionService) -> None:
     async def metrics() -> Response:
         """Counters and histograms of this replica, for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
-
-
-# ---- page ----
-
-
-def _add_page(app: FastAPI) -> None:
-    folder = resources.files("clsnf.serving") / "page"
-    index = (folder / "index.html").read_text(encoding="utf-8")
-    app.mount("/page", StaticFiles(directory=str(folder)), name="page")
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        headers = {
-            "Content-Security-Policy": _POLICY,
-            "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-cache",
-        }
-        return Response(index, media_type="text/html", headers=headers)

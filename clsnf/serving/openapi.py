@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from clsnf.serving.request_body import IMAGE_TYPES, MULTIPART
-from clsnf.serving.schemas import Problem
+from clsnf.serving.schemas import NewThreshold, Problem
 
 REASONS = {
     400: "Not an image, half an image, absurd dimensions, or a body that is not what it says.",
     401: "No token, or a wrong one.",
-    403: "The server was started without a token.",
+    403: "The server was started without a token, or a page of another origin asks.",
     404: "No such model; the answer lists the categories.",
     406: "An overlay can be answered for one image alone.",
     408: "The body did not arrive before the deadline.",
@@ -57,5 +57,11 @@ INFER_BODY = {
             },
             "application/octet-stream": {"schema": _BINARY},
         },
+    }
+}
+THRESHOLD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": NewThreshold.model_json_schema()}},
     }
 }

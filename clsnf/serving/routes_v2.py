@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, params
 
 from clsnf import __version__
 from clsnf.serving.answers import Inspection
 from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.errors import NotFound, ServiceUnavailable
+from clsnf.serving.front_door import only
 from clsnf.serving.middleware import INFER, INFER_VERSION
 from clsnf.serving.openapi import INFER_BODY, problems
 from clsnf.serving.preprocess import check_sides
@@ -49,12 +50,14 @@ _LENGTH = "Inference-Header-Content-Length"
 _INPUT_SHAPES = {PIXELS: [-1, -1, -1, 3], FILES: [-1]}
 
 
-def routes_v2(service: InspectionService) -> APIRouter:
-    """The routes below ``/v2``."""
+def routes_v2(service: InspectionService, asking: Sequence[params.Depends]) -> APIRouter:
+    """The routes below ``/v2``; `asking` decides who may ask about models."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
     _add_server(routes, service)
-    _add_metadata(routes, service.store)
-    _add_inference(routes, service)
+    models = APIRouter(dependencies=asking, responses=problems(401))
+    _add_metadata(models, service.store)
+    _add_inference(models, service)
+    routes.include_router(models)
     return routes
 
 
@@ -94,19 +97,19 @@ def _add_server(routes: APIRouter, service: InspectionService) -> None:
             raise ServiceUnavailable("The server is closing.")
         return ServerReady(ready=True)
 
-    @routes.post("/repository/index")
-    async def repository() -> list[RepositoryModel]:
-        """All models; those that are not loaded are on their first use."""
-        return [
-            RepositoryModel(name=category, version=entry.version, state="READY", reason="")
-            for category, entry in sorted(service.store.catalogue.entries.items())
-        ]
-
 
 # ---- models ----
 
 
 def _add_metadata(routes: APIRouter, store: ModelStore) -> None:
+    @routes.post("/repository/index")
+    async def repository() -> list[RepositoryModel]:
+        """All models; those that are not loaded are on their first use."""
+        return [
+            RepositoryModel(name=category, version=entry.version, state="READY", reason="")
+            for category, entry in sorted(store.catalogue.entries.items())
+        ]
+
     @routes.get("/models/{category}", responses=problems(404), response_model_exclude_unset=True)
     async def metadata(category: str) -> ModelMetadata:
         """A model's inputs and outputs."""
@@ -159,9 +162,14 @@ def _metadata(entry: ModelEntry) -> ModelMetadata:
 
 def _add_inference(routes: APIRouter, service: InspectionService) -> None:
     responses = problems(400, 404, 408, 413, 415, 422, 429, 503, 504)
+    types = [Depends(only("application/json", "application/octet-stream"))]
 
     @routes.post(
-        "/models/{category}/infer", name=INFER, responses=responses, openapi_extra=INFER_BODY
+        "/models/{category}/infer",
+        name=INFER,
+        dependencies=types,
+        responses=responses,
+        openapi_extra=INFER_BODY,
     )
     async def infer(request: Request, category: str) -> Response:
         """Inspect images: JSON, or JSON followed by binary tensors."""
@@ -170,6 +178,7 @@ def _add_inference(routes: APIRouter, service: InspectionService) -> None:
     @routes.post(
         "/models/{category}/versions/{version}/infer",
         name=INFER_VERSION,
+        dependencies=types,
         responses=responses,
         openapi_extra=INFER_BODY,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from clsnf.core.config import from_dict, setting
 from clsnf.core.errors import SettingsError
 from clsnf.core.yaml import parse_yaml
+from clsnf.serving.hosts import listed_hosts, listed_origins
 
 MiB = 2**20
 
@@ -25,9 +26,7 @@ class ServingSettings:
     state: str | None = setting(
         None, "folder of thresholds that people set (null: serving, beside models)"
     )
-    token_file: str | None = setting(
-        None, "file of the token for setting thresholds (null: the environment)"
-    )
+    token_file: str | None = setting(None, "file of the token (null: the environment)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting(
         "auto",
@@ -59,6 +58,13 @@ class ServingSettings:
     cpus_per_replica: float = setting(1.0, "CPU cores that Ray sets aside for a replica")
     gpus_per_replica: float = setting(
         0.0, "GPUs that Ray sets aside for a replica, such as 1 or 0.25"
+    )
+    ask_token: bool = setting(False, "whether asking needs the token too, not only changes")
+    allowed_hosts: str = setting(
+        "", "names by which clients may ask, beside addresses and the machine's own (*: any)"
+    )
+    allowed_origins: str = setting(
+        "", "pages of other servers that may ask, such as https://mes.plant.local"
     )
 
     def __post_init__(self) -> None:
@@ -100,6 +106,8 @@ class ServingSettings:
             check(name, getattr(self, name) >= 0, "0 or more")
         for name in ("deadline_s", "target_requests"):
             check(name, getattr(self, name) > 0, "above 0")
+        listed_hosts(self.allowed_hosts)
+        listed_origins(self.allowed_origins)
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ServingSettings:

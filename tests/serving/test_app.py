@@ -403,6 +403,6 @@ def test_a_body_that_does_not_come_gets_a_408_and_its_place_is_free_again(
         # The queue has one place: it would refuse the second if the first still held it.
         for _ in range(2):
             with socket.create_connection((host, int(port)), timeout=60) as slow:
-                head = b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: x\r\n"
+                head = b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: localhost\r\n"
                 slow.sendall(head + b"Content-Length: 100\r\n\r\nhalf")
                 assert slow.recv(1000).split()[1] == b"408"
