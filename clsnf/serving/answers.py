@@ -10,7 +10,7 @@ import numpy as np
 
 from clsnf.data.images import png_bytes, restore_map
 from clsnf.detector import Detector
-from clsnf.evaluation.pictures import heat_map, overlay
+from clsnf.evaluation.pictures import MapSize, drawn_size, heat_map, overlay, resized
 from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.inference import NetworkOutput
 from clsnf.serving.preprocess import Picture
@@ -49,6 +49,25 @@ class Inspection:
             return self.answer
         text = base64.b64encode(self.map_file).decode()
         return self.answer.model_copy(update={"map": MapFile(format=choice, base64=text)})
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What a request wants to know beside the verdicts.
+
+    Attributes:
+        map_choice: the kind of map to draw.
+        map_size: how large, see :func:`clsnf.evaluation.pictures.drawn_size`.
+        threshold: judges this request's pictures in place of the one in force. Such a request is a
+            try, and does not count among the verdicts.
+    """
+
+    map_choice: MapChoice = "none"
+    map_size: MapSize = "native"
+    threshold: float | None = None
+
+
+VERDICTS_ALONE = InspectOptions()
 
 
 def verdict_of(score: float, threshold: ActiveThreshold) -> Verdict:
@@ -95,17 +114,19 @@ def draw_map(
     output: NetworkOutput,
     detector: Detector,
     threshold: ActiveThreshold,
-    choice: MapChoice,
+    options: InspectOptions,
 ) -> bytes:
-    """A picture's map as a file; `choice` is not ``none``."""
-    score_map = restore_map(output.score_map, picture.placement)
-    if choice == "npy":
+    """A picture's map as a file of the kind and size of the `options`."""
+    drawn = drawn_size(picture.placement, options.map_size)
+    score_map = restore_map(output.score_map, picture.placement, drawn)
+    if options.map_choice == "npy":
         file = io.BytesIO()
         np.save(file, score_map, allow_pickle=False)
         return file.getvalue()
-    if choice == "png":
+    if options.map_choice == "png":
         return png_bytes(heat_map(score_map, detector.shown_from, 1.2 * threshold.map_value))
-    return png_bytes(overlay(picture.image(), score_map, detector.shown_from, threshold.map_value))
+    image = resized(picture.image(), drawn)
+    return png_bytes(overlay(image, score_map, detector.shown_from, threshold.map_value))
 
 
 def model_line(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool) -> ModelLine:

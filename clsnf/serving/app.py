@@ -9,19 +9,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, Query, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from clsnf import __version__
-from clsnf.serving.answers import Inspection, model_line, model_page
+from clsnf.serving.answers import Inspection, InspectOptions, model_line, model_page
 from clsnf.serving.errors import NotAcceptable, RequestError, ServiceUnavailable
 from clsnf.serving.front_door import FrontDoor, methods_of, only
 from clsnf.serving.hosts import listed_origins
@@ -262,6 +262,26 @@ def _add_inspection(
                 ),
             ),
         ] = "none",
+        size: Annotated[
+            Annotated[int, Field(ge=1, le=32_000)] | Literal["native", "canvas"],
+            Query(
+                description=(
+                    "of the map: its longest side in pixels, at most the image's own; native: as "
+                    "large as the image; canvas: as large as the network sees it"
+                ),
+            ),
+        ] = "native",
+        threshold: Annotated[
+            float | None,
+            Query(
+                ge=0,
+                le=1,
+                description=(
+                    "judges this request in place of the threshold in force; the request does not "
+                    "count among the verdicts"
+                ),
+            ),
+        ] = None,
     ) -> Response:
         """Inspect images.
 
@@ -279,10 +299,9 @@ def _add_inspection(
                 raise NotAcceptable(
                     f"There are {len(files)} images: with Accept: image/png send one at a time."
                 )
+            options = InspectOptions("overlay" if overlay_alone else map_choice, size, threshold)
             async with service.answer_before(deadline):
-                inspections = await service.inspect(
-                    category, files, "overlay" if overlay_alone else map_choice, admitted=1
-                )
+                inspections = await service.inspect(category, files, options, admitted=1)
         if overlay_alone:
             return _overlay_response(inspections[0])
         answers = [inspection.answer_with_map(map_choice) for inspection in inspections]

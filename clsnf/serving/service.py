@@ -24,14 +24,15 @@ import numpy as np
 import torch
 
 from clsnf.core.device import choose_device
-from clsnf.serving.answers import Inspection, draw_map, image_answer
+from clsnf.evaluation.pictures import MapSize, drawn_size
+from clsnf.serving.answers import VERDICTS_ALONE, Inspection, InspectOptions, draw_map, image_answer
 from clsnf.serving.batching import Batcher
 from clsnf.serving.drift import DriftMonitor
 from clsnf.serving.errors import ContentTooLarge, GatewayTimeout, TooManyRequests
 from clsnf.serving.inference import NetworkOutput, NetworkRunner
 from clsnf.serving.metrics import ServerMetrics
 from clsnf.serving.preprocess import Picture, picture_from_array, picture_from_file
-from clsnf.serving.schemas import ImageAnswer, MapChoice, Milliseconds
+from clsnf.serving.schemas import ImageAnswer, Milliseconds
 from clsnf.serving.settings import MiB, ServingSettings
 from clsnf.serving.store import LoadedModel, ModelStore, load_detector
 from clsnf.serving.thresholds import ActiveThreshold, Thresholds
@@ -195,7 +196,7 @@ class InspectionService:
         self,
         category: str,
         images: Sequence[tuple[str, bytes | np.ndarray]],
-        map_choice: MapChoice = "none",
+        options: InspectOptions = VERDICTS_ALONE,
         *,
         admitted: int = 0,
     ) -> list[Inspection]:
@@ -204,7 +205,7 @@ class InspectionService:
         Args:
             category: whose model is asked.
             images: names and files' bytes, or RGB arrays (h, w, 3) uint8 whose sides were checked.
-            map_choice: the kind of map to draw.
+            options: maps to draw, and a threshold to try.
             admitted: places that the request holds already, see :meth:`admit`.
 
         Raises:
@@ -220,14 +221,14 @@ class InspectionService:
             started = time.perf_counter()
             model = await self.store.get(category)
             pictures = await self._read(model, images)
-            if map_choice != "none":
-                self._check_maps(pictures)
+            if options.map_choice != "none":
+                self._check_maps(pictures, options.map_size)
             read = time.perf_counter()
             outputs = await self._batcher.submit(model, pictures)
             computed = time.perf_counter()
             # Taken once, so that all answers of a request agree.
-            threshold = self.thresholds.active(model.entry, model.detector)
-            map_files = await self._draw(model, pictures, outputs, threshold, map_choice)
+            threshold = self.thresholds.active(model.entry, model.detector, options.threshold)
+            map_files = await self._draw(model, pictures, outputs, threshold, options)
             milliseconds = Milliseconds(
                 read=_milliseconds(read - started),
                 wait=_milliseconds(computed - read - outputs[0].seconds),
@@ -239,7 +240,8 @@ class InspectionService:
             for picture, output, map_file in zip(pictures, outputs, map_files, strict=True):
                 answer = image_answer(picture, output, model.entry, threshold, milliseconds)
                 inspections.append(Inspection(answer, output.score_map, map_file))
-                self._record(model, picture, answer)
+                if options.threshold is None:
+                    self._record(model, picture, answer)
             return inspections
 
     async def _read(
@@ -254,17 +256,17 @@ class InspectionService:
 
         return await self._run_in_readers([partial(read, name, image) for name, image in images])
 
-    def _check_maps(self, pictures: Sequence[Picture]) -> None:
+    def _check_maps(self, pictures: Sequence[Picture], size: MapSize) -> None:
         """Refuse maps that would take more memory than one picture of the largest size.
 
         Raises:
             ContentTooLarge: they would.
         """
         most = self.settings.max_megapixels
-        if sum(p.placement.source[0] * p.placement.source[1] for p in pictures) > most * 1_000_000:
+        if sum(math.prod(drawn_size(p.placement, size)) for p in pictures) > most * 1_000_000:
             raise ContentTooLarge(
                 f"The maps of these images have more than {most} megapixels together: ask for "
-                "maps of fewer at a time."
+                "smaller ones (size), or for fewer at a time."
             )
 
     async def _draw(
@@ -273,14 +275,14 @@ class InspectionService:
         pictures: Sequence[Picture],
         outputs: Sequence[NetworkOutput],
         threshold: ActiveThreshold,
-        map_choice: MapChoice,
+        options: InspectOptions,
     ) -> Sequence[bytes | None]:
         """The maps as files; None for each picture where the request asks for no maps."""
-        if map_choice == "none":
+        if options.map_choice == "none":
             return [None] * len(pictures)
         return await self._run_in_readers(
             [
-                partial(draw_map, picture, output, model.detector, threshold, map_choice)
+                partial(draw_map, picture, output, model.detector, threshold, options)
                 for picture, output in zip(pictures, outputs, strict=True)
             ]
         )
