@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import Depends, FastAPI, Query, Request, Response, params
@@ -27,7 +28,7 @@ from clsnf.serving.front_door import FrontDoor, methods_of, only
 from clsnf.serving.hosts import listed_origins
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import INSPECT, RequestMetrics
-from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, problems
+from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, describe, problems
 from clsnf.serving.pages import DOCS_STATIC, add_pages
 from clsnf.serving.request_body import MULTIPART, image_files, media_type, read_before, read_body
 from clsnf.serving.routes_v2 import routes_v2
@@ -89,7 +90,9 @@ def build_app(service: InspectionService) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         static_url=DOCS_STATIC,
+        generate_unique_id_function=lambda route: route.name,
     )
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     app.add_middleware(RequestMetrics, service=service)
     app.add_middleware(FrontDoor, routes=app.router.routes, settings=settings)
     origins = listed_origins(settings.allowed_origins)
@@ -358,7 +361,7 @@ def _add_health(app: FastAPI, service: InspectionService) -> None:
         "/metrics",
         tags=["health"],
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
         """Counters and histograms of this replica, for Prometheus."""

@@ -20,7 +20,7 @@ from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.errors import NotFound, ServiceUnavailable
 from clsnf.serving.front_door import only
 from clsnf.serving.middleware import INFER, INFER_VERSION
-from clsnf.serving.openapi import INFER_BODY, problems
+from clsnf.serving.openapi import INFER_ANSWER, INFER_BODY, problems
 from clsnf.serving.preprocess import check_sides
 from clsnf.serving.request_body import read_before, read_body
 from clsnf.serving.schemas import (
@@ -161,12 +161,13 @@ def _metadata(entry: ModelEntry) -> ModelMetadata:
 
 
 def _add_inference(routes: APIRouter, service: InspectionService) -> None:
-    responses = problems(400, 404, 408, 413, 415, 422, 429, 503, 504)
+    responses = INFER_ANSWER | problems(400, 404, 408, 413, 415, 422, 429, 503, 504)
     types = [Depends(only("application/json", "application/octet-stream"))]
 
     @routes.post(
         "/models/{category}/infer",
         name=INFER,
+        response_class=Response,
         dependencies=types,
         responses=responses,
         openapi_extra=INFER_BODY,
@@ -178,6 +179,7 @@ def _add_inference(routes: APIRouter, service: InspectionService) -> None:
     @routes.post(
         "/models/{category}/versions/{version}/infer",
         name=INFER_VERSION,
+        response_class=Response,
         dependencies=types,
         responses=responses,
         openapi_extra=INFER_BODY,

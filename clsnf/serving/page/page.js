@@ -193,7 +193,7 @@ function pump() {
 
 // Asks about a picture; `again`: only for its overlay, at the threshold and size shown now.
 async function inspect({ item, again }) {
-  const { category } = item, { threshold } = state, size = sizeShown(item);
+  const { category } = item, { threshold } = state, size = Math.ceil(sizeShown(item) / 100) * 100;
   const meant = () => state.items.includes(item) && item.category === category;
   if (!meant() || (again && !isStale(item))) return;
   const query = new URLSearchParams({ map: "overlay", size });
@@ -227,13 +227,13 @@ function sizeShown(item) {
   const large = $("large").open && shown()[state.large] === item;
   const place = large ? $("large-overlay").parentElement : item.card?.image;
   const pixels = Math.max(place?.clientWidth || 184, large ? 0 : place?.clientHeight || 0);
-  return Math.ceil(pixels * devicePixelRatio / 100) * 100;
+  return Math.ceil(pixels * devicePixelRatio);
 }
 
 function isStale(item) {
   if (!item.answer || !item.drawn) return false;
   const most = Math.max(item.answer.width, item.answer.height);
-  const small = item.drawn.size < Math.min(sizeShown(item), most);
+  const small = item.drawn.size < 0.8 * Math.min(sizeShown(item), most);
   return small || Math.abs(item.drawn.threshold - state.threshold) > 1e-9;
 }
 
