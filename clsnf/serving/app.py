@@ -7,30 +7,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Query, Request, Response, params
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from clsnf import __version__
-from clsnf.serving.answers import Inspection, InspectOptions, model_line, model_page
-from clsnf.serving.errors import NotAcceptable, RequestError, ServiceUnavailable
+from clsnf.serving.answers import Inspection, model_line, model_page
+from clsnf.serving.errors import RequestError, UnprocessableContent
 from clsnf.serving.front_door import FrontDoor, methods_of, only
 from clsnf.serving.hosts import listed_origins
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import INSPECT, RequestMetrics
 from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, describe, problems
 from clsnf.serving.pages import DOCS_STATIC, add_pages
-from clsnf.serving.request_body import MULTIPART, image_files, media_type, read_before, read_body
+from clsnf.serving.reading import RequestBody
+from clsnf.serving.reading_worker import Buffer
+from clsnf.serving.request_body import (
+    FRAME_SHAPE,
+    MULTIPART,
+    client_of,
+    encoded_body,
+    image_form,
+    media_type,
+    read_body,
+    while_connected,
+)
+from clsnf.serving.responses import PartsResponse, json_answer
 from clsnf.serving.routes_v2 import routes_v2
 from clsnf.serving.schemas import (
     Answers,
@@ -43,7 +54,7 @@ from clsnf.serving.schemas import (
     Problem,
     Readiness,
 )
-from clsnf.serving.service import InspectionService
+from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
 from clsnf.serving.tokens import Tokens
 
@@ -57,8 +68,7 @@ _ABOUT = (
 )
 _BEARER = HTTPBearer(auto_error=False, description="A token of the server.")
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
-# A new threshold has some thirty bytes.
-_LARGEST_THRESHOLD = 4096
+_THRESHOLD_BYTES = 4096  # of a body that sets a threshold
 
 
 def build_app(service: InspectionService) -> FastAPI:
@@ -110,40 +120,42 @@ def build_app(service: InspectionService) -> FastAPI:
     return app
 
 
-def _json(answer: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer, with the keys that are set."""
-    return JSONResponse(answer.model_dump(exclude_unset=True), status, headers)
-
-
 # ---- problems ----
 
 
 def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return _json(Problem(error=str(error), **error.details), error.status, error.headers)
+        return json_answer(Problem(error=str(error), **error.details), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = [
-            f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}"
-            for e in error.errors()
-        ]
-        return _json(Problem(error="; ".join(found)[:1000]), 422)
+        # The first part of a place says whether it is in the path, the query or the body.
+        errors = [{**found, "loc": found["loc"][1:] or found["loc"]} for found in error.errors()]
+        return json_answer(Problem(error=_reasons(errors)), 422)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # Starlette names the methods of the path's first route alone
             headers["Allow"] = ", ".join(methods_of(app.router.routes, request.scope))
-        return _json(Problem(error=str(error.detail)), error.status_code, headers)
+        return json_answer(Problem(error=str(error.detail)), error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _json(
+        return json_answer(
             Problem(error="This is a bug in clsnf; the server's log has the details."), 500
         )
+
+
+def _reasons(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Errors of pydantic in one line."""
+    found = [
+        ": ".join(filter(None, (".".join(map(str, error["loc"])), error["msg"])))
+        for error in errors
+    ]
+    return "; ".join(found)[:1000]
 
 
 # ---- models ----
@@ -162,7 +174,7 @@ def _add_models(
         entry = service.store.entry(category)
         setting = service.thresholds.settings.get(category)
         loaded = (entry.category, entry.version) in loaded_versions()
-        return _json(model_page(entry, setting, loaded))
+        return json_answer(model_page(entry, setting, loaded))
 
     @app.get(
         "/v1/models",
@@ -180,7 +192,7 @@ def _add_models(
             for category, entry in sorted(catalogue.entries.items())
         ]
         folder = str(catalogue.folder)
-        return _json(ModelList(models=lines, folder=folder, refused=service.store.refused))
+        return json_answer(ModelList(models=lines, folder=folder, refused=service.store.refused))
 
     @app.get(
         "/v1/models/{category}",
@@ -197,7 +209,7 @@ def _add_models(
         "/v1/models/{category}/threshold",
         dependencies=[*changing, Depends(only("application/json"))],
         response_model=ModelPage,
-        responses=problems(400, 401, 403, 404, 408, 413, 415, 422, 503),
+        responses=problems(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
         openapi_extra=THRESHOLD_BODY,
         tags=["models"],
     )
@@ -207,14 +219,7 @@ def _add_models(
         Give a false-reject rate, or a value for this version of the model.
         """
         entry = service.store.entry(category)
-        # Read here, after the token, and not by FastAPI: that reads any body before anything else.
-        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
-        body = await read_before(deadline, read_body(request, _LARGEST_THRESHOLD))
-        try:
-            new = NewThreshold.model_validate_json(body)
-        except ValidationError as error:
-            found = [dict(e) | {"loc": ("body", *e["loc"])} for e in error.errors()]
-            raise RequestValidationError(found) from error
+        new = await _new_threshold(request, service)
         await asyncio.to_thread(service.thresholds.set, entry, **new.model_dump(exclude_unset=True))
         return page_of(category)
 
@@ -230,6 +235,17 @@ def _add_models(
         entry = service.store.entry(category)
         await asyncio.to_thread(service.thresholds.set, entry)
         return page_of(category)
+
+
+async def _new_threshold(request: Request, service: InspectionService) -> NewThreshold:
+    """The threshold in a request's body, which is read only now, after the token."""
+    deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
+    with service.bodies.hold(client_of(request)) as holding:
+        body = await read_body(request, _THRESHOLD_BYTES, holding, deadline)
+    try:
+        return NewThreshold.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise UnprocessableContent(_reasons(error.errors())) from error
 
 
 # ---- inspection ----
@@ -285,6 +301,16 @@ def _add_inspection(
                 ),
             ),
         ] = None,
+        shape: Annotated[
+            str | None,
+            Query(
+                pattern=FRAME_SHAPE,
+                description=(
+                    "of a raw frame: HEIGHTxWIDTHx3 (RGB) or HEIGHTxWIDTHx1 (grey), uint8, row by "
+                    "row"
+                ),
+            ),
+        ] = None,
     ) -> Response:
         """Inspect images.
 
@@ -294,24 +320,25 @@ def _add_inspection(
         """
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         service.store.entry(category)
-        with service.admit():
-            body = await read_before(deadline, read_body(request, limit))
-            files = await image_files(request, body, max_images)
-            overlay_alone = _prefers_png(request.headers.get("accept", ""))
-            if overlay_alone and len(files) > 1:
-                raise NotAcceptable(
-                    f"There are {len(files)} images: with Accept: image/png send one at a time."
+        source = encoded_body(request, image_form(request, shape, max_images), limit)
+        alone = _prefers_png(request.headers.get("accept", ""))
+        choice: MapChoice = "overlay" if alone else map_choice
+        wish = MapWish(choice, size, threshold, in_base64=not alone, alone=alone)
+        async with AsyncExitStack() as held:
+            holding = held.enter_context(service.bodies.hold(client_of(request)))
+            data = await read_body(request, limit, holding, deadline)
+            async with service.answer_before(deadline), while_connected(request):
+                inspections, _ = await service.inspect_body(
+                    category, RequestBody(source, data), wish, held
                 )
-            options = InspectOptions("overlay" if overlay_alone else map_choice, size, threshold)
-            async with service.answer_before(deadline):
-                inspections = await service.inspect(category, files, options, admitted=1)
-        if overlay_alone:
-            return _overlay_response(inspections[0])
-        answers = [inspection.answer_with_map(map_choice) for inspection in inspections]
-        return _json(Answers(answers=answers) if media_type(request) == MULTIPART else answers[0])
+            if alone:
+                return _overlay_response(inspections[0], held)
+            return _answers_response(
+                inspections, wish.choice, media_type(request) == MULTIPART, held
+            )
 
 
-def _overlay_response(inspection: Inspection) -> Response:
+def _overlay_response(inspection: Inspection, held: AsyncExitStack) -> Response:
     """The overlay as a PNG, with the answer in headers."""
     answer = inspection.answer
     headers = {
@@ -321,7 +348,26 @@ def _overlay_response(inspection: Inspection) -> Response:
         "Clsnf-P-Value": str(answer.p_value),
         "Clsnf-Version": answer.version,
     }
-    return Response(inspection.map_file, media_type="image/png", headers=headers)
+    assert inspection.map_file is not None
+    return PartsResponse([inspection.map_file], "image/png", headers, held)
+
+
+def _answers_response(
+    inspections: Sequence[Inspection], choice: MapChoice, listed: bool, held: AsyncExitStack
+) -> Response:
+    """The answers as JSON, with maps that are in base64 already."""
+    parts: list[Buffer] = []
+    for inspection in inspections:
+        text = inspection.answer.model_dump_json(exclude_unset=True).encode()
+        parts.append(b"," if parts else b"")
+        if inspection.map_file is None:
+            parts.append(text)
+        else:  # the map is the last key
+            parts.append(text[:-1] + f',"map":{{"format":"{choice}","base64":"'.encode())
+            parts += [inspection.map_file, b'"}}']
+    if listed:
+        parts = [b'{"answers":[', *parts, b"]}"]
+    return PartsResponse(parts, "application/json", {}, held)
 
 
 def _prefers_png(accept: str) -> bool:
@@ -350,8 +396,7 @@ def _add_health(app: FastAPI, service: InspectionService) -> None:
     @app.get("/readyz", responses=problems(503), tags=["health"])
     async def readyz() -> Readiness:
         """Models can be asked."""
-        if not service.ready:
-            raise ServiceUnavailable("The server is closing.")
+        service.check_ready()
         store = service.store
         return Readiness(
             status="ready", models=len(store.catalogue.entries), loaded=len(store.loaded)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AsyncExitStack
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response, params
@@ -17,12 +17,14 @@ from fastapi import APIRouter, Depends, Request, Response, params
 from clsnf import __version__
 from clsnf.serving.answers import Inspection
 from clsnf.serving.catalogue import ModelEntry
-from clsnf.serving.errors import NotFound, ServiceUnavailable
+from clsnf.serving.errors import NotFound
 from clsnf.serving.front_door import only
 from clsnf.serving.middleware import INFER, INFER_VERSION
 from clsnf.serving.openapi import INFER_ANSWER, INFER_BODY, problems
-from clsnf.serving.preprocess import check_sides
-from clsnf.serving.request_body import read_before, read_body
+from clsnf.serving.reading import RequestBody
+from clsnf.serving.reading_worker import Buffer
+from clsnf.serving.request_body import client_of, encoded_body, read_body, while_connected
+from clsnf.serving.responses import PartsResponse
 from clsnf.serving.schemas import (
     ModelMetadata,
     ModelReady,
@@ -32,7 +34,7 @@ from clsnf.serving.schemas import (
     ServerReady,
     TensorMetadata,
 )
-from clsnf.serving.service import InspectionService
+from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
 from clsnf.serving.store import ModelStore
 from clsnf.serving.tensors import (
@@ -40,9 +42,8 @@ from clsnf.serving.tensors import (
     INPUTS,
     OUTPUTS,
     PIXELS,
-    InferRequest,
+    InferBody,
     InferResponse,
-    read_request,
     write_response,
 )
 
@@ -93,8 +94,7 @@ def _add_server(routes: APIRouter, service: InspectionService) -> None:
     @routes.get("/health/ready", responses=problems(503))
     async def ready() -> ServerReady:
         """Models can be asked."""
-        if not service.ready:
-            raise ServiceUnavailable("The server is closing.")
+        service.check_ready()
         return ServerReady(ready=True)
 
 
@@ -194,44 +194,44 @@ async def _infer(
 ) -> Response:
     settings = service.settings
     deadline = asyncio.get_running_loop().time() + settings.deadline_s
+    limit = settings.max_megabytes * MiB
     _entry(service.store, category, version)
-    with service.admit():
-        body = await read_before(deadline, read_body(request, settings.max_megabytes * MiB))
-        async with service.answer_before(deadline):
-            asked: InferRequest = await service.run_in_reader(
-                partial(read_request, body, request.headers.get(_LENGTH))
+    form = InferBody.of(request.headers.get(_LENGTH), settings.images_per_request)
+    source = encoded_body(request, form, limit)
+    async with AsyncExitStack() as held:
+        holding = held.enter_context(service.bodies.hold(client_of(request)))
+        data = await read_body(request, limit, holding, deadline)
+        async with service.answer_before(deadline), while_connected(request):
+            inspections, head = await service.inspect_body(
+                category, RequestBody(source, data), MapWish(), held
             )
-            images = _named(asked.images, settings.max_megapixels)
-            inspections = await service.inspect(category, images, admitted=1)
-            response = InferResponse(
-                category, inspections[0].answer.version, asked.id, _outputs(inspections)
-            )
-            content, length = await service.run_in_reader(
-                partial(write_response, response, asked.outputs)
-            )
-    if length is None:
-        return Response(content, media_type="application/json")
-    return Response(content, media_type="application/octet-stream", headers={_LENGTH: str(length)})
+            assert head is not None
+            response = _response(category, inspections, head.id)
+            text, raw = await _written(service, response, head.outputs)
+        headers = {_LENGTH: str(len(text))} if raw else {}
+        kind = "application/octet-stream" if raw else "application/json"
+        return PartsResponse([text, *raw], kind, headers, held)
 
 
-def _named(
-    images: Sequence[np.ndarray | bytes], max_megapixels: int
-) -> list[tuple[str, np.ndarray | bytes]]:
-    """Each image with a name for messages. Raises BadRequest for arrays of absurd sides."""
-    named = [(f"image {index}", image) for index, image in enumerate(images)]
-    for name, image in named:
-        if isinstance(image, np.ndarray):
-            check_sides((image.shape[0], image.shape[1]), name, max_megapixels)
-    return named
+async def _written(
+    service: InspectionService, response: InferResponse, outputs: dict[str, bool]
+) -> tuple[Buffer, Sequence[Buffer]]:
+    """:func:`write_response`; in a reader where the JSON holds a map."""
+    if outputs.get("map") is False:
+        return await service.reader.write(response, outputs)
+    return write_response(response, outputs)
 
 
-def _outputs(inspections: list[Inspection]) -> dict[str, np.ndarray]:
-    """Outputs for N images: (N,) each, the map (N, H, W)."""
+def _response(
+    category: str, inspections: Sequence[Inspection], request_id: str | None
+) -> InferResponse:
+    """The response about N images."""
     answers = [inspection.answer for inspection in inspections]
-    return {
+    outputs = {
         "score": np.array([answer.score for answer in answers]),
         "threshold": np.array([answer.threshold for answer in answers]),
         "verdict": np.array([answer.verdict == "defect" for answer in answers]),
         "p_value": np.array([answer.p_value for answer in answers]),
-        "map": np.stack([inspection.score_map for inspection in inspections]),
     }
+    maps = [inspection.score_map for inspection in inspections]
+    return InferResponse(category, answers[0].version, request_id, outputs, maps)

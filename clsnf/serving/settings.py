@@ -51,7 +51,7 @@ class ServingSettings:
     threads: int = setting(
         0, "threads of the network; 0: the machine's cores, divided by max_replicas"
     )
-    readers: int = setting(2, "threads that decode and resize images")
+    readers: int = setting(2, "processes that decode and resize images and draw maps")
     min_replicas: int = setting(1, "replicas that always run")
     max_replicas: int = setting(1, "replicas when queues grow")
     target_requests: float = setting(8.0, "requests per replica that scaling aims at")
@@ -65,6 +65,14 @@ class ServingSettings:
     )
     allowed_origins: str = setting(
         "", "pages of other servers that may ask, such as https://mes.plant.local"
+    )
+    read_s: float = setting(
+        10.0, "seconds that reading an image or drawing a map may take; beyond, requests get 504"
+    )
+    bodies_mb: int = setting(
+        256,
+        "MiB of the bodies of all requests under way, half of it for one client; beyond, requests "
+        "get 429",
     )
 
     def __post_init__(self) -> None:
@@ -104,7 +112,13 @@ class ServingSettings:
             "gpus_per_replica",
         ):
             check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("deadline_s", "target_requests"):
+        check(
+            "bodies_mb",
+            self.bodies_mb >= 2 * self.max_megabytes,
+            f"twice max_megabytes ({self.max_megabytes}) or more, because half of it is for one "
+            "client",
+        )
+        for name in ("deadline_s", "target_requests", "read_s"):
             check(name, getattr(self, name) > 0, "above 0")
         listed_hosts(self.allowed_hosts)
         listed_origins(self.allowed_origins)
