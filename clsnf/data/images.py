@@ -445,14 +445,18 @@ def place_mask(mask: np.ndarray, placement: Placement) -> torch.Tensor:
     return canvas
 
 
-def restore_map(canvas_map: np.ndarray | torch.Tensor, placement: Placement) -> np.ndarray:
-    """A map on the canvas, (H, W), at the source's size: float32 (h, w).
+def restore_map(
+    canvas_map: np.ndarray | torch.Tensor,
+    placement: Placement,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """A map on the canvas, (H, W), at `size` (height, width), by default the source's: float32.
 
     The padding is cut off, the rest resized (bilinear with antialiasing).
     """
     content = torch.as_tensor(canvas_map, dtype=torch.float32, device="cpu")[placement.box]
     return F.interpolate(
-        content[None, None], size=placement.source, mode="bilinear", antialias=True
+        content[None, None], size=size or placement.source, mode="bilinear", antialias=True
     )[0, 0].numpy()
 
 

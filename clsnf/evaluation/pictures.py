@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from clsnf.data.images import Placement
+
 _BAND = 64  # rows
+
 Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
+# The longest side in pixels, or a word, see drawn_size.
+MapSize = int | Literal["native", "canvas"]
+
+
+def drawn_size(placement: Placement, size: MapSize) -> tuple[int, int]:
+    """(height, width) of a picture's map.
+
+    Args:
+        placement: of the picture on the canvas.
+        size: the longest side in pixels, at most the picture's own; ``native``: as large as the
+            picture; ``canvas``: as large as the network saw it.
+    """
+    if size == "canvas":
+        return placement.height, placement.width
+    height, width = placement.source
+    if size == "native" or size >= max(height, width):
+        return height, width
+    scale = size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resized(image: Image, size: tuple[int, int]) -> Image:
+    """An image at `size` (height, width); where it shrinks, pixels are averaged."""
+    if image.shape[:2] == size:
+        return image
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=how), np.uint8)
 
 
 def heat_map(score_map: Map, low: float, high: float) -> Image:

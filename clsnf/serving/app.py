@@ -9,24 +9,27 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib import resources
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from clsnf import __version__
 from clsnf.serving.answers import Inspection, ModelState, model_line, model_page
 from clsnf.serving.catalogue import ModelEntry
-from clsnf.serving.errors import RequestError, UnprocessableContent, UnsupportedMediaType
+from clsnf.serving.errors import RequestError, UnprocessableContent
+from clsnf.serving.front_door import FrontDoor, methods_of, only
+from clsnf.serving.hosts import listed_origins
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import INSPECT, RequestMetrics
-from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, problems
+from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, describe, problems
+from clsnf.serving.pages import DOCS_STATIC, add_pages
 from clsnf.serving.reading import RequestBody
 from clsnf.serving.reading_worker import Buffer
 from clsnf.serving.request_body import (
@@ -56,7 +59,7 @@ from clsnf.serving.schemas import (
 from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
 from clsnf.serving.store import refusals_line
-from clsnf.serving.tokens import check_token, read_token
+from clsnf.serving.tokens import Tokens
 
 log = logging.getLogger("clsnf.serving")
 
@@ -66,10 +69,9 @@ _ABOUT = (
     "A score in [0, 1] is compared with the category's threshold; "
     "the p-value says where it stands among the held-out good pictures.\n"
 )
-_BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with.")
+_BEARER = HTTPBearer(auto_error=False, description="A token of the server.")
+_Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 _THRESHOLD_BYTES = 4096  # of a body that sets a threshold
-# The page loads nothing from another host.
-_POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
 
 
 async def _nothing() -> None:
@@ -86,9 +88,16 @@ def build_app(
         before_close: awaited before the service closes, such as to end its connections.
 
     Raises:
-        SettingsError: the token can't be read.
+        SettingsError: a token can't be read, or is missing.
     """
-    token = read_token(service.settings.token_file)
+    settings = service.settings
+    tokens = Tokens.read(settings.token_file, settings.ask_token)
+
+    async def may_ask(credentials: _Credentials) -> None:
+        tokens.check_ask(credentials.credentials if credentials else None)
+
+    async def may_change(credentials: _Credentials) -> None:
+        tokens.check_change(credentials.credentials if credentials else None)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -102,16 +111,26 @@ def build_app(
         version=__version__,
         description=_ABOUT,
         lifespan=life,
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs-static",
+        static_url=DOCS_STATIC,
+        generate_unique_id_function=lambda route: route.name,
     )
+    app.openapi = partial(describe, app)  # type: ignore[method-assign]
     app.add_middleware(RequestMetrics, service=service)
+    app.add_middleware(FrontDoor, routes=app.router.routes, settings=settings)
+    origins = listed_origins(settings.allowed_origins)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"]
+        )
     _add_problems(app)
-    _add_models(app, service, token)
-    _add_inspection(app, service)
+    asking = [Depends(may_ask)] if tokens.needed_to_ask else []
+    _add_models(app, service, asking, [Depends(may_change)])
+    _add_inspection(app, service, asking)
     _add_health(app, service)
-    app.include_router(routes_v2(service))
-    _add_page(app)
+    app.include_router(routes_v2(service, asking))
+    add_pages(app)
     return app
 
 
@@ -131,7 +150,9 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        headers = None if error.headers is None else dict(error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of the path's first route alone
+            headers["Allow"] = ", ".join(methods_of(app.router.routes, request.scope))
         return json_answer(Problem(error=str(error.detail)), error.status_code, headers)
 
     @app.exception_handler(Exception)
@@ -154,12 +175,12 @@ def _reasons(errors: Sequence[Mapping[str, Any]]) -> str:
 # ---- models ----
 
 
-def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> None:
-    def authorize(
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-    ) -> None:
-        check_token(token, credentials.credentials if credentials else None)
-
+def _add_models(
+    app: FastAPI,
+    service: InspectionService,
+    asking: Sequence[params.Depends],
+    changing: Sequence[params.Depends],
+) -> None:
     def state_of(entry: ModelEntry) -> ModelState:
         key, thresholds = (entry.category, entry.version), service.thresholds
         return ModelState(
@@ -173,7 +194,13 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
         entry = service.store.entry(category)
         return json_answer(model_page(entry, state_of(entry)))
 
-    @app.get("/v1/models", response_model=ModelList, tags=["models"])
+    @app.get(
+        "/v1/models",
+        dependencies=asking,
+        response_model=ModelList,
+        responses=problems(401),
+        tags=["models"],
+    )
     async def models() -> Response:
         """All models, with the threshold in force, and what of the folder does not serve."""
         catalogue, refused = service.store.catalogue, service.store.refused
@@ -195,8 +222,9 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
     @app.get(
         "/v1/models/{category}",
+        dependencies=asking,
         response_model=ModelPage,
-        responses=problems(404),
+        responses=problems(401, 404),
         tags=["models"],
     )
     async def model(category: str) -> Response:
@@ -205,7 +233,7 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
     @app.put(
         "/v1/models/{category}/threshold",
-        dependencies=[Depends(authorize)],
+        dependencies=[*changing, Depends(only("application/json"))],
         response_model=ModelPage,
         responses=problems(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
         openapi_extra=THRESHOLD_BODY,
@@ -223,7 +251,7 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
     @app.delete(
         "/v1/models/{category}/threshold",
-        dependencies=[Depends(authorize)],
+        dependencies=changing,
         response_model=ModelPage,
         responses=problems(401, 403, 404, 503),
         tags=["models"],
@@ -237,8 +265,6 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
 
 async def _new_threshold(request: Request, service: InspectionService) -> NewThreshold:
     """The threshold in a request's body, which is read only now, after the token."""
-    if media_type(request) != "application/json":
-        raise UnsupportedMediaType("A threshold comes as JSON: Content-Type: application/json.")
     deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
     with service.bodies.hold(client_of(request)) as holding:
         body = await read_body(request, _THRESHOLD_BYTES, holding, deadline)
@@ -251,16 +277,19 @@ async def _new_threshold(request: Request, service: InspectionService) -> NewThr
 # ---- inspection ----
 
 
-def _add_inspection(app: FastAPI, service: InspectionService) -> None:
+def _add_inspection(
+    app: FastAPI, service: InspectionService, asking: Sequence[params.Depends]
+) -> None:
     limit, max_images = service.settings.max_megabytes * MiB, service.settings.images_per_request
 
     @app.post(
         "/v1/models/{category}/inspect",
         name=INSPECT,
+        dependencies=asking,
         response_model=ImageAnswer | Answers,
         responses={
             200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-            **problems(400, 404, 406, 408, 413, 415, 422, 429, 503, 504),
+            **problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503, 504),
         },
         openapi_extra=IMAGE_BODY,
         tags=["inspection"],
@@ -278,6 +307,26 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
                 ),
             ),
         ] = "none",
+        size: Annotated[
+            Annotated[int, Field(ge=1, le=32_000)] | Literal["native", "canvas"],
+            Query(
+                description=(
+                    "of the map: its longest side in pixels, at most the image's own; native: as "
+                    "large as the image; canvas: as large as the network sees it"
+                ),
+            ),
+        ] = "native",
+        threshold: Annotated[
+            float | None,
+            Query(
+                ge=0,
+                le=1,
+                description=(
+                    "judges this request in place of the threshold in force; the request does not "
+                    "count among the verdicts"
+                ),
+            ),
+        ] = None,
         shape: Annotated[
             str | None,
             Query(
@@ -299,7 +348,8 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
         service.store.entry(category)
         source = encoded_body(request, image_form(request, shape, max_images), limit)
         alone = _prefers_png(request.headers.get("accept", ""))
-        wish = MapWish("overlay", alone=True) if alone else MapWish(map_choice, in_base64=True)
+        choice: MapChoice = "overlay" if alone else map_choice
+        wish = MapWish(choice, size, threshold, in_base64=not alone, alone=alone)
         async with AsyncExitStack() as held:
             holding = held.enter_context(service.bodies.hold(client_of(request)))
             data = await read_body(request, limit, holding, deadline)
@@ -382,26 +432,8 @@ def _add_health(app: FastAPI, service: InspectionService) -> None:
         "/metrics",
         tags=["health"],
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}},
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def metrics() -> Response:
         """Counters and histograms of this replica, for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
-
-
-# ---- page ----
-
-
-def _add_page(app: FastAPI) -> None:
-    folder = resources.files("clsnf.serving") / "page"
-    index = (folder / "index.html").read_text(encoding="utf-8")
-    app.mount("/page", StaticFiles(directory=str(folder)), name="page")
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        headers = {
-            "Content-Security-Policy": _POLICY,
-            "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-cache",
-        }
-        return Response(index, media_type="text/html", headers=headers)

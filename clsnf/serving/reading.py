@@ -13,6 +13,7 @@ import torch
 
 from clsnf.core.config import ImageSettings
 from clsnf.data.images import Placement
+from clsnf.evaluation.pictures import MapSize, drawn_size
 from clsnf.serving.body_forms import FileBody, FrameBody, InferHead
 from clsnf.serving.reading_pool import ReadingPool
 from clsnf.serving.reading_tasks import DrawMap, Encoded, PlacedImage, ReadBody, WriteTensors
@@ -74,6 +75,7 @@ class MapStyle:
     """How a map is drawn, see :class:`clsnf.serving.reading_tasks.DrawMap`."""
 
     choice: MapChoice
+    size: MapSize
     low: float
     threshold: float
     in_base64: bool
@@ -137,6 +139,7 @@ class PictureReader:
             task = DrawMap(
                 picture.placement,
                 style.choice,
+                drawn_size(picture.placement, style.size),
                 style.low,
                 style.threshold,
                 style.in_base64,
@@ -171,9 +174,9 @@ def bytes_of(values: np.ndarray) -> memoryview:
     return np.ascontiguousarray(values, "<f4").reshape(-1).data.cast("B")
 
 
-def pixels_of(pictures: Sequence[Picture]) -> int:
-    """Pixels of the images that pictures were read from, and so of their maps."""
-    return sum(math.prod(picture.placement.source) for picture in pictures)
+def pixels_of(pictures: Sequence[Picture], size: MapSize) -> int:
+    """Pixels of all maps of pictures, drawn at that size."""
+    return sum(math.prod(drawn_size(picture.placement, size)) for picture in pictures)
 
 
 async def side_by_side(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

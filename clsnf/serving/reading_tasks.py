@@ -14,7 +14,7 @@ import numpy as np
 
 from clsnf.core.config import ImageSettings
 from clsnf.data.images import Placement, png_bytes, restore_map
-from clsnf.evaluation.pictures import heat_map, overlay
+from clsnf.evaluation.pictures import heat_map, overlay, resized
 from clsnf.serving.body_forms import (
     BodyForm,
     FileBody,
@@ -111,6 +111,7 @@ class DrawMap:
     Attributes:
         placement: of the image.
         choice: not ``none``.
+        size: (height, width) of the file.
         low, threshold: values of the map, see :func:`clsnf.evaluation.pictures.overlay`.
         in_base64: whether the answer holds the file so.
         source: of the image; for an overlay.
@@ -119,6 +120,7 @@ class DrawMap:
 
     placement: Placement
     choice: MapChoice
+    size: tuple[int, int]
     low: float
     threshold: float
     in_base64: bool
@@ -127,7 +129,7 @@ class DrawMap:
 
     def run(self, buffers: Sequence[memoryview]) -> tuple[None, list[Buffer]]:
         canvas_map = np.frombuffer(buffers[0], np.float32).reshape(self.placement.canvas)
-        score_map = restore_map(canvas_map, self.placement)
+        score_map = restore_map(canvas_map, self.placement, self.size)
         if self.choice == "npy":
             file = io.BytesIO()
             np.save(file, score_map, allow_pickle=False)
@@ -136,7 +138,7 @@ class DrawMap:
             drawn = png_bytes(heat_map(score_map, self.low, 1.2 * self.threshold))
         else:
             parsed = self.source.parse(buffers[1])
-            image = decode_item(parsed.data, parsed.items[self.index])
+            image = resized(decode_item(parsed.data, parsed.items[self.index]), self.size)
             drawn = png_bytes(overlay(image, score_map, self.low, self.threshold))
         return None, [base64.b64encode(drawn) if self.in_base64 else drawn]
 
@@ -170,5 +172,5 @@ def warm_up() -> None:
     content, _ = ReadBody(source, settings, 1).run([body])
     assert content.placed is not None
     score_map = np.zeros(1024, np.float32).data.cast("B")
-    draw = DrawMap(content.placed[0].placement, "overlay", 0.0, 1.0, True, source, 0)
+    draw = DrawMap(content.placed[0].placement, "overlay", (48, 64), 0.0, 1.0, True, source, 0)
     draw.run([score_map, body])

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response, params
 
 from clsnf import __version__
 from clsnf.serving.answers import Inspection
 from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.errors import NotFound
+from clsnf.serving.front_door import only
 from clsnf.serving.middleware import INFER, INFER_VERSION
-from clsnf.serving.openapi import INFER_BODY, problems
+from clsnf.serving.openapi import INFER_ANSWER, INFER_BODY, problems
 from clsnf.serving.reading import RequestBody
 from clsnf.serving.reading_worker import Buffer
 from clsnf.serving.request_body import client_of, encoded_body, read_body, while_connected
@@ -50,12 +51,14 @@ _LENGTH = "Inference-Header-Content-Length"
 _INPUT_SHAPES = {PIXELS: [-1, -1, -1, 3], FILES: [-1]}
 
 
-def routes_v2(service: InspectionService) -> APIRouter:
-    """The routes below ``/v2``."""
+def routes_v2(service: InspectionService, asking: Sequence[params.Depends]) -> APIRouter:
+    """The routes below ``/v2``; `asking` decides who may ask about models."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
     _add_server(routes, service)
-    _add_metadata(routes, service)
-    _add_inference(routes, service)
+    models = APIRouter(dependencies=asking, responses=problems(401))
+    _add_metadata(models, service)
+    _add_inference(models, service)
+    routes.include_router(models)
     return routes
 
 
@@ -94,6 +97,20 @@ def _add_server(routes: APIRouter, service: InspectionService) -> None:
         service.check_ready()
         return ServerReady(ready=True)
 
+
+# ---- models ----
+
+
+def _add_metadata(routes: APIRouter, service: InspectionService) -> None:
+    store = service.store
+
+    async def ready(category: str, version: str | None) -> ModelReady:
+        _entry(store, category, version)
+        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
+        async with service.answer_before(deadline):
+            await service.check_answers(category)
+        return ModelReady(name=category, ready=True)
+
     @routes.post("/repository/index")
     async def repository() -> list[RepositoryModel]:
         """All models; those that are not loaded are on their first use."""
@@ -110,20 +127,6 @@ def _add_server(routes: APIRouter, service: InspectionService) -> None:
             for name, cause in causes.items()
             if name not in entries
         ]
-
-
-# ---- models ----
-
-
-def _add_metadata(routes: APIRouter, service: InspectionService) -> None:
-    store = service.store
-
-    async def ready(category: str, version: str | None) -> ModelReady:
-        _entry(store, category, version)
-        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
-        async with service.answer_before(deadline):
-            await service.check_answers(category)
-        return ModelReady(name=category, ready=True)
 
     @routes.get("/models/{category}", responses=problems(404), response_model_exclude_unset=True)
     async def metadata(category: str) -> ModelMetadata:
@@ -176,10 +179,16 @@ def _metadata(entry: ModelEntry) -> ModelMetadata:
 
 
 def _add_inference(routes: APIRouter, service: InspectionService) -> None:
-    responses = problems(400, 404, 408, 413, 415, 422, 429, 503, 504)
+    responses = INFER_ANSWER | problems(400, 404, 408, 413, 415, 422, 429, 503, 504)
+    types = [Depends(only("application/json", "application/octet-stream"))]
 
     @routes.post(
-        "/models/{category}/infer", name=INFER, responses=responses, openapi_extra=INFER_BODY
+        "/models/{category}/infer",
+        name=INFER,
+        response_class=Response,
+        dependencies=types,
+        responses=responses,
+        openapi_extra=INFER_BODY,
     )
     async def infer(request: Request, category: str) -> Response:
         """Inspect images: JSON, or JSON followed by binary tensors."""
@@ -188,6 +197,8 @@ def _add_inference(routes: APIRouter, service: InspectionService) -> None:
     @routes.post(
         "/models/{category}/versions/{version}/infer",
         name=INFER_VERSION,
+        response_class=Response,
+        dependencies=types,
         responses=responses,
         openapi_extra=INFER_BODY,
     )

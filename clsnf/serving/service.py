@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from clsnf.core.device import choose_device
+from clsnf.evaluation.pictures import MapSize
 from clsnf.serving.answers import Inspection, image_answer
 from clsnf.serving.batching import Batcher
 from clsnf.serving.body_forms import InferHead, too_many_images
@@ -59,15 +60,20 @@ _PATIENCE = 20.0  # seconds without any answer after which a replica is not read
 
 @dataclass(frozen=True)
 class MapWish:
-    """The maps that a request asks for.
+    """The maps that a request asks for, and the threshold that it tries.
 
     Attributes:
         choice: the kind of map.
+        size: of the map, see :func:`clsnf.evaluation.pictures.drawn_size`.
+        threshold: judges this request's pictures in place of the one in force. Such a request is a
+            try, and does not count among the verdicts.
         in_base64: for JSON.
         alone: the map is the whole answer, so it can be that of one image only.
     """
 
     choice: MapChoice = "none"
+    size: MapSize = "native"
+    threshold: float | None = None
     in_base64: bool = False
     alone: bool = False
 
@@ -341,16 +347,16 @@ class InspectionService:
     ) -> list[Inspection]:
         """The inspections of pictures, since `started` by the performance counter."""
         if wish.choice != "none":
-            self._check_maps(pictures)
+            self._check_maps(pictures, wish.size)
         read = time.perf_counter()
         outputs = await self._batcher.submit(model, pictures)
         self._answered[model] = time.monotonic()
         computed = time.perf_counter()
         # Taken once, so that all answers of a request agree.
-        threshold = self.thresholds.active(model.entry, model.detector)
+        threshold = self.thresholds.active(model.entry, model.detector, wish.threshold)
         map_files: Sequence[memoryview | None] = [None] * len(pictures)
         if wish.choice != "none":
-            await held.enter_async_context(self._maps.hold(pixels_of(pictures)))
+            await held.enter_async_context(self._maps.hold(pixels_of(pictures, wish.size)))
             style = _map_style(model, threshold, wish)
             map_files = await self.reader.draw(pictures, [o.score_map for o in outputs], style)
         milliseconds = Milliseconds(
@@ -364,21 +370,22 @@ class InspectionService:
         for picture, output, map_file in zip(pictures, outputs, map_files, strict=True):
             answer = image_answer(picture, output, model.entry, threshold, milliseconds)
             inspections.append(Inspection(answer, output.score_map, map_file))
-            self._record(model, picture, answer)
+            if wish.threshold is None:
+                self._record(model, picture, answer)
         self._watchdog.note_answer()
         return inspections
 
-    def _check_maps(self, pictures: Sequence[Picture]) -> None:
+    def _check_maps(self, pictures: Sequence[Picture], size: MapSize) -> None:
         """Refuse maps that would take more memory than one picture of the largest size.
 
         Raises:
             ContentTooLarge: they would.
         """
         most = self.settings.max_megapixels
-        if pixels_of(pictures) > most * 1_000_000:
+        if pixels_of(pictures, size) > most * 1_000_000:
             raise ContentTooLarge(
                 f"The maps of these images have more than {most} megapixels together: ask for "
-                "maps of fewer at a time."
+                "smaller ones (size), or for fewer at a time."
             )
 
     def _record(self, model: LoadedModel, picture: Picture, answer: ImageAnswer) -> None:
@@ -390,7 +397,9 @@ class InspectionService:
 
 
 def _map_style(model: LoadedModel, threshold: ActiveThreshold, wish: MapWish) -> MapStyle:
-    return MapStyle(wish.choice, model.detector.shown_from, threshold.map_value, wish.in_base64)
+    return MapStyle(
+        wish.choice, wish.size, model.detector.shown_from, threshold.map_value, wish.in_base64
+    )
 
 
 def _milliseconds(seconds: float) -> float:

@@ -12,6 +12,7 @@ from clsnf.core.config import from_dict, setting
 from clsnf.core.errors import SettingsError
 from clsnf.core.yaml import parse_yaml
 from clsnf.detector_folders import folder_of_detectors
+from clsnf.serving.hosts import listed_hosts, listed_origins
 
 MiB = 2**20
 
@@ -26,9 +27,7 @@ class ServingSettings:
     state: str | None = setting(
         None, "folder of thresholds that people set (null: serving, beside models)"
     )
-    token_file: str | None = setting(
-        None, "file of the token for setting thresholds (null: the environment)"
-    )
+    token_file: str | None = setting(None, "file of the token (null: the environment)")
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = setting(
         "auto",
@@ -70,6 +69,13 @@ class ServingSettings:
         100, "connections that may be open from one address; 0: any, as behind a proxy"
     )
     idle_s: float = setting(75.0, "seconds that a connection may be open between two requests")
+    ask_token: bool = setting(False, "whether asking needs the token too, not only changes")
+    allowed_hosts: str = setting(
+        "", "names by which clients may ask, beside addresses and the machine's own (*: any)"
+    )
+    allowed_origins: str = setting(
+        "", "pages of other servers that may ask, such as https://mes.plant.local"
+    )
     read_s: float = setting(
         10.0, "seconds that reading the images of a body may take; beyond, requests get 504"
     )
@@ -129,6 +135,8 @@ class ServingSettings:
         )
         for name in ("deadline_s", "target_requests", "idle_s", "read_s"):
             check(name, getattr(self, name) > 0, "above 0")
+        listed_hosts(self.allowed_hosts)
+        listed_origins(self.allowed_origins)
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ServingSettings:

@@ -203,9 +203,13 @@ class Thresholds:
             ) from error
         self.refresh()
 
-    def active(self, entry: ModelEntry, detector: Detector) -> ActiveThreshold:
-        """The threshold of a loaded model."""
+    def active(
+        self, entry: ModelEntry, detector: Detector, tried: float | None = None
+    ) -> ActiveThreshold:
+        """The threshold of a loaded model; a value that is `tried` takes its place."""
         setting = self._settings.get(entry.category)
+        if tried is not None:
+            setting = ThresholdSetting(value=tried, version=entry.version)
         threshold, source = resolve_threshold(entry, setting)
         peaks = detector.provenance.validation_peaks
         if source == "model":
@@ -214,8 +218,9 @@ class Thresholds:
             map_value = threshold_from_normals(np.array(peaks), threshold.false_reject_rate).value
         elif detector.settings.image_weight == detector.fusion_weight:
             map_value = threshold.value
-        else:  # the score comes from another map: a value on its scale says nothing here
-            map_value = detector.map_threshold
+        else:  # the score comes from another map: a value on its scale is none on this one's
+            scores = np.array(entry.provenance.validation_scores)
+            map_value = _on_other_scale(threshold.value, scores, np.array(peaks))
         return ActiveThreshold(threshold.value, map_value, threshold, source)
 
     def _read(self) -> tuple[dict[str, ThresholdSetting], dict[str, str]]:
@@ -237,6 +242,25 @@ class Thresholds:
                 line = " ".join(str(error).split())[:200]
                 refused[category] = f"{self._file}, {category!r}: {line}"
         return good, refused
+
+
+def _on_other_scale(value: float, scores: np.ndarray, peaks: np.ndarray) -> float:
+    """The map value that as many normals' peaks exceed as their scores exceed `value`.
+
+    Between the normals and beyond them it is linear.
+
+    Args:
+        value: on the scale of `scores`.
+        scores, peaks: (n,) and (m,), of the validation normals.
+    """
+    if not len(scores) or not len(peaks):
+        return value
+    ranks = np.linspace(0, 1, max(len(scores), len(peaks)))
+    score_at, peak_at = np.quantile(scores, ranks), np.quantile(peaks, ranks)
+    low, high = score_at[0], score_at[-1]
+    slope = (peak_at[-1] - peak_at[0]) / (high - low) if high > low else 1.0
+    inside = float(np.interp(value, score_at, peak_at))
+    return max(0.0, inside + slope * (value - float(np.clip(value, low, high))))
 
 
 def resolve_threshold(

@@ -1,31 +1,33 @@
-"""The token that allows to change thresholds.
+"""The tokens that allow to ask, and to change thresholds.
 
-It comes from a file or the environment, never from an argument or a configuration that others can
-read.
+They come from files or the environment, never from an argument or a configuration that others can
+read. One token allows both. Where there is an administrator's token too, changes need that one.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from clsnf.core.errors import SettingsError
 from clsnf.serving.errors import Forbidden, Unauthorized
 
-VARIABLE, FILE_VARIABLE = "CLSNF_TOKEN", "CLSNF_TOKEN_FILE"
+VARIABLE, ADMIN_VARIABLE = "CLSNF_TOKEN", "CLSNF_ADMIN_TOKEN"
 _SHORTEST = 16
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
-def read_token(file: str | None) -> str | None:
+def read_token(file: str | None, variable: str = VARIABLE) -> str | None:
     """The token, or None where there is none.
 
-    It is read from `file`, else from the file that CLSNF_TOKEN_FILE names, else from CLSNF_TOKEN.
+    It is read from `file`, else from the file that `variable`_FILE names, else from `variable`.
 
     Raises:
         SettingsError: the file can't be read, or the token is so short that it could be guessed.
     """
-    source = file or os.environ.get(FILE_VARIABLE)
+    source = file or os.environ.get(f"{variable}_FILE")
     if source:
         try:
             token = Path(source).expanduser().read_text(encoding="utf-8").strip()
@@ -34,7 +36,7 @@ def read_token(file: str | None) -> str | None:
                 f"The token file {source} can't be read ({error}): check its path and permissions."
             ) from error
     else:
-        source, token = VARIABLE, os.environ.get(VARIABLE, "").strip()
+        source, token = variable, os.environ.get(variable, "").strip()
         if not token:
             return None
     if len(token) < _SHORTEST:
@@ -45,19 +47,75 @@ def read_token(file: str | None) -> str | None:
     return token
 
 
-def check_token(token: str | None, given: str | None) -> None:
-    """Refuse a request that does not give the token; the comparison takes constant time.
+@dataclass(frozen=True)
+class Tokens:
+    """What a request must give.
 
-    Raises:
-        Forbidden: the server has no token, so nobody may change thresholds.
-        Unauthorized: the request gives none, or another one.
+    Attributes:
+        common: the token for asking, and for changes where there is no `admin`.
+        admin: the token for changes; it allows asking too.
+        needed_to_ask: whether requests that ask must pass :meth:`check_ask`.
     """
-    if token is None:
-        raise Forbidden(
-            f"This server was started without a token: set {FILE_VARIABLE} or {VARIABLE} where "
-            "its replicas start."
-        )
-    if given is None or not hmac.compare_digest(given.encode(), token.encode()):
-        raise Unauthorized(
-            "Give the token: Authorization: Bearer TOKEN.", headers={"WWW-Authenticate": "Bearer"}
-        )
+
+    common: str | None
+    admin: str | None
+    needed_to_ask: bool
+
+    @classmethod
+    def read(cls, file: str | None, needed_to_ask: bool) -> Tokens:
+        """The tokens of files and the environment, see :func:`read_token`.
+
+        Args:
+            file: of the common token; None: the environment says.
+            needed_to_ask: see the class.
+
+        Raises:
+            SettingsError: as :func:`read_token`, or asking needs a token and there is none.
+        """
+        tokens = cls(read_token(file), read_token(None, ADMIN_VARIABLE), needed_to_ask)
+        if needed_to_ask and tokens.common is None:
+            raise SettingsError(
+                f"Asking needs a token (ask_token), and there is none: set {VARIABLE}_FILE or "
+                f"{VARIABLE} where the server starts, such as {VARIABLE}=$(openssl rand -hex 16)."
+            )
+        return tokens
+
+    def check_ask(self, given: str | None) -> None:
+        """Refuse a request that gives neither token. Raises Unauthorized."""
+        if not (_equal(given, self.common) or _equal(given, self.admin)):
+            raise _unauthorized(given, "for asking")
+
+    def check_change(self, given: str | None) -> None:
+        """Refuse a request that may not change thresholds.
+
+        Raises:
+            Forbidden: the server has no token, or the one given allows only to ask.
+            Unauthorized: the request gives none, or another one.
+        """
+        if self.common is None and self.admin is None:
+            raise Forbidden(
+                f"This server was started without a token, so nobody may change thresholds: set "
+                f"{VARIABLE}_FILE or {VARIABLE} where its replicas start."
+            )
+        if _equal(given, self.admin or self.common):
+            return
+        if _equal(given, self.common):
+            raise Forbidden(
+                "This token allows to ask, not to change thresholds: give the administrator's."
+            )
+        raise _unauthorized(given, "for changing thresholds")
+
+
+def _equal(given: str | None, token: str | None) -> bool:
+    """Whether both are there and equal; the comparison takes constant time."""
+    if given is None or token is None:
+        return False
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+def _unauthorized(given: str | None, purpose: str) -> Unauthorized:
+    what = "There is no token in the request" if not given else "The token is not the server's"
+    return Unauthorized(
+        f"{what}: give the one {purpose}, as the header Authorization: Bearer TOKEN.",
+        headers=_CHALLENGE,
+    )

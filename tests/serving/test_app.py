@@ -88,6 +88,75 @@ def test_the_map_comes_as_values_or_as_a_picture_at_the_images_size(
     assert "map" not in ask(client, encoded(image)).json()
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [("24", (20, 24)), ("canvas", (64, 64)), ("99", (60, 72)), ("1", (1, 1))]
+)
+def test_a_map_comes_at_the_size_asked_for(
+    client: TestClient, size: str, expected: tuple[int, int]
+) -> None:
+    for kind in ("png", "overlay", "npy"):
+        asked = {"map": kind, "size": size}
+        answer = ask(client, encoded(picture(4)), params=asked).json()
+        body = io.BytesIO(base64.b64decode(answer["map"]["base64"]))
+        found = np.load(body).shape[::-1] if kind == "npy" else Image.open(body).size
+        assert found == expected
+        assert (answer["width"], answer["height"]) == (60, 72)
+    alone = ask(client, encoded(picture(4)), params={"size": size}, headers={"Accept": "image/png"})
+    assert Image.open(io.BytesIO(alone.content)).size == expected
+
+
+def test_an_overlay_at_a_size_shows_what_the_large_one_does(client: TestClient) -> None:
+    def shown(size: str) -> np.ndarray:
+        asked = {"map": "overlay", "size": size, "threshold": 1.0}  # without an outline
+        answer = ask(client, encoded(picture(4, (144, 120))), params=asked).json()
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["map"]["base64"]))))
+
+    small = np.asarray(Image.fromarray(shown("native")).reduce(2)).astype(int)
+    assert np.abs(small - shown("72")).mean() < 2
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "large", "32001", ""])
+def test_sizes_that_make_no_sense_are_refused(client: TestClient, size: str) -> None:
+    answer = ask(client, encoded(picture()), params={"map": "png", "size": size})
+    assert (answer.status_code, "size" in answer.json()["error"]) == (422, True)
+
+
+def test_small_maps_of_many_large_images_are_drawn(client: TestClient) -> None:
+    body = encoded(np.zeros((1000, 1100, 3), np.uint8))
+    files = [("images", ("a.png", body, "image/png"))] * 2
+    asked = {"map": "npy", "size": "100"}
+    assert client.post("/v1/models/plate/inspect", files=files, params=asked).status_code == 200
+
+
+def test_a_threshold_can_be_tried_and_moves_the_outline(client: TestClient) -> None:
+    def cyan(**more: Any) -> int:
+        asked = {"map": "overlay"} | more
+        answer = ask(client, encoded(picture(4)), params=asked).json()
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["map"]["base64"]))))
+        return int((shown == (0, 255, 255)).all(axis=2).sum())
+
+    score = ask(client, encoded(picture(4)), "sheet").json()["score"]
+    for tried, verdict in ((score - 0.01, "defect"), (score + 0.01, "good")):
+        answer = ask(client, encoded(picture(4)), "sheet", params={"threshold": tried}).json()
+        assert (answer["verdict"], answer["threshold"]) == (verdict, pytest.approx(tried))
+    assert cyan(threshold=0.0) > 0
+    assert cyan(threshold=1.0) == 0
+    assert client.get("/v1/models/plate").json()["threshold"]["source"] == "model"
+
+
+def test_a_tried_threshold_does_not_count_among_the_verdicts(client: TestClient) -> None:
+    def verdicts() -> list[str]:
+        lines = client.get("/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("clsnf_verdicts_total")]
+
+    ask(client, encoded(picture(4)))
+    before = verdicts()
+    ask(client, encoded(picture(4)), params={"threshold": 0.1})
+    assert verdicts() == before
+    ask(client, encoded(picture(4)))
+    assert verdicts() != before
+
+
 def test_who_prefers_a_picture_gets_the_overlay_with_the_answer_in_headers(
     client: TestClient, plate: Detector
 ) -> None:
@@ -393,6 +462,6 @@ def test_a_body_that_does_not_come_gets_a_408_and_its_place_is_free_again(
         # The queue has one place: it would refuse the second if the first still held it.
         for _ in range(2):
             with socket.create_connection((host, int(port)), timeout=60) as slow:
-                head = b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: x\r\n"
+                head = b"POST /v1/models/plate/inspect HTTP/1.1\r\nHost: localhost\r\n"
                 slow.sendall(head + b"Content-Length: 100\r\n\r\nhalf")
                 assert slow.recv(1000).split()[1] == b"408"

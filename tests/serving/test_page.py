@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,9 +235,151 @@ def test_answers_can_be_saved_as_a_table(page: Page, pictures: list[Path], tmp_p
     page.until(lambda: page.ended(6))
     page.the("table").click()
     page.until((tmp_path / "plate.csv").is_file)
-    rows = list(csv.DictReader((tmp_path / "plate.csv").open()))
+    content = (tmp_path / "plate.csv").read_text(encoding="utf-8-sig")
+    rows = list(csv.DictReader(content.splitlines()))
     assert [row["verdict"] for row in rows] == page.verdicts()
     assert [row["name"] for row in rows] == [p.name for p in pictures]
+
+
+def overlay_size(page: Page, css: str) -> int:
+    """The longest side of a picture that is shown, in its own pixels."""
+    script = (
+        "const i = document.querySelector(arguments[0]);"
+        "return Math.max(i.naturalWidth, i.naturalHeight);"
+    )
+    return int(page.driver.execute_script(script, css))
+
+
+def test_overlays_come_as_large_as_the_screen_shows_them(page: Page, tmp_path: Path) -> None:
+    write_image(tmp_path / "large.png", draw_normal(np.random.default_rng(1), (1500, 1200)))
+    page.give([tmp_path / "large.png"])
+    page.until(lambda: page.ended(1))
+    assert overlay_size(page, ".card img") in (200, 300)
+    page.all(".card button")[0].click()
+    page.until(lambda: overlay_size(page, "#large-overlay") > 300)
+    assert 500 <= overlay_size(page, "#large-overlay") <= 700
+    page.the("close").click()
+
+
+def shows_scores(page: Page, scores: list[str]) -> bool:
+    return [score.text for score in page.all(".card .score")] == scores
+
+
+def test_another_category_is_asked_about_the_pictures_that_are_there(
+    page: Page, winners: Path, pictures: list[Path]
+) -> None:
+    page.give(pictures)
+    page.until(lambda: page.ended(6))
+    for category in ("sheet", "plate"):
+        Select(page.the("category")).select_by_value(category)
+        expected = Detector.load(winners / category, device="cpu").predict(pictures)
+        scores = [f"score {s:.4f}" for s in expected.scores]
+        page.until(partial(shows_scores, page, scores))
+        assert page.verdicts() == ["defect" if v else "good" for v in expected.verdicts]
+
+
+def test_the_outline_follows_the_threshold_after_a_moment(page: Page, pictures: list[Path]) -> None:
+    def cyan() -> int:
+        script = """
+            const i = document.querySelector(".card img"), c = document.createElement("canvas");
+            [c.width, c.height] = [i.naturalWidth, i.naturalHeight];
+            const g = c.getContext("2d"); g.drawImage(i, 0, 0);
+            const d = g.getImageData(0, 0, c.width, c.height).data; let n = 0;
+            for (let k = 0; k < d.length; k += 4)
+              n += d[k] === 0 && d[k + 1] === 255 && d[k + 2] === 255;
+            return n;"""
+        return int(page.driver.execute_script(script))
+
+    page.give(pictures[3:4])
+    page.until(lambda: page.ended(1))
+    slider = page.the("threshold")
+    page.move(float(slider.get_attribute("min")))
+    page.until(lambda: cyan() > 0)
+    page.move(float(slider.get_attribute("max")))
+    page.until(lambda: cyan() == 0)
+    page.move(float(slider.get_attribute("min")))
+    page.until(lambda: cyan() > 0)
+
+
+def test_a_picture_of_a_kind_that_is_not_read_gets_the_servers_line(
+    page: Page, tmp_path: Path
+) -> None:
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    page.give([tmp_path / "phone.heic"])
+    page.until(lambda: page.ended(1))
+    assert "phone.heic" in page.all(".card .problem")[0].text
+    assert not page.all(".card button")[0].is_displayed(), "there is no picture to enlarge"
+
+
+def test_a_wrong_token_is_said_as_a_person_would(page: Page) -> None:
+    page.the("keep").click()
+    page.the("token").send_keys(Keys.ENTER)
+    page.until(lambda: "Type the token" in page.the("keeping-problem").text)
+    page.the("token").send_keys("wrong", Keys.ENTER)
+    page.until(lambda: "does not know this token" in page.the("keeping-problem").text)
+    assert "Bearer" not in page.the("keeping-problem").text
+    page.the("keeping-cancel").click()
+
+
+def test_the_table_keeps_texts_texts_and_says_what_was_not_read(
+    page: Page, pictures: list[Path], tmp_path: Path
+) -> None:
+    names = ["=1+2.png", "+a.png", "-b.png", "@c.png", 'a "b", c.png', "Größe π.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(pictures[0].read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.driver.execute_cdp_cmd(
+        "Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    page.give([tmp_path / name for name in (*names, "broken.png")])
+    page.until(lambda: page.ended(7))
+    page.the("table").click()
+    page.until((tmp_path / "plate.csv").is_file)
+    content = (tmp_path / "plate.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfname,category")
+    rows = list(csv.DictReader(content.decode("utf-8-sig").splitlines()))
+    assert [row["name"] for row in rows] == [f"'{n}" for n in names[:4]] + names[4:] + [
+        "broken.png"
+    ]
+    assert "broken.png starts like no image" in rows[-1]["problem"]
+    assert (rows[-1]["score"], rows[-1]["verdict"], rows[0]["problem"]) == ("", "", "")
+    assert float(rows[0]["score"]) > 0
+
+
+def test_on_a_phone_the_place_for_pictures_comes_first_and_all_fits(page: Page) -> None:
+    page.driver.set_window_size(500, 900)  # Chromium's windows are no narrower
+    try:
+        tops = [page.the(name).rect["y"] for name in ("drop", "category", "results")]
+        assert tops == sorted(tops)
+        assert tops[0] < 150
+        script = "return document.documentElement.scrollWidth <= innerWidth"
+        assert page.driver.execute_script(script)
+    finally:
+        page.driver.set_window_size(1280, 900)
+
+
+def test_a_server_that_needs_a_token_is_asked_with_it(
+    driver: Any, winners: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    made = small_settings(
+        winners, state=str(tmp_path), token_file=str(tmp_path / "token"), ask_token=True
+    )
+    with http_server(made) as address:
+        driver.get(f"http://{address}/#plate")
+        page = Page(driver)
+        page.until(lambda: page.the("asking").is_displayed())
+        page.the("asking-token").send_keys("wrong", Keys.ENTER)
+        page.until(lambda: "does not know this token" in page.the("asking-problem").text)
+        page.the("asking-token").send_keys(TOKEN, Keys.ENTER)
+        page.until(lambda: page.the("facts").text)
+        page.give(pictures[:2])
+        page.until(lambda: page.ended(2))
+        assert len(page.verdicts()) == 2
+        driver.refresh()  # the tab keeps the token
+        page.until(lambda: page.the("facts").text)
+        assert not page.the("asking").is_displayed()
+        driver.get("about:blank")
 
 
 def test_the_page_and_the_documentation_ask_no_other_host(page: Page, server: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -161,6 +164,37 @@ def test_every_answer_is_one_that_the_document_names(server: str) -> None:
             ask_all(operation, mode, found)
     assert all(statuses.values()), "every operation was asked"
     assert {200, 400, 404, 422} <= set().union(*statuses.values())
+
+
+def test_generators_of_clients_find_all_they_need(server: str) -> None:
+    with urlopen(f"http://{server}/openapi.json") as answer:
+        document = json.load(answer)
+    operations = [o for path in document["paths"].values() for o in path.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert all(name.isidentifier() for name in names)
+    # Others have no code for bodies of type image/png, and leave the whole body out.
+    known = {"application/json", "application/octet-stream", "multipart/form-data"}
+    bodies = [set(o["requestBody"]["content"]) for o in operations if "requestBody" in o]
+    assert len(bodies) == 4
+    assert all(body <= known for body in bodies)
+    for operation in operations:
+        for status, answered in operation["responses"].items():
+            schema = str(answered["content"])
+            assert ("Problem" in schema) == (int(status) >= 400), (operation["operationId"], status)
+    assert "HTTPValidationError" not in str(document)
+    assert [a for a in mappings(document) if a.get("type") == "array" and "items" not in a] == []
+    references = re.findall(r"#/components/schemas/(\w+)", str(document))
+    assert set(references) <= set(document["components"]["schemas"])
+
+
+def mappings(content: Any) -> Iterator[dict[str, Any]]:
+    """All mappings within a document."""
+    if isinstance(content, dict):
+        yield content
+    for part in content.values() if isinstance(content, dict) else content:
+        if isinstance(part, dict | list):
+            yield from mappings(part)
 
 
 def ask_all(operation: Any, mode: GenerationMode, statuses: set[int]) -> None:

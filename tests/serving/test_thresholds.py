@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clsnf.core.errors import SettingsError
@@ -15,7 +16,7 @@ from clsnf.serving.errors import (
     ServiceUnavailable,
     UnprocessableContent,
 )
-from clsnf.serving.thresholds import Thresholds
+from clsnf.serving.thresholds import Thresholds, _on_other_scale
 
 
 def test_a_value_holds_for_its_version_a_rate_for_every_one(winners: Path, tmp_path: Path) -> None:
@@ -149,3 +150,14 @@ def test_a_file_that_cannot_be_read_for_a_while_keeps_the_settings(
     kept.refresh()
     assert kept.refused == {}
     assert kept.settings["plate"].false_reject_rate == 0.3
+    (tmp_path / "thresholds.json").write_text("{")
+    with pytest.raises(SettingsError, match="damaged"):
+        Thresholds(tmp_path)
+
+
+def test_a_value_on_the_scores_scale_has_a_place_on_the_maps() -> None:
+    scores, peaks = np.array([0.2, 0.3, 0.4]), np.array([0.5, 0.6, 0.9])
+    places = [_on_other_scale(value, scores, peaks) for value in (0.2, 0.25, 0.3, 0.4, 0.5, 0.0)]
+    assert places == pytest.approx([0.5, 0.55, 0.6, 0.9, 1.1, 0.1])
+    assert _on_other_scale(0.3, scores, np.array([])) == 0.3
+    assert _on_other_scale(0.3, np.array([0.2]), np.array([0.5])) == pytest.approx(0.6)

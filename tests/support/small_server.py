@@ -50,7 +50,8 @@ def write_winners(folder: Path, weights: Path, seed: int = 0) -> Path:
 
 def small_settings(models: Path, **more: Any) -> ServingSettings:
     """Settings for one core; `more` may name any setting."""
-    return ServingSettings.from_args({"models": str(models), "device": "cpu", "threads": 1} | more)
+    made = {"models": str(models), "device": "cpu", "threads": 1, "allowed_hosts": "testserver"}
+    return ServingSettings.from_args(made | more)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (72, 60)) -> np.ndarray:

@@ -8,16 +8,51 @@ const SOURCES = { // of the server's threshold
   model: "the model's own", rate: "set for a false-reject rate", value: "set by hand",
 };
 const state = { model: null, threshold: 0, items: [], queue: [], running: 0, large: -1 };
+const TOKEN = "clsnf token"; // in the tab's own storage
+// Also those that the server does not read: it says what to do about them.
+const PICTURE = /\.(png|jpe?g|bmp|tiff?|webp|p[bgnp]m|hei[cf]|avif|gif|jp2|jxl|jfif)$/i;
+const PAUSE = 300; // milliseconds without a change after which outlines are drawn anew
 
 // ---- models ----
 
-async function json(path, options) {
-  const answer = await fetch(path, options);
-  const { ok, status, headers } = answer;
-  const content = await answer.json().catch(() => ({ error: `the server answered ${status}` }));
-  if (ok) return content;
-  throw Object.assign(new Error(content.error), { status, retry: headers.get("Retry-After") });
+async function json(path, options = {}) {
+  const token = sessionStorage.getItem(TOKEN);
+  const headers = { ...(token && { Authorization: `Bearer ${token}` }), ...options.headers };
+  const answer = await fetch(path, { ...options, headers });
+  if (answer.status === 401 && !options.headers?.Authorization) {
+    await askForToken(token);
+    return json(path, options);
+  }
+  const content = await answer.json()
+    .catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (answer.ok) return content;
+  const { status } = answer, retry = answer.headers.get("Retry-After");
+  throw Object.assign(new Error(content.error), { status, retry });
 }
+
+// ---- the token for asking ----
+
+let asked = null; // one dialog for all requests that wait for the token
+
+function askForToken(refused) {
+  if (refused !== sessionStorage.getItem(TOKEN)) return Promise.resolve(); // another one since
+  asked ??= new Promise((done, failed) => {
+    const dialog = $("asking"), input = $("asking-token");
+    $("asking-problem").textContent =
+      refused ? "The server does not know this token. Is it typed as it was given to you?" : "";
+    dialog.onclose = () => {
+      asked = null;
+      if (dialog.returnValue !== "given") failed(new Error("no token was given"));
+      else { sessionStorage.setItem(TOKEN, input.value.trim()); input.value = ""; done(); }
+    };
+    dialog.returnValue = "";
+    dialog.showModal();
+    input.select();
+  });
+  return asked;
+}
+
+// ---- the model ----
 
 async function start() {
   try {
@@ -32,8 +67,9 @@ async function start() {
 }
 
 async function choose(category) {
-  clear();
-  state.model = await json(`v1/models/${encodeURIComponent(category)}`);
+  const found = await json(`v1/models/${encodeURIComponent(category)}`);
+  if ($("category").value !== category) return; // another one was chosen meanwhile
+  state.model = found;
   history.replaceState(null, "", `#${encodeURIComponent(category)}`);
   const model = state.model;
   const headline = ["image_auroc", "pixel_ap", "au_pro"];
@@ -47,7 +83,12 @@ async function choose(category) {
   ];
   const terms = facts.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]);
   $("facts").replaceChildren(...terms.flat());
+  for (const item of state.items) { // the pictures stay, and the other model is asked about them
+    Object.assign(item, { category, answer: null, problem: null, overlay: null, drawn: null });
+  }
+  state.queue = state.items.map((item) => ({ item, again: false }));
   move(model.threshold.value);
+  pump();
 }
 
 // ---- threshold ----
@@ -59,6 +100,7 @@ const verdict = (item) => (item.answer.score > state.threshold ? "defect" : "goo
 function move(value) {
   state.threshold = value;
   draw();
+  redrawSoon();
 }
 
 function domain() {
@@ -124,8 +166,7 @@ function chart(low, high) {
 
 function add(files) {
   const category = state.model?.category;
-  const named = (file) => /\.(png|jpe?g|bmp|tiff?|webp|p[bgnp]m)$/i.test(file.name);
-  const pictures = [...files].filter((file) => file.type.startsWith("image/") || named(file));
+  const pictures = [...files].filter((f) => f.type.startsWith("image/") || PICTURE.test(f.name));
   if (!category || !pictures.length) {
     $("summary").textContent =
       category ? "There are no pictures among those files." : "Choose a category first.";
@@ -133,10 +174,12 @@ function add(files) {
   }
   for (const file of pictures) {
     const name = file.webkitRelativePath || file.name, picture = URL.createObjectURL(file);
-    const item = { file, category, name, picture, overlay: null, answer: null, problem: null };
+    const empty = { overlay: null, drawn: null, answer: null, problem: null, visible: false };
+    const item = { file, category, name, picture, ...empty };
     state.items.push(item);
-    state.queue.push(item);
+    state.queue.push({ item, again: false });
   }
+  if (matchMedia("(max-width: 52rem)").matches) $("results").scrollIntoView();
   draw();
   pump();
 }
@@ -148,28 +191,74 @@ function pump() {
   }
 }
 
-async function inspect(item) {
+// Asks about a picture; `again`: only for its overlay, at the threshold and size shown now.
+async function inspect({ item, again }) {
+  const { category } = item, { threshold } = state, size = Math.ceil(sizeShown(item) / 100) * 100;
+  const meant = () => state.items.includes(item) && item.category === category;
+  if (!meant() || (again && !isStale(item))) return;
+  const query = new URLSearchParams({ map: "overlay", size });
+  if (again) query.set("threshold", threshold); // a try: the server does not count it
+  const path = `v1/models/${encodeURIComponent(category)}/inspect?${query}`;
+  const headers = { "Content-Type": "application/octet-stream" };
   for (;;) {
     try {
-      const headers = { "Content-Type": "application/octet-stream" };
-      const path = `v1/models/${encodeURIComponent(item.category)}/inspect?map=overlay`;
       const answer = await json(path, { method: "POST", body: item.file, headers });
+      if (!meant()) return;
       item.overlay = `data:image/png;base64,${answer.map.base64}`;
+      item.drawn = { size, threshold: again ? threshold : answer.threshold };
       delete answer.map;
-      item.answer = answer;
+      if (!again) item.answer = answer;
+      redrawSoon(); // the threshold may have moved meanwhile
     } catch (error) {
-      if (error.status === 429 && state.items.includes(item)) { // full: ask again when it says so
+      if (error.status === 429 && meant()) { // full: ask again when it says so
         await new Promise((done) => setTimeout(done, 1000 * (Number(error.retry) || 1)));
         continue;
       }
-      item.problem = error.message.replace("the image", item.file.name);
+      if (again) item.drawn = { size, threshold }; // the overlay of before stays
+      else if (meant()) item.problem = error.message.replace("the image", item.file.name);
     }
     return;
   }
 }
 
+// ---- overlays as the screen shows them ----
+
+function sizeShown(item) {
+  const large = $("large").open && shown()[state.large] === item;
+  const place = large ? $("large-overlay").parentElement : item.card?.image;
+  const pixels = Math.max(place?.clientWidth || 184, large ? 0 : place?.clientHeight || 0);
+  return Math.ceil(pixels * devicePixelRatio);
+}
+
+function isStale(item) {
+  if (!item.answer || !item.drawn) return false;
+  const most = Math.max(item.answer.width, item.answer.height);
+  const small = item.drawn.size < 0.8 * Math.min(sizeShown(item), most);
+  return small || Math.abs(item.drawn.threshold - state.threshold) > 1e-9;
+}
+
+let timer = null;
+
+function redrawSoon() {
+  clearTimeout(timer);
+  timer = setTimeout(() => {
+    const enlarged = $("large").open ? shown()[state.large] : null;
+    const seen = state.items.filter((item) => item.visible || item === enlarged);
+    const queued = new Set(state.queue.map(({ item }) => item));
+    const stale = seen.filter((item) => isStale(item) && !queued.has(item));
+    state.queue.push(...stale.map((item) => ({ item, again: true })));
+    pump();
+  }, PAUSE);
+}
+
+const watcher = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) target.item.visible = isIntersecting;
+  redrawSoon();
+}, { rootMargin: "200px" });
+
 function clear() {
   for (const item of state.items) URL.revokeObjectURL(item.picture);
+  watcher.disconnect();
   state.items = []; state.queue = [];
   $("cards").replaceChildren();
   draw();
@@ -200,7 +289,7 @@ function cards() {
   $("summary").textContent = words.join(", ") || "No pictures yet.";
   $("progress").hidden = !waiting;
   $("progress").max = state.items.length; $("progress").value = state.items.length - waiting;
-  $("table").disabled = !done.length; $("clear").disabled = !state.items.length;
+  $("table").disabled = !(done.length + problems); $("clear").disabled = !state.items.length;
   if ($("large").open) enlarge(state.large);
 }
 
@@ -212,23 +301,28 @@ function card(item) {
     $("large").showModal();
     enlarge(shown().indexOf(item));
   });
-  return { node: element("li", { class: "card" }, button, text), image, button, text, now: null };
+  const node = element("li", { class: "card" }, button, text);
+  node.item = item;
+  watcher.observe(node);
+  return { node, image, button, text, now: null };
 }
 
 function update(item) {
   const { node, image, button, text } = item.card;
-  const now = item.problem ? `!${item.problem}` : item.answer ? verdict(item) : "waiting";
+  const source = item.overlay ?? item.picture;
+  if (image.src !== source) image.src = source;
+  const now = item.problem ? `!${item.problem}`
+    : item.answer ? `${verdict(item)} ${item.answer.version} ${item.answer.score}` : "waiting";
   if (item.card.now === now) return;
   item.card.now = now;
   node.className = `card ${item.answer ? verdict(item) : ""}`;
+  button.hidden = Boolean(item.problem);
   if (item.problem) {
-    button.hidden = true;
     text.replaceChildren(
       element("span", { class: "name" }, item.name),
       element("p", { class: "problem" }, item.problem),
     );
   } else if (item.answer) {
-    if (image.src !== item.overlay) image.src = item.overlay;
     image.alt = `${item.name} with its heat map`;
     const a = item.answer;
     text.replaceChildren(
@@ -259,18 +353,26 @@ function enlarge(index) {
   $("large-picture").src = item.picture; $("large-picture").alt = item.name;
   $("large-overlay").src = item.overlay ?? item.picture;
   $("large-overlay").alt = `${item.name} with its heat map`;
+  if (isStale(item)) redrawSoon();
 }
 
+// Spreadsheets run texts that start like a formula, so those get an apostrophe before them. Excel
+// takes UTF-8 for another code without a byte-order mark.
 function table() {
-  const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
-  const rows = answered().map((item) => {
-    const { version, score, p_value } = item.answer;
-    const cells = [version, score, state.threshold, verdict(item), p_value];
-    return [quoted(item.name), item.category, ...cells].join(",");
+  const cell = (value) => {
+    if (typeof value === "number") return String(value);
+    const text = String(value ?? ""), safe = /^[=+\-@\t\r]/.test(text) ? `'${text}` : text;
+    return `"${safe.replaceAll('"', '""')}"`;
+  };
+  const head = "name,category,version,score,threshold,verdict,p_value,problem";
+  const rows = state.items.filter((item) => item.answer || item.problem).map((item) => {
+    const { version, score, p_value } = item.answer ?? {};
+    const judged = item.answer ? [version, score, state.threshold, verdict(item), p_value]
+      : [null, null, null, null, null];
+    return [item.name, item.category, ...judged, item.problem].map(cell).join(",");
   });
-  const head = "name,category,version,score,threshold,verdict,p_value";
-  const text = [head, ...rows].join("\r\n") + "\r\n";
-  const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  const text = `\ufeff${[head, ...rows].join("\r\n")}\r\n`;
+  const href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
   const link = element("a", { href, download: `${state.model.category}.csv` });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
@@ -279,16 +381,22 @@ function table() {
 // ---- keeping a threshold ----
 
 async function keep(method) {
+  const token = $("token").value.trim();
+  if (!token) {
+    $("keeping-problem").textContent = "Type the token. Whoever runs the server knows it.";
+    return;
+  }
   const body = method === "PUT" ? JSON.stringify({ value: state.threshold }) : undefined;
-  const authorization = `Bearer ${$("token").value}`;
-  const headers = { "Content-Type": "application/json", Authorization: authorization };
+  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
   const path = `v1/models/${encodeURIComponent(state.model.category)}/threshold`;
   try {
     state.model = await json(path, { method, body, headers });
     $("keeping").close();
     move(state.model.threshold.value);
   } catch (error) {
-    $("keeping-problem").textContent = error.message;
+    $("keeping-problem").textContent = error.status === 401
+      ? "The server does not know this token. Is it typed as it was given to you?"
+      : error.message;
   }
 }
 
@@ -354,6 +462,12 @@ $("keep").addEventListener("click", () => {
 $("keeping-form").addEventListener("submit", (e) => { e.preventDefault(); keep("PUT"); });
 $("keeping-own").addEventListener("click", () => keep("DELETE"));
 $("keeping-cancel").addEventListener("click", () => $("keeping").close());
+$("asking-form").addEventListener("submit", (e) => {
+  e.preventDefault();
+  $("asking").close("given");
+});
+$("asking-cancel").addEventListener("click", () => $("asking").close());
+addEventListener("resize", redrawSoon);
 for (const kind of ["dragenter", "dragover"]) {
   document.addEventListener(kind, (e) => { e.preventDefault(); $("drop").classList.add("over"); });
 }
