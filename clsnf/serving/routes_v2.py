@@ -8,19 +8,22 @@ one size, or ``files``, N encoded pictures of any size. ``map`` is on the networ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from clsnf import __version__
-from clsnf.serving.answers import Inspection
 from clsnf.serving.catalogue import ModelEntry
-from clsnf.serving.errors import NotFound, ServiceUnavailable
+from clsnf.serving.errors import ServiceUnavailable
 from clsnf.serving.middleware import INFER, INFER_VERSION
+from clsnf.serving.open_inference import (
+    INPUT_SHAPES,
+    named_images,
+    output_arrays,
+    output_shapes,
+    served_entry,
+)
 from clsnf.serving.openapi import INFER_BODY, problems
-from clsnf.serving.preprocess import check_sides
 from clsnf.serving.request_body import read_before, read_body
 from clsnf.serving.schemas import (
     ModelMetadata,
@@ -35,10 +38,8 @@ from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB
 from clsnf.serving.store import ModelStore
 from clsnf.serving.tensors import (
-    FILES,
     INPUTS,
     OUTPUTS,
-    PIXELS,
     InferRequest,
     InferResponse,
     read_request,
@@ -46,7 +47,6 @@ from clsnf.serving.tensors import (
 )
 
 _LENGTH = "Inference-Header-Content-Length"
-_INPUT_SHAPES = {PIXELS: [-1, -1, -1, 3], FILES: [-1]}
 
 
 def routes_v2(service: InspectionService) -> APIRouter:
@@ -56,17 +56,6 @@ def routes_v2(service: InspectionService) -> APIRouter:
     _add_metadata(routes, service.store)
     _add_inference(routes, service)
     return routes
-
-
-def _entry(store: ModelStore, category: str, version: str | None = None) -> ModelEntry:
-    """The served model of a category; raises NotFound where it is not of that version."""
-    entry = store.entry(category)
-    if version is not None and version != entry.version:
-        raise NotFound(
-            f"{category!r} has no version {version[:50]!r}: it serves {entry.version}.",
-            {"versions": [entry.version]},
-        )
-    return entry
 
 
 # ---- the server ----
@@ -110,7 +99,7 @@ def _add_metadata(routes: APIRouter, store: ModelStore) -> None:
     @routes.get("/models/{category}", responses=problems(404), response_model_exclude_unset=True)
     async def metadata(category: str) -> ModelMetadata:
         """A model's inputs and outputs."""
-        return _metadata(_entry(store, category))
+        return _metadata(served_entry(store, category))
 
     @routes.get(
         "/models/{category}/versions/{version}",
@@ -119,21 +108,21 @@ def _add_metadata(routes: APIRouter, store: ModelStore) -> None:
     )
     async def metadata_version(category: str, version: str) -> ModelMetadata:
         """The same, of the version that is served."""
-        return _metadata(_entry(store, category, version))
+        return _metadata(served_entry(store, category, version))
 
     @routes.get("/models/{category}/ready", responses=problems(404))
     async def model_ready(category: str) -> ModelReady:
         """The model can be asked; it is loaded on its first use."""
-        return ModelReady(name=category, ready=bool(_entry(store, category)))
+        return ModelReady(name=category, ready=bool(served_entry(store, category)))
 
     @routes.get("/models/{category}/versions/{version}/ready", responses=problems(404))
     async def model_version_ready(category: str, version: str) -> ModelReady:
         """The same, of the version that is served."""
-        return ModelReady(name=category, ready=bool(_entry(store, category, version)))
+        return ModelReady(name=category, ready=bool(served_entry(store, category, version)))
 
 
 def _metadata(entry: ModelEntry) -> ModelMetadata:
-    map_shape = [-1, *entry.image_size]
+    shapes = output_shapes(entry)
     return ModelMetadata(
         name=entry.category,
         versions=[entry.version],
@@ -142,13 +131,13 @@ def _metadata(entry: ModelEntry) -> ModelMetadata:
             TensorMetadata(
                 name=name,
                 datatype=datatype,
-                shape=_INPUT_SHAPES[name],
+                shape=INPUT_SHAPES[name],
                 parameters={"optional": True},
             )
             for name, datatype in INPUTS.items()
         ],
         outputs=[
-            TensorMetadata(name=name, datatype=datatype, shape=map_shape if name == "map" else [-1])
+            TensorMetadata(name=name, datatype=datatype, shape=shapes[name])
             for name, datatype in OUTPUTS.items()
         ],
     )
@@ -183,17 +172,17 @@ async def _infer(
 ) -> Response:
     settings = service.settings
     deadline = asyncio.get_running_loop().time() + settings.deadline_s
-    _entry(service.store, category, version)
+    served_entry(service.store, category, version)
     with service.admit():
         body = await read_before(deadline, read_body(request, settings.max_megabytes * MiB))
         async with service.answer_before(deadline):
             asked: InferRequest = await service.run_in_reader(
                 partial(read_request, body, request.headers.get(_LENGTH))
             )
-            images = _named(asked.images, settings.max_megapixels)
+            images = named_images(asked.images, settings.max_megapixels)
             inspections = await service.inspect(category, images, admitted=1)
             response = InferResponse(
-                category, inspections[0].answer.version, asked.id, _outputs(inspections)
+                category, inspections[0].answer.version, asked.id, output_arrays(inspections)
             )
             content, length = await service.run_in_reader(
                 partial(write_response, response, asked.outputs)
@@ -201,26 +190,3 @@ async def _infer(
     if length is None:
         return Response(content, media_type="application/json")
     return Response(content, media_type="application/octet-stream", headers={_LENGTH: str(length)})
-
-
-def _named(
-    images: Sequence[np.ndarray | bytes], max_megapixels: int
-) -> list[tuple[str, np.ndarray | bytes]]:
-    """Each image with a name for messages. Raises BadRequest for arrays of absurd sides."""
-    named = [(f"image {index}", image) for index, image in enumerate(images)]
-    for name, image in named:
-        if isinstance(image, np.ndarray):
-            check_sides((image.shape[0], image.shape[1]), name, max_megapixels)
-    return named
-
-
-def _outputs(inspections: list[Inspection]) -> dict[str, np.ndarray]:
-    """Outputs for N images: (N,) each, the map (N, H, W)."""
-    answers = [inspection.answer for inspection in inspections]
-    return {
-        "score": np.array([answer.score for answer in answers]),
-        "threshold": np.array([answer.threshold for answer in answers]),
-        "verdict": np.array([answer.verdict == "defect" for answer in answers]),
-        "p_value": np.array([answer.p_value for answer in answers]),
-        "map": np.stack([inspection.score_map for inspection in inspections]),
-    }

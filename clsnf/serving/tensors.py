@@ -58,7 +58,16 @@ class InferResponse:
 def read_request(body: bytes, header_length: str | None) -> InferRequest:
     """The request in a body; `header_length` is the header's text. Raises BadRequest."""
     text, binary = _split(body, header_length)
-    content = _parse(text)
+    return request_of(_parse(text), binary)
+
+
+def request_of(content: dict[str, Any], binary: bytes) -> InferRequest:
+    """The request that `content` describes, as the JSON has it; raises BadRequest.
+
+    Args:
+        content: with a list of ``inputs``. The files of :data:`FILES` may be bytes too.
+        binary: of the tensors that say ``binary_data_size``, in their order.
+    """
     tensors = _read_tensors(content["inputs"], binary)
     if len(tensors) != 1:
         raise BadRequest(
@@ -170,7 +179,7 @@ class _Tensor:
         """N RGB arrays (h, w, 3) uint8, or N files' bytes. Raises BadRequest."""
         if self.name == PIXELS:
             return list(self._pixels())
-        files = _unpacked(self.data) if self.binary is not None else _from_base64(self.data)
+        files = _unpacked(self.data) if self.binary is not None else _files(self.data)
         if len(files) != self.shape[0]:
             raise BadRequest(
                 f"The input {FILES!r} has the shape [{self.shape[0]}], but holds {len(files)} "
@@ -216,7 +225,10 @@ def _unpacked(raw: bytes) -> list[bytes]:
     return found
 
 
-def _from_base64(data: Any) -> list[bytes]:
+def _files(data: Any) -> list[bytes]:
+    """Files in base64, or as they are, which JSON can't hold."""
+    if isinstance(data, list) and data and all(isinstance(file, bytes) for file in data):
+        return data
     if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
         raise BadRequest(
             f"The data of {FILES!r} must be a list of texts: files in base64. Binary data spare "
@@ -256,6 +268,11 @@ def _outputs(content: dict[str, Any]) -> dict[str, bool]:
 _TYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 
 
+def output_tensor(response: InferResponse, name: str) -> np.ndarray:
+    """An output in the bytes that go over the wire."""
+    return np.ascontiguousarray(response.outputs[name], _TYPES[OUTPUTS[name]])
+
+
 def write_response(response: InferResponse, outputs: dict[str, bool]) -> tuple[bytes, int | None]:
     """A response's body, and the length of its JSON where binary data follow (else None).
 
@@ -265,7 +282,7 @@ def write_response(response: InferResponse, outputs: dict[str, bool]) -> tuple[b
     """
     described, raw = [], []
     for name, binary in outputs.items():
-        values = np.ascontiguousarray(response.outputs[name], _TYPES[OUTPUTS[name]])
+        values = output_tensor(response, name)
         entry: dict[str, Any] = {
             "name": name,
             "datatype": OUTPUTS[name],
