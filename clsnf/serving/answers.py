@@ -1,23 +1,16 @@
-"""What is answered about pictures and models: the types of ``schemas.py``, and maps as files."""
+"""What is answered about pictures and models: the types of ``schemas.py``."""
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 
 import numpy as np
 
-from clsnf.data.images import png_bytes, restore_map
-from clsnf.detector import Detector
-from clsnf.evaluation.pictures import heat_map, overlay
 from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.inference import NetworkOutput
-from clsnf.serving.preprocess import Picture
+from clsnf.serving.reading import Picture
 from clsnf.serving.schemas import (
     ImageAnswer,
-    MapChoice,
-    MapFile,
     Milliseconds,
     ModelLine,
     ModelPage,
@@ -36,19 +29,12 @@ class Inspection:
     Attributes:
         answer: without the map.
         score_map: (H, W) float32 on the network's canvas.
-        map_file: a PNG or an NPY file, as asked for; None where none was.
+        map_file: a PNG or an NPY file, as asked for, in base64 if so; None where none was.
     """
 
     answer: ImageAnswer
     score_map: np.ndarray
-    map_file: bytes | None
-
-    def answer_with_map(self, choice: MapChoice) -> ImageAnswer:
-        """The answer, with the map in base64 unless `choice` is ``none``."""
-        if self.map_file is None or choice == "none":
-            return self.answer
-        text = base64.b64encode(self.map_file).decode()
-        return self.answer.model_copy(update={"map": MapFile(format=choice, base64=text)})
+    map_file: memoryview | None
 
 
 def verdict_of(score: float, threshold: ActiveThreshold) -> Verdict:
@@ -88,24 +74,6 @@ def _reading(higher: int, normals: int) -> str:
     return (
         f"{higher} of {normals} normal pictures score{'s' if higher == 1 else ''} as high or higher"
     )
-
-
-def draw_map(
-    picture: Picture,
-    output: NetworkOutput,
-    detector: Detector,
-    threshold: ActiveThreshold,
-    choice: MapChoice,
-) -> bytes:
-    """A picture's map as a file; `choice` is not ``none``."""
-    score_map = restore_map(output.score_map, picture.placement)
-    if choice == "npy":
-        file = io.BytesIO()
-        np.save(file, score_map, allow_pickle=False)
-        return file.getvalue()
-    if choice == "png":
-        return png_bytes(heat_map(score_map, detector.shown_from, 1.2 * threshold.map_value))
-    return png_bytes(overlay(picture.image(), score_map, detector.shown_from, threshold.map_value))
 
 
 def model_line(entry: ModelEntry, setting: ThresholdSetting | None, loaded: bool) -> ModelLine:

@@ -7,27 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from clsnf import __version__
 from clsnf.serving.answers import Inspection, model_line, model_page
-from clsnf.serving.errors import NotAcceptable, RequestError, ServiceUnavailable
+from clsnf.serving.errors import RequestError, UnprocessableContent, UnsupportedMediaType
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import INSPECT, RequestMetrics
-from clsnf.serving.openapi import IMAGE_BODY, problems
-from clsnf.serving.request_body import MULTIPART, image_files, media_type, read_before, read_body
+from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, problems
+from clsnf.serving.reading import RequestBody
+from clsnf.serving.reading_worker import Buffer
+from clsnf.serving.request_body import (
+    FRAME_SHAPE,
+    MULTIPART,
+    client_of,
+    encoded_body,
+    image_form,
+    media_type,
+    read_body,
+    while_connected,
+)
+from clsnf.serving.responses import PartsResponse, json_answer
 from clsnf.serving.routes_v2 import routes_v2
 from clsnf.serving.schemas import (
     Answers,
@@ -40,7 +51,7 @@ from clsnf.serving.schemas import (
     Problem,
     Readiness,
 )
-from clsnf.serving.service import InspectionService
+from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
 from clsnf.serving.tokens import check_token, read_token
 
@@ -53,6 +64,7 @@ _ABOUT = (
     "the p-value says where it stands among the held-out good pictures.\n"
 )
 _BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with.")
+_THRESHOLD_BYTES = 4096  # of a body that sets a threshold
 # The page loads nothing from another host.
 _POLICY = "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'"
 
@@ -89,38 +101,40 @@ def build_app(service: InspectionService) -> FastAPI:
     return app
 
 
-def _json(answer: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON answer, with the keys that are set."""
-    return JSONResponse(answer.model_dump(exclude_unset=True), status, headers)
-
-
 # ---- problems ----
 
 
 def _add_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
-        return _json(Problem(error=str(error), **error.details), error.status, error.headers)
+        return json_answer(Problem(error=str(error), **error.details), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        found = [
-            f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}"
-            for e in error.errors()
-        ]
-        return _json(Problem(error="; ".join(found)[:1000]), 422)
+        # The first part of a place says whether it is in the path, the query or the body.
+        errors = [{**found, "loc": found["loc"][1:] or found["loc"]} for found in error.errors()]
+        return json_answer(Problem(error=_reasons(errors)), 422)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         headers = None if error.headers is None else dict(error.headers)
-        return _json(Problem(error=str(error.detail)), error.status_code, headers)
+        return json_answer(Problem(error=str(error.detail)), error.status_code, headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _json(
+        return json_answer(
             Problem(error="This is a bug in clsnf; the server's log has the details."), 500
         )
+
+
+def _reasons(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Errors of pydantic in one line."""
+    found = [
+        ": ".join(filter(None, (".".join(map(str, error["loc"])), error["msg"])))
+        for error in errors
+    ]
+    return "; ".join(found)[:1000]
 
 
 # ---- models ----
@@ -139,7 +153,7 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
         entry = service.store.entry(category)
         setting = service.thresholds.settings.get(category)
         loaded = (entry.category, entry.version) in loaded_versions()
-        return _json(model_page(entry, setting, loaded))
+        return json_answer(model_page(entry, setting, loaded))
 
     @app.get("/v1/models", response_model=ModelList, tags=["models"])
     async def models() -> Response:
@@ -151,7 +165,7 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
             for category, entry in sorted(catalogue.entries.items())
         ]
         folder = str(catalogue.folder)
-        return _json(ModelList(models=lines, folder=folder, refused=service.store.refused))
+        return json_answer(ModelList(models=lines, folder=folder, refused=service.store.refused))
 
     @app.get(
         "/v1/models/{category}",
@@ -167,15 +181,17 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
         "/v1/models/{category}/threshold",
         dependencies=[Depends(authorize)],
         response_model=ModelPage,
-        responses=problems(400, 401, 403, 404, 422, 503),
+        responses=problems(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
+        openapi_extra=THRESHOLD_BODY,
         tags=["models"],
     )
-    async def set_threshold(category: str, new: NewThreshold) -> Response:
+    async def set_threshold(request: Request, category: str) -> Response:
         """Set a category's threshold, on all replicas, until it is set again or deleted.
 
         Give a false-reject rate, or a value for this version of the model.
         """
         entry = service.store.entry(category)
+        new = await _new_threshold(request, service)
         await asyncio.to_thread(service.thresholds.set, entry, **new.model_dump(exclude_unset=True))
         return page_of(category)
 
@@ -191,6 +207,19 @@ def _add_models(app: FastAPI, service: InspectionService, token: str | None) -> 
         entry = service.store.entry(category)
         await asyncio.to_thread(service.thresholds.set, entry)
         return page_of(category)
+
+
+async def _new_threshold(request: Request, service: InspectionService) -> NewThreshold:
+    """The threshold in a request's body, which is read only now, after the token."""
+    if media_type(request) != "application/json":
+        raise UnsupportedMediaType("A threshold comes as JSON: Content-Type: application/json.")
+    deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
+    with service.bodies.hold(client_of(request)) as holding:
+        body = await read_body(request, _THRESHOLD_BYTES, holding, deadline)
+    try:
+        return NewThreshold.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise UnprocessableContent(_reasons(error.errors())) from error
 
 
 # ---- inspection ----
@@ -223,6 +252,16 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
                 ),
             ),
         ] = "none",
+        shape: Annotated[
+            str | None,
+            Query(
+                pattern=FRAME_SHAPE,
+                description=(
+                    "of a raw frame: HEIGHTxWIDTHx3 (RGB) or HEIGHTxWIDTHx1 (grey), uint8, row by "
+                    "row"
+                ),
+            ),
+        ] = None,
     ) -> Response:
         """Inspect images.
 
@@ -232,25 +271,24 @@ def _add_inspection(app: FastAPI, service: InspectionService) -> None:
         """
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         service.store.entry(category)
-        with service.admit():
-            body = await read_before(deadline, read_body(request, limit))
-            files = await image_files(request, body, max_images)
-            overlay_alone = _prefers_png(request.headers.get("accept", ""))
-            if overlay_alone and len(files) > 1:
-                raise NotAcceptable(
-                    f"There are {len(files)} images: with Accept: image/png send one at a time."
+        source = encoded_body(request, image_form(request, shape, max_images), limit)
+        alone = _prefers_png(request.headers.get("accept", ""))
+        wish = MapWish("overlay", alone=True) if alone else MapWish(map_choice, in_base64=True)
+        async with AsyncExitStack() as held:
+            holding = held.enter_context(service.bodies.hold(client_of(request)))
+            data = await read_body(request, limit, holding, deadline)
+            async with service.answer_before(deadline), while_connected(request):
+                inspections, _ = await service.inspect_body(
+                    category, RequestBody(source, data), wish, held
                 )
-            async with service.answer_before(deadline):
-                inspections = await service.inspect(
-                    category, files, "overlay" if overlay_alone else map_choice, admitted=1
-                )
-        if overlay_alone:
-            return _overlay_response(inspections[0])
-        answers = [inspection.answer_with_map(map_choice) for inspection in inspections]
-        return _json(Answers(answers=answers) if media_type(request) == MULTIPART else answers[0])
+            if alone:
+                return _overlay_response(inspections[0], held)
+            return _answers_response(
+                inspections, wish.choice, media_type(request) == MULTIPART, held
+            )
 
 
-def _overlay_response(inspection: Inspection) -> Response:
+def _overlay_response(inspection: Inspection, held: AsyncExitStack) -> Response:
     """The overlay as a PNG, with the answer in headers."""
     answer = inspection.answer
     headers = {
@@ -260,7 +298,26 @@ def _overlay_response(inspection: Inspection) -> Response:
         "Clsnf-P-Value": str(answer.p_value),
         "Clsnf-Version": answer.version,
     }
-    return Response(inspection.map_file, media_type="image/png", headers=headers)
+    assert inspection.map_file is not None
+    return PartsResponse([inspection.map_file], "image/png", headers, held)
+
+
+def _answers_response(
+    inspections: Sequence[Inspection], choice: MapChoice, listed: bool, held: AsyncExitStack
+) -> Response:
+    """The answers as JSON, with maps that are in base64 already."""
+    parts: list[Buffer] = []
+    for inspection in inspections:
+        text = inspection.answer.model_dump_json(exclude_unset=True).encode()
+        parts.append(b"," if parts else b"")
+        if inspection.map_file is None:
+            parts.append(text)
+        else:  # the map is the last key
+            parts.append(text[:-1] + f',"map":{{"format":"{choice}","base64":"'.encode())
+            parts += [inspection.map_file, b'"}}']
+    if listed:
+        parts = [b'{"answers":[', *parts, b"]}"]
+    return PartsResponse(parts, "application/json", {}, held)
 
 
 def _prefers_png(accept: str) -> bool:
@@ -289,8 +346,7 @@ def _add_health(app: FastAPI, service: InspectionService) -> None:
     @app.get("/readyz", responses=problems(503), tags=["health"])
     async def readyz() -> Readiness:
         """Models can be asked."""
-        if not service.ready:
-            raise ServiceUnavailable("The server is closing.")
+        service.check_ready()
         store = service.store
         return Readiness(
             status="ready", models=len(store.catalogue.entries), loaded=len(store.loaded)

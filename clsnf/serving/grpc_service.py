@@ -4,8 +4,9 @@ For clients such as ``tritonclient[grpc]``. Inputs, outputs and limits are those
 (:mod:`clsnf.serving.routes_v2`), and a refusal has the same line.
 
 ModelInfer is a call with one message each way. Here it is handled as one that streams its request,
-which looks the same on the wire: so the token and a place in the queue come before the message is
-received.
+which looks the same on the wire: so the token comes before the message is received, and how many
+are received at a time is bounded. The size of a message is known when it is whole. Then it counts
+in the budget of bodies, and takes places in the queue.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,29 @@ import grpc
 
 from clsnf import __version__
 from clsnf.core.errors import SettingsError
-from clsnf.serving.errors import BadRequest, NotFound, RequestError
-from clsnf.serving.grpc_messages import SERVICE, message_class, parsed, read_call, write_call
-from clsnf.serving.metrics import UNKNOWN_CATEGORY
-from clsnf.serving.open_inference import (
-    INPUT_SHAPES,
-    named_images,
-    output_arrays,
-    output_shapes,
-    served_entry,
+from clsnf.serving.errors import (
+    BadRequest,
+    NotFound,
+    RequestError,
+    RequestTimeout,
+    ServiceUnavailable,
+    TooManyRequests,
 )
-from clsnf.serving.request_body import read_before
-from clsnf.serving.service import InspectionService
+from clsnf.serving.grpc_messages import (
+    SERVICE,
+    GrpcInferBody,
+    asked_model,
+    message_class,
+    parsed,
+    written_response,
+)
+from clsnf.serving.metrics import UNKNOWN_CATEGORY
+from clsnf.serving.open_inference import INPUT_SHAPES, output_shapes, response_of, served_entry
+from clsnf.serving.reading import RequestBody
+from clsnf.serving.reading_tasks import Encoded
+from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
-from clsnf.serving.tensors import INPUTS, OUTPUTS, InferResponse
+from clsnf.serving.tensors import INPUTS, OUTPUTS
 
 Authorize = Callable[[str | None], None]
 """Checks the token that a call gives (None where it gives none). Raises Unauthorized, Forbidden."""
@@ -44,6 +55,9 @@ Authorize = Callable[[str | None], None]
 log = logging.getLogger("clsnf.serving")
 
 _BUG = "This is a bug in clsnf; the server's log has the details."
+_RECEIVING = 32  # messages at a time, half of them from one client
+_RECEIVE_S = 15.0  # for a message
+_RETRY = 1  # seconds
 _GIVEN_UP = 499  # the status in the metrics of a call that its client ended
 _MAX_CALLS = 1000  # at a time, with those of health
 _SMALL = 64 * 1024  # bytes of any message but ModelInfer's
@@ -200,7 +214,11 @@ class _SmallCalls:
         return message_class("ServerLiveResponse")(live=True)
 
     def server_ready(self, request: Any) -> Any:
-        return message_class("ServerReadyResponse")(ready=self._service.ready)
+        try:
+            self._service.check_ready()
+        except ServiceUnavailable:
+            return message_class("ServerReadyResponse")(ready=False)
+        return message_class("ServerReadyResponse")(ready=True)
 
     def server_metadata(self, request: Any) -> Any:
         return message_class("ServerMetadataResponse")(
@@ -240,6 +258,7 @@ class _Inference:
 
     def __init__(self, service: InspectionService, authorize: Authorize | None) -> None:
         self._service, self._authorize = service, authorize
+        self._receiving: Counter[str] = Counter()  # by client
 
     async def call(
         self, messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
@@ -263,27 +282,51 @@ class _Inference:
         context: grpc.aio.ServicerContext[Any, Any],
         outcome: _Outcome,
     ) -> bytes:
-        service = self._service
-        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
+        service, settings = self._service, self._service.settings
+        deadline = asyncio.get_running_loop().time() + settings.deadline_s
         if self._authorize is not None:
             self._authorize(_bearer(context))
-        with service.admit():
-            data = await read_before(deadline, _only(messages))
+        client = context.peer().rpartition(":")[0]
+        async with AsyncExitStack() as held:
+            holding = held.enter_context(service.bodies.hold(client))
+            data = await self._received(messages, client, deadline)
+            holding.add(len(data))
+            category, version = asked_model(data)
+            outcome.category = category
+            served_entry(service.store, category, version)
             async with service.answer_before(deadline):
-                call = await service.run_in_reader(partial(read_call, data))
-                outcome.category = call.category
-                served_entry(service.store, call.category, call.version)
-                images = named_images(call.request.images, service.settings.max_megapixels)
-                inspections = await service.inspect(call.category, images, admitted=1)
-                response = InferResponse(
-                    call.category,
-                    inspections[0].answer.version,
-                    call.request.id,
-                    output_arrays(inspections),
-                )
-                return await service.run_in_reader(
-                    partial(write_call, response, list(call.request.outputs))
-                )
+                form = GrpcInferBody(settings.images_per_request)
+                body = RequestBody(Encoded(form, "", len(data)), data)
+                inspections, head = await service.inspect_body(category, body, MapWish(), held)
+            assert head is not None
+            return written_response(response_of(category, inspections, head.id), list(head.outputs))
+
+    async def _received(
+        self, messages: AsyncIterator[bytes], client: str, deadline: float
+    ) -> bytes:
+        """The call's message.
+
+        Raises:
+            TooManyRequests: too many are received already.
+            RequestTimeout: it did not come in time.
+        """
+        if self._receiving.total() >= _RECEIVING or 2 * self._receiving[client] >= _RECEIVING:
+            raise TooManyRequests(
+                f"{self._receiving.total()} messages are under way: come again.", _RETRY
+            )
+        self._receiving[client] += 1
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(min(deadline, loop.time() + _RECEIVE_S)):
+                return await _only(messages)
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"The message was not there within {_RECEIVE_S:g} s: is the network slow?"
+            ) from error
+        finally:
+            self._receiving[client] -= 1
+            if not self._receiving[client]:
+                del self._receiving[client]
 
     def _record(self, outcome: _Outcome, seconds: float) -> None:
         known = outcome.category in self._service.store.catalogue.entries

@@ -11,7 +11,7 @@ import torch
 
 from clsnf.serving.errors import ServiceUnavailable
 from clsnf.serving.metrics import ServerMetrics
-from clsnf.serving.preprocess import Picture
+from clsnf.serving.reading import Picture
 from clsnf.serving.store import LoadedModel
 
 
@@ -74,6 +74,11 @@ class NetworkRunner:
             for score_map, score in zip(maps, scores, strict=True)
         ]
 
+    def probe(self, model: LoadedModel) -> None:
+        """Compute a black picture, which no metric counts. Raises as :meth:`run` does."""
+        black = torch.zeros((1, 3, *model.entry.image_size), dtype=torch.uint8)
+        self._compute(model, black, None)
+
     def _score(
         self, model: LoadedModel, pictures: Sequence[Picture]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -82,12 +87,17 @@ class NetworkRunner:
         placements = [p.placement for p in pictures]
         padded = any(p.padded for p in placements)
         valid = torch.stack([p.valid for p in placements]) if padded else None
+        return self._compute(model, images, valid)
+
+    def _compute(
+        self, model: LoadedModel, images: torch.Tensor, valid: torch.Tensor | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         try:
             with torch.autocast(self._device_type, dtype=torch.bfloat16, enabled=self._mixed):
                 return model.detector.score_placed(images, valid)
         except torch.OutOfMemoryError as error:
             raise ServiceUnavailable(
-                f"The device has no memory for {len(pictures)} images at once: lower batch_size, "
+                f"The device has no memory for {len(images)} images at once: lower batch_size, "
                 "or the share of other replicas."
             ) from error
         except torch.AcceleratorError as error:

@@ -52,6 +52,11 @@ METRICS = {
         "model was calibrated on.",
         ("category", "look"),
     ),
+    "clsnf_readers_replaced_total": Metric(
+        "counter",
+        "Processes that read images and were replaced: late, gone (their client) or died.",
+        ("cause",),
+    ),
     "clsnf_waiting_images": Metric("gauge", "Images that wait for their answer.", ()),
     "clsnf_model_bytes": Metric("gauge", "Parameters of loaded models.", ("category", "version")),
     "clsnf_models_refused": Metric(

@@ -9,9 +9,8 @@ import numpy as np
 from clsnf.serving.answers import Inspection
 from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.errors import NotFound
-from clsnf.serving.preprocess import check_sides
 from clsnf.serving.store import ModelStore
-from clsnf.serving.tensors import FILES, OUTPUTS, PIXELS
+from clsnf.serving.tensors import FILES, OUTPUTS, PIXELS, InferResponse
 
 INPUT_SHAPES = {PIXELS: [-1, -1, -1, 3], FILES: [-1]}
 
@@ -32,24 +31,16 @@ def output_shapes(entry: ModelEntry) -> dict[str, list[int]]:
     return {name: [-1, *entry.image_size] if name == "map" else [-1] for name in OUTPUTS}
 
 
-def named_images(
-    images: Sequence[np.ndarray | bytes], max_megapixels: int
-) -> list[tuple[str, np.ndarray | bytes]]:
-    """Each image with a name for messages. Raises BadRequest for arrays of absurd sides."""
-    named = [(f"image {index}", image) for index, image in enumerate(images)]
-    for name, image in named:
-        if isinstance(image, np.ndarray):
-            check_sides((image.shape[0], image.shape[1]), name, max_megapixels)
-    return named
-
-
-def output_arrays(inspections: list[Inspection]) -> dict[str, np.ndarray]:
-    """Outputs for N images: (N,) each, the map (N, H, W)."""
+def response_of(
+    category: str, inspections: Sequence[Inspection], request_id: str | None
+) -> InferResponse:
+    """The response about N images."""
     answers = [inspection.answer for inspection in inspections]
-    return {
+    outputs = {
         "score": np.array([answer.score for answer in answers]),
         "threshold": np.array([answer.threshold for answer in answers]),
         "verdict": np.array([answer.verdict == "defect" for answer in answers]),
         "p_value": np.array([answer.p_value for answer in answers]),
-        "map": np.stack([inspection.score_map for inspection in inspections]),
     }
+    maps = [inspection.score_map for inspection in inspections]
+    return InferResponse(category, answers[0].version, request_id, outputs, maps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clsnf.serving.request_body import IMAGE_TYPES, MULTIPART
-from clsnf.serving.schemas import Problem
+from clsnf.serving.schemas import NewThreshold, Problem
 
 REASONS = {
     400: "Not an image, half an image, absurd dimensions, or a body that is not what it says.",
@@ -42,6 +42,12 @@ IMAGE_BODY = {
                 }
             },
         },
+    }
+}
+THRESHOLD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": NewThreshold.model_json_schema()}},
     }
 }
 INFER_BODY = {

@@ -1,12 +1,10 @@
-"""From a request's bytes to pictures on the network's canvas.
+"""From an image's bytes to the network's canvas; runs in workers of the reading pool.
 
 The limits come first, by the image's header. Then the same reader and the same preprocessing as in
 training.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,64 +13,47 @@ from clsnf.core.config import ImageSettings
 from clsnf.core.errors import ImageError
 from clsnf.data.image_statistics import statistics_of
 from clsnf.data.images import Placement, announced_size, decode_image, decode_placed, place
+from clsnf.serving.body_forms import Item
 from clsnf.serving.errors import BadRequest
 
 # Sides of an image in pixels: a smaller image shows no product, and OpenCV draws no larger one.
 SHORTEST, LONGEST = 16, 32_000
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture that is ready for the network.
+def place_item(
+    data: memoryview, item: Item, settings: ImageSettings, max_megapixels: int
+) -> tuple[torch.Tensor, Placement, np.ndarray]:
+    """An image of a body on the canvas.
 
-    Attributes:
-        name: for messages and answers.
-        placed: (3, H, W) uint8 on the canvas.
-        placement: where it lies there.
-        statistics: (5,), see :func:`clsnf.data.image_statistics.statistics_of`.
-        source: what it came as, a file's bytes or (h, w, 3) uint8. An overlay decodes it again:
-            the decoded pictures of all requests that wait could fill the memory.
-    """
-
-    name: str
-    placed: torch.Tensor
-    placement: Placement
-    statistics: np.ndarray
-    source: bytes | np.ndarray
-
-    def image(self) -> np.ndarray:
-        """(h, w, 3) uint8."""
-        return (
-            decode_image(self.source, self.name) if isinstance(self.source, bytes) else self.source
-        )
-
-
-def picture_from_file(
-    data: bytes, name: str, settings: ImageSettings, max_megapixels: int
-) -> Picture:
-    """The picture of a file's bytes.
+    Returns:
+        (3, H, W) uint8; where it lies there; its statistics (5,), see
+        :func:`clsnf.data.image_statistics.statistics_of`.
 
     Raises:
         BadRequest: not an image, half an image, or one of absurd dimensions, with the reason.
     """
     try:
-        check_sides(announced_size(data, name), name, max_megapixels)
-        return _picture(*decode_placed(data, name, settings), data, name)
+        if item.shape is None:
+            content = bytes(data[item.start : item.stop])
+            check_sides(announced_size(content, item.name), item.name, max_megapixels)
+            placed, placement = decode_placed(content, item.name, settings)
+        else:
+            check_sides(item.shape[:2], item.name, max_megapixels)
+            placed, placement = place(decode_item(data, item), settings)
     except ImageError as error:
         raise BadRequest(str(error)) from error
     except MemoryError as error:
-        raise BadRequest(f"{name} needs more memory than there is: scale it down.") from error
+        raise BadRequest(f"{item.name} needs more memory than there is: scale it down.") from error
+    return placed.contiguous(), placement, statistics_of(placed)
 
 
-def picture_from_array(image: np.ndarray, name: str, settings: ImageSettings) -> Picture:
-    """The picture of an RGB array (h, w, 3) uint8, whose sides the caller has checked."""
-    return _picture(*place(image, settings), image, name)
-
-
-def _picture(
-    placed: torch.Tensor, placement: Placement, source: bytes | np.ndarray, name: str
-) -> Picture:
-    return Picture(name, placed, placement, statistics_of(placed), source)
+def decode_item(data: memoryview, item: Item) -> np.ndarray:
+    """(h, w, 3) uint8 RGB. Raises ImageError."""
+    content = data[item.start : item.stop]
+    if item.shape is None:
+        return decode_image(bytes(content), item.name)
+    pixels = np.frombuffer(content, np.uint8).reshape(item.shape)
+    return np.repeat(pixels, 3, axis=2) if item.shape[2] == 1 else pixels
 
 
 def check_sides(size: tuple[int, int], name: str, max_megapixels: int) -> None:

@@ -1,35 +1,66 @@
-"""Bodies of HTTP requests, within limits: raw, multipart, compressed.
+"""Bodies of HTTP requests as they arrive: within limits of size, pace and memory.
 
-Nothing about a body is trusted: clients may send anything.
+They are taken as they are. What is in them is found in worker processes, by the forms of
+:mod:`clsnf.serving.body_forms`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import AsyncGenerator, Awaitable
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from clsnf.serving.errors import BadRequest, ContentTooLarge, RequestTimeout, UnsupportedMediaType
+from clsnf.serving.body_forms import (
+    BodyForm,
+    FileBody,
+    FrameBody,
+    MultipartBody,
+    boundary_of,
+    too_large,
+)
+from clsnf.serving.budget import BodyHolding
+from clsnf.serving.errors import (
+    BadRequest,
+    RequestTimeout,
+    UnprocessableContent,
+    UnsupportedMediaType,
+)
+from clsnf.serving.reading_tasks import Encoded
 
+# The first five are what a file is; the others are names that cameras and libraries give them.
 IMAGE_TYPES = (
     "image/png",
     "image/jpeg",
     "image/bmp",
     "image/tiff",
     "image/webp",
+    "image/jpg",
+    "image/x-png",
+    "image/tif",
     "image/x-portable-anymap",
     "image/x-portable-bitmap",
     "image/x-portable-graymap",
     "image/x-portable-pixmap",
     "application/octet-stream",
+    "binary/octet-stream",
 )
 MULTIPART = "multipart/form-data"
+FRAME_SHAPE = r"^[0-9]{1,5}x[0-9]{1,5}x[13]$"
+_OCTETS = ("application/octet-stream", "binary/octet-stream")
 # Both say nothing about the body: the second one is curl's default.
 _UNSPECIFIED = ("", "application/x-www-form-urlencoded")
+
+_STALL = 5.0  # seconds without a byte, or before the pace counts
+_PACE = 16 * 1024  # bytes a second
+_MOST_DIGITS = 18  # of a Content-Length
+
+
+def client_of(request: Request) -> str:
+    """The address that a request comes from."""
+    return request.client.host if request.client else ""
 
 
 def media_type(request: Request) -> str:
@@ -41,124 +72,117 @@ def media_type(request: Request) -> str:
     return "application/octet-stream" if named in _UNSPECIFIED else named
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, decompressed, of at most `limit` bytes.
+async def read_body(
+    request: Request, limit: int, holding: BodyHolding, deadline: float
+) -> bytearray:
+    """The body as it comes, of at most `limit` bytes, which `holding` then holds.
+
+    Args:
+        request: whose body was not read yet.
+        limit: bytes.
+        holding: of this request.
+        deadline: a time of the event loop.
 
     Raises:
         ContentTooLarge: it has more bytes.
-        UnsupportedMediaType: an encoding that is not read.
-        BadRequest: it is damaged or broke off.
+        TooManyRequests: the replica has no memory for it.
+        RequestTimeout: it was not there at the deadline, made no progress, or is too slow.
+        BadRequest: it broke off.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
-    parts, size = [], 0
+    if announced.isdecimal() and (len(announced) > _MOST_DIGITS or int(announced) > limit):
+        raise too_large(limit)
+    body = bytearray()
+    loop = asyncio.get_running_loop()
+    slow = loop.time() + _STALL
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(limit)
-            parts.append(chunk)
-    except ClientDisconnect as error:
-        raise BadRequest("The request broke off within its body.") from error
-    return _decompressed(
-        b"".join(parts), request.headers.get("content-encoding", "").strip().lower(), limit
-    )
-
-
-async def read_before(deadline: float, reading: Awaitable[bytes]) -> bytes:
-    """The result of `reading` a body, if it is there by `deadline`, a time of the event loop.
-
-    Raises:
-        RequestTimeout: it is not.
-    """
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await reading
+        async with asyncio.timeout_at(min(deadline, slow)) as clock:
+            async for chunk in request.stream():
+                if not chunk:
+                    continue
+                if len(body) + len(chunk) > limit:
+                    raise too_large(limit)
+                holding.add(len(chunk))
+                body += chunk
+                by_pace = max(slow, slow - _STALL + len(body) / _PACE)
+                clock.reschedule(min(deadline, by_pace, loop.time() + _STALL))
     except TimeoutError as error:
         raise RequestTimeout(
-            "The body did not arrive before the deadline: is the network slow?"
+            f"The body came too slowly: {len(body)} bytes are there. It must not pause for "
+            f"{_STALL:g} s, bring {_PACE // 1024} KiB a second and end before the deadline."
         ) from error
+    except ClientDisconnect as error:
+        raise BadRequest("The request broke off within its body.") from error
+    return body
 
 
-async def image_files(request: Request, body: bytes, max_images: int) -> list[tuple[str, bytes]]:
-    """Names and bytes of the images in a raw or multipart body.
+def encoded_body(request: Request, form: BodyForm, limit: int) -> Encoded:
+    """How a request's body is read. Raises UnsupportedMediaType for an unknown encoding."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity", "gzip", "deflate"):
+        raise UnsupportedMediaType(
+            f"The encoding {encoding[:100]!r} is not read: send gzip, deflate, or as it is."
+        )
+    return Encoded(form, "" if encoding == "identity" else encoding, limit)
+
+
+def image_form(request: Request, shape: str | None, max_images: int) -> BodyForm:
+    """The form of a body of images.
+
+    Args:
+        request: its Content-Type decides.
+        shape: of a raw frame, as :data:`FRAME_SHAPE` has it.
+        max_images: that one request may hold.
 
     Raises:
         UnsupportedMediaType: a body of another kind.
-        ContentTooLarge: more than `max_images` of them.
-        BadRequest: a multipart body that is damaged or holds none.
+        UnprocessableContent: a shape for a body that is no frame.
+        BadRequest: a multipart body without a boundary.
     """
     found = media_type(request)
+    if shape is not None:
+        if found not in _OCTETS or not re.fullmatch(FRAME_SHAPE, shape):
+            raise UnprocessableContent(
+                "shape belongs to a raw frame: HEIGHTxWIDTHx1 or HEIGHTxWIDTHx3, with the "
+                f"Content-Type {_OCTETS[0]}."
+            )
+        height, width, channels = (int(side) for side in shape.split("x"))
+        return FrameBody((height, width, channels))
     if found == MULTIPART:
-        return await _multipart_files(request.headers, body, max_images)
-    if found not in IMAGE_TYPES:
+        return MultipartBody(boundary_of(request.headers["content-type"]), max_images)
+    # The content decides which format it is.
+    if found not in _OCTETS and not found.startswith("image/"):
         raise UnsupportedMediaType(
             f"A body of type {found[:100]!r} is not read: send one of "
             f"{', '.join((*IMAGE_TYPES, MULTIPART))}."
         )
-    return [("the image", body)]
+    return FileBody()
 
 
-async def _multipart_files(
-    headers: Headers, body: bytes, max_images: int
-) -> list[tuple[str, bytes]]:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+@asynccontextmanager
+async def while_connected(request: Request) -> AsyncIterator[None]:
+    """End the block when the client closes the connection; the body must have been read.
 
-    limit = max_images + 1
-    parser = MultiPartParser(headers, stream(), max_files=limit, max_fields=limit)
-    parser.spool_max_size = len(body) + 1  # the body is in memory already: no files on the disk
+    Raises:
+        BadRequest: it did. Nobody sees this answer, but the metrics count it.
+    """
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
-            raise _too_many_images(max_images) from error
-        raise BadRequest(f"The multipart body can't be read: {error.message}") from error
-    except Exception as error:  # the parser raises nearly anything on damaged headers
-        raise BadRequest(
-            f"The multipart body is damaged ({type(error).__name__}): send it again."
-        ) from error
-    files = []
-    for index, (field, part) in enumerate(form.multi_items()):
-        if not isinstance(part, UploadFile):
-            raise BadRequest(f"The part {field[:100]!r} is no file: give it a file name.")
-        files.append((part.filename or f"image {index + 1}", await part.read()))
-    await form.close()
-    if not files:
-        raise BadRequest("The multipart body holds no files: send one or more images.")
-    if len(files) > max_images:
-        raise _too_many_images(max_images)
-    return files
-
-
-def _too_many_images(max_images: int) -> ContentTooLarge:
-    return ContentTooLarge(
-        f"There are more than {max_images} images in one request: at most that many are looked at "
-        "together. Send them in several requests."
-    )
-
-
-def _too_large(limit: int) -> ContentTooLarge:
-    return ContentTooLarge(
-        f"The body is larger than {limit / 2**20:g} MiB: scale images down, or send fewer of them."
-    )
-
-
-def _decompressed(data: bytes, encoding: str, limit: int) -> bytes:
-    if encoding in ("", "identity"):
-        return data
-    if encoding not in ("gzip", "deflate"):
-        raise UnsupportedMediaType(
-            f"The encoding {encoding[:100]!r} is not read: send gzip, deflate, or as it is."
-        )
-    decompressor = zlib.decompressobj(wbits=31 if encoding == "gzip" else 15)
-    try:
-        plain = decompressor.decompress(data, limit + 1)
-    except zlib.error as error:
-        raise BadRequest(f"The body is no whole {encoding} stream: {error}.") from error
-    if len(plain) > limit:
-        raise _too_large(limit)
-    if not decompressor.eof:
-        raise BadRequest(f"The body is cut short: its {encoding} stream has no end.")
-    return plain
+        yield
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        task.uncancel()
+        raise BadRequest("The client has gone before its answer.") from None
+    finally:
+        watcher.cancel()

@@ -8,23 +8,20 @@ one size, or ``files``, N encoded pictures of any size. ``map`` is on the networ
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 from fastapi import APIRouter, Request, Response
 
 from clsnf import __version__
 from clsnf.serving.catalogue import ModelEntry
-from clsnf.serving.errors import ServiceUnavailable
 from clsnf.serving.middleware import INFER, INFER_VERSION
-from clsnf.serving.open_inference import (
-    INPUT_SHAPES,
-    named_images,
-    output_arrays,
-    output_shapes,
-    served_entry,
-)
+from clsnf.serving.open_inference import INPUT_SHAPES, output_shapes, response_of, served_entry
 from clsnf.serving.openapi import INFER_BODY, problems
-from clsnf.serving.request_body import read_before, read_body
+from clsnf.serving.reading import RequestBody
+from clsnf.serving.reading_worker import Buffer
+from clsnf.serving.request_body import client_of, encoded_body, read_body, while_connected
+from clsnf.serving.responses import PartsResponse
 from clsnf.serving.schemas import (
     ModelMetadata,
     ModelReady,
@@ -34,15 +31,14 @@ from clsnf.serving.schemas import (
     ServerReady,
     TensorMetadata,
 )
-from clsnf.serving.service import InspectionService
+from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
 from clsnf.serving.store import ModelStore
 from clsnf.serving.tensors import (
     INPUTS,
     OUTPUTS,
-    InferRequest,
+    InferBody,
     InferResponse,
-    read_request,
     write_response,
 )
 
@@ -79,8 +75,7 @@ def _add_server(routes: APIRouter, service: InspectionService) -> None:
     @routes.get("/health/ready", responses=problems(503))
     async def ready() -> ServerReady:
         """Models can be asked."""
-        if not service.ready:
-            raise ServiceUnavailable("The server is closing.")
+        service.check_ready()
         return ServerReady(ready=True)
 
     @routes.post("/repository/index")
@@ -172,21 +167,29 @@ async def _infer(
 ) -> Response:
     settings = service.settings
     deadline = asyncio.get_running_loop().time() + settings.deadline_s
+    limit = settings.max_megabytes * MiB
     served_entry(service.store, category, version)
-    with service.admit():
-        body = await read_before(deadline, read_body(request, settings.max_megabytes * MiB))
-        async with service.answer_before(deadline):
-            asked: InferRequest = await service.run_in_reader(
-                partial(read_request, body, request.headers.get(_LENGTH))
+    form = InferBody.of(request.headers.get(_LENGTH), settings.images_per_request)
+    source = encoded_body(request, form, limit)
+    async with AsyncExitStack() as held:
+        holding = held.enter_context(service.bodies.hold(client_of(request)))
+        data = await read_body(request, limit, holding, deadline)
+        async with service.answer_before(deadline), while_connected(request):
+            inspections, head = await service.inspect_body(
+                category, RequestBody(source, data), MapWish(), held
             )
-            images = named_images(asked.images, settings.max_megapixels)
-            inspections = await service.inspect(category, images, admitted=1)
-            response = InferResponse(
-                category, inspections[0].answer.version, asked.id, output_arrays(inspections)
-            )
-            content, length = await service.run_in_reader(
-                partial(write_response, response, asked.outputs)
-            )
-    if length is None:
-        return Response(content, media_type="application/json")
-    return Response(content, media_type="application/octet-stream", headers={_LENGTH: str(length)})
+            assert head is not None
+            response = response_of(category, inspections, head.id)
+            text, raw = await _written(service, response, head.outputs)
+        headers = {_LENGTH: str(len(text))} if raw else {}
+        kind = "application/octet-stream" if raw else "application/json"
+        return PartsResponse([text, *raw], kind, headers, held)
+
+
+async def _written(
+    service: InspectionService, response: InferResponse, outputs: dict[str, bool]
+) -> tuple[Buffer, Sequence[Buffer]]:
+    """:func:`write_response`; in a reader where the JSON holds a map."""
+    if outputs.get("map") is False:
+        return await service.reader.write(response, outputs)
+    return write_response(response, outputs)

@@ -1,8 +1,8 @@
-"""The core of a request: admit, decode, place, batch, answer. Knows neither HTTP nor Ray.
+"""The core of a request: admit, read, batch, answer. Knows neither HTTP nor Ray.
 
-A service is made and used inside one event loop, which only hands work on to three kinds of
-threads, so that no part of a request waits for another without need: *readers* decode and resize
-pictures and draw maps, one *network* thread computes, one thread loads models.
+A service is made and used inside one event loop, which only hands work on, so that no part of a
+request waits for another without need: processes read pictures and draw maps (``reading.py``), one
+*network* thread computes, one thread loads models.
 """
 
 from __future__ import annotations
@@ -13,35 +13,62 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from clsnf.core.device import choose_device
-from clsnf.serving.answers import Inspection, draw_map, image_answer
+from clsnf.serving.answers import Inspection, image_answer
 from clsnf.serving.batching import Batcher
+from clsnf.serving.body_forms import InferHead, too_many_images
+from clsnf.serving.budget import Allowance, BodyBudget
 from clsnf.serving.drift import DriftMonitor
-from clsnf.serving.errors import ContentTooLarge, GatewayTimeout, TooManyRequests
+from clsnf.serving.errors import (
+    ContentTooLarge,
+    GatewayTimeout,
+    NotAcceptable,
+    ServiceUnavailable,
+    TooManyRequests,
+)
 from clsnf.serving.inference import NetworkOutput, NetworkRunner
 from clsnf.serving.metrics import ServerMetrics
-from clsnf.serving.preprocess import Picture, picture_from_array, picture_from_file
+from clsnf.serving.reading import MapStyle, Picture, PictureReader, RequestBody, pixels_of
+from clsnf.serving.reading_pool import ReadingPool
 from clsnf.serving.schemas import ImageAnswer, MapChoice, Milliseconds
 from clsnf.serving.settings import MiB, ServingSettings
 from clsnf.serving.store import LoadedModel, ModelStore, load_detector
 from clsnf.serving.thresholds import ActiveThreshold, Thresholds
-
-T = TypeVar("T")
+from clsnf.serving.watchdog import Watchdog
 
 log = logging.getLogger("clsnf.serving")
 
 _REFRESH_SECONDS = 1.0  # how often a replica looks for thresholds that another one was given
 _LONGEST_RETRY = 60  # seconds
+# Bytes that a reader may take: for its libraries, and for each pixel of the largest image. An
+# overlay takes the most, some 40 a pixel.
+_READER_BYTES, _READER_BYTES_PER_PIXEL = 512 * MiB, 64
+_PATIENCE = 20.0  # seconds without any answer after which a replica is not ready
+
+
+@dataclass(frozen=True)
+class MapWish:
+    """The maps that a request asks for.
+
+    Attributes:
+        choice: the kind of map.
+        in_base64: for JSON.
+        alone: the map is the whole answer, so it can be that of one image only.
+    """
+
+    choice: MapChoice = "none"
+    in_base64: bool = False
+    alone: bool = False
 
 
 class InspectionService:
@@ -71,9 +98,6 @@ class InspectionService:
         )
         self.thresholds = Thresholds(Path(settings.state or "."))
         threads = settings.threads or max(1, (_cores() // settings.max_replicas))
-        self._readers = ThreadPoolExecutor(
-            settings.readers, "read", initializer=_set_torch_threads, initargs=(1,)
-        )
         self._network_thread = ThreadPoolExecutor(
             1, "network", initializer=_set_torch_threads, initargs=(threads,)
         )
@@ -85,40 +109,81 @@ class InspectionService:
             settings.batch_wait_ms / 1000,
         )
         self._drift = DriftMonitor()
+        self.bodies = BodyBudget(settings.bodies_mb * MiB)
+        pixels = settings.max_megapixels * 1_000_000
+        self._maps = Allowance(pixels)
+        self._watchdog = Watchdog(self._probe, max(_PATIENCE, settings.deadline_s))
         self._waiting = 0  # images
         self._refresh: asyncio.Task[None] | None = None
         self._closed = False
         if open_models:
             self._roll(Path(settings.models))
+        # Last, because it starts processes.
+        self._pool = ReadingPool(
+            settings.readers,
+            settings.read_s,
+            _READER_BYTES + _READER_BYTES_PER_PIXEL * pixels,
+            partial(self.metrics.record, "clsnf_readers_replaced_total", 1),
+        )
+        self.reader = PictureReader(self._pool, settings.max_megapixels)
 
     # ---- life ----
 
     async def start(self) -> None:
-        """Begin to look for thresholds that other replicas were given."""
+        """Wait for the readers, and begin to look for thresholds that other replicas were given."""
         self._refresh = self._refresh or asyncio.create_task(self._refresh_thresholds())
+        await self._pool.start()
+        self._watchdog.start()
 
     @property
     def ready(self) -> bool:
         """Whether pictures can be inspected."""
         return not self._closed and bool(self.store.catalogue.entries)
 
-    def check_alive(self) -> None:
-        """Check that the device still computes.
+    def check_ready(self) -> None:
+        """Check that a request would be answered now.
 
         Raises:
-            RuntimeError: it does not, so the process must be replaced.
+            ServiceUnavailable: it would not, with the reason.
+        """
+        if not self.ready:
+            raise ServiceUnavailable("The server is closing.")
+        if not self._pool.alive:
+            raise ServiceUnavailable("No process that reads images is there: they are started.")
+        problem = self._watchdog.problem()
+        if problem is not None:
+            raise ServiceUnavailable(f"The server does not answer: {problem}.")
+
+    def check_alive(self) -> None:
+        """Check that the process still computes.
+
+        Raises:
+            RuntimeError: it does not, so it must be replaced.
         """
         if self._runner.device_error is not None:
             raise RuntimeError(f"the network can't compute any more: {self._runner.device_error}")
+        problem = self._watchdog.problem(2 * self._watchdog.patience)
+        if problem is not None:
+            raise RuntimeError(problem)
+
+    async def _probe(self) -> None:
+        """Go the way of a small request, without its queue and its metrics."""
+        await self.reader.probe()
+        loaded = self.store.loaded
+        if loaded:
+            await asyncio.get_running_loop().run_in_executor(
+                self._network_thread, self._runner.probe, loaded[-1]
+            )
 
     async def close(self) -> None:
         self._closed = True
         if self._refresh is not None:
             self._refresh.cancel()
+        await self._watchdog.close()
         await self._batcher.close()
         self.store.close()
-        self._readers.shutdown(wait=False, cancel_futures=True)
         self._network_thread.shutdown(wait=False, cancel_futures=True)
+        await self._pool.close()
 
     async def roll(self, folder: Path) -> None:
         """Roll in the models of a folder: they replace those served now.
@@ -169,7 +234,8 @@ class InspectionService:
     def admit(self, images: int = 1) -> Iterator[None]:
         """Hold places in the queue while the block runs.
 
-        A route does so before it reads a body, so that bodies can't fill the memory.
+        A route does so when a body is whole, so that nobody holds places by sending slowly. The
+        memory that bodies take is bounded by :attr:`bodies`.
 
         Raises:
             TooManyRequests: the queue is full.
@@ -196,63 +262,91 @@ class InspectionService:
         category: str,
         images: Sequence[tuple[str, bytes | np.ndarray]],
         map_choice: MapChoice = "none",
-        *,
-        admitted: int = 0,
     ) -> list[Inspection]:
-        """Inspect the images of one request, which go through the network as one batch.
+        """Inspect images, which go through the network as one batch.
 
         Args:
             category: whose model is asked.
-            images: names and files' bytes, or RGB arrays (h, w, 3) uint8 whose sides were checked.
-            map_choice: the kind of map to draw.
-            admitted: places that the request holds already, see :meth:`admit`.
+            images: names and files' bytes, or RGB arrays (h, w, 3) uint8.
+            map_choice: the kind of map to draw, as a file.
 
         Raises:
             RequestError: with the HTTP status that says what is wrong.
         """
         most = self.settings.images_per_request
         if len(images) > most:
-            raise ContentTooLarge(
-                f"{len(images)} images in one request: at most {most} are looked at together. "
-                "Send them in several requests."
-            )
-        with self.admit(max(0, len(images) - admitted)):
-            started = time.perf_counter()
+            raise too_many_images(most)
+        started = time.perf_counter()
+        with self.admit(len(images)):
             model = await self.store.get(category)
-            pictures = await self._read(model, images)
-            if map_choice != "none":
-                self._check_maps(pictures)
-            read = time.perf_counter()
-            outputs = await self._batcher.submit(model, pictures)
-            computed = time.perf_counter()
-            # Taken once, so that all answers of a request agree.
-            threshold = self.thresholds.active(model.entry, model.detector)
-            map_files = await self._draw(model, pictures, outputs, threshold, map_choice)
-            milliseconds = Milliseconds(
-                read=_milliseconds(read - started),
-                wait=_milliseconds(computed - read - outputs[0].seconds),
-                network=_milliseconds(outputs[0].seconds),
-                draw=_milliseconds(time.perf_counter() - computed),
-                total=_milliseconds(time.perf_counter() - started),
-            )
-            inspections = []
-            for picture, output, map_file in zip(pictures, outputs, map_files, strict=True):
-                answer = image_answer(picture, output, model.entry, threshold, milliseconds)
-                inspections.append(Inspection(answer, output.score_map, map_file))
-                self._record(model, picture, answer)
-            return inspections
+            bodies = [RequestBody.of_image(name, image) for name, image in images]
+            pictures = await self.reader.read_all(bodies, model.detector.settings.image)
+            async with AsyncExitStack() as held:
+                return await self._answer(model, pictures, MapWish(map_choice), held, started)
 
-    async def _read(
-        self, model: LoadedModel, images: Sequence[tuple[str, bytes | np.ndarray]]
-    ) -> list[Picture]:
-        settings, max_megapixels = model.detector.settings.image, self.settings.max_megapixels
+    async def inspect_body(
+        self, category: str, body: RequestBody, wish: MapWish, held: AsyncExitStack
+    ) -> tuple[list[Inspection], InferHead | None]:
+        """Inspect the images of a request's body, which go through the network as one batch.
 
-        def read(name: str, image: bytes | np.ndarray) -> Picture:
-            if isinstance(image, bytes):
-                return picture_from_file(image, name, settings, max_megapixels)
-            return picture_from_array(image, name, settings)
+        Args:
+            category: whose model is asked.
+            body: whole.
+            wish: the maps to draw.
+            held: what the maps hold; to be closed when the answer is sent.
 
-        return await self._run_in_readers([partial(read, name, image) for name, image in images])
+        Returns:
+            Each image's inspection, and what an inference request asks for beside.
+
+        Raises:
+            RequestError: with the HTTP status that says what is wrong.
+        """
+        started = time.perf_counter()
+        with self.admit():
+            model = await self.store.get(category)
+            pictures, head = await self.reader.read(body, model.detector.settings.image)
+            if wish.alone and len(pictures) > 1:
+                raise NotAcceptable(
+                    f"There are {len(pictures)} images: with Accept: image/png send one at a time."
+                )
+            with self.admit(len(pictures) - 1):
+                return await self._answer(model, pictures, wish, held, started), head
+
+    async def _answer(
+        self,
+        model: LoadedModel,
+        pictures: Sequence[Picture],
+        wish: MapWish,
+        held: AsyncExitStack,
+        started: float,
+    ) -> list[Inspection]:
+        """The inspections of pictures, since `started` by the performance counter."""
+        if wish.choice != "none":
+            self._check_maps(pictures)
+        read = time.perf_counter()
+        outputs = await self._batcher.submit(model, pictures)
+        computed = time.perf_counter()
+        # Taken once, so that all answers of a request agree.
+        threshold = self.thresholds.active(model.entry, model.detector)
+        map_files: Sequence[memoryview | None] = [None] * len(pictures)
+        if wish.choice != "none":
+            await held.enter_async_context(self._maps.hold(pixels_of(pictures)))
+            style = _map_style(model, threshold, wish)
+            map_files = await self.reader.draw(pictures, [o.score_map for o in outputs], style)
+        milliseconds = Milliseconds(
+            read=_milliseconds(read - started),
+            wait=_milliseconds(computed - read - outputs[0].seconds),
+            network=_milliseconds(outputs[0].seconds),
+            draw=_milliseconds(time.perf_counter() - computed),
+            total=_milliseconds(time.perf_counter() - started),
+        )
+        inspections = []
+        for picture, output, map_file in zip(pictures, outputs, map_files, strict=True):
+            answer = image_answer(picture, output, model.entry, threshold, milliseconds)
+            inspections.append(Inspection(answer, output.score_map, map_file))
+            self._record(model, picture, answer)
+        self._watchdog.note_answer()
+        return inspections
 
     def _check_maps(self, pictures: Sequence[Picture]) -> None:
         """Refuse maps that would take more memory than one picture of the largest size.
@@ -261,29 +355,11 @@ class InspectionService:
             ContentTooLarge: they would.
         """
         most = self.settings.max_megapixels
-        if sum(p.placement.source[0] * p.placement.source[1] for p in pictures) > most * 1_000_000:
+        if pixels_of(pictures) > most * 1_000_000:
             raise ContentTooLarge(
                 f"The maps of these images have more than {most} megapixels together: ask for "
                 "maps of fewer at a time."
             )
-
-    async def _draw(
-        self,
-        model: LoadedModel,
-        pictures: Sequence[Picture],
-        outputs: Sequence[NetworkOutput],
-        threshold: ActiveThreshold,
-        map_choice: MapChoice,
-    ) -> Sequence[bytes | None]:
-        """The maps as files; None for each picture where the request asks for no maps."""
-        if map_choice == "none":
-            return [None] * len(pictures)
-        return await self._run_in_readers(
-            [
-                partial(draw_map, picture, output, model.detector, threshold, map_choice)
-                for picture, output in zip(pictures, outputs, strict=True)
-            ]
-        )
 
     def _record(self, model: LoadedModel, picture: Picture, answer: ImageAnswer) -> None:
         category = answer.category
@@ -292,23 +368,9 @@ class InspectionService:
         for name, value in self._drift.update(model.entry, picture.statistics).items():
             self.metrics.record("clsnf_drift", value, category, name)
 
-    # ---- threads ----
 
-    async def run_in_reader(self, task: Callable[[], T]) -> T:
-        """The result of a task that would block the event loop, run in a reader's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._readers, task)
-
-    async def _run_in_readers(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Results of tasks run side by side; of several errors, that of the first task."""
-        done = await asyncio.gather(
-            *(self.run_in_reader(task) for task in tasks), return_exceptions=True
-        )
-        results = []
-        for result in done:
-            if isinstance(result, BaseException):
-                raise result
-            results.append(result)
-        return results
+def _map_style(model: LoadedModel, threshold: ActiveThreshold, wish: MapWish) -> MapStyle:
+    return MapStyle(wish.choice, model.detector.shown_from, threshold.map_value, wish.in_base64)
 
 
 def _milliseconds(seconds: float) -> float:

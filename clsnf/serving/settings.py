@@ -52,13 +52,21 @@ class ServingSettings:
     threads: int = setting(
         0, "threads of the network; 0: the machine's cores, divided by max_replicas"
     )
-    readers: int = setting(2, "threads that decode and resize images")
+    readers: int = setting(2, "processes that decode and resize images and draw maps")
     min_replicas: int = setting(1, "replicas that always run")
     max_replicas: int = setting(1, "replicas when queues grow")
     target_requests: float = setting(8.0, "requests per replica that scaling aims at")
     cpus_per_replica: float = setting(1.0, "CPU cores that Ray sets aside for a replica")
     gpus_per_replica: float = setting(
         0.0, "GPUs that Ray sets aside for a replica, such as 1 or 0.25"
+    )
+    read_s: float = setting(
+        10.0, "seconds that reading an image or drawing a map may take; beyond, requests get 504"
+    )
+    bodies_mb: int = setting(
+        256,
+        "MiB of the bodies of all requests under way, half of it for one client; beyond, requests "
+        "get 429",
     )
 
     def __post_init__(self) -> None:
@@ -98,7 +106,13 @@ class ServingSettings:
             "gpus_per_replica",
         ):
             check(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("deadline_s", "target_requests"):
+        check(
+            "bodies_mb",
+            self.bodies_mb >= 2 * self.max_megabytes,
+            f"twice max_megabytes ({self.max_megabytes}) or more, because half of it is for one "
+            "client",
+        )
+        for name in ("deadline_s", "target_requests", "read_s"):
             check(name, getattr(self, name) > 0, "above 0")
 
     @classmethod

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
+import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
+from clsnf.serving.body_forms import InferHead, Item, ParsedBody, too_many_images
 from clsnf.serving.errors import BadRequest
 
 PIXELS, FILES = "images", "files"
@@ -30,76 +32,100 @@ OUTPUTS = {
 }
 
 
+_MOST_SIDES = 8  # of a shape, whatever its input
+_MOST_DIGITS = 12  # of the length of the JSON
+
+
 @dataclass(frozen=True)
-class InferRequest:
-    """An inference request.
+class InferBody:
+    """The body of an inference request, a :class:`clsnf.serving.body_forms.BodyForm`.
 
     Attributes:
-        id: of the request; the response repeats it.
-        images: N RGB arrays (h, w, 3) uint8, or N files' bytes.
-        outputs: names of the outputs, each with whether it shall come as binary data.
+        json_length: bytes of the JSON that binary data follow; None where all is JSON.
+        max_images: that one request may hold.
     """
 
-    id: str | None
-    images: Sequence[np.ndarray | bytes]
-    outputs: dict[str, bool]
+    json_length: int | None
+    max_images: int
+
+    @classmethod
+    def of(cls, header_length: str | None, max_images: int) -> InferBody:
+        """The form for a value of the header, or none. Raises BadRequest."""
+        if header_length is None:
+            return cls(None, max_images)
+        if not header_length.isdecimal() or len(header_length) > _MOST_DIGITS:
+            raise BadRequest(
+                f"Inference-Header-Content-Length is {header_length[:30]!r}: it must be the bytes "
+                "of the JSON."
+            )
+        return cls(int(header_length), max_images)
+
+    def parse(self, data: memoryview) -> ParsedBody:
+        length = len(data) if self.json_length is None else self.json_length
+        if length > len(data):
+            raise BadRequest(
+                f"Inference-Header-Content-Length is {length}, the body has {len(data)} bytes."
+            )
+        tensor, head = checked_request(_parse(data[:length]), self.max_images)
+        left = len(data) - length
+        if (tensor.binary or 0) > left:
+            raise BadRequest(
+                f"The input {tensor.name!r} announces {tensor.binary} bytes, {left} are left in "
+                "the body."
+            )
+        if (tensor.binary or 0) < left:
+            raise BadRequest(f"{left - (tensor.binary or 0)} bytes of the body belong to no input.")
+        if tensor.binary is not None:
+            return ParsedBody(data, tensor.items_within(data, length), head)
+        plain, items = tensor.items_of_json()
+        return ParsedBody(plain, items, head)
+
+
+def checked_request(content: dict[str, Any], max_images: int) -> tuple[InputTensor, InferHead]:
+    """The one input of a request, and what it asks for beside.
+
+    Args:
+        content: as the JSON has it, with a list of ``inputs``.
+        max_images: that one request may hold.
+
+    Raises:
+        BadRequest, ContentTooLarge.
+    """
+    inputs = content["inputs"]
+    if len(inputs) != 1:
+        raise BadRequest(
+            f"There are {len(inputs)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} "
+            "(BYTES)."
+        )
+    tensor = InputTensor.of(inputs[0])
+    if tensor.shape[0] > max_images:
+        raise too_many_images(max_images)
+    return tensor, InferHead(_id(content), _outputs(content))
 
 
 @dataclass(frozen=True)
 class InferResponse:
-    """An inference response; `outputs` holds all of :data:`OUTPUTS`, also those not asked for."""
+    """An inference response.
+
+    Attributes:
+        model_name, model_version, id: as the response names them.
+        outputs: (N,) each, all but ``map``, also those that were not asked for.
+        maps: N, (H, W) float32.
+    """
 
     model_name: str
     model_version: str
     id: str | None
-    outputs: dict[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    maps: Sequence[np.ndarray]
 
 
-def read_request(body: bytes, header_length: str | None) -> InferRequest:
-    """The request in a body; `header_length` is the header's text. Raises BadRequest."""
-    text, binary = _split(body, header_length)
-    return request_of(_parse(text), binary)
-
-
-def request_of(content: dict[str, Any], binary: bytes) -> InferRequest:
-    """The request that `content` describes, as the JSON has it; raises BadRequest.
-
-    Args:
-        content: with a list of ``inputs``. The files of :data:`FILES` may be bytes too.
-        binary: of the tensors that say ``binary_data_size``, in their order.
-    """
-    tensors = _read_tensors(content["inputs"], binary)
-    if len(tensors) != 1:
-        raise BadRequest(
-            f"There are {len(tensors)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} "
-            "(BYTES)."
-        )
-    request_id = content.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise BadRequest("id must be a text.")
-    return InferRequest(request_id, tensors[0].images(), _outputs(content))
-
-
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    """The JSON and the binary data of a body."""
-    if header_length is None:
-        return body, b""
-    if not header_length.isdecimal() or int(header_length) > len(body):
-        raise BadRequest(
-            f"Inference-Header-Content-Length is {header_length[:30]!r}, the body has "
-            f"{len(body)} bytes."
-        )
-    return body[: int(header_length)], body[int(header_length) :]
-
-
-def _parse(text: bytes) -> dict[str, Any]:
+def _parse(text: memoryview) -> dict[str, Any]:
     """The JSON of a request, with a list of ``inputs``."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(
-            f"The body is no JSON ({type(error).__name__}: {str(error)[:200]})."
-        ) from error
+        content = orjson.loads(text)
+    except ValueError as error:
+        raise BadRequest(f"The body is no JSON ({str(error)[:200]}).") from error
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
         raise BadRequest(
             'The body must be {"inputs": [...]}, as the Open Inference Protocol has it.'
@@ -107,27 +133,15 @@ def _parse(text: bytes) -> dict[str, Any]:
     return content
 
 
-def _read_tensors(inputs: list[Any], binary: bytes) -> list[_Tensor]:
-    """The inputs, those with binary data filled from it, in order."""
-    tensors = []
-    for content in inputs:
-        tensor = _Tensor.of(content)
-        if tensor.binary is not None:
-            if tensor.binary > len(binary):
-                raise BadRequest(
-                    f"The input {tensor.name!r} announces {tensor.binary} bytes, {len(binary)} "
-                    "are left in the body."
-                )
-            size = tensor.binary
-            tensor, binary = tensor.filled(binary[:size]), binary[size:]
-        tensors.append(tensor)
-    if binary:
-        raise BadRequest(f"{len(binary)} bytes of the body belong to no input.")
-    return tensors
+def _id(content: dict[str, Any]) -> str | None:
+    found = content.get("id")
+    if found is not None and not isinstance(found, str):
+        raise BadRequest("id must be a text.")
+    return found
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class InputTensor:
     """An input; `binary` counts the bytes after the JSON that belong to it, None where none do."""
 
     name: str
@@ -136,7 +150,7 @@ class _Tensor:
     binary: int | None
 
     @classmethod
-    def of(cls, content: Any) -> _Tensor:
+    def of(cls, content: Any) -> InputTensor:
         """The tensor that an entry of ``inputs`` describes, checked. Raises BadRequest."""
         if not isinstance(content, dict):
             raise BadRequest("An input must be an object with name, shape, datatype and data.")
@@ -153,8 +167,10 @@ class _Tensor:
                 f"The input {name!r} has the datatype {str(content.get('datatype'))[:30]!r}: it "
                 f"must be {expected}."
             )
-        if not isinstance(shape, list) or not all(
-            type(side) is int and 0 < side < 2**31 for side in shape
+        if (
+            not isinstance(shape, list)
+            or len(shape) > _MOST_SIDES
+            or not all(type(side) is int and 0 < side < 2**31 for side in shape)
         ):
             raise BadRequest(f"The shape of {name!r} must be a list of whole numbers above 0.")
         if not isinstance(parameters, dict) or "shared_memory_region" in parameters:
@@ -171,71 +187,80 @@ class _Tensor:
             raise BadRequest(f"The input {name!r} has no data.")
         return cls(name, tuple(shape), content.get("data"), binary)
 
-    def filled(self, raw: bytes) -> _Tensor:
-        """The tensor with its binary data."""
-        return _Tensor(self.name, self.shape, raw, len(raw))
-
-    def images(self) -> Sequence[np.ndarray | bytes]:
-        """N RGB arrays (h, w, 3) uint8, or N files' bytes. Raises BadRequest."""
+    def items_within(self, body: memoryview, start: int) -> tuple[Item, ...]:
+        """The images of binary data, which begin at `start` and end with the body."""
         if self.name == PIXELS:
-            return list(self._pixels())
-        files = _unpacked(self.data) if self.binary is not None else _files(self.data)
-        if len(files) != self.shape[0]:
+            self._check_count(len(body) - start)
+            return self._pixel_items(start)
+        items = []
+        for index in range(self.shape[0]):
+            if start + 4 > len(body):
+                raise BadRequest(
+                    f"The input {FILES!r} has the shape [{self.shape[0]}], but holds {index} files."
+                )
+            (length,) = struct.unpack_from("<I", body, start)
+            start += 4
+            if start + length > len(body):
+                raise BadRequest(f"The input {FILES!r} is cut short within a file.")
+            items.append(Item(f"image {index}", start, start + length))
+            start += length
+        if start != len(body):
             raise BadRequest(
-                f"The input {FILES!r} has the shape [{self.shape[0]}], but holds {len(files)} "
-                "files."
+                f"The input {FILES!r} has the shape [{self.shape[0]}], but {len(body) - start} "
+                "bytes follow its files."
             )
-        return files
+        return tuple(items)
 
-    def _pixels(self) -> np.ndarray:
-        """(N, h, w, 3) uint8."""
-        count = 1
-        for side in self.shape:
-            count *= side
-        if self.binary is not None:
-            values = np.frombuffer(bytearray(self.data), np.uint8)  # writable, as torch wants it
-        else:
-            try:
-                values = np.asarray(self.data)
-            except (ValueError, OverflowError, RecursionError) as error:
-                raise BadRequest(f"The data of {PIXELS!r} are no array of numbers.") from error
-            if values.dtype.kind not in "iu" or (
-                values.size and (values.min() < 0 or values.max() > 255)
-            ):
-                raise BadRequest(f"The data of {PIXELS!r} must be whole numbers from 0 to 255.")
-        if values.size != count:
+    def items_of_json(self) -> tuple[memoryview, tuple[Item, ...]]:
+        """The images of JSON data, and the bytes that they lie in."""
+        if self.name == PIXELS:
+            return self.pixels_of(self.data)
+        data = self.data
+        if not isinstance(data, list) or len(data) != self.shape[0]:
             raise BadRequest(
-                f"The input {PIXELS!r} has the shape {list(self.shape)}, but {values.size} values."
+                f"The input {FILES!r} has the shape [{self.shape[0]}]: its data must be a list of "
+                "as many texts, files in base64. Binary data spare that."
             )
-        return values.astype(np.uint8, copy=False).reshape(self.shape)
+        items, start, files = [], 0, []
+        for index, text in enumerate(data):
+            files.append(_from_base64(text))
+            items.append(Item(f"image {index}", start, start + len(files[-1])))
+            start += len(files[-1])
+        return memoryview(b"".join(files)), tuple(items)
 
-
-def _unpacked(raw: bytes) -> list[bytes]:
-    """Byte strings, each after its length in 4 bytes, little-endian."""
-    found, position = [], 0
-    while position < len(raw):
-        if position + 4 > len(raw):
-            raise BadRequest(f"The input {FILES!r} is cut short within a length.")
-        (length,) = struct.unpack_from("<I", raw, position)
-        position += 4
-        if position + length > len(raw):
-            raise BadRequest(f"The input {FILES!r} is cut short within a file.")
-        found.append(raw[position : position + length])
-        position += length
-    return found
-
-
-def _files(data: Any) -> list[bytes]:
-    """Files in base64, or as they are, which JSON can't hold."""
-    if isinstance(data, list) and data and all(isinstance(file, bytes) for file in data):
-        return data
-    if not isinstance(data, list) or not all(isinstance(text, str) for text in data):
-        raise BadRequest(
-            f"The data of {FILES!r} must be a list of texts: files in base64. Binary data spare "
-            "that."
+    def _pixel_items(self, start: int) -> tuple[Item, ...]:
+        images, height, width, channels = self.shape
+        size = height * width * channels
+        return tuple(
+            Item(f"image {i}", start + i * size, start + (i + 1) * size, (height, width, channels))
+            for i in range(images)
         )
+
+    def _check_count(self, values: int) -> None:
+        if values != math.prod(self.shape):
+            raise BadRequest(
+                f"The input {PIXELS!r} has the shape {list(self.shape)}, but {values} values."
+            )
+
+    def pixels_of(self, numbers: Any) -> tuple[memoryview, tuple[Item, ...]]:
+        """The images of an array of numbers, and the bytes that they lie in. Raises BadRequest."""
+        try:
+            values = np.asarray(numbers)
+        except (ValueError, OverflowError, RecursionError) as error:
+            raise BadRequest(f"The data of {PIXELS!r} are no array of numbers.") from error
+        if values.dtype.kind not in "iu" or (
+            values.size and (values.min() < 0 or values.max() > 255)
+        ):
+            raise BadRequest(f"The data of {PIXELS!r} must be whole numbers from 0 to 255.")
+        self._check_count(values.size)
+        return values.astype(np.uint8).ravel().data, self._pixel_items(0)
+
+
+def _from_base64(text: Any) -> bytes:
+    if not isinstance(text, str):
+        raise BadRequest(f"The data of {FILES!r} must be texts: files in base64.")
     try:
-        return [base64.b64decode(text, validate=True) for text in data]
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadRequest(f"The data of {FILES!r} are no base64 ({error}).") from error
 
@@ -249,8 +274,8 @@ def _outputs(content: dict[str, Any]) -> dict[str, bool]:
     asked = content.get("outputs")
     if asked is None or asked == []:
         return dict.fromkeys(OUTPUTS, binary)
-    if not isinstance(asked, list):
-        raise BadRequest("outputs must be a list.")
+    if not isinstance(asked, list) or len(asked) > len(OUTPUTS):
+        raise BadRequest(f"outputs must be a list of at most {len(OUTPUTS)}.")
     outputs = {}
     for output in asked:
         name = output.get("name") if isinstance(output, dict) else None
@@ -268,34 +293,35 @@ def _outputs(content: dict[str, Any]) -> dict[str, bool]:
 _TYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 
 
-def output_tensor(response: InferResponse, name: str) -> np.ndarray:
-    """An output in the bytes that go over the wire."""
-    return np.ascontiguousarray(response.outputs[name], _TYPES[OUTPUTS[name]])
+def arrays_of(response: InferResponse, name: str) -> tuple[list[np.ndarray], tuple[int, ...]]:
+    """An output as arrays whose bytes follow each other on the wire, and its shape."""
+    found = response.maps if name == "map" else [response.outputs[name]]
+    arrays = [np.ascontiguousarray(values, _TYPES[OUTPUTS[name]]).reshape(-1) for values in found]
+    return arrays, (len(found), *found[0].shape) if name == "map" else found[0].shape
 
 
-def write_response(response: InferResponse, outputs: dict[str, bool]) -> tuple[bytes, int | None]:
-    """A response's body, and the length of its JSON where binary data follow (else None).
+def write_response(
+    response: InferResponse, outputs: dict[str, bool]
+) -> tuple[bytes, list[memoryview]]:
+    """A response's JSON, and the binary data that follow it.
 
     Args:
         response: to write.
         outputs: those to write, each with whether it comes as binary data.
     """
-    described, raw = [], []
+    described: list[dict[str, Any]] = []
+    raw: list[memoryview] = []
     for name, binary in outputs.items():
-        values = output_tensor(response, name)
-        entry: dict[str, Any] = {
-            "name": name,
-            "datatype": OUTPUTS[name],
-            "shape": list(values.shape),
-        }
+        arrays, shape = arrays_of(response, name)
+        entry: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": list(shape)}
         if binary:
-            raw.append(values.tobytes())
-            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+            raw += [values.data.cast("B") for values in arrays]
+            entry["parameters"] = {"binary_data_size": sum(a.nbytes for a in arrays)}
         else:
-            entry["data"] = values.ravel().tolist()
+            entry["data"] = np.concatenate(arrays)
         described.append(entry)
     head = {"model_name": response.model_name, "model_version": response.model_version}
     if response.id is not None:
         head["id"] = response.id
-    text = json.dumps({**head, "outputs": described}).encode()
-    return b"".join((text, *raw)), len(text) if raw else None
+    text = orjson.dumps({**head, "outputs": described}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return text, raw

@@ -12,7 +12,8 @@ from PIL import Image
 from clsnf.core.config import DetectorSettings, ImageSettings, key_content, to_dict
 from clsnf.data.image_statistics import statistics_of_normals
 from clsnf.data.images import decode_placed, load_images, read_placed
-from clsnf.serving.preprocess import picture_from_file
+from clsnf.serving.body_forms import Item
+from clsnf.serving.preprocess import decode_item, place_item
 from clsnf.streams.stream import load_timed
 from tests.data.test_images import encode
 
@@ -110,13 +111,15 @@ def test_training_streams_statistics_and_serving_read_the_same_input(tmp_path: P
     inputs = {}
     for chosen in (FULL, DRAFT):
         expected = read_placed(path, chosen)[0]
-        served = picture_from_file(path.read_bytes(), "p", chosen, 10)
+        data = memoryview(path.read_bytes())
+        item = Item("p", 0, len(data))
+        served, _, statistics = place_item(data, item, chosen, 10)
         assert torch.equal(load_images([path], chosen).images[0], expected)
         assert torch.equal(load_timed(path, chosen)[0], expected)
-        assert torch.equal(served.placed, expected)
-        assert served.image().shape == (512, 512, 3)
+        assert torch.equal(served, expected)
+        assert decode_item(data, item).shape == (512, 512, 3)
         mean = statistics_of_normals([path], chosen)["brightness"][0]
-        assert mean == pytest.approx(float(served.statistics[0]))
+        assert mean == pytest.approx(float(statistics[0]))
         inputs[chosen.jpeg_draft] = expected
     assert not torch.equal(inputs[True], inputs[False])
 

@@ -271,16 +271,6 @@ def test_a_body_that_is_no_sound_image_is_refused_with_the_reason(
     assert words in answer.json()["error"]
 
 
-def test_the_size_is_refused_before_the_pixels_are_read(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def never(*_: object) -> None:
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr("clsnf.serving.preprocess.decode_image", never)
-    assert ask(client, bomb(2000, 1001)).status_code == 400
-
-
 def test_maps_of_many_large_images_are_refused(client: TestClient) -> None:
     body = encoded(np.zeros((1000, 1100, 3), np.uint8))
     files = [("images", ("a.png", body, "image/png"))] * 2
@@ -386,7 +376,7 @@ def test_a_bug_is_answered_as_one_and_hides_its_details(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr("clsnf.serving.app.image_files", broken)
+    monkeypatch.setattr("clsnf.serving.app.image_form", broken)
     answer = ask(client, b"x")
     assert (answer.status_code, "secret" in answer.text) == (500, False)
     assert json.loads(answer.text)["error"]

@@ -11,8 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clsnf.serving.errors import BadRequest
-from clsnf.serving.tensors import OUTPUTS, InferResponse, read_request, write_response
+from clsnf.serving.body_forms import ParsedBody
+from clsnf.serving.errors import BadRequest, ContentTooLarge
+from clsnf.serving.tensors import OUTPUTS, InferBody, InferResponse, write_response
+
+
+def read_request(body: bytes, header_length: str | None) -> ParsedBody:
+    return InferBody.of(header_length, 16).parse(memoryview(body))
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=4), st.booleans())
@@ -25,8 +30,9 @@ def test_files_survive_the_way_through_the_protocol(files: list[bytes], binary: 
         tensor["data"] = [base64.b64encode(f).decode() for f in files]
     text = json.dumps({"inputs": [tensor]}).encode()
     request = read_request(text + packed if binary else text, str(len(text)) if binary else None)
-    assert list(request.images) == files
-    assert set(request.outputs) == set(OUTPUTS)
+    assert [bytes(request.data[item.start : item.stop]) for item in request.items] == files
+    assert request.head is not None
+    assert set(request.head.outputs) == set(OUTPUTS)
 
 
 KEYS = ["inputs", "name", "shape", "datatype", "data", "parameters", "outputs"]
@@ -60,13 +66,32 @@ def test_what_is_no_request_is_refused_never_a_crash(content: Any, length: str |
             read_request(json.dumps(wrapped).encode(), length)
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "", "1e3", "١٢"])
+def test_a_length_that_is_none_is_refused(length: str) -> None:
+    with pytest.raises(BadRequest, match="Inference-Header-Content-Length"):
+        read_request(b"{}", length)
+
+
+def test_counts_are_bounded_before_anything_is_looped_over() -> None:
+    bomb: dict[str, Any] = {"name": "files", "datatype": "BYTES", "shape": [16_000_000]}
+    bomb["parameters"] = {"binary_data_size": 64_000_000}
+    text = json.dumps({"inputs": [bomb]}).encode()
+    with pytest.raises(ContentTooLarge, match="at most 16"):
+        read_request(text + bytes(64_000_000), str(len(text)))
+    bomb["shape"] = [1] * 1_000_000
+    with pytest.raises(BadRequest, match="shape"):
+        read_request(json.dumps({"inputs": [bomb]}).encode(), None)
+
+
 def test_outputs_come_as_text_or_binary_as_asked() -> None:
-    tensors = {name: np.arange(2) for name in OUTPUTS} | {"map": np.ones((2, 3, 4))}
-    response = InferResponse("x", "1", "seven", tensors)
-    body, length = write_response(response, {"score": False, "map": True})
-    assert length is not None
-    head = json.loads(body[:length])
+    tensors = {name: np.arange(2) for name in OUTPUTS if name != "map"}
+    response = InferResponse("x", "1", "seven", tensors, [np.ones((3, 4), np.float32)] * 2)
+    text, raw = write_response(response, {"score": False, "map": True})
+    head = json.loads(text)
     assert (head["model_name"], head["model_version"], head["id"]) == ("x", "1", "seven")
     assert head["outputs"][0]["data"] == [0.0, 1.0]
     assert head["outputs"][1]["shape"] == [2, 3, 4]
-    np.testing.assert_array_equal(np.frombuffer(body[length:], "<f4"), np.ones(24))
+    assert head["outputs"][1]["parameters"] == {"binary_data_size": 96}
+    np.testing.assert_array_equal(np.frombuffer(b"".join(raw), "<f4"), np.ones(24))
+    text, raw = write_response(response, {"map": False})
+    assert (json.loads(text)["outputs"][0]["data"], raw) == ([1.0] * 24, [])
