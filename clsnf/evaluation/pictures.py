@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+_BAND = 64  # rows
 Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
@@ -21,9 +22,12 @@ def heat_map(score_map: Map, low: float, high: float) -> Image:
         score_map: (h, w).
         low, high: map values of the darkest and of the brightest colour.
     """
-    scaled = np.clip((score_map - low) / max(high - low, 1e-6), 0, 1)
-    coloured = cv2.applyColorMap((scaled * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
-    return np.ascontiguousarray(coloured[:, :, ::-1])
+    coloured = np.empty((*score_map.shape, 3), np.uint8)
+    for rows in _bands(score_map.shape[0]):
+        scaled = np.clip((score_map[rows] - low) / max(high - low, 1e-6), 0, 1)
+        levels = (scaled * 255).astype(np.uint8)
+        coloured[rows] = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[:, :, ::-1]
+    return coloured
 
 
 def overlay(image: Image, score_map: Map, low: float, threshold: float) -> Image:
@@ -36,20 +40,32 @@ def overlay(image: Image, score_map: Map, low: float, threshold: float) -> Image
         threshold: map values above it are outlined in cyan.
     """
     high = max(threshold * 1.2, low + 1e-6)
-    heat = heat_map(score_map, low, high).astype(np.float32)
-    opacity = 0.65 * np.clip((score_map - low) / (high - low), 0, 1)[:, :, None]
-    blended = (image * (1 - opacity) + heat * opacity).astype(np.uint8)
-    return outline(blended, score_map > threshold, (0, 255, 255))
+    blended = np.empty(image.shape, np.uint8)
+    for rows in _bands(image.shape[0]):
+        heat = heat_map(score_map[rows], low, high).astype(np.float32)
+        opacity = 0.65 * np.clip((score_map[rows] - low) / (high - low), 0, 1)[:, :, None]
+        blended[rows] = (image[rows] * (1 - opacity) + heat * opacity).astype(np.uint8)
+    return _with_outline(blended, score_map > threshold, (0, 255, 255))
+
+
+def _bands(height: int) -> Iterator[slice]:
+    """Rows of an image, some at a time: a photograph in floating point would take gigabytes."""
+    for start in range(0, height, _BAND):
+        yield slice(start, start + _BAND)
 
 
 def outline(image: Image, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Image:
     """A copy of an image with the outline of a mask; lines are thicker on larger images."""
-    result = np.ascontiguousarray(image.copy())
+    return _with_outline(np.ascontiguousarray(image.copy()), mask, colour)
+
+
+def _with_outline(image: Image, mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> Image:
+    """An image with the outline of a mask drawn onto it."""
     contours, _ = cv2.findContours(
         mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
     )
-    cv2.drawContours(result, contours, -1, colour, max(1, round(min(image.shape[:2]) / 256)))
-    return result
+    cv2.drawContours(image, contours, -1, colour, max(1, round(min(image.shape[:2]) / 256)))
+    return image
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image]]], cell: int = 200) -> Image:

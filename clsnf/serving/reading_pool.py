@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clsnf.core.errors import OutageError
 from clsnf.serving.errors import BadRequest, GatewayTimeout, RequestError, ServiceUnavailable
 from clsnf.serving.reading_worker import (
     END,
@@ -71,6 +73,7 @@ class _Job:
     number: int
     head: bytes = field(compare=False)
     buffers: Sequence[Buffer] = field(compare=False)
+    seconds: float | None = field(compare=False)
     reply: asyncio.Future[Reply] = field(compare=False)
 
 
@@ -88,7 +91,7 @@ class ReadingPool:
 
     Args:
         workers: how many run side by side.
-        seconds: that one task may take.
+        seconds: that one task may take, unless it is trusted.
         memory: bytes that one worker may take for its task.
         on_end: called with ``late``, ``gone`` or ``died`` where a worker is replaced.
     """
@@ -110,14 +113,20 @@ class ReadingPool:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Wait until a worker can be asked; several calls are as one."""
-        if not self._tasks:
-            ready = [asyncio.Event() for _ in range(self._count)]
-            self._tasks = [asyncio.create_task(self._serve(event)) for event in ready]
-            waits = [asyncio.create_task(event.wait()) for event in ready]
-            await asyncio.wait([*waits, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-            for wait in waits:
-                wait.cancel()
+        """Wait until a worker can be asked. Call it once.
+
+        Raises:
+            OutageError: none can be started.
+        """
+        try:
+            first = await self._fork()
+        except OSError as error:
+            raise OutageError(
+                f"The processes that read images can't be started ({error}): see what they wrote, "
+                "and whether the machine has memory and processes left."
+            ) from error
+        workers = [first, *[None] * (self._count - 1)]
+        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in workers]
 
     @property
     def alive(self) -> bool:
@@ -129,13 +138,16 @@ class ReadingPool:
         """Process ids of the workers."""
         return [worker.pid for worker in self._live]
 
-    async def run(self, task: Task, buffers: Sequence[Buffer] = (), rank: int = 0) -> Reply:
+    async def run(
+        self, task: Task, buffers: Sequence[Buffer] = (), rank: int = 0, *, trusted: bool = False
+    ) -> Reply:
         """The reply of a worker; cancelling ends the task.
 
         Args:
             task: to run, with
             buffers: which must not change before the reply.
             rank: tasks of smaller rank come first, those of the same in their order.
+            trusted: it has no limit of time beside its request's, as its work is known.
 
         Raises:
             RequestError: the task's own; or it took too long, or crashed its worker.
@@ -143,7 +155,14 @@ class ReadingPool:
         """
         reply = asyncio.get_running_loop().create_future()
         self._jobs.put_nowait(
-            _Job(rank, next(self._numbers), packed(task, buffers), buffers, reply)
+            _Job(
+                rank,
+                next(self._numbers),
+                packed(task, buffers),
+                buffers,
+                None if trusted else self._seconds,
+                reply,
+            )
         )
         return await reply
 
@@ -159,10 +178,9 @@ class ReadingPool:
 
     # ---- one worker after the other ----
 
-    async def _serve(self, ready: asyncio.Event) -> None:
+    async def _serve(self, worker: _Worker | None) -> None:
         """Keep one worker alive and give it jobs."""
-        worker = await self._start_worker()
-        ready.set()
+        worker = worker or await self._start_worker()
         try:
             while True:
                 job = await self._jobs.get()
@@ -180,11 +198,11 @@ class ReadingPool:
         """Run a job; gives the cause where the worker is of no more use."""
         loop, cause = asyncio.get_running_loop(), None
         try:
-            async with asyncio.timeout(self._seconds) as clock:
+            async with asyncio.timeout(job.seconds) as clock:
 
                 def hurry(_: object) -> None:
                     with contextlib.suppress(RuntimeError):  # the task has just ended
-                        clock.reschedule(min(clock.when() or 0.0, loop.time() + _GRACE))
+                        clock.reschedule(min(clock.when() or math.inf, loop.time() + _GRACE))
 
                 job.reply.add_done_callback(hurry)
                 try:
@@ -214,7 +232,8 @@ class ReadingPool:
         return cause
 
     async def _replace(self, worker: _Worker, cause: str) -> _Worker:
-        log.warning("a reader (process %d) is replaced: %s", worker.pid, cause)
+        level = logging.INFO if cause == "gone" else logging.WARNING
+        log.log(level, "a reader (process %d) is replaced: %s", worker.pid, cause)
         self._on_end(cause)
         self._live.discard(worker)
         worker.connection.close()
@@ -225,21 +244,26 @@ class ReadingPool:
     async def _start_worker(self) -> _Worker:
         """A new worker; tries until there is one."""
         while True:
-            async with self._nursing:  # all wait for the same new nursery
-                try:
-                    if self._nursery is None:
-                        self._nursery = _Nursery(self._memory)
-                    worker = await self._nursery.fork()
-                except OSError as error:
-                    log.error("readers can't be started (%s): trying again", error)
-                    if self._nursery is not None:
-                        await self._nursery.close()
-                    self._nursery = None
-                    await asyncio.sleep(_PAUSE)
-                    continue
-            self._live.add(worker)
-            worker.ended.add_done_callback(partial(self._forget, worker))
-            return worker
+            try:
+                return await self._fork()
+            except OSError as error:
+                log.error("readers can't be started (%s): trying again", error)
+                await asyncio.sleep(_PAUSE)
+
+    async def _fork(self) -> _Worker:
+        """A new worker, of a new nursery where the old one is gone. Raises OSError."""
+        async with self._nursing:  # all wait for the same new nursery
+            if self._nursery is None:
+                self._nursery = _Nursery(self._memory)
+            try:
+                worker = await self._nursery.fork()
+            except OSError:
+                await self._nursery.close()
+                self._nursery = None
+                raise
+        self._live.add(worker)
+        worker.ended.add_done_callback(partial(self._forget, worker))
+        return worker
 
     def _forget(self, worker: _Worker, ended: asyncio.Future[int]) -> None:
         self._live.discard(worker)

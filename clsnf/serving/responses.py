@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 
@@ -12,6 +13,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from clsnf.serving.reading_worker import Buffer
+
+log = logging.getLogger("clsnf.serving")
 
 _PIECE = 2**20  # bytes that are sent at a time
 _SLOWEST = 64 * 1024  # bytes a second that a client must take
@@ -62,8 +65,12 @@ class PartsResponse(Response):
             for piece in self._pieces():
                 left -= len(piece)
                 message = {"type": "http.response.body", "body": piece, "more_body": left > 0}
-                async with asyncio.timeout(_LEAST_SECONDS + len(piece) / _SLOWEST):
-                    await send(message)
+                try:
+                    async with asyncio.timeout(_LEAST_SECONDS + len(piece) / _SLOWEST):
+                        await send(message)
+                except TimeoutError:
+                    log.info("a client took its answer too slowly: %d bytes were left", left)
+                    return  # an answer that is not whole: the server closes the connection
 
     def _pieces(self) -> Iterator[bytes]:
         """The body in pieces, none of them empty; small parts are joined."""

@@ -51,8 +51,8 @@ log = logging.getLogger("clsnf.serving")
 _REFRESH_SECONDS = 1.0  # how often a replica looks for thresholds that another one was given
 _LONGEST_RETRY = 60  # seconds
 # Bytes that a reader may take: for its libraries, and for each pixel of the largest image. An
-# overlay takes the most, some 40 a pixel.
-_READER_BYTES, _READER_BYTES_PER_PIXEL = 512 * MiB, 64
+# overlay takes the most, some 20 a pixel.
+_READER_BYTES, _READER_BYTES_PER_PIXEL = 512 * MiB, 40
 _PATIENCE = 20.0  # seconds without any answer after which a replica is not ready
 
 

@@ -61,7 +61,7 @@ class ServingSettings:
         0.0, "GPUs that Ray sets aside for a replica, such as 1 or 0.25"
     )
     read_s: float = setting(
-        10.0, "seconds that reading an image or drawing a map may take; beyond, requests get 504"
+        10.0, "seconds that reading the images of a body may take; beyond, requests get 504"
     )
     bodies_mb: int = setting(
         256,

@@ -197,6 +197,20 @@ def test_bodies_that_fill_the_memory_are_refused_and_others_are_not(
         assert inspect(address, PNG).status_code == 200
 
 
+def test_who_does_not_take_its_map_does_not_keep_others_from_theirs(
+    winners: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsnf.serving.responses._LEAST_SECONDS", 0.5)
+    made = small_settings(winners, state=str(tmp_path), max_megapixels=4)
+    body = encoded(np.zeros((1900, 2000, 3), np.uint8))
+    with http_server(made) as address, raw(address) as idle:
+        idle.sendall(head(INSPECT + "?map=npy", len(body)) + body)
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        # The maps of both together have more than 4 megapixels.
+        answer = inspect(address, body, params={"map": "npy"})
+        assert (answer.status_code, len(answer.content) > 4 * 1900 * 2000) == (200, True)
+
+
 # ---- what keeps parsers busy ----
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 
+from clsnf.core.errors import OutageError
 from clsnf.serving.errors import BadRequest, GatewayTimeout, RequestError, ServiceUnavailable
 from clsnf.serving.reading_pool import ReadingError, ReadingPool
 
@@ -246,3 +248,14 @@ def test_a_pool_that_closes_leaves_no_process() -> None:
 
     with_pool(work)
     asyncio.run(gone(pids))
+
+
+def test_a_pool_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(sys, "executable", shutil.which("false"))
+        pool = ReadingPool(2, 60, 2**28)
+        with pytest.raises(OutageError, match="can't be started"):
+            await pool.start()
+        await pool.close()
+
+    asyncio.run(main())

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from clsnf.serving.errors import ContentTooLarge, GatewayTimeout, TooManyRequests
+from clsnf.serving.errors import (
+    ContentTooLarge,
+    GatewayTimeout,
+    ServiceUnavailable,
+    TooManyRequests,
+)
 from clsnf.serving.inference import NetworkRunner
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
@@ -92,3 +98,82 @@ def test_a_threshold_that_was_set_at_another_replica_holds_soon(
                 await asyncio.sleep(0.05)
 
     run(small_settings(winners, state=str(tmp_path)), work)
+
+
+# ---- readiness ----
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watchdog that looks often and waits for little."""
+    monkeypatch.setattr("clsnf.serving.watchdog._EVERY", 0.05)
+    monkeypatch.setattr("clsnf.serving.watchdog._QUIET", 0.1)
+    monkeypatch.setattr("clsnf.serving.service._PATIENCE", 1.0)
+
+
+def reason(service: InspectionService) -> str:
+    """Why a service is not ready; empty where it is."""
+    try:
+        service.check_ready()
+    except ServiceUnavailable as error:
+        return str(error)
+    return ""
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not holds():
+            await asyncio.sleep(0.05)
+
+
+def test_a_server_whose_network_hangs_is_not_ready_until_it_answers_again(
+    winners: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+
+    async def work(service: InspectionService) -> None:
+        await service.inspect("plate", [("a", encoded(picture()))])
+        assert reason(service) == ""
+        gate = threading.Event()
+        service._network_thread.submit(gate.wait, 60)
+        await until(lambda: "no picture was answered" in reason(service))
+        await asyncio.sleep(2 * service._watchdog.patience)
+        with pytest.raises(RuntimeError, match="no picture"):
+            service.check_alive()
+        gate.set()
+        await until(lambda: reason(service) == "")
+        service.check_alive()
+
+    run(small_settings(winners, state=str(tmp_path), deadline_s=1.0), work)
+
+
+def test_a_server_whose_readers_hang_is_not_ready_until_they_are_replaced(
+    winners: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+
+    async def work(service: InspectionService) -> None:
+        (nursery,) = set(psutil.Process().children()) - others
+        for reader in nursery.children():
+            reader.suspend()
+        await until(lambda: "no picture was answered" in reason(service))
+        await until(lambda: reason(service) == "")
+        assert len(await service.inspect("plate", [("a", encoded(picture()))])) == 1
+
+    others = set(psutil.Process().children())
+    run(small_settings(winners, state=str(tmp_path), deadline_s=1.0, read_s=3, readers=1), work)
+
+
+def test_a_server_without_readers_is_not_ready_until_they_are_back(
+    winners: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch)
+
+    async def work(service: InspectionService) -> None:
+        (nursery,) = set(psutil.Process().children()) - others
+        nursery.kill()
+        await until(lambda: "No process that reads images" in reason(service))
+        await until(lambda: reason(service) == "")
+        assert len(await service.inspect("plate", [("a", encoded(picture()))])) == 1
+
+    others = set(psutil.Process().children())
+    run(small_settings(winners, state=str(tmp_path), readers=1), work)

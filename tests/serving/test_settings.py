@@ -27,6 +27,8 @@ from tests.support.small_server import small_settings
         ({"deadline_s": "x"}, "float"),
         ({"models": "/none"}, "no folder of models"),
         ({"models": ""}, "no models"),
+        ({"bodies_mb": 127}, "twice max_megabytes"),
+        ({"read_s": 0}, "above 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_one_line(
