@@ -40,6 +40,17 @@ def _parse_assignments(
     help="0 for a free one.",
 )
 @click.option(
+    "--grpc-port",
+    type=click.IntRange(1, 65535),
+    help="Answer the Open Inference Protocol over gRPC too, on this port.",
+)
+@click.option(
+    "--open",
+    "open_to_all",
+    is_flag=True,
+    help="Let everybody ask without a token, also beyond this machine.",
+)
+@click.option(
     "--address", help="A Ray cluster, such as auto. Default: a private Ray on this machine."
 )
 @click.option(
@@ -60,6 +71,8 @@ def serve(
     models: Path,
     host: str,
     port: int,
+    grpc_port: int | None,
+    open_to_all: bool,
     address: str | None,
     local: bool,
     assignments: dict[str, str],
@@ -69,22 +82,28 @@ def serve(
 
     Programs use the interface below /v1 and /v2, people the page at /.
 
-    MODELS is a study's folder, a folder of saved detectors, or one saved detector. The
-    token that allows to change thresholds is read from CLSNF_TOKEN_FILE or CLSNF_TOKEN, the paths
-    of certificate and key for HTTPS from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
+    MODELS is a study's folder, a folder of saved detectors, or one saved detector.
+
+    The token is read from CLSNF_TOKEN_FILE or CLSNF_TOKEN. Changing thresholds needs it, and asking
+    as well where --host is not this machine alone. The paths of certificate and key for HTTPS are
+    read from CLSNF_TLS_CERT and CLSNF_TLS_KEY.
     """
     if local and address is not None:
         raise click.UsageError("--local serves without Ray: give it or --address, not both.")
     from clsnf.serving.catalogue import read_catalogue_within
     from clsnf.serving.listening import tls_files
     from clsnf.serving.settings import MiB, ServingSettings
-    from clsnf.serving.tokens import read_token
+    from clsnf.serving.tokens import Tokens
 
     arguments: dict[str, Any] = {"device": device} | tls_files() | assignments
     arguments |= {"models": str(models), "host": host, "port": port}
+    if grpc_port is not None:
+        arguments["grpc_port"] = grpc_port
+    if open_to_all:
+        arguments["ask_token"] = False
     settings = ServingSettings.from_args(arguments)
     catalogue = read_catalogue_within(Path(settings.models), settings.memory_mb * MiB)
-    token = read_token(settings.token_file)
+    tokens = Tokens.read(settings.token_file, settings.asking_needs_token)
 
     from clsnf.core.device import choose_device
 
@@ -93,7 +112,7 @@ def serve(
     click.echo(f"{len(catalogue.entries)} models: {', '.join(catalogue.categories)}", err=True)
     for category, cause in catalogue.refused.items():
         click.echo(f"without {category}: {cause}", err=True)
-    if token is None:
+    if tokens.common is None and tokens.admin is None:
         click.echo("no token: thresholds can't be set over HTTP", err=True)
 
     def report(line: str) -> None:

@@ -12,8 +12,8 @@ refused: their range, or which picture is meant, would be a guess.
 
 Pillow decodes, not OpenCV, because half a file must never pass and a codec must not print. OpenCV's
 codecs write to standard error, and before version 5 return half a picture. Of 5 megapixels, a JPEG
-takes 30 ms here and 15 there, a PNG 88 and 74; the other decoder that gives the same bits and does
-not print, imagecodecs, saves 20 ms of a PNG and takes 80 MB on the disk.
+takes 30 ms here and 15 there, a PNG 88 and 74. The other decoder that gives the same bits,
+imagecodecs, saves 20 ms of a PNG, takes 80 MB on the disk, and prints as well.
 """
 
 from __future__ import annotations

@@ -79,19 +79,18 @@ async def _nothing() -> None:
 
 
 def build_app(
-    service: InspectionService, before_close: Callable[[], Awaitable[None]] = _nothing
+    service: InspectionService,
+    tokens: Tokens,
+    before_close: Callable[[], Awaitable[None]] = _nothing,
 ) -> FastAPI:
     """The application; it starts and closes the service with its own life.
 
     Args:
         service: answers.
+        tokens: what requests must give.
         before_close: awaited before the service closes, such as to end its connections.
-
-    Raises:
-        SettingsError: a token can't be read, or is missing.
     """
     settings = service.settings
-    tokens = Tokens.read(settings.token_file, settings.ask_token)
 
     async def may_ask(credentials: _Credentials) -> None:
         tokens.check_ask(credentials.credentials if credentials else None)

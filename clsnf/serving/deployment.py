@@ -32,11 +32,10 @@ from clsnf.core.errors import ClsnfError, SettingsError
 from clsnf.core.hashing import content_key
 from clsnf.core.memory import keep_freed_memory
 from clsnf.core.threads import PASSIVE_THREADS
-from clsnf.serving.app import build_app
 from clsnf.serving.catalogue import read_catalogue_within
-from clsnf.serving.http_server import HttpServer, connection_limits
-from clsnf.serving.listening import SharedListener, listener_folder, tls_context
+from clsnf.serving.listening import SharedListener, listener_folder
 from clsnf.serving.metrics import ServerMetrics
+from clsnf.serving.ports import Ports
 from clsnf.serving.ray_metrics import RaySink
 from clsnf.serving.scaling import REQUESTS
 from clsnf.serving.service import InspectionService
@@ -70,13 +69,12 @@ class Inspector:
         self._service = InspectionService(settings, metrics, open_models=False)
         self._settings = settings
         self._folder = Path(folder) if folder else _folder_of(context.app_name, settings)
-        self._app = build_app(self._service, self._close_port)
+        self._ports = Ports(self._service)
         self._listener: SharedListener | None = None
-        self._server: HttpServer | None = None
         self._generation = 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return self._app
+        return self._ports.app
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Roll in the models of ``config["models"]``, and open the port if it is not yet.
@@ -98,23 +96,20 @@ class Inspector:
             if not self._service.ready:
                 raise
             log.error("new models are refused, those of before go on: %s", error)
-        await self._open_port()
+        await self._open_ports()
 
-    async def _open_port(self) -> None:
+    async def _open_ports(self) -> None:
         settings = self._settings
-        if self._server is not None or not settings.port:
+        if self._listener is not None or not settings.port:
             return
-        tls = tls_context(settings.certificate, settings.key)
         self._listener = await asyncio.to_thread(
             SharedListener, self._folder, settings.host, settings.port
         )
-        self._server = HttpServer(self._app, connection_limits(settings))
-        await self._server.start(self._listener.socket, tls)
+        await self._ports.open(self._listener.socket)
 
-    async def _close_port(self) -> None:
-        """Answer what is under way on the replica's own port, and leave it to the others."""
-        if self._server is not None and self._listener is not None:
-            await self._server.drain(self._settings.deadline_s)
+    async def __del__(self) -> None:
+        # Serve calls this once, after the app's lifespan, which has drained the ports.
+        if self._listener is not None:
             await asyncio.to_thread(self._listener.close)
 
     def rolled(self) -> tuple[int, str | None]:

@@ -50,6 +50,14 @@ def _listed(text: str) -> set[str]:
     return {part.strip().lower().rstrip("/.") for part in text.split(",") if part.strip()}
 
 
+def is_loopback(host: str) -> bool:
+    """Whether who listens on this address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
 def own_hosts() -> set[str]:
     """Names that this machine has for itself, in lower case."""
     machine = socket.gethostname().lower().rstrip(".")

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from clsnf.core.errors import ClsnfError, SettingsError
-from clsnf.serving.listening import SharedListener, listener_folder, tls_context, url_of
+from clsnf.serving.listening import (
+    SharedListener,
+    check_free,
+    listener_folder,
+    tls_context,
+    url_of,
+)
 from clsnf.serving.settings import ServingSettings
 from clsnf.streams.private_ray import on_loopback
 
@@ -62,6 +68,7 @@ def serve_until_stopped(
             folder = listener_folder("serve", str(os.getpid()), str(time.time_ns()))
             listener = SharedListener(folder, settings.host, settings.port)
             ending.callback(listener.close)
+            check_free(settings.host, settings.grpc_port)
             settings = dataclasses.replace(settings, port=listener.port)
         elif not settings.port:
             raise SettingsError("On a cluster --port must be a number above 0.")

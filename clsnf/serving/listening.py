@@ -154,6 +154,16 @@ def _taken_over(folder: Path) -> socket.socket | None:
     return None
 
 
+def check_free(host: str, port: int) -> None:
+    """Check that nobody listens there, nor would share the port; 0 is free always.
+
+    Raises:
+        SettingsError: somebody does, or there is no such address.
+    """
+    if port:
+        bound_socket(host, port).close()
+
+
 def bound_socket(host: str, port: int) -> socket.socket:
     """A socket that this process alone listens on; port 0 for a free one. Raises SettingsError."""
     try:

@@ -11,9 +11,8 @@ from pathlib import Path
 from uvicorn.config import Config
 
 from clsnf.core.errors import ClsnfError, SettingsError
-from clsnf.serving.app import build_app
-from clsnf.serving.http_server import HttpServer, connection_limits
-from clsnf.serving.listening import bound_socket, tls_context, url_of
+from clsnf.serving.listening import bound_socket, check_free, tls_context, url_of
+from clsnf.serving.ports import Ports
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
 from clsnf.serving.store import refusals_line
@@ -33,17 +32,17 @@ def serve_locally(settings: ServingSettings, report: Callable[[str], None]) -> N
         raise SettingsError(
             "max_replicas and gpus_per_replica are Ray's: serve without --local, or leave them out."
         )
-    tls = tls_context(settings.certificate, settings.key)
+    tls_context(settings.certificate, settings.key)  # refused before the models load
     listening = bound_socket(settings.host, settings.port)
+    check_free(settings.host, settings.grpc_port)
     settings = dataclasses.replace(settings, port=listening.getsockname()[1])
 
     async def run() -> None:
         service = InspectionService(settings)
-        app = build_app(service, lambda: server.drain(settings.deadline_s))
-        server = HttpServer(app, connection_limits(settings))
-        async with app.router.lifespan_context(app):
-            await server.start(listening, tls)
-            url = url_of(settings.host, settings.port, tls is not None)
+        ports = Ports(service)
+        async with ports.app.router.lifespan_context(ports.app):
+            await ports.open(listening)
+            url = url_of(settings.host, settings.port, settings.certificate is not None)
             report(f"serving {settings.models} at {url} (Ctrl-C ends{_also_reload()})")
             await _until_stopped(service, report)
 

@@ -34,9 +34,9 @@ def place_item(
     """
     try:
         if item.shape is None:
-            file = bytes(data[item.start : item.stop])
-            check_sides(announced_size(file, item.name), item.name, max_megapixels)
-            placed, placement = decode_placed(file, item.name, settings)
+            content = bytes(data[item.start : item.stop])
+            check_sides(announced_size(content, item.name), item.name, max_megapixels)
+            placed, placement = decode_placed(content, item.name, settings)
         else:
             check_sides(item.shape[:2], item.name, max_megapixels)
             placed, placement = place(decode_item(data, item), settings)

@@ -11,15 +11,13 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-import numpy as np
 from fastapi import APIRouter, Depends, Request, Response, params
 
 from clsnf import __version__
-from clsnf.serving.answers import Inspection
 from clsnf.serving.catalogue import ModelEntry
-from clsnf.serving.errors import NotFound
 from clsnf.serving.front_door import only
 from clsnf.serving.middleware import INFER, INFER_VERSION
+from clsnf.serving.open_inference import INPUT_SHAPES, output_shapes, response_of, served_entry
 from clsnf.serving.openapi import INFER_ANSWER, INFER_BODY, problems
 from clsnf.serving.reading import RequestBody
 from clsnf.serving.reading_worker import Buffer
@@ -36,19 +34,15 @@ from clsnf.serving.schemas import (
 )
 from clsnf.serving.service import InspectionService, MapWish
 from clsnf.serving.settings import MiB
-from clsnf.serving.store import ModelStore
 from clsnf.serving.tensors import (
-    FILES,
     INPUTS,
     OUTPUTS,
-    PIXELS,
     InferBody,
     InferResponse,
     write_response,
 )
 
 _LENGTH = "Inference-Header-Content-Length"
-_INPUT_SHAPES = {PIXELS: [-1, -1, -1, 3], FILES: [-1]}
 
 
 def routes_v2(service: InspectionService, asking: Sequence[params.Depends]) -> APIRouter:
@@ -60,17 +54,6 @@ def routes_v2(service: InspectionService, asking: Sequence[params.Depends]) -> A
     _add_inference(models, service)
     routes.include_router(models)
     return routes
-
-
-def _entry(store: ModelStore, category: str, version: str | None = None) -> ModelEntry:
-    """The served model of a category; raises NotFound where it is not of that version."""
-    entry = store.entry(category)
-    if version is not None and version != entry.version:
-        raise NotFound(
-            f"{category!r} has no version {version[:50]!r}: it serves {entry.version}.",
-            {"versions": [entry.version]},
-        )
-    return entry
 
 
 # ---- the server ----
@@ -105,7 +88,7 @@ def _add_metadata(routes: APIRouter, service: InspectionService) -> None:
     store = service.store
 
     async def ready(category: str, version: str | None) -> ModelReady:
-        _entry(store, category, version)
+        served_entry(store, category, version)
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         async with service.answer_before(deadline):
             await service.check_answers(category)
@@ -131,7 +114,7 @@ def _add_metadata(routes: APIRouter, service: InspectionService) -> None:
     @routes.get("/models/{category}", responses=problems(404), response_model_exclude_unset=True)
     async def metadata(category: str) -> ModelMetadata:
         """A model's inputs and outputs."""
-        return _metadata(_entry(store, category))
+        return _metadata(served_entry(store, category))
 
     @routes.get(
         "/models/{category}/versions/{version}",
@@ -140,7 +123,7 @@ def _add_metadata(routes: APIRouter, service: InspectionService) -> None:
     )
     async def metadata_version(category: str, version: str) -> ModelMetadata:
         """The same, of the version that is served."""
-        return _metadata(_entry(store, category, version))
+        return _metadata(served_entry(store, category, version))
 
     @routes.get("/models/{category}/ready", responses=problems(404, 503, 504))
     async def model_ready(category: str) -> ModelReady:
@@ -154,7 +137,7 @@ def _add_metadata(routes: APIRouter, service: InspectionService) -> None:
 
 
 def _metadata(entry: ModelEntry) -> ModelMetadata:
-    map_shape = [-1, *entry.image_size]
+    shapes = output_shapes(entry)
     return ModelMetadata(
         name=entry.category,
         versions=[entry.version],
@@ -163,13 +146,13 @@ def _metadata(entry: ModelEntry) -> ModelMetadata:
             TensorMetadata(
                 name=name,
                 datatype=datatype,
-                shape=_INPUT_SHAPES[name],
+                shape=INPUT_SHAPES[name],
                 parameters={"optional": True},
             )
             for name, datatype in INPUTS.items()
         ],
         outputs=[
-            TensorMetadata(name=name, datatype=datatype, shape=map_shape if name == "map" else [-1])
+            TensorMetadata(name=name, datatype=datatype, shape=shapes[name])
             for name, datatype in OUTPUTS.items()
         ],
     )
@@ -213,7 +196,7 @@ async def _infer(
     settings = service.settings
     deadline = asyncio.get_running_loop().time() + settings.deadline_s
     limit = settings.max_megabytes * MiB
-    _entry(service.store, category, version)
+    served_entry(service.store, category, version)
     form = InferBody.of(request.headers.get(_LENGTH), settings.images_per_request)
     source = encoded_body(request, form, limit)
     async with AsyncExitStack() as held:
@@ -224,7 +207,7 @@ async def _infer(
                 category, RequestBody(source, data), MapWish(), held
             )
             assert head is not None
-            response = _response(category, inspections, head.id)
+            response = response_of(category, inspections, head.id)
             text, raw = await _written(service, response, head.outputs)
         headers = {_LENGTH: str(len(text))} if raw else {}
         kind = "application/octet-stream" if raw else "application/json"
@@ -238,18 +221,3 @@ async def _written(
     if outputs.get("map") is False:
         return await service.reader.write(response, outputs)
     return write_response(response, outputs)
-
-
-def _response(
-    category: str, inspections: Sequence[Inspection], request_id: str | None
-) -> InferResponse:
-    """The response about N images."""
-    answers = [inspection.answer for inspection in inspections]
-    outputs = {
-        "score": np.array([answer.score for answer in answers]),
-        "threshold": np.array([answer.threshold for answer in answers]),
-        "verdict": np.array([answer.verdict == "defect" for answer in answers]),
-        "p_value": np.array([answer.p_value for answer in answers]),
-    }
-    maps = [inspection.score_map for inspection in inspections]
-    return InferResponse(category, answers[0].version, request_id, outputs, maps)

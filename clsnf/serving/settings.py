@@ -12,7 +12,7 @@ from clsnf.core.config import from_dict, setting
 from clsnf.core.errors import SettingsError
 from clsnf.core.yaml import parse_yaml
 from clsnf.detector_folders import folder_of_detectors
-from clsnf.serving.hosts import listed_hosts, listed_origins
+from clsnf.serving.hosts import is_loopback, listed_hosts, listed_origins
 
 MiB = 2**20
 
@@ -62,6 +62,7 @@ class ServingSettings:
     )
     host: str = setting("127.0.0.1", "address that replicas listen on; 0.0.0.0 for all")
     port: int = setting(0, "port that replicas listen on; 0: behind Ray's proxy alone")
+    grpc_port: int = setting(0, "port for the Open Inference Protocol over gRPC; 0: none")
     certificate: str | None = setting(None, "file of the certificate for HTTPS (null: HTTP)")
     key: str | None = setting(None, "file of the certificate's key")
     connections: int = setting(1000, "connections that may be open")
@@ -69,7 +70,10 @@ class ServingSettings:
         100, "connections that may be open from one address; 0: any, as behind a proxy"
     )
     idle_s: float = setting(75.0, "seconds that a connection may be open between two requests")
-    ask_token: bool = setting(False, "whether asking needs the token too, not only changes")
+    ask_token: bool | None = setting(
+        None,
+        "whether asking needs the token too, not only changes (null: where host is no loopback)",
+    )
     allowed_hosts: str = setting(
         "", "names by which clients may ask, beside addresses and the machine's own (*: any)"
     )
@@ -124,7 +128,8 @@ class ServingSettings:
             "connections_per_client",
         ):
             check(name, getattr(self, name) >= 0, "0 or more")
-        check("port", 0 <= self.port <= 65535, "from 0 to 65535")
+        for name in ("port", "grpc_port"):
+            check(name, 0 <= getattr(self, name) <= 65535, "from 0 to 65535")
         for name, other in (("certificate", "key"), ("key", "certificate")):
             check(name, bool(getattr(self, name)) or not getattr(self, other), f"set with {other}")
         check(
@@ -137,6 +142,11 @@ class ServingSettings:
             check(name, getattr(self, name) > 0, "above 0")
         listed_hosts(self.allowed_hosts)
         listed_origins(self.allowed_origins)
+
+    @property
+    def asking_needs_token(self) -> bool:
+        """Whether requests that ask must give the token too."""
+        return not is_loopback(self.host) if self.ask_token is None else self.ask_token
 
     @classmethod
     def from_args(cls, args: Mapping[str, Any]) -> ServingSettings:

@@ -66,17 +66,7 @@ class InferBody:
             raise BadRequest(
                 f"Inference-Header-Content-Length is {length}, the body has {len(data)} bytes."
             )
-        content = _parse(data[:length])
-        inputs = content["inputs"]
-        if len(inputs) != 1:
-            raise BadRequest(
-                f"There are {len(inputs)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} "
-                "(BYTES)."
-            )
-        tensor = _Tensor.of(inputs[0])
-        if tensor.shape[0] > self.max_images:
-            raise too_many_images(self.max_images)
-        head = InferHead(_id(content), _outputs(content))
+        tensor, head = checked_request(_parse(data[:length]), self.max_images)
         left = len(data) - length
         if (tensor.binary or 0) > left:
             raise BadRequest(
@@ -89,6 +79,28 @@ class InferBody:
             return ParsedBody(data, tensor.items_within(data, length), head)
         plain, items = tensor.items_of_json()
         return ParsedBody(plain, items, head)
+
+
+def checked_request(content: dict[str, Any], max_images: int) -> tuple[InputTensor, InferHead]:
+    """The one input of a request, and what it asks for beside.
+
+    Args:
+        content: as the JSON has it, with a list of ``inputs``.
+        max_images: that one request may hold.
+
+    Raises:
+        BadRequest, ContentTooLarge.
+    """
+    inputs = content["inputs"]
+    if len(inputs) != 1:
+        raise BadRequest(
+            f"There are {len(inputs)} inputs: give one, either {PIXELS!r} (UINT8) or {FILES!r} "
+            "(BYTES)."
+        )
+    tensor = InputTensor.of(inputs[0])
+    if tensor.shape[0] > max_images:
+        raise too_many_images(max_images)
+    return tensor, InferHead(_id(content), _outputs(content))
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ def _id(content: dict[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class InputTensor:
     """An input; `binary` counts the bytes after the JSON that belong to it, None where none do."""
 
     name: str
@@ -138,7 +150,7 @@ class _Tensor:
     binary: int | None
 
     @classmethod
-    def of(cls, content: Any) -> _Tensor:
+    def of(cls, content: Any) -> InputTensor:
         """The tensor that an entry of ``inputs`` describes, checked. Raises BadRequest."""
         if not isinstance(content, dict):
             raise BadRequest("An input must be an object with name, shape, datatype and data.")
@@ -202,7 +214,7 @@ class _Tensor:
     def items_of_json(self) -> tuple[memoryview, tuple[Item, ...]]:
         """The images of JSON data, and the bytes that they lie in."""
         if self.name == PIXELS:
-            return self._pixels().data, self._pixel_items(0)
+            return self.pixels_of(self.data)
         data = self.data
         if not isinstance(data, list) or len(data) != self.shape[0]:
             raise BadRequest(
@@ -230,10 +242,10 @@ class _Tensor:
                 f"The input {PIXELS!r} has the shape {list(self.shape)}, but {values} values."
             )
 
-    def _pixels(self) -> np.ndarray:
-        """(N * h * w * 3,) uint8, of numbers in JSON."""
+    def pixels_of(self, numbers: Any) -> tuple[memoryview, tuple[Item, ...]]:
+        """The images of an array of numbers, and the bytes that they lie in. Raises BadRequest."""
         try:
-            values = np.asarray(self.data)
+            values = np.asarray(numbers)
         except (ValueError, OverflowError, RecursionError) as error:
             raise BadRequest(f"The data of {PIXELS!r} are no array of numbers.") from error
         if values.dtype.kind not in "iu" or (
@@ -241,7 +253,7 @@ class _Tensor:
         ):
             raise BadRequest(f"The data of {PIXELS!r} must be whole numbers from 0 to 255.")
         self._check_count(values.size)
-        return values.astype(np.uint8).ravel()
+        return values.astype(np.uint8).ravel().data, self._pixel_items(0)
 
 
 def _from_base64(text: Any) -> bytes:
@@ -281,6 +293,13 @@ def _outputs(content: dict[str, Any]) -> dict[str, bool]:
 _TYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
 
 
+def arrays_of(response: InferResponse, name: str) -> tuple[list[np.ndarray], tuple[int, ...]]:
+    """An output as arrays whose bytes follow each other on the wire, and its shape."""
+    found = response.maps if name == "map" else [response.outputs[name]]
+    arrays = [np.ascontiguousarray(values, _TYPES[OUTPUTS[name]]).reshape(-1) for values in found]
+    return arrays, (len(found), *found[0].shape) if name == "map" else found[0].shape
+
+
 def write_response(
     response: InferResponse, outputs: dict[str, bool]
 ) -> tuple[bytes, list[memoryview]]:
@@ -293,14 +312,11 @@ def write_response(
     described: list[dict[str, Any]] = []
     raw: list[memoryview] = []
     for name, binary in outputs.items():
-        found = response.maps if name == "map" else [response.outputs[name]]
-        kind = _TYPES[OUTPUTS[name]]
-        arrays = [np.ascontiguousarray(values, kind).reshape(-1) for values in found]
-        shape = (len(found), *found[0].shape) if name == "map" else found[0].shape
+        arrays, shape = arrays_of(response, name)
         entry: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": list(shape)}
         if binary:
             raw += [values.data.cast("B") for values in arrays]
-            entry["parameters"] = {"binary_data_size": math.prod(shape) * kind.itemsize}
+            entry["parameters"] = {"binary_data_size": sum(a.nbytes for a in arrays)}
         else:
             entry["data"] = np.concatenate(arrays)
         described.append(entry)

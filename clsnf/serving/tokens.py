@@ -75,8 +75,10 @@ class Tokens:
         tokens = cls(read_token(file), read_token(None, ADMIN_VARIABLE), needed_to_ask)
         if needed_to_ask and tokens.common is None:
             raise SettingsError(
-                f"Asking needs a token (ask_token), and there is none: set {VARIABLE}_FILE or "
-                f"{VARIABLE} where the server starts, such as {VARIABLE}=$(openssl rand -hex 16)."
+                f"Asking needs a token beyond this machine or with ask_token, and there is "
+                f"none: set {VARIABLE}_FILE or {VARIABLE} where the server starts, such as "
+                f"{VARIABLE}=$(openssl rand -hex 16), or let everybody ask with --open "
+                "(ask_token=false)."
             )
         return tokens
 

@@ -113,10 +113,10 @@ def test_training_streams_statistics_and_serving_read_the_same_input(tmp_path: P
         expected = read_placed(path, chosen)[0]
         data = memoryview(path.read_bytes())
         item = Item("p", 0, len(data))
-        placed, _, statistics = place_item(data, item, chosen, 10)
+        served, _, statistics = place_item(data, item, chosen, 10)
         assert torch.equal(load_images([path], chosen).images[0], expected)
         assert torch.equal(load_timed(path, chosen)[0], expected)
-        assert torch.equal(placed, expected)
+        assert torch.equal(served, expected)
         assert decode_item(data, item).shape == (512, 512, 3)
         mean = statistics_of_normals([path], chosen)["brightness"][0]
         assert mean == pytest.approx(float(statistics[0]))

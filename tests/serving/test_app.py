@@ -22,7 +22,7 @@ from starlette.testclient import TestClient
 
 from clsnf.detector import Detector
 from clsnf.evaluation.pictures import overlay
-from clsnf.serving.app import build_app
+from clsnf.serving.ports import Ports
 from clsnf.serving.service import InspectionService
 from tests.support.small_server import TOKEN, encoded, http_server, picture, small_settings
 
@@ -40,7 +40,7 @@ def client(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         max_megabytes=1,
         max_megapixels=2,
     )
-    with TestClient(build_app(InspectionService(made)), raise_server_exceptions=False) as client:
+    with TestClient(Ports(InspectionService(made)).app, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -297,7 +297,7 @@ def test_a_server_without_a_token_lets_nobody_set_thresholds(
 ) -> None:
     monkeypatch.delenv("CLSNF_TOKEN", raising=False)
     with TestClient(
-        build_app(InspectionService(small_settings(winners, state=str(tmp_path))))
+        Ports(InspectionService(small_settings(winners, state=str(tmp_path)))).app
     ) as client:
         answer = client.put("/v1/models/plate/threshold", json={"value": 0.1}, headers=AUTHORIZED)
     assert answer.status_code == 403

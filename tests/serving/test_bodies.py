@@ -48,7 +48,7 @@ def raw(address: str) -> socket.socket:
 
 
 def head(path: str, length: int, method: str = "POST", *more: str) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {length}", *more]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *more]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 

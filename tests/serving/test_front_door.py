@@ -13,8 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from clsnf.core.errors import SettingsError
-from clsnf.serving.app import build_app
 from clsnf.serving.hosts import is_known_host, is_same_host, own_hosts
+from clsnf.serving.ports import Ports
 from clsnf.serving.service import InspectionService
 from clsnf.serving.tokens import Tokens
 from tests.support.small_server import TOKEN, encoded, http_server, picture, small_settings
@@ -31,7 +31,7 @@ def bearer(token: str) -> dict[str, str]:
 @contextmanager
 def served(winners: Path, folder: Path, **more: Any) -> Iterator[TestClient]:
     made = small_settings(winners, state=str(folder / "state"), **more)
-    with TestClient(build_app(InspectionService(made))) as client:
+    with TestClient(Ports(InspectionService(made)).app) as client:
         yield client
 
 

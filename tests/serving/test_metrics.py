@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from clsnf.serving.app import build_app
 from clsnf.serving.metrics import ServerMetrics
+from clsnf.serving.ports import Ports
 from clsnf.serving.ray_metrics import RaySink
 from clsnf.serving.service import InspectionService
 from tests.support.small_server import encoded, picture, small_settings
@@ -28,7 +28,7 @@ def test_a_failing_meter_is_counted_and_said_once_and_no_request_fails(
     winners: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = InspectionService(small_settings(winners), ServerMetrics("0", BrokenSink))
-    with TestClient(build_app(service)) as client:
+    with TestClient(Ports(service).app) as client:
         for seed in range(2):
             answer = client.post("/v1/models/plate/inspect", content=encoded(picture(seed)))
             assert answer.status_code == 200

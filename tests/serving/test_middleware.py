@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.testclient import TestClient
 
-from clsnf.serving.app import build_app
+from clsnf.serving.ports import Ports
 from clsnf.serving.service import InspectionService
 from tests.support.small_server import encoded, picture, small_settings
 
@@ -22,7 +22,7 @@ FILES = {"inputs": [{"name": "files", "datatype": "BYTES", "shape": [1], "data":
 
 @pytest.fixture
 def app(winners: Path, tmp_path: Path) -> FastAPI:
-    return build_app(InspectionService(small_settings(winners, state=str(tmp_path))))
+    return Ports(InspectionService(small_settings(winners, state=str(tmp_path)))).app
 
 
 def ask_everything(app: FastAPI) -> dict[tuple[str, str, str], float]:

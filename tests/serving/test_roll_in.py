@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from clsnf.detector import Detector
-from clsnf.serving.app import build_app
+from clsnf.serving.ports import Ports
 from clsnf.serving.service import InspectionService
 from tests.support.small_server import encoded, picture, small_settings
 
@@ -29,7 +29,7 @@ def service(models: Path) -> InspectionService:
 
 @pytest.fixture
 def client(service: InspectionService) -> Iterator[TestClient]:
-    with TestClient(build_app(service)) as client:
+    with TestClient(Ports(service).app) as client:
         yield client
 
 
@@ -81,7 +81,7 @@ def test_a_model_that_is_broken_at_the_start_says_its_cause_and_the_others_answe
 ) -> None:
     flip_a_byte(models / "plate")
     service = InspectionService(small_settings(models))
-    with TestClient(build_app(service)) as client:
+    with TestClient(Ports(service).app) as client:
         body = encoded(picture())
         for answer in (
             client.post("/v1/models/plate/inspect", content=body),

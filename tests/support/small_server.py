@@ -18,10 +18,9 @@ from clsnf.core.config import DetectorSettings, from_dict
 from clsnf.data.layouts import read_category
 from clsnf.data.splits import assign_splits
 from clsnf.detector import Detector
-from clsnf.serving.app import build_app
-from clsnf.serving.http_server import HttpServer, connection_limits
 from clsnf.serving.listening import bound_socket
 from clsnf.serving.metrics import ServerMetrics
+from clsnf.serving.ports import Ports
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import ServingSettings
 from tests.support.small_data import TINY, draw_normal, write_category
@@ -79,10 +78,9 @@ def http_server(settings: ServingSettings, metrics: ServerMetrics | None = None)
     port, stop, started = listening.getsockname()[1], threading.Event(), threading.Event()
 
     async def serve() -> None:
-        app = build_app(InspectionService(settings, metrics), lambda: server.drain(5))
-        server = HttpServer(app, connection_limits(settings))
-        async with app.router.lifespan_context(app):
-            await server.start(listening)
+        ports = Ports(InspectionService(settings, metrics))
+        async with ports.app.router.lifespan_context(ports.app):
+            await ports.open(listening)
             started.set()
             while not stop.is_set():
                 await asyncio.sleep(0.05)
