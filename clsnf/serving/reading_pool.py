@@ -133,11 +133,6 @@ class ReadingPool:
         """Whether there is a worker that can be asked, now or after its task."""
         return bool(self._live)
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [worker.pid for worker in self._live]
-
     async def run(
         self, task: Task, buffers: Sequence[Buffer] = (), rank: int = 0, *, trusted: bool = False
     ) -> Reply:

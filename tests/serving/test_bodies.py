@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -115,6 +116,18 @@ def test_images_of_a_large_form_are_read_side_by_side(address: str) -> None:
     alone = [inspect(address, file).json()["score"] for file in files]
     answer = ask_form(address, form(*(PART + b"\r\n\r\n" + file for file in files)))
     assert [found["score"] for found in answer.json()["answers"]] == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_compressed_form_gets_what_it_gets_without(address: str) -> None:
+    images = [np.random.default_rng(i).integers(0, 256, (400, 300, 3), np.uint8) for i in (1, 2)]
+    body = form(*(PART + b"\r\n\r\n" + encoded(image) for image in images))
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    plain, packed = (
+        inspect(address, data, headers=kind | more, params={"map": "overlay"}).json()["answers"]
+        for data, more in ((body, {}), (gzip.compress(body), {"Content-Encoding": "gzip"}))
+    )
+    assert [one["score"] for one in packed] == pytest.approx([one["score"] for one in plain])
+    assert [one["map"] for one in packed] == [one["map"] for one in plain]
 
 
 # ---- types and raw frames ----
