@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clsnf.cli.group import main
 from clsnf.cli.options import combined, device_option, path
+
+if TYPE_CHECKING:
+    from clsnf.watching.result import Result
 
 source_options = combined(
     click.option("--recursive", is_flag=True, help="Pictures in the folder's folders too."),
@@ -154,13 +158,14 @@ def watch(model: Path, source: str, **options: Any) -> None:
         modbus_pulse=options["modbus_pulse"],
     )
 
-    def show(result: Any) -> None:
+    def show(result: Result) -> None:
         if not options["quiet"]:
-            click.echo(_printable(result.line))
+            _print(result.line)
 
-    watch_source(request, lambda line: click.echo(_printable(line), err=True), show)
+    watch_source(request, lambda line: _print(line, err=True), show)
 
 
-def _printable(line: str) -> str:
-    """A line whose file names need not be valid text."""
-    return line.encode("utf-8", "backslashreplace").decode()
+def _print(line: str, err: bool = False) -> None:
+    """Print a line. File names need not be valid text, and nobody needs to listen."""
+    with suppress(OSError):
+        click.echo(line.encode("utf-8", "backslashreplace").decode(), err=err)

@@ -53,7 +53,10 @@ class Courier:
     def _run(self) -> None:
         while not self._patience.over.is_set():
             ending = self._ending  # asked first: what comes before the end is found after it
-            found = self._state.next_for(self.name, self._output.batch)
+            try:
+                found = self._patience.wait_for(self._next)
+            except OutageError:
+                return
             if found:
                 if not self._deliver(found):
                     return
@@ -62,6 +65,9 @@ class Courier:
             else:
                 with self._state.changed:
                     self._state.changed.wait(_LOOK)
+
+    def _next(self) -> list[Numbered]:
+        return self._state.next_for(self.name, self._output.batch)
 
     def _deliver(self, found: list[Numbered]) -> bool:
         """Deliver and confirm results; False where the watch ends before."""

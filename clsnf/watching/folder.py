@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import queue
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -138,7 +139,7 @@ class FolderSource:
         if self._polling:
             return
         self._stop_observing()
-        observer = Observer()
+        observer = new_observer()
         try:
             observer.schedule(
                 _Events(self._events, self._on_overflow),
@@ -361,9 +362,10 @@ class _Events(FileSystemEventHandler):
             # What lies in a folder that was moved in has no events of its own.
             if kind in ("created", "moved"):
                 self._overflow()
-        elif kind == "moved":
+        elif kind == "moved":  # one of both names is empty where it is in no watched folder
             self._put(_Event(source, "left"))
-            self._put(_Event(os.fsdecode(event.dest_path), "complete"))
+            if event.dest_path:
+                self._put(_Event(os.fsdecode(event.dest_path), "complete"))
         elif kind == "closed":
             self._put(_Event(source, "complete"))
         elif kind in ("created", "modified"):
@@ -374,6 +376,15 @@ class _Events(FileSystemEventHandler):
             self._found.put_nowait(event)
         except queue.Full:
             self._overflow()
+
+
+def new_observer() -> BaseObserver:
+    """What asks the system for events; on Linux also for files that are moved in from elsewhere."""
+    if sys.platform != "linux":
+        return Observer()
+    from watchdog.observers.inotify import InotifyObserver
+
+    return InotifyObserver(generate_full_events=True)
 
 
 def mount_point(path: Path) -> str | None:

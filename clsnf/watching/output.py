@@ -76,8 +76,8 @@ class Output:
             RefusedError: it takes none of these results, and never will.
         """
 
-    def busy(self) -> None:
-        """A picture is about to be judged."""
+    def busy(self, busy: bool) -> None:
+        """Whether a picture is being judged; :meth:`show` ends it as well."""
 
     def show(self, judgement: Judgement) -> None:
         """A picture was judged; called once, and never waits for anybody."""

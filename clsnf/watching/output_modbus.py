@@ -114,9 +114,9 @@ class ModbusPlc(Output):
             self.context.say(f"--modbus: {error}: it gets the newest state when it is back")
         self._thread.start()
 
-    def busy(self) -> None:
-        """A picture is about to be judged."""
-        self._set(busy=True)
+    def busy(self, busy: bool) -> None:
+        """Whether a picture is being judged."""
+        self._set(busy=busy)
 
     def show(self, judgement: Judgement) -> None:
         """The verdict on a picture."""

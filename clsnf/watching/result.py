@@ -61,8 +61,8 @@ class Result:
 
     @classmethod
     def from_json(cls, text: str) -> Result:
-        """The result that :meth:`to_json` wrote."""
-        return cls(**json.loads(text))
+        """The result that :meth:`to_json` wrote, also that of a newer version."""
+        return cls(**{name: value for name, value in json.loads(text).items() if name in FIELDS})
 
     @property
     def line(self) -> str:

@@ -160,12 +160,12 @@ class _Run:
                 return
 
     def _handle(self, picture: Picture) -> None:
-        for output in self._outputs.values():
-            output.busy()
+        self._all_outputs(lambda output: output.busy(True))
         try:
             judgement = self._judge.judge(picture)
         except ComeAgainError:
             self._source.postpone(picture)
+            self._all_outputs(lambda output: output.busy(False))
             return
         result = self._state.add(judgement.result)
         judgement = Judgement(result, judgement.image, judgement.score_map)
@@ -173,13 +173,24 @@ class _Run:
         self._ok += result.verdict == "ok"
         self._unjudged += result.score is None
         self.tell_change()
-        for output in self._outputs.values():
-            output.show(judgement)
+        self._all_outputs(lambda output: output.show(judgement))
         self._show(result)
+
+    def _all_outputs(self, call: Callable[[Output], None]) -> None:
+        """Call each output; one that breaks is said, and breaks nothing else."""
+        for name, output in self._outputs.items():
+            try:
+                call(output)
+            except Exception as error:  # a watch must not end, nor its heartbeat
+                self._say(f"{name}: {error!r}")
 
     def close(self, output: Output) -> None:
         """End an output."""
-        output.close(self.status("stopped"))
+        status = self.status("stopped")
+        try:
+            output.close(status)
+        except Exception as error:  # the others have to end as well
+            self._say(f"{type(output).__name__}: {error!r}")
 
     def finish(self) -> None:
         """Give outputs a last chance; what waits still is said."""
@@ -233,8 +244,7 @@ class _Run:
         with self._telling:
             status = self.status()
             self._told = status.condition
-            for output in self._outputs.values():
-                output.tell(status)
+            self._all_outputs(lambda output: output.tell(status))
         return status
 
     def tell_change(self) -> None:

@@ -191,13 +191,17 @@ class State:
         return len(gone)
 
     def next_for(self, output: str, number: int) -> list[Numbered]:
-        """The oldest results, at most `number`, that an output has not confirmed."""
+        """The oldest results, at most `number`, that an output has not confirmed.
+
+        Raises:
+            OutageError: the disk is away.
+        """
         query = (
             "SELECT results.n, body FROM waiting JOIN results ON waiting.n = results.n "
             "WHERE output = ? ORDER BY results.n LIMIT ?"
         )
-        with self._lock:
-            rows = self._database.execute(query, [output, number]).fetchall()
+        with self._changes() as database:
+            rows = database.execute(query, [output, number]).fetchall()
         return [(n, Result.from_json(body)) for n, body in rows]
 
     def confirm(self, output: str, numbers: Sequence[int]) -> None:

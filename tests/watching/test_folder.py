@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
 from clsnf.core.errors import DataError, ImageError
 from clsnf.watching import folder as folder_module
@@ -130,6 +130,18 @@ def test_files_that_are_moved_in_come_and_temporary_names_do_not(
         f"{incoming}: files that end in .txt are not judged; .png, .jpg, .jpeg, .bmp, .tif, .tiff, "
         ".webp are"
     ]
+
+
+def test_files_that_were_closed_or_moved_in_are_not_waited_for(
+    incoming: Path, tmp_path: Path, opened: Callable[..., Opened]
+) -> None:
+    watched = opened(polling=False, settle=3600)
+    (incoming / "closed.png").write_bytes(DATA)
+    (tmp_path / "outside.png").write_bytes(DATA)
+    os.rename(tmp_path / "outside.png", incoming / "from_outside.png")
+    (incoming / "part").write_bytes(DATA)
+    os.rename(incoming / "part", incoming / "renamed.png")
+    assert watched.names(3) == ["closed.png", "from_outside.png", "renamed.png"]
 
 
 def test_a_file_that_is_closed_half_written_is_given_again_when_it_is_whole(
@@ -277,7 +289,7 @@ def test_without_events_the_folder_is_scanned(
     def refuse(self: object) -> None:
         raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr(Observer, "start", refuse)
+    monkeypatch.setattr(BaseObserver, "start", refuse)
     watched = opened(polling=False, settle=0.2)
     (incoming / "a.png").write_bytes(DATA)
     assert watched.names(1) == ["a.png"]

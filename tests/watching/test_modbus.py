@@ -95,7 +95,7 @@ def test_a_good_product_is_a_pulse_and_a_bad_one_stays_until_the_next_good_one(p
     output.tell(READY)
     wait_until(lambda: plc.read()[0][IS_READY])
     assert plc.read()[0][NG]  # nothing is known yet
-    output.busy()
+    output.busy(True)
     wait_until(lambda: plc.read()[0][BUSY])
     output.show(judgement(1, "ok", score=0.1234, threshold=0.5))
     wait_until(lambda: plc.read()[0] == [True, False, False, True, True, False])

@@ -55,7 +55,7 @@ def test_an_output_never_waits_and_never_raises_but_where_it_delivers(
     output.open()
     for number, verdict in enumerate(("ok", "ng")):
         result = made_result(number, verdict)
-        output.busy()
+        output.busy(True)
         output.show(Judgement(result, picture(), np.zeros(picture().shape[:2], np.float32)))
         output.show(Judgement(made_result(9, "ng", score=None, p_value=None, reason="damaged")))
         output.tell(Status(now(), "ready", judged=number, waiting=3))
