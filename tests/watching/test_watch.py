@@ -14,7 +14,13 @@ from click.testing import CliRunner
 
 from clsnf.cli import main
 from tests.support.small_server import encoded, picture
-from tests.support.watching import WatchProcess, wait_until
+from tests.support.watching import (
+    Subscriber,
+    WatchProcess,
+    broker,
+    needs_mosquitto,
+    wait_until,
+)
 
 
 @pytest.fixture
@@ -64,6 +70,40 @@ def test_a_watch_that_is_killed_judges_nothing_twice_and_loses_nothing(
     with sqlite3.connect(tmp_path / ".clsnf-watch" / "watch.sqlite") as database:
         assert database.execute("SELECT COUNT(*) FROM judged").fetchone() == (70,)
         assert database.execute("SELECT COUNT(*) FROM waiting").fetchone() == (0,)
+
+
+@needs_mosquitto
+@pytest.mark.slow
+def test_kills_and_a_broker_that_goes_away_lose_nothing_on_any_way(
+    winners: Path, incoming: Path, tmp_path: Path
+) -> None:
+    out, sorted_files = tmp_path / "results.jsonl", tmp_path / "sorted"
+    with broker(tmp_path) as running:
+        heard = Subscriber(running.port, "line")
+        assert heard.subscribed.wait(20)
+        arguments = (
+            winners / "plate", incoming, "--out", out, "--sort", sorted_files,
+            "--mqtt", f"mqtt://127.0.0.1:{running.port}/line/1", "--max-waiting", 3,
+        )  # fmt: skip
+        names: list[str] = []
+        for start in (0, 30):
+            names += put(incoming, range(start, start + 30))
+            process = WatchProcess(*arguments, folder=tmp_path)
+            wait_until(lambda n=start: len(sources(out)) > n + 5, 60)  # type: ignore[misc]
+            running.stop()
+            wait_until(lambda n=start: len(sources(out)) > n + 15, 60)  # type: ignore[misc]
+            process.end(signal.SIGKILL)
+            running.start()
+        process = WatchProcess(*arguments, folder=tmp_path)
+        wait_until(lambda: len(sources(out)) == 60 and not list(incoming.iterdir()), 60)
+        ids = [str(result["id"]) for result in results(out)]
+        wait_until(lambda: ids[-1] in str(heard.on("line/1")[-1]), 60)
+        assert process.end() == 0
+        published = [json.loads(text)["id"] for text in heard.on("line/1")]
+        heard.close()
+    assert list(dict.fromkeys(published)) == ids
+    assert sorted(sources(out)) == names
+    assert sorted(path.name for path in sorted_files.rglob("*.png")) == names
 
 
 def test_sorted_pictures_damaged_ones_and_a_clean_end(
