@@ -31,7 +31,7 @@ from clsnf.core.files import is_disk_full
 T = TypeVar("T")
 
 _FIRST, _MOST = 0.2, 15.0  # seconds between two attempts: they double from the first to the most
-NEVER_TIRED = math.inf
+NEVER_TIRED = math.inf  # seconds of a patience that waits for ever
 # What a disk, a network file system or a connection answers while it is away. No answer to a wrong
 # path or a missing permission is among them.
 _AWAY = {
