@@ -17,6 +17,7 @@ FLOORS = {
     "clsnf.serving": 8,
     "clsnf.reporting": 8,
     "clsnf.benchmark": 8,
+    "clsnf.watching": 8,
     "clsnf.evaluation": 7,
     "clsnf.paper": 7,
     "clsnf.results": 7,
@@ -102,7 +103,7 @@ def test_the_face_of_the_package_is_imported_from_the_floors_above_the_detector(
 
 
 PARTS = ("clsnf.model", "clsnf.data", "clsnf.metrics", "clsnf.synthesis", "clsnf.datasets")
-JOBS = ("clsnf.study", "clsnf.serving", "clsnf.reporting", "clsnf.benchmark")
+JOBS = ("clsnf.study", "clsnf.serving", "clsnf.reporting", "clsnf.benchmark", "clsnf.watching")
 
 
 @pytest.mark.parametrize("package", PARTS + JOBS)

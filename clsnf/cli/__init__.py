@@ -12,6 +12,7 @@ from clsnf.cli import (
     report_commands,
     serve_commands,
     study_commands,
+    watch_commands,
 )
 from clsnf.cli.group import main
 from clsnf.cli.report_commands import report
@@ -29,4 +30,5 @@ __all__ = [
     "serve_commands",
     "study",
     "study_commands",
+    "watch_commands",
 ]

@@ -7,6 +7,7 @@ once that it waits and once that it goes on, and only after a set time is it giv
 from __future__ import annotations
 
 import errno
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from clsnf.core.files import is_disk_full
 T = TypeVar("T")
 
 _FIRST, _MOST = 0.2, 15.0  # seconds between two attempts: they double from the first to the most
+NEVER_TIRED = math.inf  # seconds of a patience that waits for ever
 # What a disk, a network file system or a connection answers while it is away. No answer to a wrong
 # path or a missing permission is among them.
 _AWAY = {
@@ -85,7 +87,7 @@ class Patience:
     """Tries work again while an outage lasts.
 
     Args:
-        seconds: how long an outage may last; 0 to try nothing again.
+        seconds: how long an outage may last; 0 to try nothing again, NEVER_TIRED for ever.
         say: gets a line when the work waits, and one when it goes on.
 
     Attributes:
@@ -114,9 +116,10 @@ class Patience:
             nonlocal waited
             error = None if state.outcome is None else state.outcome.exception()
             if not waited and error is not None:
+                most = "" if self.seconds == NEVER_TIRED else duration(self.seconds)
                 self._say(
-                    f"{outage_line(error)}: waiting until it works again, for at most "
-                    f"{duration(self.seconds)}"
+                    f"{outage_line(error)}: waiting until it works again"
+                    + (f", for at most {most}" if most else "")
                 )
             waited = True
 

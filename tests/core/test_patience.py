@@ -12,7 +12,7 @@ import sqlalchemy
 
 from clsnf.core.errors import DiskFullError, OutageError, SettingsError
 from clsnf.core.files import atomic_write
-from clsnf.core.patience import NO_PATIENCE, Patience, is_outage
+from clsnf.core.patience import NEVER_TIRED, NO_PATIENCE, Patience, is_outage
 
 
 def failing(times: int, error: Exception) -> Callable[[], int]:
@@ -27,6 +27,13 @@ def failing(times: int, error: Exception) -> Callable[[], int]:
         return tried
 
     return work
+
+
+def test_what_never_tires_names_no_end() -> None:
+    said: list[str] = []
+    work = failing(1, OSError(errno.EIO, "Input/output error"))
+    assert Patience(NEVER_TIRED, said.append).wait_for(work) == 2
+    assert said[0].endswith("Input/output error: waiting until it works again")
 
 
 def test_an_outage_is_told_once_and_waited_for() -> None:
