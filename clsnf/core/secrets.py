@@ -10,20 +10,23 @@ from clsnf.core.errors import SettingsError
 from clsnf.core.uris import without_secrets
 
 
-def read_secret(variable: str) -> str | None:
-    """The secret in the file that ``<variable>_FILE`` names, else in `variable`; None without.
+def read_secret(variable: str, file: str | None = None) -> str | None:
+    """The secret in `file`, else in that which ``<variable>_FILE`` names, else in `variable`.
+
+    None where there is none, or an empty one.
 
     Raises:
         SettingsError: the file can't be read.
     """
-    file = os.environ.get(f"{variable}_FILE")
+    file = file or os.environ.get(f"{variable}_FILE")
     if not file:
-        return os.environ.get(variable) or None
+        return os.environ.get(variable, "").strip() or None
     try:
         return Path(file).expanduser().read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"{variable}_FILE: {file} can't be read ({error}): check its path and permissions."
+            f"The file {file} of {variable} can't be read ({error}): check its path and "
+            "permissions."
         ) from error
 
 

@@ -7,11 +7,10 @@ read. One token allows both. Where there is an administrator's token too, change
 from __future__ import annotations
 
 import hmac
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from clsnf.core.errors import SettingsError
+from clsnf.core.secrets import read_secret
 from clsnf.serving.errors import Forbidden, Unauthorized
 
 VARIABLE, ADMIN_VARIABLE = "CLSNF_TOKEN", "CLSNF_ADMIN_TOKEN"
@@ -27,21 +26,12 @@ def read_token(file: str | None, variable: str = VARIABLE) -> str | None:
     Raises:
         SettingsError: the file can't be read, or the token is so short that it could be guessed.
     """
-    source = file or os.environ.get(f"{variable}_FILE")
-    if source:
-        try:
-            token = Path(source).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"The token file {source} can't be read ({error}): check its path and permissions."
-            ) from error
-    else:
-        source, token = variable, os.environ.get(variable, "").strip()
-        if not token:
-            return None
+    token = read_secret(variable, file)
+    if token is None:
+        return None
     if len(token) < _SHORTEST:
         raise SettingsError(
-            f"The token in {source} has {len(token)} characters: take {_SHORTEST} or more, such "
+            f"The token {variable} has {len(token)} characters: take {_SHORTEST} or more, such "
             "as openssl rand -hex 16."
         )
     return token
