@@ -23,12 +23,12 @@ from starlette.middleware.cors import CORSMiddleware
 from clsnf import __version__
 from clsnf.serving.answers import Inspection, model_line, model_page
 from clsnf.serving.detect_anomalies import DetectAnomaliesAnswer, detect_anomalies_answer
-from clsnf.serving.errors import RequestError, UnprocessableContent
+from clsnf.serving.errors import RequestError, UnprocessableContent, UnsupportedMediaType
 from clsnf.serving.front_door import FrontDoor, methods_of, only
 from clsnf.serving.hosts import listed_origins
 from clsnf.serving.metrics import CONTENT_TYPE
 from clsnf.serving.middleware import DETECT, INSPECT, RequestMetrics
-from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, describe, problems
+from clsnf.serving.openapi import IMAGE_BODY, ONE_IMAGE_BODY, THRESHOLD_BODY, describe, problems
 from clsnf.serving.pages import DOCS_STATIC, add_pages
 from clsnf.serving.reading import RequestBody
 from clsnf.serving.reading_worker import Buffer
@@ -351,13 +351,15 @@ def _add_detect_anomalies(
         dependencies=asking,
         response_model=DetectAnomaliesAnswer,
         responses=problems(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
-        openapi_extra=IMAGE_BODY,
+        openapi_extra=ONE_IMAGE_BODY,
         tags=["inspection"],
     )
     async def detect_anomalies(request: Request, category: str) -> Response:
         """Inspect one image, with the answer of Lookout for Vision's DetectAnomalies."""
         deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
         entry = service.store.entry(category)
+        if media_type(request) == MULTIPART:
+            raise UnsupportedMediaType("A form is not read here: send the image as the body.")
         source = encoded_body(request, image_form(request, None, 1), limit)
         async with AsyncExitStack() as held:
             holding = held.enter_context(service.bodies.hold(client_of(request)))

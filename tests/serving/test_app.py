@@ -183,6 +183,8 @@ def test_detect_anomalies_answers_as_the_cloud_service_did(client: TestClient) -
         assert ("anomaly" in areas) == (share > 0)
     assert [c for _, c in sorted(found)] == sorted(c for _, c in found)
     assert client.post("/v1/models/none/detect-anomalies", content=b"x").status_code == 404
+    form = {"images": ("a.png", encoded(picture(1)), "image/png")}
+    assert client.post("/v1/models/plate/detect-anomalies", files=form).status_code == 415
     assert 'endpoint="detect_anomalies"' in client.get("/metrics").text
 
 
