@@ -113,7 +113,7 @@ max_bad_option = click.option(
 )
 DATA_HELP = (
     "A folder of categories in the layout of MVTec AD, BTAD or VisA (CATEGORY/train/good, "
-    "CATEGORY/test/...), or a pack."
+    "CATEGORY/test/...), a manifest (.jsonl or .manifest), or a pack."
 )
 check_options = combined(
     click.option(

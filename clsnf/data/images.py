@@ -314,7 +314,7 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
 
 
 def png_bytes(rgb: np.ndarray) -> bytes:
-    """RGB, uint8 (H, W, 3), as the bytes of a PNG that is compressed little but fast."""
+    """RGB or grey, uint8 (H, W, 3) or (H, W), as a PNG that is compressed little but fast."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(file, format="PNG", compress_level=1)
     return file.getvalue()

@@ -127,7 +127,7 @@ def read_category(root: str | os.PathLike[str], category: str, layout: str = "au
     folder = root / category
     for known in layouts:
         if known in meant or known.claims(folder):
-            return _table(known.read(folder), category)
+            return table_of(known.read(folder), category)
     raise DataError(f"{folder} is no category: {_expected(layouts)}.")
 
 
@@ -137,7 +137,7 @@ def read_normals(folder: str | os.PathLike[str], category: str | None = None) ->
     It is named after the folder unless ``category`` is given. Raises DataError.
     """
     folder = _existing(Path(folder))
-    return _table(_read_normals(folder), category or folder.name)
+    return table_of(_read_normals(folder), category or folder.name)
 
 
 # ---- layouts ----
@@ -368,7 +368,7 @@ def _some(names: Iterable[str], most: int = 5) -> str:
 # ---- the table ----
 
 
-def _table(rows: list[Row], category: str) -> pa.Table:
+def table_of(rows: list[Row], category: str) -> pa.Table:
     """Rows with their hashes as a table of ``CATEGORY_SCHEMA``."""
     with ThreadPoolExecutor() as pool:
         hashes = list(pool.map(_sha256, [row.path for row in rows]))

@@ -1,4 +1,4 @@
-"""A data set of either kind: a folder of categories in some layout, or a pack."""
+"""A data set of any kind: a folder of categories in some layout, a manifest, or a pack."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import pyarrow as pa
 
 from clsnf.core.errors import DataError
 from clsnf.core.uris import is_uri
-from clsnf.data import layouts, packs
+from clsnf.data import layouts, manifests, packs
 
 
 def list_categories(location: str | Path) -> list[str]:
-    """Names of the categories in a folder or pack. Raises DataError, PackError."""
+    """Names of the categories in a folder, manifest or pack. Raises DataError, PackError."""
+    if manifests.is_manifest(location):
+        return [manifests.manifest_category(Path(location))]
     if _is_pack(location):
         return packs.pack_categories(location)
     return layouts.list_categories(location)
@@ -20,6 +22,8 @@ def list_categories(location: str | Path) -> list[str]:
 
 def read_category(location: str | Path, category: str) -> pa.Table:
     """One category as a table of ``CATEGORY_SCHEMA``. Raises DataError, PackError."""
+    if manifests.is_manifest(location):
+        return manifests.read_manifest(Path(location))
     if _is_pack(location):
         return packs.read_pack(location, category)
     return layouts.read_category(location, category)

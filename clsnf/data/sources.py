@@ -11,6 +11,7 @@ file system that pyarrow has a URI for.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import threading
@@ -20,8 +21,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 from pyarrow import fs
 
 from clsnf.core.errors import DataError, ImageError
@@ -34,9 +37,17 @@ _PACKED = re.compile(
 )
 
 
+_COLOURED = re.compile(r"(?P<mask>.+)#background=(?P<colour>[0-9a-f]{6})", re.DOTALL)
+
+
 def packed_reference(shard: str, column: str, row: int, name: str) -> str:
     """The reference of a row's ``image`` or ``mask``."""
     return f"{shard}#{column}/{row}/{name}"
+
+
+def mask_on_background(path: str, colour: str) -> str:
+    """The reference of a mask whose background is not black but `colour`, such as ``ffffff``."""
+    return path if colour == "000000" else f"{path}#background={colour}"
 
 
 def is_packed(reference: Reference) -> bool:
@@ -50,12 +61,28 @@ def read_bytes(reference: Reference) -> bytes:
     packed = _PACKED.fullmatch(text)
     if packed is not None:
         return _read_packed(packed["shard"], packed["column"], int(packed["row"]), text)
+    coloured = _COLOURED.fullmatch(text)
+    if coloured is not None:
+        return _on_black(read_bytes(coloured["mask"]), coloured["colour"], text)
     try:
         return Path(reference).read_bytes()
     except OSError as error:
         raise ImageError(
             f"{text} can't be read ({error.strerror}): check the path and its permissions."
         ) from error
+
+
+def _on_black(mask: bytes, colour: str, name: str) -> bytes:
+    """A mask's PNG with 0 where it has that colour, and 255 elsewhere. Raises ImageError."""
+    try:
+        with Image.open(io.BytesIO(mask)) as opened:
+            pixels = np.asarray(opened.convert("RGB"))
+    except Exception as error:  # codecs raise nearly anything
+        raise ImageError(f"{name} is no mask that can be read ({one_line(error)}).") from error
+    background = (pixels == np.frombuffer(bytes.fromhex(colour), np.uint8)).all(axis=2)
+    file = io.BytesIO()
+    Image.fromarray(np.where(background, np.uint8(0), np.uint8(255))).save(file, format="PNG")
+    return file.getvalue()
 
 
 def _read_packed(shard: str, column: str, row: int, name: str) -> bytes:

@@ -23,12 +23,13 @@ from starlette.middleware.cors import CORSMiddleware
 from clsnf import __version__
 from clsnf.serving.answers import Inspection, ModelState, model_line, model_page
 from clsnf.serving.catalogue import ModelEntry
-from clsnf.serving.errors import RequestError, UnprocessableContent
+from clsnf.serving.detect_anomalies import DetectAnomaliesAnswer, detect_anomalies_answer
+from clsnf.serving.errors import RequestError, UnprocessableContent, UnsupportedMediaType
 from clsnf.serving.front_door import FrontDoor, methods_of, only
 from clsnf.serving.hosts import listed_origins
 from clsnf.serving.metrics import CONTENT_TYPE
-from clsnf.serving.middleware import INSPECT, RequestMetrics
-from clsnf.serving.openapi import IMAGE_BODY, THRESHOLD_BODY, describe, problems
+from clsnf.serving.middleware import DETECT, INSPECT, RequestMetrics
+from clsnf.serving.openapi import IMAGE_BODY, ONE_IMAGE_BODY, THRESHOLD_BODY, describe, problems
 from clsnf.serving.pages import DOCS_STATIC, add_pages
 from clsnf.serving.reading import RequestBody
 from clsnf.serving.reading_worker import Buffer
@@ -127,6 +128,7 @@ def build_app(
     asking = [Depends(may_ask)] if tokens.needed_to_ask else []
     _add_models(app, service, asking, [Depends(may_change)])
     _add_inspection(app, service, asking)
+    _add_detect_anomalies(app, service, asking)
     _add_health(app, service)
     app.include_router(routes_v2(service, asking))
     add_pages(app)
@@ -302,7 +304,7 @@ def _add_inspection(
                 alias="map",
                 description=(
                     "png: the heat map; npy: its values; overlay: heat map and outline over the "
-                    "image"
+                    "image; mask: a PNG, white within the outline and black elsewhere"
                 ),
             ),
         ] = "none",
@@ -361,6 +363,39 @@ def _add_inspection(
             return _answers_response(
                 inspections, wish.choice, media_type(request) == MULTIPART, held
             )
+
+
+def _add_detect_anomalies(
+    app: FastAPI, service: InspectionService, asking: Sequence[params.Depends]
+) -> None:
+    limit = service.settings.max_megabytes * MiB
+
+    @app.post(
+        "/v1/models/{category}/detect-anomalies",
+        name=DETECT,
+        dependencies=asking,
+        response_model=DetectAnomaliesAnswer,
+        responses=problems(400, 401, 404, 408, 413, 415, 422, 429, 503, 504),
+        openapi_extra=ONE_IMAGE_BODY,
+        tags=["inspection"],
+    )
+    async def detect_anomalies(request: Request, category: str) -> Response:
+        """Inspect one image, with the answer of Lookout for Vision's DetectAnomalies."""
+        deadline = asyncio.get_running_loop().time() + service.settings.deadline_s
+        entry = service.store.entry(category)
+        if media_type(request) == MULTIPART:
+            raise UnsupportedMediaType("A form is not read here: send the image as the body.")
+        source = encoded_body(request, image_form(request, None, 1), limit)
+        async with AsyncExitStack() as held:
+            holding = held.enter_context(service.bodies.hold(client_of(request)))
+            data = await read_body(request, limit, holding, deadline)
+            async with service.answer_before(deadline), while_connected(request):
+                (inspection,), _ = await service.inspect_body(
+                    category, RequestBody(source, data), MapWish("mask"), held
+                )
+                # The mask of a large image is work that the event loop must not wait for.
+                answer = await asyncio.to_thread(detect_anomalies_answer, inspection, entry)
+            return json_answer(answer)
 
 
 def _overlay_response(inspection: Inspection, held: AsyncExitStack) -> Response:

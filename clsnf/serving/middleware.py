@@ -14,8 +14,9 @@ from clsnf.serving.service import InspectionService
 
 # Names of routes, for `name=` where they are registered.
 INSPECT, INFER, INFER_VERSION = "inspect", "infer", "infer_version"
+DETECT = "detect_anomalies"
 # The metrics' label "endpoint" of each measured route.
-_ENDPOINTS = {INSPECT: "inspect", INFER: "infer", INFER_VERSION: "infer"}
+_ENDPOINTS = {INSPECT: "inspect", INFER: "infer", INFER_VERSION: "infer", DETECT: DETECT}
 
 
 class RequestMetrics:

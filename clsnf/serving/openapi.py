@@ -57,6 +57,12 @@ def _drop_validation_error(responses: dict[str, Any]) -> None:
 
 
 _BINARY = {"type": "string", "format": "binary"}
+ONE_IMAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": _BINARY}},
+    }
+}
 IMAGE_BODY = {
     "requestBody": {
         "required": True,

@@ -134,6 +134,8 @@ class DrawMap:
             file = io.BytesIO()
             np.save(file, score_map, allow_pickle=False)
             drawn = file.getvalue()
+        elif self.choice == "mask":
+            drawn = png_bytes(np.where(score_map > self.threshold, np.uint8(255), np.uint8(0)))
         elif self.choice == "png":
             drawn = png_bytes(heat_map(score_map, self.low, 1.2 * self.threshold))
         else:

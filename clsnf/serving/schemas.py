@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Verdict = Literal["good", "defect"]
-MapChoice = Literal["none", "png", "npy", "overlay"]
+MapChoice = Literal["none", "png", "npy", "overlay", "mask"]
 ThresholdSource = Literal["model", "rate", "value"]
 
 # ---- inspection ----
@@ -20,7 +20,7 @@ ThresholdSource = Literal["model", "rate", "value"]
 class MapFile(BaseModel):
     """A picture or array, in base64."""
 
-    format: Literal["png", "npy", "overlay"]
+    format: Literal["png", "npy", "overlay", "mask"]
     base64: str
 
 

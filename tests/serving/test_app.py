@@ -157,6 +157,37 @@ def test_a_tried_threshold_does_not_count_among_the_verdicts(client: TestClient)
     assert verdicts() != before
 
 
+def test_detect_anomalies_answers_as_the_cloud_service_did(client: TestClient) -> None:
+    def detect(seed: int, category: str = "plate") -> dict[str, Any]:
+        path = f"/v1/models/{category}/detect-anomalies"
+        answer = client.post(path, content=encoded(picture(seed)))
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()["DetectAnomalyResult"]
+        return result
+
+    found = []
+    for seed in range(4):
+        result, answer = detect(seed), ask(client, encoded(picture(seed))).json()
+        assert result["Source"] == {"Type": "direct"}
+        assert result["IsAnomalous"] is (answer["verdict"] == "defect")
+        assert 0.5 <= result["Confidence"] <= 1
+        found.append((abs(answer["score"] - answer["threshold"]), result["Confidence"]))
+        mask = Image.open(io.BytesIO(base64.b64decode(result["AnomalyMask"])))
+        assert mask.size == (60, 72)
+        pixels = np.asarray(mask.convert("RGB"))
+        share = float((pixels == (208, 2, 27)).all(axis=2).mean())
+        areas = {a["Name"]: a["PixelAnomaly"] for a in result["Anomalies"]}
+        assert next(iter(areas)) == "background"
+        assert areas["background"]["Color"] == "#FFFFFF"
+        assert areas["background"]["TotalPercentageArea"] == pytest.approx(1 - share)
+        assert ("anomaly" in areas) == (share > 0)
+    assert [c for _, c in sorted(found)] == sorted(c for _, c in found)
+    assert client.post("/v1/models/none/detect-anomalies", content=b"x").status_code == 404
+    form = {"images": ("a.png", encoded(picture(1)), "image/png")}
+    assert client.post("/v1/models/plate/detect-anomalies", files=form).status_code == 415
+    assert 'endpoint="detect_anomalies"' in client.get("/metrics").text
+
+
 def test_who_prefers_a_picture_gets_the_overlay_with_the_answer_in_headers(
     client: TestClient, plate: Detector
 ) -> None:
