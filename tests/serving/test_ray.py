@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click.testing
+import numpy as np
 import psutil
 import pytest
 import requests
@@ -207,6 +209,39 @@ def test_a_deployed_server_answers_as_the_detector_does(head: Head, tmp_path: Pa
     unknown = requests.post(head.url("v1/models/nothing/inspect"), data=BODY, timeout=60)
     assert (unknown.status_code, unknown.json()["categories"]) == (404, ["plate", "sheet"])
     assert "clsnf_requests_total" in requests.get(head.url("metrics"), timeout=60).text
+
+
+@pytest.mark.parametrize("megapixels", [12, 50])
+def test_large_answers_come_whole_by_the_port_and_by_the_proxy(head: Head, megapixels: int) -> None:
+    side = int((megapixels * 1e6) ** 0.5)
+    body = encoded(np.full((side, side, 3), 120, np.uint8))
+    for url in (head.url, head.proxy_url):
+        for query in ("overlay", "png", "npy"):
+            answer = requests.post(
+                url(f"v1/models/plate/inspect?map={query}"), data=body, timeout=120
+            )
+            assert answer.status_code == 200, answer.text[:300]
+            assert answer.json()["map"]["format"] == query
+        alone = requests.post(
+            url("v1/models/plate/inspect"), data=body, headers={"Accept": "image/png"}, timeout=120
+        )
+        assert alone.content.startswith(b"\x89PNG")
+
+
+def test_sixteen_pictures_of_one_request_get_all_outputs(head: Head) -> None:
+    content = [
+        {"name": "files", "datatype": "BYTES", "shape": [16]}
+        | {"data": [base64.b64encode(BODY).decode()] * 16}
+    ]
+    for url in (head.url, head.proxy_url):
+        for binary in (False, True):
+            answer = requests.post(
+                url("v2/models/plate/infer"),
+                json={"inputs": content, "parameters": {"binary_data_output": binary}},
+                timeout=120,
+            )
+            assert answer.status_code == 200, answer.text[:300]
+            assert len(answer.content) > 16 * 64 * 64 * 4
 
 
 def test_new_winners_roll_in_and_back_without_a_dropped_request_or_a_new_process(
