@@ -437,6 +437,7 @@ def test_what_cannot_be_served_is_one_line_before_ray_starts(winners: Path, tmp_
         assert "can't be used" in refused(str(winners), "--port", "0", *way, **secure)
     assert "not both" in refused(str(winners), "--local", "--address", "auto")
     assert "max_replicas" in refused(str(winners), "--local", "--set", "max_replicas=2")
+    assert "--open" in refused(str(winners), "--host", "0.0.0.0")
     assert "16 or more" in refused(str(winners), CLSNF_TOKEN="short")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "--port" in refused(str(winners), "--port", str(taken.getsockname()[1]))
