@@ -238,7 +238,11 @@ class BoundedConnection(HttpToolsProtocol):
             self._unread_since = now
         self._unread = unread
         leftover = self._leftover_since
-        if unread and now - self._unread_since > limits.stalled_s:
+        if self.transport.is_closing():
+            self._closing_since = self._closing_since or now
+        if self._closing_since and now - self._closing_since > _CLOSING_S and not unread:
+            self.transport.abort()  # over TLS, closing waits for a client that may never answer
+        elif unread and now - self._unread_since > limits.stalled_s:
             self._reset()
         elif leftover is not None and now - leftover > limits.leftover_s:
             self.transport.abort()
@@ -249,16 +253,8 @@ class BoundedConnection(HttpToolsProtocol):
                 self.transport.close()
 
     def close_if_idle(self) -> None:
-        """Close the connection unless a request is under way; to be called until it is gone."""
+        """Close the connection unless a request is under way."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         elif not self._head_bytes:
             self.transport.close()
-            # Over TLS, closing waits for a client that may never answer.
-            now = self.loop.time()
-            self._closing_since = self._closing_since or now
-            if (
-                now - self._closing_since > _CLOSING_S
-                and not self.transport.get_write_buffer_size()
-            ):
-                self.transport.abort()

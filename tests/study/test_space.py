@@ -129,7 +129,7 @@ def test_a_file_may_search_any_setting_by_its_full_name(tmp_path: Path) -> None:
         ),
         (
             "flow_depth: {type: choice, values: [0, -1]}",
-            "FlowSettings.depth is -1: it must be 0 or more",
+            "FlowSettings.depth is -1: it must be from 0 to 128",
         ),
         (
             "flow_depth: {type: choice, values: [0, two]}",
@@ -239,7 +239,7 @@ def test_a_value_that_the_studys_settings_do_not_allow_is_refused_before_any_tri
     random_start = DetectorSettings(flow=FlowSettings(start="random"))
     with pytest.raises(
         SettingsError,
-        match=r"The search space's flow_depth: FlowSettings.depth is 0: it must be 0 or more \(1",
+        match=r"The search space's flow_depth: FlowSettings.depth is 0: it must be from 0 to 128",
     ):
         Space(DEFAULT_SPACE).check(random_start)
 

@@ -126,10 +126,8 @@ def test_files_that_are_moved_in_come_and_temporary_names_do_not(
     os.rename(incoming / "b.png.part", incoming / "b.png")
     assert sorted(watched.names(2)) == ["b.png", "inside.png"]
     assert watched.nothing_comes()
-    assert [line for line in watched.lines if ".txt" in line] == [
-        f"{incoming}: files that end in .txt are not judged; .png, .jpg, .jpeg, .bmp, .tif, .tiff, "
-        ".webp are"
-    ]
+    (line,) = [line for line in watched.lines if ".txt" in line]
+    assert line.startswith(f"{incoming}: files that end in .txt are not judged; .png, .jpg, ")
 
 
 def test_files_that_were_closed_or_moved_in_are_not_waited_for(
