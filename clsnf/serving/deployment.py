@@ -15,8 +15,6 @@ by replicas that can't start.
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -29,15 +27,14 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureC
 from ray.serve.schema import LoggingConfig
 
 from clsnf.core.errors import ClsnfError, SettingsError
-from clsnf.core.hashing import content_key
 from clsnf.core.memory import keep_freed_memory
 from clsnf.core.threads import PASSIVE_THREADS
 from clsnf.serving.app import build_app
 from clsnf.serving.catalogue import read_catalogue_within
-from clsnf.serving.http_server import HttpServer, connection_limits
-from clsnf.serving.listening import SharedListener, listener_folder, tls_context
+from clsnf.serving.listening import listener_folder
 from clsnf.serving.metrics import ServerMetrics
 from clsnf.serving.ray_metrics import RaySink
+from clsnf.serving.replica_port import ReplicaPort, settings_version
 from clsnf.serving.scaling import REQUESTS
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB, ServingSettings
@@ -69,10 +66,9 @@ class Inspector:
         # Serve calls reconfigure before the first request: it opens the models.
         self._service = InspectionService(settings, metrics, open_models=False)
         self._settings = settings
-        self._folder = Path(folder) if folder else _folder_of(context.app_name, settings)
         self._app = build_app(self._service, self._close_port)
-        self._listener: SharedListener | None = None
-        self._server: HttpServer | None = None
+        shared = Path(folder) if folder else _folder_of(context.app_name, settings)
+        self._port = ReplicaPort(self._app, self._service, shared)
         self._generation = 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -98,24 +94,11 @@ class Inspector:
             if not self._service.ready:
                 raise
             log.error("new models are refused, those of before go on: %s", error)
-        await self._open_port()
-
-    async def _open_port(self) -> None:
-        settings = self._settings
-        if self._server is not None or not settings.port:
-            return
-        tls = tls_context(settings.certificate, settings.key)
-        self._listener = await asyncio.to_thread(
-            SharedListener, self._folder, settings.host, settings.port
-        )
-        self._server = HttpServer(self._app, connection_limits(settings))
-        await self._server.start(self._listener.socket, tls)
+        if self._settings.port:
+            await self._port.open()
 
     async def _close_port(self) -> None:
-        """Answer what is under way on the replica's own port, and leave it to the others."""
-        if self._server is not None and self._listener is not None:
-            await self._server.drain(self._settings.deadline_s)
-            await asyncio.to_thread(self._listener.close)
+        await self._port.close()
 
     def rolled(self) -> tuple[int, str | None]:
         """The generation of the newest roll-in, and what was refused of it, if anything was."""
@@ -193,5 +176,5 @@ def bind_application(
     inspector = deployment(Inspector)
     # Equal versions differ in user_config alone, which Serve gives to the replicas that run. Its
     # own would be a random one for each call of serve.run.
-    inspector._version = content_key(dataclasses.asdict(settings))[:12]
+    inspector._version = settings_version(settings)
     return inspector.bind(settings, folder and str(folder))
