@@ -15,8 +15,6 @@ by replicas that can't start.
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -29,14 +27,13 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureC
 from ray.serve.schema import LoggingConfig
 
 from clsnf.core.errors import ClsnfError, SettingsError
-from clsnf.core.hashing import content_key
 from clsnf.core.memory import keep_freed_memory
 from clsnf.core.threads import PASSIVE_THREADS
 from clsnf.serving.catalogue import read_catalogue_within
-from clsnf.serving.listening import SharedListener, listener_folder
+from clsnf.serving.listening import listener_folder
 from clsnf.serving.metrics import ServerMetrics
-from clsnf.serving.ports import Ports
 from clsnf.serving.ray_metrics import RaySink
+from clsnf.serving.replica_ports import ReplicaPorts, settings_version
 from clsnf.serving.scaling import REQUESTS
 from clsnf.serving.service import InspectionService
 from clsnf.serving.settings import MiB, ServingSettings
@@ -68,9 +65,8 @@ class Inspector:
         # Serve calls reconfigure before the first request: it opens the models.
         self._service = InspectionService(settings, metrics, open_models=False)
         self._settings = settings
-        self._folder = Path(folder) if folder else _folder_of(context.app_name, settings)
-        self._ports = Ports(self._service)
-        self._listener: SharedListener | None = None
+        shared = Path(folder) if folder else _folder_of(context.app_name, settings)
+        self._ports = ReplicaPorts(self._service, shared)
         self._generation = 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -96,21 +92,8 @@ class Inspector:
             if not self._service.ready:
                 raise
             log.error("new models are refused, those of before go on: %s", error)
-        await self._open_ports()
-
-    async def _open_ports(self) -> None:
-        settings = self._settings
-        if self._listener is not None or not settings.port:
-            return
-        self._listener = await asyncio.to_thread(
-            SharedListener, self._folder, settings.host, settings.port
-        )
-        await self._ports.open(self._listener.socket)
-
-    async def __del__(self) -> None:
-        # Serve calls this once, after the app's lifespan, which has drained the ports.
-        if self._listener is not None:
-            await asyncio.to_thread(self._listener.close)
+        if self._settings.port:
+            await self._ports.open_shared()
 
     def rolled(self) -> tuple[int, str | None]:
         """The generation of the newest roll-in, and what was refused of it, if anything was."""
@@ -188,5 +171,5 @@ def bind_application(
     inspector = deployment(Inspector)
     # Equal versions differ in user_config alone, which Serve gives to the replicas that run. Its
     # own would be a random one for each call of serve.run.
-    inspector._version = content_key(dataclasses.asdict(settings))[:12]
+    inspector._version = settings_version(settings)
     return inspector.bind(settings, folder and str(folder))

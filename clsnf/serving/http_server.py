@@ -11,6 +11,7 @@ import sys
 import time
 from email.utils import formatdate
 from functools import partial
+from typing import Any
 
 from starlette.types import ASGIApp
 from uvicorn.config import Config
@@ -68,8 +69,10 @@ class HttpServer:
         self._set_date()
         make = partial(BoundedConnection, self._connections, self._config, self._state, {}, loop)
         handshake = None if tls is None else self._connections.limits.header_s
+        of_unix = listening.family == getattr(socket, "AF_UNIX", None)
+        create: Any = loop.create_unix_server if of_unix else loop.create_server
         self._listeners.append(
-            await loop.create_server(
+            await create(
                 make,
                 sock=listening,
                 ssl=tls,

@@ -63,6 +63,13 @@ METRICS = {
     ),
     "clsnf_waiting_images": Metric("gauge", "Images that wait for their answer.", ()),
     "clsnf_model_bytes": Metric("gauge", "Parameters of loaded models.", ("category", "version")),
+    "clsnf_model_loads_total": Metric("counter", "Models loaded from disk.", ("category",)),
+    "clsnf_passed_on_total": Metric(
+        "counter",
+        "Requests passed on to the replica that a category belongs to, by outcome: answered, not "
+        "taken, not reached, lost (with it), left (by the client).",
+        ("category", "outcome"),
+    ),
     "clsnf_models_refused": Metric(
         "gauge", "Models that do not serve though they lie in the folder.", ()
     ),

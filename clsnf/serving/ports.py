@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from clsnf.serving.app import build_app
 from clsnf.serving.grpc_service import GrpcServer, Tls, start_grpc
@@ -28,7 +29,8 @@ class Ports:
     def __init__(self, service: InspectionService) -> None:
         self._service, self._settings = service, service.settings
         self._tokens = Tokens.read(self._settings.token_file, self._settings.asking_needs_token)
-        self.app: FastAPI = build_app(service, self._tokens, self._drain)
+        self.app: FastAPI = build_app(service, self._tokens, self.drain)
+        self.public: ASGIApp = self.app  # what the HTTP port serves
         self._http: HttpServer | None = None
         self._grpc: GrpcServer | None = None
 
@@ -49,10 +51,10 @@ class Ports:
                 Tls(Path(files[0]), Path(files[1])) if files[0] and files[1] else None,
                 self._tokens.check_ask if self._tokens.needed_to_ask else None,
             )
-        self._http = HttpServer(self.app, connection_limits(settings))
+        self._http = HttpServer(self.public, connection_limits(settings))
         await self._http.start(listening, tls)
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
         """Take nothing more, and answer what is under way."""
         seconds = self._settings.deadline_s
         if self._grpc is not None:

@@ -25,11 +25,13 @@ import numpy as np
 import torch
 
 from clsnf.core.device import choose_device
+from clsnf.detector import Detector
 from clsnf.evaluation.pictures import MapSize
 from clsnf.serving.answers import Inspection, image_answer
 from clsnf.serving.batching import Batcher
 from clsnf.serving.body_forms import InferHead, too_many_images
 from clsnf.serving.budget import Allowance, BodyBudget
+from clsnf.serving.catalogue import ModelEntry
 from clsnf.serving.drift import DriftMonitor
 from clsnf.serving.errors import (
     ContentTooLarge,
@@ -103,9 +105,12 @@ class InspectionService:
     ) -> None:
         self.settings, self.metrics = settings, metrics or ServerMetrics()
         device = str(choose_device(settings.device))
-        self.store = ModelStore(
-            settings.memory_mb * MiB, partial(load_detector, device=device), self._record_models
-        )
+
+        def load(entry: ModelEntry) -> Detector:
+            self.metrics.record("clsnf_model_loads_total", 1, entry.category)
+            return load_detector(entry, device)
+
+        self.store = ModelStore(settings.memory_mb * MiB, load, self._record_models)
         self.thresholds = Thresholds(Path(settings.state or "."))
         threads = settings.threads or max(1, (_cores() // settings.max_replicas))
         self._network_thread = ThreadPoolExecutor(

@@ -173,6 +173,13 @@ class ModelStore:
     def _forget_load(self, key: Key, _: asyncio.Future[LoadedModel]) -> None:
         self._loading.pop(key, None)
 
+    def lacks_room_for(self, entry: ModelEntry) -> bool:
+        """Whether another model would have to go to load this one, which is not loaded."""
+        key = (entry.category, entry.version)
+        with self._lock:
+            here = key in self._loaded or key in self._loading
+            return not here and self._bytes() + entry.size > self._memory
+
     # ---- roll in ----
 
     def roll(self, folder: Path, preload: bool = False) -> None:

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ import psutil
 import pytest
 import requests
 import yaml
-from urllib3.util import Retry
 
 from clsnf.cli import main
 from clsnf.detector import Detector
 from tests.support.listeners import beyond_loopback, listeners
-from tests.support.served import Served, end, quiet_environment, until
-from tests.support.small_server import TOKEN, encoded, free_port, picture
+from tests.support.served import BODY, Clients, Served, end, quiet_environment, until
+from tests.support.small_server import TOKEN, encoded, free_port
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -37,8 +35,6 @@ pytestmark = [
         sys.platform != "linux", reason="processes are found by what Linux calls them"
     ),
 ]
-
-BODY = encoded(picture(7))
 
 
 # ---- on a cluster ----
@@ -147,49 +143,6 @@ def head(winners: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[He
         yield made
     finally:
         end(made.process)
-
-
-class Clients:
-    """Two clients that ask without a pause while the block runs.
-
-    Each request is retried `retries` times at most.
-    """
-
-    def __init__(self, url: str, retries: int = 0) -> None:
-        self._url, self._retries = url + "v1/models/plate/inspect", retries
-        self.versions: list[str] = []
-        self.failed: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
-
-    def _ask(self) -> None:
-        with requests.Session() as session:
-            retry = Retry(
-                total=self._retries,
-                status_forcelist=[500, 502, 503],
-                allowed_methods=None,
-                raise_on_status=False,
-            )
-            session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
-            while not self._stop.is_set():
-                try:
-                    answer = session.post(self._url, data=BODY, timeout=120)
-                    if answer.ok:
-                        self.versions.append(answer.json()["version"])
-                    else:
-                        self.failed.append(f"{answer.status_code} {answer.text[:200]}")
-                except requests.RequestException as error:
-                    self.failed.append(str(error))
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(150)
 
 
 def test_a_deployed_server_answers_as_the_detector_does(head: Head, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, resnet18_weights: Path, end:
 
 @pytest.fixture(scope="module")
 def cluster(study: Study) -> Iterator[Cluster]:
-    made = Cluster(study)
+    made = Cluster(study.folder, study.python, study.environment)
     try:
         made.start()
         yield made

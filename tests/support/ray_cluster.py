@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.running_study import ROOT, Study
+from tests.support.running_study import ROOT
 
 RAY = ["-c", "from ray.scripts.scripts import main; main()"]
 
@@ -28,11 +28,27 @@ class Cluster:
     """Nodes in processes of their own.
 
     Every port is chosen here: nodes on one machine would otherwise use the same ones.
+
+    Args:
+        folder: of the nodes' files; short, because Ray's sockets lie below it.
+        python: the nodes' interpreter.
+        environment: of all processes; their HOME gets a token for Ray.
+        worker_cpus: of each worker.
+        own_files: give each node a TMPDIR of its own, as on a machine of its own. Replicas share a
+            port through that folder.
     """
 
-    def __init__(self, study: Study) -> None:
-        self._study, self.port, self.dashboard = study, _free_port(), _free_port()
-        self.environment = study.environment | {
+    def __init__(
+        self,
+        folder: Path,
+        python: str,
+        environment: dict[str, str],
+        worker_cpus: int = 1,
+        own_files: bool = True,
+    ) -> None:
+        self._folder, self._python, self._own_files = folder, python, own_files
+        self._worker_cpus, self.port, self.dashboard = worker_cpus, _free_port(), _free_port()
+        self.environment = environment | {
             "RAY_AUTH_MODE": "token",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
@@ -50,9 +66,9 @@ class Cluster:
             self.add_worker()
 
     def add_worker(self) -> int:
-        """Start a node of one CPU, and wait until the cluster has it; its number."""
+        """Start a worker, and wait until the cluster has it; its number."""
         number = len(self.nodes)
-        self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
+        self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", str(self._worker_cpus))
         self._wait(f"node {number}", lambda: "Ray runtime started" in self._log(number).read_text())
         return number
 
@@ -70,7 +86,7 @@ class Cluster:
         self.nodes[number].wait(20)
 
     def ray(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [self._study.python, *RAY, *arguments]
+        command = [self._python, *RAY, *arguments]
         return subprocess.run(
             command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
@@ -83,7 +99,7 @@ class Cluster:
             "metrics-export-port",
         )
         command = [
-            self._study.python,
+            self._python,
             *RAY,
             "start",
             *arguments,
@@ -92,7 +108,7 @@ class Cluster:
             "127.0.0.1",
         ]
         # Nodes that share a folder would delete each other's copies of a job's working directory.
-        command += ["--temp-dir", str(self._study.folder / f"ray{len(self.nodes)}")]
+        command += ["--temp-dir", str(self._folder / f"ray{len(self.nodes)}")]
         command += [
             "--object-store-memory",
             "100000000",
@@ -102,9 +118,9 @@ class Cluster:
             "0",
         ]
         command += [part for name in own_ports for part in (f"--{name}", _free_port())]
-        own_files = self._study.folder / f"tmp{len(self.nodes)}"  # as on a machine of its own
-        own_files.mkdir()
-        environment = self.environment | {"TMPDIR": str(own_files)}
+        files = self._folder / f"tmp{len(self.nodes) if self._own_files else ''}"
+        files.mkdir(exist_ok=True)
+        environment = self.environment | {"TMPDIR": str(files)}
         with self._log(len(self.nodes)).open("ab") as log:
             self.nodes.append(
                 subprocess.Popen(
@@ -113,7 +129,7 @@ class Cluster:
             )
 
     def _log(self, number: int) -> Path:
-        return self._study.folder / f"ray{number}.log"
+        return self._folder / f"ray{number}.log"
 
     @staticmethod
     def _listens(port: str) -> bool:
@@ -128,7 +144,7 @@ class Cluster:
 
     def processes(self, number: int) -> list[psutil.Process]:
         """All processes of a node."""
-        folder = re.compile(re.escape(str(self._study.folder / f"ray{number}")) + r"(?!\d)")
+        folder = re.compile(re.escape(str(self._folder / f"ray{number}")) + r"(?!\d)")
         own = [
             p
             for p in psutil.process_iter(["cmdline"])

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,11 @@ from typing import Any
 
 import psutil
 import requests
+from urllib3.util import Retry
 
-from tests.support.small_server import free_port
+from tests.support.small_server import encoded, free_port, picture
+
+BODY = encoded(picture(7))
 
 
 def until(holds: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
@@ -94,3 +98,46 @@ class Served:
                 if name in " ".join(process.cmdline()):
                     found.append(process)
         return found
+
+
+class Clients:
+    """Clients that ask without a pause while the block runs.
+
+    Each request is retried `retries` times at most.
+    """
+
+    def __init__(self, url: str, retries: int = 0, count: int = 2) -> None:
+        self._url, self._retries = url + "v1/models/plate/inspect", retries
+        self.versions: list[str] = []
+        self.failed: list[str] = []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+
+    def _ask(self) -> None:
+        with requests.Session() as session:
+            retry = Retry(
+                total=self._retries,
+                status_forcelist=[500, 502, 503],
+                allowed_methods=None,
+                raise_on_status=False,
+            )
+            session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
+            while not self._stop.is_set():
+                try:
+                    answer = session.post(self._url, data=BODY, timeout=120)
+                    if answer.ok:
+                        self.versions.append(answer.json()["version"])
+                    else:
+                        self.failed.append(f"{answer.status_code} {answer.text[:200]}")
+                except requests.RequestException as error:
+                    self.failed.append(str(error))
+
+    def __enter__(self) -> Clients:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(150)
