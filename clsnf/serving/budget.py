@@ -26,6 +26,7 @@ class BodyBudget:
     def __init__(self, size: int) -> None:
         self._size = size
         self._held: Counter[str] = Counter()
+        self.peak = 0  # bytes held at most since somebody set it back
 
     @property
     def held(self) -> int:
@@ -49,6 +50,7 @@ class BodyBudget:
                 _RETRY,
             )
         self._held[client] += size
+        self.peak = max(self.peak, self.held)
 
     def _remove(self, client: str, size: int) -> None:
         self._held[client] -= size

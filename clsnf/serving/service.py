@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from clsnf.core.device import choose_device
+from clsnf.core.memory import release_freed_memory
 from clsnf.detector import Detector
 from clsnf.evaluation.pictures import MapSize
 from clsnf.serving.answers import Inspection, image_answer
@@ -54,6 +55,8 @@ log = logging.getLogger("clsnf.serving")
 
 _REFRESH_SECONDS = 1.0  # how often a replica looks for thresholds that another one was given
 _LONGEST_RETRY = 60  # seconds
+# Requests of this many bytes leave holes in the heap that those of every day do not fill.
+_LARGE, _MAP_BYTES = 32 * MiB, 6  # the largest map has 4 bytes a pixel, in base64
 # Bytes that a reader may take: for its libraries, and for each pixel of the largest image. An
 # overlay takes the most, some 20 a pixel.
 _READER_BYTES, _READER_BYTES_PER_PIXEL = 512 * MiB, 40
@@ -130,6 +133,7 @@ class InspectionService:
         self._watchdog = Watchdog(self._probe, max(_PATIENCE, settings.deadline_s))
         self._answered: WeakKeyDictionary[LoadedModel, float] = WeakKeyDictionary()
         self._waiting = 0  # images
+        self._drawn = 0  # bytes of the largest maps since the heap was trimmed
         self._refresh: asyncio.Task[None] | None = None
         self._closed = False
         if open_models:
@@ -152,7 +156,7 @@ class InspectionService:
 
     async def start(self) -> None:
         """Wait for the readers, and begin to look for thresholds that other replicas were given."""
-        self._refresh = self._refresh or asyncio.create_task(self._refresh_thresholds())
+        self._refresh = self._refresh or asyncio.create_task(self._look_after())
         await self._pool.start()
         self._watchdog.start()
 
@@ -213,14 +217,23 @@ class InspectionService:
         """
         await asyncio.to_thread(self.store.roll, folder, self.settings.preload)
 
-    async def _refresh_thresholds(self) -> None:
+    async def _look_after(self) -> None:
+        """Read thresholds that others were given, and give memory back after large requests."""
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
+            if not (self._waiting or self.bodies.held) and self._were_large():
+                await asyncio.to_thread(release_freed_memory)
             try:
                 await asyncio.to_thread(self.thresholds.refresh)
             except Exception as error:  # nothing that lies in a file may end this loop
                 log.error("thresholds stay as they are: %s", error)
             self.metrics.record("clsnf_thresholds_refused", len(self.thresholds.refused))
+
+    def _were_large(self) -> bool:
+        """Whether requests since the last call have left much freed memory behind."""
+        large = max(self.bodies.peak, self._drawn) > _LARGE
+        self.bodies.peak = self._drawn = 0
+        return large
 
     def _record_models(self) -> None:
         self.metrics.record("clsnf_models_refused", len(self.store.refused))
@@ -361,6 +374,7 @@ class InspectionService:
         threshold = self.thresholds.active(model.entry, model.detector, wish.threshold)
         map_files: Sequence[memoryview | None] = [None] * len(pictures)
         if wish.choice != "none":
+            self._drawn = max(self._drawn, _MAP_BYTES * pixels_of(pictures, wish.size))
             await held.enter_async_context(self._maps.hold(pixels_of(pictures, wish.size)))
             style = _map_style(model, threshold, wish)
             map_files = await self.reader.draw(pictures, [o.score_map for o in outputs], style)
