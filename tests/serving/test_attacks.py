@@ -1,8 +1,9 @@
 """What anybody on the network can send: each server goes on answering, within bounds of memory.
 
 Every attack runs against a real server in processes of its own, without a token. Those whose cost
-depends on the process that holds the port run against every way to serve. While it runs, the server says that it lives; after it, a good request is answered
-within two seconds, and the server's processes have not grown beyond a bound.
+depends on the process that holds the port run against every way to serve. While an attack runs, the
+server says that it lives; after it, a good request is answered within two seconds, and the server's
+processes have not grown beyond a bound.
 """
 
 from __future__ import annotations
