@@ -69,7 +69,7 @@ class Cluster:
         """Start a worker, and wait until the cluster has it; its number."""
         number = len(self.nodes)
         self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", str(self._worker_cpus))
-        self._wait(f"node {number}", lambda: "Ray runtime started" in self._log(number).read_text())
+        self._wait(f"node {number}", lambda: "Ray runtime started" in self.log(number).read_text())
         return number
 
     def is_there(self, number: int) -> bool:
@@ -121,14 +121,15 @@ class Cluster:
         files = self._folder / f"tmp{len(self.nodes) if self._own_files else ''}"
         files.mkdir(exist_ok=True)
         environment = self.environment | {"TMPDIR": str(files)}
-        with self._log(len(self.nodes)).open("ab") as log:
+        with self.log(len(self.nodes)).open("ab") as log:
             self.nodes.append(
                 subprocess.Popen(
                     command, env=environment, stdout=log, stderr=log, start_new_session=True
                 )
             )
 
-    def _log(self, number: int) -> Path:
+    def log(self, number: int) -> Path:
+        """What `ray start` of a node has said."""
         return self._folder / f"ray{number}.log"
 
     @staticmethod

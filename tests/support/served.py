@@ -101,17 +101,18 @@ class Served:
 
 
 class Clients:
-    """Clients that ask without a pause while the block runs.
+    """Two clients that ask while the block runs.
 
-    Each request is retried `retries` times at most.
+    Each request is retried `retries` times at most, and followed by a pause in seconds.
     """
 
-    def __init__(self, url: str, retries: int = 0, count: int = 2) -> None:
+    def __init__(self, url: str, retries: int = 0, pause: float = 0.0) -> None:
+        self._pause = pause
         self._url, self._retries = url + "v1/models/plate/inspect", retries
         self.versions: list[str] = []
         self.failed: list[str] = []
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
 
     def _ask(self) -> None:
         with requests.Session() as session:
@@ -122,7 +123,7 @@ class Clients:
                 raise_on_status=False,
             )
             session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
-            while not self._stop.is_set():
+            while not self._stop.wait(self._pause):
                 try:
                     answer = session.post(self._url, data=BODY, timeout=120)
                     if answer.ok:
