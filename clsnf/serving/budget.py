@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -111,7 +112,9 @@ class Allowance:
                 if turn.done() and not turn.cancelled():
                     self._give_back(amount)
                 else:
-                    self._waiting.remove((amount, turn))
+                    # Somebody who gave back may have passed over it already.
+                    with contextlib.suppress(ValueError):
+                        self._waiting.remove((amount, turn))
                     self._give_back(0)
                 raise
         else:

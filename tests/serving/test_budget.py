@@ -56,3 +56,26 @@ def test_who_finds_too_little_left_waits_in_its_order() -> None:
             pass
 
     asyncio.run(main())
+
+
+def test_those_who_give_up_at_the_same_moment_leave_nothing_behind() -> None:
+    async def main() -> None:
+        allowance, leave = Allowance(10), asyncio.Event()
+
+        async def take(amount: int) -> None:
+            async with allowance.hold(amount):
+                await leave.wait()
+
+        first = asyncio.create_task(take(6))
+        waiting = [asyncio.create_task(take(amount)) for amount in (8, 3, 4)]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in found} == {asyncio.CancelledError}
+        leave.set()
+        await first
+        async with asyncio.timeout(10), allowance.hold(10):
+            pass
+
+    asyncio.run(main())
