@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 
-# Waiting threads sleep instead of spinning. On a machine that does other work too, a spinning
-# thread occupies the core that the thread it waits for needs. Measured on two shared cores:
-# training on two threads took 2 to 5 times as long with GNU OpenMP's default.
-PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+# Waiting threads spin for some microseconds, and then sleep. On a machine that does other work too,
+# a thread that spins on occupies the core that the thread it waits for needs. Measured on two
+# shared cores: training on two threads took 2 to 5 times as long with GNU OpenMP's default. Without
+# any spinning, waking costs as much as the second thread gives: scoring a picture on two quiet
+# cores took 54 ms without, 36 with it, and 46 on one thread.
+PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
 
 
 def wait_passively() -> None:
@@ -17,3 +20,22 @@ def wait_passively() -> None:
     """
     for name, value in PASSIVE_THREADS.items():
         os.environ.setdefault(name, value)
+
+
+_setting_threads = threading.Lock()
+
+
+def use_torch_threads(count: int) -> None:
+    """Let torch use `count` threads for the loops of the calling thread.
+
+    Where several threads of a process compute, let all but one use one: each that uses more keeps
+    threads of its own, and OpenMP does not spin where it counts more threads than cores.
+
+    torch keeps one number for all threads. A thread copies it at its first loop, or when it asks
+    for it. So both happen here, for one thread at a time.
+    """
+    import torch
+
+    with _setting_threads:
+        torch.set_num_threads(count)
+        torch.get_num_threads()

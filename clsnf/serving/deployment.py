@@ -28,7 +28,7 @@ from ray.serve.schema import LoggingConfig
 
 from clsnf.core.errors import ClsnfError, SettingsError
 from clsnf.core.memory import keep_freed_memory
-from clsnf.core.threads import PASSIVE_THREADS
+from clsnf.core.threads import PASSIVE_THREADS, use_torch_threads
 from clsnf.serving.catalogue import read_catalogue_within
 from clsnf.serving.listening import listener_folder
 from clsnf.serving.metrics import ServerMetrics
@@ -59,6 +59,7 @@ class Inspector:
 
     def __init__(self, settings: ServingSettings, folder: str | None = None) -> None:
         keep_freed_memory()
+        use_torch_threads(1)  # this thread computes nothing: the service's own does
         keep_replica_on_loopback()
         context = serve.get_replica_context()
         metrics = ServerMetrics(context.replica_id.unique_id, RaySink)

@@ -11,6 +11,7 @@ from pathlib import Path
 from uvicorn.config import Config
 
 from clsnf.core.errors import ClsnfError, SettingsError
+from clsnf.core.threads import use_torch_threads
 from clsnf.serving.listening import bound_socket, check_free, tls_context, url_of
 from clsnf.serving.ports import Ports
 from clsnf.serving.service import InspectionService
@@ -32,6 +33,7 @@ def serve_locally(settings: ServingSettings, report: Callable[[str], None]) -> N
         raise SettingsError(
             "max_replicas and gpus_per_replica are Ray's: serve without --local, or leave them out."
         )
+    use_torch_threads(1)  # this thread computes nothing: the service's own does
     tls_context(settings.certificate, settings.key)  # refused before the models load
     listening = bound_socket(settings.host, settings.port)
     check_free(settings.host, settings.grpc_port)

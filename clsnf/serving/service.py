@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +21,10 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 
 from clsnf.core.device import choose_device
 from clsnf.core.memory import release_freed_memory
+from clsnf.core.threads import use_torch_threads
 from clsnf.detector import Detector
 from clsnf.evaluation.pictures import MapSize
 from clsnf.serving.answers import Inspection, image_answer
@@ -117,7 +116,7 @@ class InspectionService:
         self.thresholds = Thresholds(Path(settings.state or "."))
         threads = settings.threads or max(1, (_cores() // settings.max_replicas))
         self._network_thread = ThreadPoolExecutor(
-            1, "network", initializer=_set_torch_threads, initargs=(threads,)
+            1, "network", initializer=use_torch_threads, initargs=(threads,)
         )
         self._runner = NetworkRunner(device, settings.precision, self.metrics)
         self._batcher: Batcher[LoadedModel, Picture, NetworkOutput] = Batcher(
@@ -428,17 +427,3 @@ def _milliseconds(seconds: float) -> float:
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_setting_threads = threading.Lock()
-
-
-def _set_torch_threads(count: int) -> None:
-    """Let torch use `count` threads for the loops of the calling thread.
-
-    torch keeps one number for all threads. A thread copies it at its first loop, or when it asks
-    for it. So both happen here, for one thread at a time.
-    """
-    with _setting_threads:
-        torch.set_num_threads(count)
-        torch.get_num_threads()

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from clsnf.core.errors import ClsnfError, ModelError, nearest
+from clsnf.core.threads import use_torch_threads
 from clsnf.detector import Detector
 from clsnf.detector_file import check_tensors, read_description
 from clsnf.serving.catalogue import Catalogue, ModelEntry, none_usable, read_catalogue
@@ -93,7 +94,7 @@ class ModelStore:
         self._rolling = threading.Lock()
         self._loading: dict[Key, asyncio.Future[LoadedModel]] = {}
         # One at a time: two networks that are built at once would need the memory of both.
-        self._pool = ThreadPoolExecutor(1, "load")
+        self._pool = ThreadPoolExecutor(1, "load", initializer=use_torch_threads, initargs=(1,))
         self._catalogue = Catalogue(Path(), {})
         self._folder_refused: str | None = None
         self._told: set[str] = set()
