@@ -125,11 +125,13 @@ _TARGETS = ("out", "overlays", "sort", "mqtt", "webhook", "modbus")
 def watch(model: Path, source: str, **options: Any) -> None:
     """Judge pictures as they come, until Ctrl-C or SIGTERM.
 
-    SOURCE is a folder, the number of a camera, a stream such as rtsp://USER@HOST/PATH (its password
-    in CLSNF_CAMERA_PASSWORD), or a video file. A picture is ok or ng; what can't be judged is ng.
-    No result is lost while an output is away, and after a restart no file is judged twice.
+    MODEL is a saved detector, or a folder that holds one, such as a study of one product. SOURCE is
+    a folder, the number of a camera, a stream such as rtsp://USER@HOST/PATH (its password in
+    CLSNF_CAMERA_PASSWORD), or a video file. A picture is ok or ng; what can't be judged is ng. No
+    result is lost while an output is away, and after a restart no file is judged twice.
     """
     from clsnf.core.errors import SettingsError
+    from clsnf.detector_folders import find_detector
     from clsnf.watching.camera import CameraSettings
     from clsnf.watching.folder import FolderSettings
     from clsnf.watching.run import WatchRequest
@@ -139,7 +141,7 @@ def watch(model: Path, source: str, **options: Any) -> None:
         raise SettingsError("Give --every or --fps, not both.")
     beside = Path(options["out"]).expanduser().parent if options["out"] else Path()
     request = WatchRequest(
-        model=model,
+        model=find_detector(model),
         source=source,
         targets={name: options[name] for name in _TARGETS if options[name]},
         state=options["state"] or beside / ".clsnf-watch",

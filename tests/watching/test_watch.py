@@ -139,9 +139,10 @@ def test_a_video_is_judged_to_its_end(winners: Path, tmp_path: Path) -> None:
     for number in range(6):
         writer.write(picture(number)[:, :, ::-1])
     writer.release()
-    process = WatchProcess(
-        winners / "plate", "line.avi", "--fps", 5, "--out", "results.jsonl", folder=tmp_path
-    )
+    study = tmp_path / "study"
+    (study / "winners").mkdir(parents=True)
+    (study / "winners" / "plate").symlink_to(winners / "plate")
+    process = WatchProcess(study, "line.avi", "--fps", 5, "--out", "results.jsonl", folder=tmp_path)
     assert process.wait() == 0, process.errors.read_text()
     assert process.said("ended: 3 judged")
     found = results(tmp_path / "results.jsonl")
@@ -153,6 +154,7 @@ def test_a_video_is_judged_to_its_end(winners: Path, tmp_path: Path) -> None:
     ("arguments", "line"),
     [
         (["no-model", "in"], "no-model"),
+        (["WINNERS", "in"], "holds 2 saved detectors"),
         (["MODEL", "no-folder"], "There is no folder no-folder"),
         (["MODEL", "77"], "camera 77 gives no pictures"),
         (["MODEL", "rtsp://me:hush@127.0.0.1/live"], "CLSNF_CAMERA_PASSWORD"),
@@ -171,7 +173,8 @@ def test_what_a_user_gets_wrong_is_one_clear_line(
     line: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = [str(winners / "plate") if part == "MODEL" else part for part in arguments]
+    named = {"MODEL": str(winners / "plate"), "WINNERS": str(winners)}
+    given = [named.get(part, part) for part in arguments]
     ended = CliRunner().invoke(main, ["watch", *given, "--device", "cpu"])
     assert ended.exit_code == 2
     said = ended.stderr.splitlines()
