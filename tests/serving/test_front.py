@@ -80,6 +80,12 @@ def test_a_category_has_its_node_and_a_node_that_goes_costs_no_request(
                 category = ("plate", "sheet")[number % 2]
                 asked = session.post(f"{url}/v1/models/{category}/inspect", data=BODY, timeout=60)
                 assert asked.status_code == 200, asked.text
+            # An answer is counted a moment after it was sent.
+            while (
+                sum(sum(served(f"http://{address}").values()) for address in (first, second)) < 24
+            ):
+                assert time.monotonic() < deadline + 60
+                time.sleep(0.05)
             by_node = [served(f"http://{address}") for address in (first, second)]
             for category in ("plate", "sheet"):
                 assert sorted(counts.get(category, 0) for counts in by_node) == [0, 12]
