@@ -583,7 +583,7 @@ def run_chaos(given: argparse.Namespace, folder: Path) -> tuple[Counter[str], li
     rng = random.Random(given.seed)
     study = make_study(folder, given.categories)
     study.options += given.options
-    cluster = Cluster(study)
+    cluster = Cluster(study.folder, study.python, study.environment)
     faults: Counter[str] = Counter()
     problems: list[str] = []
     with small_disk(folder / "disk") as own_disk:
