@@ -55,6 +55,7 @@ log = logging.getLogger("clsnf.serving")
 _REFRESH_SECONDS = 1.0  # how often a replica looks for thresholds that another one was given
 _LONGEST_RETRY = 60  # seconds
 # Requests of this many bytes leave holes in the heap that those of every day do not fill.
+_TRIMS = 15
 _LARGE, _MAP_BYTES = 32 * MiB, 6  # the largest map has 4 bytes a pixel, in base64
 # Bytes that a reader may take: for its libraries, and for each pixel of the largest image. An
 # overlay takes the most, some 20 a pixel.
@@ -218,9 +219,14 @@ class InspectionService:
 
     async def _look_after(self) -> None:
         """Read thresholds that others were given, and give memory back after large requests."""
+        trims = 0
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
-            if not (self._waiting or self.bodies.held) and self._were_large():
+            if self._were_large():
+                trims = _TRIMS
+            # Several times, because an answer may still be on its way when its request is over.
+            if trims and not (self._waiting or self.bodies.held):
+                trims -= 1
                 await asyncio.to_thread(release_freed_memory)
             try:
                 await asyncio.to_thread(self.thresholds.refresh)
