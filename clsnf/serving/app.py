@@ -75,21 +75,15 @@ _Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 _THRESHOLD_BYTES = 4096  # of a body that sets a threshold
 
 
-async def _nothing() -> None:
-    pass
-
-
 def build_app(
-    service: InspectionService,
-    tokens: Tokens,
-    before_close: Callable[[], Awaitable[None]] = _nothing,
+    service: InspectionService, tokens: Tokens, before_close: Callable[[], Awaitable[None]]
 ) -> FastAPI:
     """The application; it starts and closes the service with its own life.
 
     Args:
         service: answers.
         tokens: what requests must give.
-        before_close: awaited before the service closes, such as to end its connections.
+        before_close: awaited before the service closes, to end its connections.
     """
     settings = service.settings
 

@@ -55,12 +55,13 @@ log = logging.getLogger("clsnf.serving")
 _REFRESH_SECONDS = 1.0  # how often a replica looks for thresholds that another one was given
 _LONGEST_RETRY = 60  # seconds
 # Requests of this many bytes leave holes in the heap that those of every day do not fill.
-_TRIMS = 15
 _LARGE, _MAP_BYTES = 32 * MiB, 6  # the largest map has 4 bytes a pixel, in base64
+_TRIMS = 15  # of the heap after them, one a second
 # Bytes that a reader may take: for its libraries, and for each pixel of the largest image. An
 # overlay takes the most, some 20 a pixel.
 _READER_BYTES, _READER_BYTES_PER_PIXEL = 512 * MiB, 40
 _PATIENCE = 20.0  # seconds without any answer after which a replica is not ready
+_ANSWERED_LATELY = 10.0  # seconds for which an answer says that a model is ready
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,6 @@ class MapWish:
     threshold: float | None = None
     in_base64: bool = False
     alone: bool = False
-
-
-_ANSWERED_LATELY = 10.0  # seconds for which an answer says that a model is ready
 
 
 class InspectionService:
