@@ -7,6 +7,7 @@ read. One token allows both. Where there is an administrator's token too, change
 from __future__ import annotations
 
 import hmac
+import os
 from dataclasses import dataclass
 
 from clsnf.core.errors import SettingsError
@@ -27,8 +28,9 @@ def read_token(file: str | None, variable: str = VARIABLE) -> str | None:
         SettingsError: the file can't be read, or the token is so short that it could be guessed.
     """
     token = read_secret(variable, file)
-    if token is None:
+    if token is None and not (file or os.environ.get(f"{variable}_FILE")):
         return None
+    token = token or ""  # a file that is empty is a mistake, not a server without a token
     if len(token) < _SHORTEST:
         raise SettingsError(
             f"The token {variable} has {len(token)} characters: take {_SHORTEST} or more, such "

@@ -56,6 +56,9 @@ def test_the_token_comes_from_a_file_or_the_environment(
     (tmp_path / "token").write_text("short")
     with pytest.raises(SettingsError, match="16"):
         read_token(str(tmp_path / "token"))
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(SettingsError, match="0 characters"):
+        read_token(str(tmp_path / "empty"))
     with pytest.raises(SettingsError, match="can't be read"):
         read_token(str(tmp_path / "none"))
 
