@@ -51,6 +51,7 @@ from clsnf.training.pipeline import (
     TrainingData,
     donor_indices,
 )
+from tests.support.backbones import backbone_settings
 
 CPU = torch.device("cpu")
 SIZE = (64, 32)
@@ -77,7 +78,7 @@ IMAGES, TEXTURES = pictures(N, 0), pictures(5, 1)
 @pytest.fixture(scope="module")
 def pretrained() -> Backbone:
     torch.manual_seed(0)
-    return empty_backbone("resnet18", (1, 2), SIZE)
+    return empty_backbone(backbone_settings("resnet18", (1, 2)), SIZE)
 
 
 def finetuner(
