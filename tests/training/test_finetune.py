@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clsnf.core.config import (
-    BackboneSettings,
     DefectSettings,
     DetectorSettings,
     FinetuneSettings,
@@ -57,8 +56,8 @@ CPU = torch.device("cpu")
 SIZE = (64, 32)
 N = 6
 SETTINGS = DetectorSettings(
-    image=ImageSettings(*SIZE),
-    backbone=BackboneSettings(levels=(1, 2)),
+    image=ImageSettings(*SIZE, interpolation="bilinear"),
+    backbone=backbone_settings("resnet18", (1, 2)),
     finetune=FinetuneSettings(
         frozen_epochs=1, joint_epochs=1, decay_epochs=1, batch_size=4, decoder_width=16
     ),
