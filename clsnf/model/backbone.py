@@ -101,6 +101,10 @@ def architecture_of(settings: BackboneSettings) -> str:
         raise SettingsError(
             f"There is no timm model {name!r}.{nearest(name, [*timm.list_models(), DEMO])}"
         )
+    plain, _, tag = name.partition(".")
+    tagged = timm.list_models(f"{plain}.*", include_tags=True)
+    if tag and name not in tagged:
+        raise SettingsError(f"timm has no weights {name!r}.{nearest(name, [*tagged, plain])}")
     return name
 
 
