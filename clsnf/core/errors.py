@@ -74,6 +74,11 @@ class DiskFullError(OutageError):
     """A disk has no room for a file."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 _LISTED = 20  # valid names that a message lists at most: timm has more than a thousand models
 
 

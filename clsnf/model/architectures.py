@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from clsnf.core.config import BackboneSettings
-from clsnf.core.errors import SettingsError, nearest
+from clsnf.core.errors import SettingsError, first_line, nearest
 from clsnf.model.weights_files import DEMO, demo_assets
 
 PYRAMID, TRANSFORMER = "pyramid", "transformer"
@@ -48,7 +48,7 @@ def architecture_of(settings: BackboneSettings) -> str:
     """timm's name of the architecture (the demo backbone has one too).
 
     Raises:
-        SettingsError: timm knows no such model.
+        SettingsError: timm knows no such model, or no such tag of it.
     """
     import timm
 
@@ -57,6 +57,10 @@ def architecture_of(settings: BackboneSettings) -> str:
         raise SettingsError(
             f"There is no timm model {name!r}.{nearest(name, [*timm.list_models(), DEMO])}"
         )
+    plain, _, tag = name.partition(".")
+    tagged = timm.list_models(f"{plain}.*", include_tags=True)
+    if tag and name not in tagged:
+        raise SettingsError(f"timm has no weights {name!r}.{nearest(name, [*tagged, plain])}")
     return name
 
 
@@ -77,10 +81,9 @@ def facts_of(architecture: str) -> ArchitectureFacts:
             ).feature_info.info  # type: ignore[assignment, union-attr]
     # Architectures refuse in many ways, and a few fail at what they announce.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SettingsError(
-            f"Backbone {architecture!r} gives no feature maps ({reason}): choose another "
-            "(clsnf backbones lists them)."
+            f"Backbone {architecture!r} gives no feature maps ({first_line(error)}): choose "
+            "another (clsnf backbones lists them)."
         ) from error
     reductions = tuple(int(level["reduction"]) for level in levels)
     is_flat = len(reductions) > 1 and len(set(reductions)) == 1

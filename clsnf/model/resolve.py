@@ -9,6 +9,7 @@ detectors hold resolved settings alone, so that a later default changes no detec
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from clsnf.core.config import (
     IMAGENET_MEAN,
@@ -25,7 +26,12 @@ from clsnf.model.architectures import (
     facts_of,
     numbers_of_levels,
 )
+from clsnf.model.extractors import takes
 from clsnf.model.weights_files import DEMO
+
+# Tried where the deepest level's stride is not enough. Padding to larger ones would be most of the
+# canvas.
+_MORE = (32, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +97,22 @@ def _resolved_image(
         interpolation = pretraining_of(backbone, facts).interpolation
     if multiple is None:
         levels = default_levels(facts) if backbone.levels is None else backbone.levels
-        multiple = max(facts.reductions[level] for level in numbers_of_levels(levels, facts))
+        multiple = _multiple(given, facts, numbers_of_levels(levels, facts))
     return dataclasses.replace(given, interpolation=interpolation, multiple=multiple)
+
+
+def _multiple(given: ImageSettings, facts: ArchitectureFacts, levels: tuple[int, ...]) -> int:
+    """What the canvas's sides must be multiples of: the stride of the deepest level, or more where
+    an architecture needs it, such as one that attends in windows.
+
+    Where none of these sizes is taken, loading the backbone says which are.
+    """
+    deepest = max(facts.reductions[level] for level in levels)
+    for multiple in sorted({deepest, math.lcm(*facts.reductions), *_MORE}):
+        canvas = dataclasses.replace(given, multiple=multiple).size
+        if multiple >= deepest and takes(facts.name, levels, canvas):
+            return multiple
+    return deepest
 
 
 def pretraining_of(settings: BackboneSettings, facts: ArchitectureFacts) -> Pretraining:
