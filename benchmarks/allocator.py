@@ -20,11 +20,12 @@ from collections.abc import Callable
 
 import torch
 
-from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
+from clsnf.core.config import DefectSettings, DetectorSettings, FinetuneSettings, ImageSettings
 from clsnf.core.memory import keep_freed_memory
 from clsnf.core.pixels import to_floats
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder
+from clsnf.model.resolve import resolved
 from clsnf.streams.stream import DefectRecipe, MemoryStream
 from clsnf.synthesis.textures import draw_textures
 from clsnf.synthesis.training_defects import DefectMaker
@@ -50,7 +51,7 @@ def measure() -> dict[str, float]:
     settings = FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=32)
     image = ImageSettings()
     images = draw_textures(IMAGES, image.size, 0)
-    backbone = empty_backbone("resnet18", (1, 2, 3), image.size)
+    backbone = empty_backbone(resolved(DetectorSettings()).backbone, image.size)
     decoder = build_decoder(backbone.info, image, settings, seed=0)
     recipe = DefectRecipe(DefectMaker(DefectSettings(), images, images))
     trainer = Finetuner(

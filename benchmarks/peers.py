@@ -18,6 +18,7 @@ Both are fitted on all normal training images, because they need no validation i
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ from clsnf.evaluation.evaluate import metrics_of_maps
 from clsnf.model.backbone import load_backbone
 from clsnf.model.memory_bank import cover
 from clsnf.model.resample import resample
+from clsnf.model.resolve import resolved
 from clsnf.model.score_maps import gaussian_smooth
 from clsnf.streams.stream import MemoryStream
 from clsnf.training.density import extract_features
@@ -97,7 +99,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=256)
     options = parser.parse_args()
     image = ImageSettings(options.image_size, options.image_size)
-    settings = DetectorSettings(image=image)
+    settings = resolved(
+        DetectorSettings(image, BackboneSettings(options.backbone, weights=options.weights))
+    )
     table = read_category(options.data, options.category)
     fit = place_rows(rows_of(table, "fit"), settings)
     test = place_rows(rows_of(table, TEST), settings)
@@ -105,7 +109,7 @@ def main() -> None:
     for name, levels, neighbourhood in (("patchcore", (2, 3), 3), ("padim", (1, 2, 3), 1)):
         started = time.perf_counter()
         backbone, _ = load_backbone(
-            BackboneSettings(options.backbone, levels, options.weights), image.size
+            dataclasses.replace(settings.backbone, levels=levels), settings.image.size
         )
         grids = list(backbone.info.grids)
         fit_vectors, test_vectors = (

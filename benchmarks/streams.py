@@ -41,11 +41,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clsnf.core.config import DefectSettings, FinetuneSettings, ImageSettings
+from clsnf.core.config import DefectSettings, DetectorSettings, FinetuneSettings, ImageSettings
 from clsnf.core.memory import keep_freed_memory
 from clsnf.data.images import load_images
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder
+from clsnf.model.resolve import resolved
 from clsnf.streams.stream import (
     DefectRecipe,
     ImageBatch,
@@ -134,7 +135,7 @@ def measure_training(folder: Path, steps: int, rounds: int) -> None:
     recipe = recipe_for(memory.images)
     made = list(memory.training_batches(recipe, *plan(len(memory)), CPU))
     settings = FinetuneSettings(frozen_epochs=0, joint_epochs=1, repeats=1, batch_size=BATCH)
-    backbone = empty_backbone("resnet18", (1, 2, 3), SETTINGS.size)
+    backbone = empty_backbone(resolved(DetectorSettings()).backbone, SETTINGS.size)
     decoder = build_decoder(backbone.info, SETTINGS, settings, seed=0)
     trainer = Finetuner(backbone, decoder, memory, recipe, settings, 0, CPU)
     rows: dict[str, Callable[[], Stream]] = {

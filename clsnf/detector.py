@@ -39,6 +39,7 @@ from clsnf.data.images import Placement, image_size, place, read_placed, restore
 from clsnf.detector_file import Provenance
 from clsnf.model.backbone import empty_backbone, fingerprint
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
+from clsnf.model.resolve import resolved
 from clsnf.streams.choice import StreamChoice, open_stream
 from clsnf.streams.stream import ImageBatch, consecutive, map_in_batches
 from clsnf.training.artifacts import ArtifactStore
@@ -174,7 +175,7 @@ class Detector:
         Raises:
             ClsnfError: whatever a user can mend; see :mod:`clsnf.core.errors`.
         """
-        settings = settings or DetectorSettings()
+        settings = resolved(settings or DetectorSettings())
         with tempfile.TemporaryDirectory() if work is None else nullcontext(str(work)) as folder:
             prepared = prepare(
                 table,
@@ -200,7 +201,8 @@ class Detector:
         Args:
             prepared: trains, or finds what was trained already.
             table: the category's; see :meth:`fit`.
-            settings: joint epochs, depth and fusion count; all others are those of the pipeline.
+            settings: resolved. Joint epochs, depth and fusion count; all others are those of the
+                pipeline.
             progress: called with the progress of long work.
         """
         pipeline = prepared.pipeline
@@ -449,7 +451,7 @@ class Detector:
         try:
             settings = saved.settings
             backbone = empty_backbone(
-                saved.provenance.architecture, settings.backbone.levels, settings.image.size
+                settings.backbone, settings.image.size, saved.provenance.architecture
             )
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
             flows = empty_flows(backbone.info, settings.flow)

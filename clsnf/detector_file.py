@@ -28,12 +28,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clsnf.core.config import DetectorSettings, Fusion, from_dict, to_dict
+from clsnf.core.config import (
+    BackboneSettings,
+    DetectorSettings,
+    Fusion,
+    from_dict,
+    from_stored,
+    to_dict,
+    value_at,
+)
 from clsnf.core.errors import ClsnfError, ModelError, SettingsError
 from clsnf.core.files import atomic_write, read_json, write_json
 from clsnf.core.hashing import content_key, sha256_file
 from clsnf.data.image_statistics import STATISTICS
-from clsnf.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from clsnf.model.flow import LevelScale
 from clsnf.training.calibrate import Threshold
 
@@ -173,10 +180,10 @@ def write_detector(
             },
             "preprocessing": {
                 "colour": "RGB",
-                "resize": "bilinear, antialiased, to trained_with.image",
+                "resize": f"{settings.image.interpolation}, antialiased, to trained_with.image",
                 "range": [0, 1],
-                "mean": list(IMAGENET_MEAN),
-                "std": list(IMAGENET_STD),
+                "mean": settings.backbone.mean,
+                "std": settings.backbone.std,
             },
             "provenance": dataclasses.asdict(provenance),
             "tensors_sha256": sha256_file(draft / TENSORS),
@@ -210,16 +217,17 @@ def _described(content: dict[str, Any]) -> DetectorDescription:
     uses = dict(now["uses"])
     scales, threshold = uses.pop("level_scales"), uses.pop("threshold")
     fusion = from_dict(Fusion, uses, "uses")
-    asked = from_dict(DetectorSettings, now["trained_with"], "trained_with")
+    asked = from_stored(now["trained_with"], "trained_with")
     twice = [name for name in _FUSION if name in now["trained_with"]]
     if twice:
         raise SettingsError(
             f"{', '.join(twice)} stands under trained_with: say it under uses alone."
         )
     settings = dataclasses.replace(asked, **to_dict(fusion))
-    levels = len(settings.backbone.levels)
-    rule = f"{levels} pairs of numbers"
-    _check("uses.level_scales", scales, lambda s: _are_pairs(s, levels), rule)
+    _check_resolved(settings)
+    levels = len(settings.backbone.levels or ())
+    rule = f"{levels} pairs of numbers, or fewer where levels are joined"
+    _check("uses.level_scales", scales, lambda s: _are_pairs(s, settings.backbone), rule)
     described = DetectorDescription(
         settings,
         tuple(LevelScale(*scale) for scale in scales),
@@ -232,6 +240,16 @@ def _described(content: dict[str, Any]) -> DetectorDescription:
     _check_provenance(described.provenance)
     _check("tensors_sha256", described.tensors_sha256, _is_hash, "64 hexadecimal digits")
     return described
+
+
+def _check_resolved(settings: DetectorSettings) -> None:
+    """Refuse settings that leave open what a network is built with."""
+    for name in ("backbone.levels", "backbone.mean", "backbone.std"):
+        _check(f"trained_with.{name}", value_at(settings, name), lambda v: v is not None, "given")
+    levels, join = settings.backbone.levels or (), settings.backbone.join
+    whole = "numbers of timm's levels"
+    _check("trained_with.backbone.levels", levels, lambda v: float not in map(type, v), whole)
+    _check("trained_with.backbone.join", join, lambda v: v != "auto", "mean or none")
 
 
 def _check_threshold(threshold: Threshold) -> None:
@@ -342,8 +360,10 @@ def _from_format_2(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _are_pairs(value: object, count: int) -> bool:
-    return isinstance(value, list) and len(value) == count and all(map(_is_pair, value))
+def _are_pairs(value: object, backbone: BackboneSettings) -> bool:
+    most = len(backbone.levels or ())
+    least = most if backbone.join == "none" else 1
+    return isinstance(value, list) and least <= len(value) <= most and all(map(_is_pair, value))
 
 
 def _is_pair(value: object) -> bool:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, TypeAdapter
 from pydantic import ValidationError as PydanticError
 
-from clsnf.core.config import DetectorSettings, StudySettings, from_dict, to_dict
+from clsnf.core.config import DetectorSettings, StudySettings, from_dict, from_stored, to_dict
 from clsnf.core.errors import ClsnfError, OutputError
 from clsnf.core.files import atomic_write, write_json
 from clsnf.training.calibrate import Threshold
@@ -58,11 +58,13 @@ def _is_empty(value: Any) -> bool:
 
 def _settings_type(cls: Any) -> Any:
     """A field of settings: written as plain JSON types, read with all checks."""
-    return Annotated[
-        cls,
-        PlainValidator(lambda value: value if isinstance(value, cls) else from_dict(cls, value)),
-        PlainSerializer(to_dict),
-    ]
+
+    def read(value: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        return from_stored(value) if cls is DetectorSettings else from_dict(cls, value)
+
+    return Annotated[cls, PlainValidator(read), PlainSerializer(to_dict)]
 
 
 # ---- trials ----

@@ -39,13 +39,18 @@ def _image_size(
     return int(parts[0]), int(parts[-1])
 
 
-def _levels(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+def _levels(
+    ctx: click.Context, parameter: click.Parameter, value: str | None
+) -> list[int | float] | None:
     if value is None:
         return None
     try:
-        return [int(part) for part in value.split(",")]
+        return [float(part) if "." in part else int(part) for part in value.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{value!r}: give numbers with commas, such as 1,2,3") from error
+        raise click.BadParameter(
+            f"{value!r}: give numbers with commas, such as 1,2,3, or shares of the depth, such as "
+            "0.4,0.6,0.8"
+        ) from error
 
 
 def combined(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -163,7 +168,10 @@ setting_options = combined(
     click.option(
         "--levels",
         callback=_levels,
-        help="Feature levels of the backbone, by timm's numbers.  [default: 1,2,3]",
+        help=(
+            "Feature levels of the backbone: timm's numbers, such as 1,2,3, or shares of its "
+            "depth, such as 0.4,0.6,0.8.  [default: what suits it]"
+        ),
     ),
     click.option(
         "--weights",

@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 _LONGEST_SHOWN = 30  # characters of a value that a difference quotes; longer ones are mostly hashes
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 STREAMS = ("auto", "local", "ray")  # what can load the images for training; results are the same
 
 
@@ -55,8 +58,8 @@ def _check_choices(owner: Any) -> None:
 class ImageSettings:
     """How an image becomes the network's input, in training, prediction and serving alike."""
 
-    height: int = setting(256, "height of the network's input in pixels")
-    width: int = setting(256, "width of the network's input in pixels")
+    height: int = setting(256, "height of the picture on the network's input in pixels")
+    width: int = setting(256, "width of the picture on the network's input in pixels")
     aspect: str = setting(
         "squeeze",
         "squeeze: resize to height x width and change the aspect ratio; fit: keep the aspect ratio "
@@ -68,18 +71,37 @@ class ImageSettings:
         "decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is at least twice the size on the "
         "network's input: faster, and the input changes by a few levels",
     )
+    interpolation: str = setting(
+        "auto",
+        "how pictures are resized, with antialiasing (auto: as those that the backbone's weights "
+        "were trained on)",
+        ("auto", "bilinear", "bicubic"),
+    )
+    multiple: int | None = setting(
+        None,
+        "the network's input has sides that are multiples of this many pixels; where the picture's "
+        "are not, it lies in the middle, and the rest is padding, which is never scored (null: "
+        "what the backbone needs)",
+    )
 
     def __post_init__(self) -> None:
         _check_choices(self)
         for name in ("height", "width"):
             value = getattr(self, name)
-            ok = isinstance(value, int) and 32 <= value <= 4096 and value % 32 == 0
-            _check(self, name, ok, "a multiple of 32 from 32 to 4096")
+            _check(self, name, 32 <= value <= 4096, "from 32 to 4096")
+        ok = self.multiple is None or 1 <= self.multiple <= 1024
+        _check(self, "multiple", ok, "null, or from 1 to 1024")
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width)."""
-        return self.height, self.width
+        """(height, width) of the network's input, the canvas."""
+        multiple = self.multiple or 1
+        return -(-self.height // multiple) * multiple, -(-self.width // multiple) * multiple
+
+    @property
+    def may_pad(self) -> bool:
+        """Whether the canvas can have padding."""
+        return self.aspect == "fit" or self.size != (self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -89,23 +111,48 @@ class BackboneSettings:
     name: str = setting(
         "resnet18", "a timm model name, or 'demo' for the small backbone that ships with clsnf"
     )
-    levels: tuple[int, ...] = setting(
-        (1, 2, 3),
-        "feature levels by timm's numbers, shallow to deep (ResNets: 1, 2, 3, 4 have strides 4, 8, "
-        "16, 32)",
+    levels: tuple[int | float, ...] | None = setting(
+        None,
+        "feature levels, shallow to deep: by timm's numbers (ResNets: 1, 2, 3, 4 have strides 4, "
+        "8, 16, 32), or as shares of the depth (0.4, 0.6, 0.8). null: strides 4 to 16 of a "
+        "pyramid, a band in the middle of a transformer",
     )
     weights: str | None = setting(
         None,
         "a weights file (.safetensors, .pth, .pt, .bin), or a folder of such files that are named "
         "after their models; without it, timm's pretrained weights",
     )
+    join: str = setting(
+        "auto",
+        "levels of equal stride. mean: become one, the mean of their standardised vectors; none: "
+        "stay apart; auto: mean for transformers, none for pyramids",
+        ("auto", "mean", "none"),
+    )
+    mean: tuple[float, ...] | None = setting(
+        None,
+        "mean of red, green and blue, in [0, 1], that is subtracted from images (null: what the "
+        "weights were trained with)",
+    )
+    std: tuple[float, ...] | None = setting(
+        None,
+        "standard deviation of red, green and blue that images are divided by (null: what the "
+        "weights were trained with)",
+    )
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(self, "name", bool(self.name), "a timm model name")
-        ok = 0 < len(self.levels) <= 32
-        ok = ok and all(isinstance(v, int) and v >= 0 for v in self.levels)
-        ok = ok and list(self.levels) == sorted(set(self.levels))
-        _check(self, "levels", ok, "different levels in rising order, such as 1,2,3")
+        if self.levels is not None:
+            ok = 0 < len(self.levels) <= 32
+            ok = ok and list(self.levels) == sorted(set(self.levels))
+            numbers = all(isinstance(v, int) and v >= 0 for v in self.levels)
+            shares = all(isinstance(v, float) and 0 < v <= 1 for v in self.levels)
+            rule = "different levels in rising order, such as 1,2,3, or shares such as 0.4,0.6,0.8"
+            _check(self, "levels", ok and (numbers or shares), rule)
+        for name in ("mean", "std"):
+            least, values = 0 if name == "mean" else 1e-6, getattr(self, name)
+            ok = values is None or (len(values) == 3 and all(least <= v <= 1 for v in values))
+            _check(self, name, ok, "null, or three numbers in [0, 1], such as 0.5,0.5,0.5")
 
 
 @dataclass(frozen=True)
@@ -525,6 +572,13 @@ def key_content(settings: DetectorSettings | FinetuneSettings | ImageSettings) -
         finetune["schedule"] = _WSD_BEFORE
     if image.get("jpeg_draft") is False:
         del image["jpeg_draft"]
+    if image.get("interpolation") == "bilinear":
+        del image["interpolation"]
+    if "multiple" in image and from_dict(ImageSettings, to_dict(image)).size == (
+        image["height"],
+        image["width"],
+    ):
+        del image["multiple"]
     if "joint_epochs" in finetune:
         _drop_idle_layers(finetune)
     return content
@@ -571,11 +625,32 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") 
     return cls(**arguments)
 
 
+def from_stored(values: Mapping[str, Any], where: str = "settings") -> DetectorSettings:
+    """:func:`from_dict` for settings in a file that clsnf wrote.
+
+    What an earlier version could not say is what it did: ImageNet's mean and deviation, bilinear
+    resizing, levels apart.
+    """
+    if not isinstance(values, Mapping):
+        return from_dict(DetectorSettings, values, where)
+    did: dict[str, dict[str, Any]] = {
+        "image": {"interpolation": "bilinear", "multiple": 32},
+        "backbone": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "join": "none"},
+    }
+    given = dict(values)
+    for section, content in did.items():
+        if isinstance(given.get(section), Mapping):
+            given[section] = content | dict(given[section])
+    return from_dict(DetectorSettings, given, where)
+
+
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     """Convert a plain value to a field's type `hint`; SettingsError if it does not fit."""
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
-    if isinstance(hint, types.UnionType):  # "T | None" is the only union in use
+    if isinstance(hint, types.UnionType):  # "T | None", or "int | float"
+        if set(typing.get_args(hint)) == {int, float}:
+            return value if isinstance(value, float) else _coerce(int, value, where)
         inner = next(h for h in typing.get_args(hint) if h is not type(None))
         return None if value is None else _coerce(inner, value, where)
     if typing.get_origin(hint) is tuple:

@@ -360,15 +360,16 @@ class Placement:
     def of(cls, source: tuple[int, int], settings: ImageSettings) -> Placement:
         """The placement of a source of this size, (height, width).
 
-        ``squeeze`` fills the canvas; ``fit`` keeps the image's shape, as large as possible, in the
-        middle.
+        ``squeeze`` gives every image the settings' height and width; ``fit`` keeps its shape, as
+        large as possible within them. It lies in the middle of the canvas.
         """
         canvas_h, canvas_w = settings.size
-        height, width = canvas_h, canvas_w
+        height, width = settings.height, settings.width
         if settings.aspect == "fit":
-            scale = min(canvas_h / source[0], canvas_w / source[1])
+            scale = min(height / source[0], width / source[1])
             height, width = (
-                max(1, min(c, round(s * scale))) for s, c in zip(source, settings.size, strict=True)
+                max(1, min(most, round(s * scale)))
+                for s, most in zip(source, (height, width), strict=True)
             )
         return cls(
             source, settings.size, (canvas_h - height) // 2, (canvas_w - width) // 2, height, width
@@ -395,7 +396,7 @@ class Placement:
 def place(
     image: np.ndarray, settings: ImageSettings, source: tuple[int, int] | None = None
 ) -> tuple[torch.Tensor, Placement]:
-    """Resize an image onto the canvas, bilinear with antialiasing.
+    """Resize an image onto the canvas, with antialiasing.
 
     Padding repeats the image's border. This was measured: a ResNet-18's features inside the image
     come closer to those with the true surroundings than with the border's mean colour as padding. A
@@ -412,8 +413,9 @@ def place(
     placement = Placement.of(source or image.shape[:2], settings)
     # (h, w, 3) -> (1, 3, h, w) in channels-last order, for which torch has a fast path in uint8
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    mode = "bicubic" if settings.interpolation == "bicubic" else "bilinear"
     content = F.interpolate(
-        pixels, size=(placement.height, placement.width), mode="bilinear", antialias=True
+        pixels, size=(placement.height, placement.width), mode=mode, antialias=True
     )[0]
     if not placement.padded:
         return content.contiguous(), placement

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clsnf.core.config import BackboneSettings
-from clsnf.core.errors import SettingsError, WeightsError, nearest
+from clsnf.core.errors import SettingsError, WeightsError
+from clsnf.model.architectures import architecture_of
 from clsnf.model.padding import pad_by_reflection
-from clsnf.model.weights_files import DEMO, demo_assets, weights_file
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from clsnf.model.weights_files import DEMO, weights_file
 
 
 @dataclass(frozen=True)
@@ -48,31 +47,38 @@ class Backbone(nn.Module):
     Args:
         extractor: a module that maps (B, 3, H, W) to a list of feature maps, shallow to deep.
         architecture: its timm name.
-        image_size: (H, W) of its images.
+        settings: resolved: mean, deviation and joining of levels count.
+        canvas: (H, W) of its images.
 
     Raises:
-        SettingsError: the network can't take images of that size, or a level is too small to pad by
-            reflection.
+        SettingsError: the network can't take images of that size.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, extractor: nn.Module, architecture: str, image_size: tuple[int, int]
+        self,
+        extractor: nn.Module,
+        architecture: str,
+        settings: BackboneSettings,
+        canvas: tuple[int, int],
     ) -> None:
         super().__init__()
+        assert settings.mean is not None, "resolve the settings first"
+        assert settings.std is not None, "resolve the settings first"
         self.extractor = extractor
         self._channels_last = getattr(extractor, "output_fmt", None) == "NHWC"  # Swin and its kind
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self._joins = settings.join == "mean"
+        self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
         pad_by_reflection(extractor)
         self.eval()
         try:
             with torch.no_grad():
-                maps = self(torch.zeros(1, 3, *image_size))
+                maps = self(torch.zeros(1, 3, *canvas))
         except (RuntimeError, AssertionError) as error:
-            size = "x".join(map(str, image_size))
+            size = "x".join(map(str, canvas))
             raise SettingsError(
                 f"Backbone {architecture!r} can't take images of {size} pixels: "
                 f"{_first_line(error)}"
@@ -91,42 +97,61 @@ class Backbone(nn.Module):
         """Images (B, 3, H, W), RGB in [0, 1], to L maps (B, C_l, h_l, w_l), shallow to deep."""
         features: list[Tensor] = self.extractor((images - self.mean) / self.std)
         if self._channels_last:
-            return [level.permute(0, 3, 1, 2) for level in features]
-        return features
+            features = [level.permute(0, 3, 1, 2) for level in features]
+        return joined(features) if self._joins else features
+
+
+def joined(levels: list[Tensor]) -> list[Tensor]:
+    """Levels with one for each shape: the mean of those of equal shape, after each of their vectors
+    was standardised.
+
+    The blocks of a transformer write into one stream, whose later states would outweigh the
+    earlier ones.
+
+    Args:
+        levels: maps (B, C_l, h_l, w_l), shallow to deep.
+    """
+    groups: dict[tuple[int, ...], list[Tensor]] = {}
+    for level in levels:
+        groups.setdefault(tuple(level.shape[1:]), []).append(level)
+    return [
+        group[0] if len(group) == 1 else torch.stack([standardised(m) for m in group]).mean(dim=0)
+        for group in groups.values()
+    ]
+
+
+def standardised(level: Tensor) -> Tensor:
+    """A map (B, C, h, w) whose vectors have mean 0 and deviation 1 over their channels."""
+    vectors = level.permute(0, 2, 3, 1)
+    return F.layer_norm(vectors, vectors.shape[-1:]).permute(0, 3, 1, 2)
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def architecture_of(settings: BackboneSettings) -> str:
-    """timm's name of the architecture (the demo backbone has one too).
-
-    Raises:
-        SettingsError: timm knows no such model.
-    """
-    import timm
-
-    name: str = demo_assets()[0]["architecture"] if settings.name == DEMO else settings.name
-    if not timm.is_model(name):
-        raise SettingsError(
-            f"There is no timm model {name!r}.{nearest(name, [*timm.list_models(), DEMO])}"
-        )
-    return name
-
-
 def empty_backbone(
-    architecture: str, levels: tuple[int, ...], image_size: tuple[int, int]
+    settings: BackboneSettings, canvas: tuple[int, int], architecture: str | None = None
 ) -> Backbone:
     """A backbone with random parameters, for weights that are loaded later.
+
+    Args:
+        settings: resolved (:func:`clsnf.model.resolve.resolved`).
+        canvas: (H, W) of its images.
+        architecture: timm's name; None for that of the settings.
 
     Raises:
         SettingsError: the model gives no feature maps, or not those levels, or does not take that
             image size.
     """
-    return Backbone(
-        _extractor(architecture, levels, image_size, pretrained=False), architecture, image_size
-    )
+    architecture = architecture or architecture_of(settings)
+    extractor = _extractor(architecture, _levels(settings), canvas, pretrained=False)
+    return Backbone(extractor, architecture, settings, canvas)
+
+
+def _levels(settings: BackboneSettings) -> tuple[int, ...]:
+    assert settings.levels is not None, "resolve the settings first"
+    return tuple(map(int, settings.levels))
 
 
 def _extractor(
@@ -167,8 +192,12 @@ def _no_levels(architecture: str, levels: tuple[int, ...], error: BaseException)
     )
 
 
-def load_backbone(settings: BackboneSettings, image_size: tuple[int, int]) -> tuple[Backbone, str]:
+def load_backbone(settings: BackboneSettings, canvas: tuple[int, int]) -> tuple[Backbone, str]:
     """Build the backbone with its pretrained weights.
+
+    Args:
+        settings: resolved (:func:`clsnf.model.resolve.resolved`).
+        canvas: (H, W) of its images.
 
     Returns:
         The backbone, and the :func:`fingerprint` of its weights, which does not depend on the file
@@ -181,11 +210,12 @@ def load_backbone(settings: BackboneSettings, image_size: tuple[int, int]) -> tu
     """
     architecture = architecture_of(settings)
     path = weights_file(settings)
+    levels = _levels(settings)
     if path is None:
-        extractor = _fetch_pretrained(architecture, settings.levels, image_size)
+        extractor = _fetch_pretrained(architecture, levels, canvas)
     else:
-        extractor = _filled_extractor(architecture, settings.levels, image_size, path)
-    backbone = Backbone(extractor, architecture, image_size)
+        extractor = _filled_extractor(architecture, levels, canvas, path)
+    backbone = Backbone(extractor, architecture, settings, canvas)
     return backbone, fingerprint(backbone)
 
 

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from clsnf.core.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     BackboneSettings,
     DetectorSettings,
     FinetuneSettings,
@@ -35,8 +37,6 @@ from clsnf.core.errors import CheckpointError, DataError
 from clsnf.core.progress import Progress, silent
 from clsnf.detector import Detector, Provenance, package_versions, validation_normals
 from clsnf.model.backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Backbone,
     BackboneInfo,
     architecture_of,
@@ -47,6 +47,7 @@ from clsnf.model.decoder import PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows, to_network_input
 from clsnf.model.paper_decoder import PaperDecoder
+from clsnf.model.resolve import resolved
 from clsnf.paper.checkpoint_file import Checkpoint, State
 from clsnf.training.prepare import PlacedImages, data_fingerprint, place_rows, rows_of
 
@@ -119,8 +120,8 @@ def build_imported(
     name, hint = _backbone_name(checkpoint.encoder, backbone)
     by_level = _flows_by_level(checkpoint, hint)
     settings = DetectorSettings(
-        image=ImageSettings(*(image_size or _square(arguments, notes))),
-        backbone=BackboneSettings(name, tuple(by_level)),
+        image=ImageSettings(*(image_size or _square(arguments, notes)), interpolation="bilinear"),
+        backbone=BackboneSettings(name, tuple(by_level), mean=IMAGENET_MEAN, std=IMAGENET_STD),
         finetune=FinetuneSettings(decoder="authors"),
         flow=_flow_settings(list(by_level.values()), arguments, notes),
         seed=seed,
@@ -130,7 +131,7 @@ def build_imported(
     values: dict[str, Any] = {"fusion_weight": fusion_weight}
     if false_reject_rate is not None:
         values["validation.false_reject_rate"] = false_reject_rate
-    settings = replaced(settings, values)
+    settings = resolved(replaced(settings, values))
     networks = _fill_networks(checkpoint, by_level, settings, hint)
     return Imported(*networks, settings, dict(checkpoint.files), notes)
 
@@ -141,7 +142,7 @@ def _fill_networks(
     """Backbone, decoder and flows with the checkpoint's parameters, in evaluation mode."""
     architecture = architecture_of(settings.backbone)
     fill = partial(_fill, architecture=architecture, hint=hint)
-    backbone = empty_backbone(architecture, settings.backbone.levels, settings.image.size)
+    backbone = empty_backbone(settings.backbone, settings.image.size)
     fill(backbone.extractor, checkpoint.encoder, "the encoder", spare=True)
     _check_decoder_kind(
         checkpoint.decoder, checkpoint.arguments, backbone.info, settings.image.size

@@ -19,7 +19,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
-from clsnf.core.config import DetectorSettings, replaced
+from clsnf.core.config import IMAGENET_MEAN, IMAGENET_STD, DetectorSettings, replaced
 from clsnf.core.errors import SettingsError
 
 T = TypeVar("T")
@@ -110,7 +110,11 @@ class Preset:
             "image.height": 256,
             "image.width": 256,
             "image.aspect": "squeeze",
+            "image.interpolation": "bilinear",
             "backbone.name": "wide_resnet50_2",
+            "backbone.join": "none",
+            "backbone.mean": IMAGENET_MEAN,
+            "backbone.std": IMAGENET_STD,
             "backbone.levels": self.levels,
             "defects.max_transparency": 0.8,
             "defects.texture_share": 0.5 if self.in_domain else 1.0,

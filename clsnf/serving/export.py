@@ -236,7 +236,7 @@ def _examples(detector: Detector, pictures: Sequence[Path]) -> tuple[Tensor, Ten
     images = [image.astype(np.uint8) for image in drawn] + [read_image(path) for path in pictures]
     placed = [place(image, detector.settings.image) for image in images]
     stacked = torch.stack([image for image, _ in placed])
-    if detector.settings.image.aspect != "fit":
+    if not detector.settings.image.may_pad:
         return stacked, None
     return stacked, torch.stack([placement.valid for _, placement in placed])
 
@@ -246,7 +246,8 @@ def _metadata(detector: Detector) -> dict[str, Any]:
     return {
         "category": detector.provenance.category,
         "image": to_dict(detector.settings.image),
-        "input": "RGB, 0 to 255, (N, 3, H, W) uint8, resized bilinearly with antialiasing",
+        "input": "RGB, 0 to 255, (N, 3, H, W) uint8, resized with antialiasing "
+        f"({detector.settings.image.interpolation})",
         "threshold": detector.threshold.value,
         "false_reject_rate": detector.threshold.false_reject_rate,
         "map_threshold": detector.map_threshold,

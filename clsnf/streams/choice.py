@@ -6,6 +6,7 @@ they know how many nodes and workers the cluster has.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def choose_stream(
         raise SettingsError(f"--stream is {wanted!r}.{nearest(wanted, STREAMS)}")
     budget = memory_budget() if budget is None else budget
     most = max(images)
-    size = 3 * settings.height * settings.width * most
+    size = 3 * math.prod(settings.size) * most
     takes = f"{most} images take {_megabytes(size)} at the network's input size"
     if wanted == "ray":
         return StreamChoice("ray", "ray: as asked", max(1, workers))

@@ -328,7 +328,7 @@ class LocalStream(Stream):
     @cached_property
     def _placements(self) -> list[Placement] | None:
         """Where each image lies in the network's input, by its header; None if none is padded."""
-        if self.settings.aspect == "squeeze":
+        if not self.settings.may_pad:
             return None
         with ThreadPoolExecutor(self._threads) as pool:
             placements = list(

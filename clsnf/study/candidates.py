@@ -13,7 +13,7 @@ from clsnf.evaluation.selection import SweptWeight, best_weight
 from clsnf.metrics import METRICS
 from clsnf.results import LATENCY, TrialResult
 from clsnf.study.context import StudyContext
-from clsnf.study.space import apply_config
+from clsnf.study.space import settings_of_trial
 from clsnf.study.trial import reported_metrics, swept_maps
 from clsnf.study.worker import WORKBENCHES
 
@@ -42,7 +42,7 @@ class Candidate:
     def settings(self, base: DetectorSettings) -> DetectorSettings:
         """The settings of the detector; `base` are those that every trial starts from."""
         return dataclasses.replace(
-            apply_config(base, self.trial.config),
+            settings_of_trial(base, self.trial.config),
             fusion_weight=self.weight,
             score_weight=self.score_weight,
         )
@@ -63,7 +63,7 @@ def candidates_of(
         category: whose trial.
         trial: a finished one.
     """
-    settings = apply_config(context.settings, trial.config)
+    settings = settings_of_trial(context.settings, trial.config)
     bench = WORKBENCHES.get(context, category, settings)
     swept = swept_maps(context, bench, settings)
     by_score = best_weight(swept, _SCORES)

@@ -15,8 +15,9 @@ from torch import nn
 
 from clsnf.core.config import BackboneSettings, DetectorSettings, StudySettings
 from clsnf.core.errors import DiskFullError
-from clsnf.model.backbone import architecture_of, empty_backbone
+from clsnf.model.backbone import empty_backbone
 from clsnf.model.network import build_decoder, empty_flows
+from clsnf.model.resolve import resolved
 from clsnf.study.space import Space
 from clsnf.synthesis.validation_defects import FAMILIES
 from clsnf.training.prepare import rows_of
@@ -92,7 +93,7 @@ class _NetworkSize:
 def _largest_networks(settings: DetectorSettings, space: Space) -> list[DetectorSettings]:
     """The settings with each backbone of a space, at its largest image size."""
     largest: dict[BackboneSettings, DetectorSettings] = {}
-    for one in space.networks(settings):
+    for one in map(resolved, space.networks(settings)):
         known = largest.setdefault(one.backbone, one)
         if math.prod(one.image.size) > math.prod(known.image.size):
             largest[one.backbone] = one
@@ -100,9 +101,7 @@ def _largest_networks(settings: DetectorSettings, space: Space) -> list[Detector
 
 
 def _network_size(settings: DetectorSettings, space: Space) -> _NetworkSize:
-    backbone = empty_backbone(
-        architecture_of(settings.backbone), settings.backbone.levels, settings.image.size
-    )
+    backbone = empty_backbone(settings.backbone, settings.image.size)
     decoder = build_decoder(backbone.info, settings.image, settings.finetune, 0)
     depths = space.whole_numbers("flow.depth", settings)
     flows = max(

@@ -21,7 +21,7 @@ from clsnf.core.progress import Progress
 from clsnf.model.network import ScoreNetwork, to_network_input
 from clsnf.results import LATENCY, TrialResult
 from clsnf.study.context import StudyContext
-from clsnf.study.space import apply_config
+from clsnf.study.space import settings_of_trial
 from clsnf.study.worker import WORKBENCHES
 
 _WARMUP, _REPEATS = 3, 15
@@ -80,7 +80,7 @@ def with_latencies_in_turn(
     """
     if LATENCY not in context.study.objectives:
         return list(trials)
-    settings = [apply_config(context.settings, trial.config) for trial in trials]
+    settings = [settings_of_trial(context.settings, trial.config) for trial in trials]
     keys = [content_key(architecture_content(each)) for each in settings]
     networks: dict[str, ScoreNetwork] = {}
     for key, each in zip(keys, settings, strict=True):

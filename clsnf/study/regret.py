@@ -23,7 +23,7 @@ from clsnf.evaluation.selection import (
 )
 from clsnf.results import Metrics, OracleLoss, Regret, TrialResult
 from clsnf.study.context import StudyContext
-from clsnf.study.space import apply_config
+from clsnf.study.space import settings_of_trial
 from clsnf.study.worker import WORKBENCHES
 from clsnf.training.pipeline import PlacedImages
 from clsnf.training.prepare import place_rows
@@ -48,7 +48,7 @@ def wants_regret(context: StudyContext, trials: Sequence[TrialResult], test_imag
         return context.study.regret
     networks = {
         dataclasses.replace(
-            apply_config(context.settings, trial.config), fusion_weight=0.0, score_weight=None
+            settings_of_trial(context.settings, trial.config), fusion_weight=0.0, score_weight=None
         )
         for trial in trials
     }
@@ -153,11 +153,11 @@ def compute_regret(
     }
     tried = dict(swept)
     for trial in trials:
-        settings = apply_config(base, trial.config)
+        settings = settings_of_trial(base, trial.config)
         weight = settings.fusion_weight
         tried[trial.number, weight] = metrics_of(settings, weight)
     by_rule = {
-        rule: metrics_of(apply_config(base, pick.trial.config), pick.weight)
+        rule: metrics_of(settings_of_trial(base, pick.trial.config), pick.weight)
         for rule, pick in picks.items()
     }
     by_weight, by_trial = {}, {}

@@ -40,7 +40,9 @@ from clsnf.core.config import (
 )
 from clsnf.core.errors import ClsnfError, SettingsError, nearest
 from clsnf.core.yaml import read_yaml_mapping
-from clsnf.model.backbone import architecture_of, empty_backbone, load_backbone
+from clsnf.model.architectures import architecture_of
+from clsnf.model.backbone import empty_backbone, load_backbone
+from clsnf.model.resolve import resolved
 from clsnf.model.weights_files import check_weights
 from clsnf.results import stored_choice
 from clsnf.study.names import FUSION_WEIGHT, SHORT_NAMES, full_name, in_full
@@ -156,7 +158,7 @@ class Space:
         loaded = set[BackboneSettings]()
         for point in points:
             with _named(point):
-                tried = apply_config(settings, point)
+                tried = settings_of_trial(settings, point)
                 _load(tried, with_weights=tried.backbone not in loaded)
                 loaded.add(tried.backbone)
 
@@ -344,6 +346,15 @@ def apply_config(settings: DetectorSettings, config: Mapping[str, Any]) -> Detec
     return replaced(settings, in_full(config))
 
 
+def settings_of_trial(settings: DetectorSettings, config: Mapping[str, Any]) -> DetectorSettings:
+    """:func:`apply_config`, resolved: what the trial's network is built with.
+
+    Raises:
+        SettingsError, WeightsError: see also :func:`clsnf.model.resolve.resolved`.
+    """
+    return resolved(apply_config(settings, config))
+
+
 def changes_training(name: str) -> bool:
     """Whether trials that differ in this setting can't share the training of stage one."""
     return name.split(".")[0] in _CHANGE_STAGE_ONE
@@ -387,11 +398,7 @@ def _named(point: Mapping[str, Any]) -> Iterator[None]:
 
 def _load(settings: DetectorSettings, with_weights: bool) -> None:
     """Build a backbone; its weights fit images of every size, so once is enough for them."""
-    backbone, size = settings.backbone, settings.image.size
-    if with_weights:
-        load_backbone(backbone, size)
-    else:
-        empty_backbone(architecture_of(backbone), backbone.levels, size)
+    (load_backbone if with_weights else empty_backbone)(settings.backbone, settings.image.size)
 
 
 def _check_range(name: str, given: Mapping[str, Any]) -> None:

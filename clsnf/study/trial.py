@@ -32,7 +32,7 @@ from clsnf.study.latency import architecture_content, measure_in_turn
 from clsnf.study.progress_notes import note_process
 from clsnf.study.reports import TrialReport
 from clsnf.study.search import CATEGORY, DENSITIES, NUMBER
-from clsnf.study.space import apply_config
+from clsnf.study.space import settings_of_trial
 from clsnf.study.worker import WORKBENCHES, load_workbench, use_threads
 from clsnf.training.artifacts import Artifact, ArtifactStore
 from clsnf.training.finetune import decay_start
@@ -122,7 +122,7 @@ def trial_reports(
         ClsnfError: see the pipeline.
     """
     started, dropped_before = time.perf_counter(), len(WORKBENCHES.dropped)
-    settings = apply_config(context.settings, values)
+    settings = settings_of_trial(context.settings, values)
     with _open_workbench(context, category, settings) as bench:
         usage = _Usage(bench)
         loading = time.perf_counter() - started

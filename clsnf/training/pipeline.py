@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 
 from clsnf.core.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BackboneSettings,
     DetectorSettings,
     FinetuneSettings,
     FlowSettings,
@@ -275,7 +278,7 @@ class CategoryPipeline:
             "fit": self.fit.key,
             "image": key_content(self.settings.image),
             "backbone": fingerprint(self.pretrained),
-            "levels": list(self.settings.backbone.levels),
+            **backbone_content(self.settings.backbone),
             "seed": self.settings.seed,
             "arithmetic": f"{self.device.type} {training_dtype(self.device)}",
         }
@@ -329,9 +332,7 @@ class CategoryPipeline:
         )
 
     def _copy_of_backbone(self) -> Backbone:
-        copy = empty_backbone(
-            self.info.architecture, self.settings.backbone.levels, self.settings.image.size
-        )
+        copy = empty_backbone(self.settings.backbone, self.settings.image.size)
         copy.load_state_dict(self.pretrained.state_dict())
         return copy
 
@@ -724,6 +725,19 @@ class CategoryPipeline:
 
         content = point | {"images": images.key}
         return self.store.get("classifier_maps", content, compute).tensors["map"]
+
+
+def backbone_content(settings: BackboneSettings) -> dict[str, Any]:
+    """What decides a backbone's features beside its weights, for keys.
+
+    Settings that came later are left out where they change nothing.
+    """
+    content: dict[str, Any] = {"levels": list(settings.levels or ())}
+    if settings.join != "none":
+        content["join"] = settings.join
+    if (settings.mean, settings.std) != (IMAGENET_MEAN, IMAGENET_STD):
+        content |= {"mean": settings.mean, "std": settings.std}
+    return content
 
 
 _DONOR_BYTES = 256 << 20

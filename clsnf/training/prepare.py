@@ -21,6 +21,7 @@ from clsnf.core.hashing import content_key, set_key
 from clsnf.core.progress import Progress, silent
 from clsnf.data.images import load_images
 from clsnf.model.backbone import Backbone, load_backbone
+from clsnf.model.resolve import resolved
 from clsnf.streams.choice import StreamChoice, choose_stream, open_stream
 from clsnf.synthesis.object_mask import MaskDecision, choose_mask_mode, decision_indices
 from clsnf.synthesis.textures import draw_textures, load_textures
@@ -81,6 +82,7 @@ def check_ingredients(
         DataError, ImageError, SettingsError, WeightsError: as :func:`prepare` would later.
     """
     choose_device(device)
+    settings = resolved(settings)
     backbone, _ = load_backbone(settings.backbone, settings.image.size)
     if textures is not None:
         load_textures(Path(textures), settings.image.size, MAX_TEXTURES)
@@ -115,7 +117,7 @@ def prepare(
 
     Args:
         table: one category. Training uses the rows of split ``fit``.
-        settings: all settings.
+        settings: all settings; those of the pipeline are resolved.
         textures: a folder of pictures to make defects from; None for textures drawn by code.
         store: finds and keeps artifacts.
         device: where to compute.
@@ -132,6 +134,7 @@ def prepare(
             f"There are {len(fit_rows)} normal images to train on: at least 2 are needed, 50 or "
             "more are advised."
         )
+    settings = resolved(settings)
     backbone, _ = load_backbone(settings.backbone, settings.image.size)
     fit = open_fit_rows(table, settings, stream)
     decision = fit_mask_mode(fit, settings)

@@ -152,11 +152,11 @@ def test_other_forms_of_image_size_are_refused(given: str) -> None:
     )
 
 
-@pytest.mark.parametrize("given", ["100", "0", "64x100", "8192"])
+@pytest.mark.parametrize("given", ["31", "0", "64x20", "8192"])
 def test_image_sizes_that_a_network_cannot_take_are_refused(given: str) -> None:
     result = CliRunner().invoke(main, ["train", "--out", "never", "--image-size", given])
     assert result.exit_code == 2
-    assert "it must be a multiple of 32 from 32 to 4096." in result.stderr
+    assert "it must be from 32 to 4096." in result.stderr
 
 
 def test_named_options_go_before_the_file_and_set_before_both(
@@ -655,7 +655,7 @@ def test_an_unknown_backbone_is_named_with_the_nearest(
 def test_levels_that_a_backbone_does_not_have_are_refused(
     refused: Callable[..., str], data: Path
 ) -> None:
-    assert "gives no feature maps for levels 1,9" in refused("--data", str(data), "--levels", "1,9")
+    assert "has levels 0 to 4, not 9" in refused("--data", str(data), "--levels", "1,9")
 
 
 def test_missing_weights_are_named(refused: Callable[..., str], data: Path, tmp_path: Path) -> None:

@@ -152,7 +152,9 @@ def test_what_has_no_default_must_be_given() -> None:
 
 OUT_OF_RANGE: list[tuple[type, str, Any]] = [
     (ImageSettings, "height", 0),
-    (ImageSettings, "height", 100),
+    (ImageSettings, "height", 31),
+    (ImageSettings, "multiple", 0),
+    (ImageSettings, "interpolation", "nearest"),
     (ImageSettings, "width", 8192),
     (ImageSettings, "aspect", "squeze"),
     (BackboneSettings, "name", ""),

@@ -13,11 +13,9 @@ from huggingface_hub import constants as hub
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clsnf.core.config import BackboneSettings
+from clsnf.core.config import IMAGENET_MEAN, IMAGENET_STD, BackboneSettings
 from clsnf.core.errors import SettingsError, WeightsError
 from clsnf.model.backbone import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Backbone,
     architecture_of,
     empty_backbone,
@@ -26,6 +24,7 @@ from clsnf.model.backbone import (
 )
 from clsnf.model.padding import pad_by_reflection
 from tests.conftest import random_state
+from tests.support.backbones import backbone_settings
 
 LEVELS = (1, 2)
 SIZE = (128, 96)
@@ -62,7 +61,7 @@ def test_a_family_s_features_are_timm_s_for_the_same_weights(
     state = random_state(architecture)
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
-    backbone, _ = load_backbone(BackboneSettings(architecture, LEVELS, str(path)), SIZE)
+    backbone, _ = load_backbone(backbone_settings(architecture, LEVELS, str(path)), SIZE)
     reference = timm_s_own(architecture, state)
     images = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
     normalised = (images - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(
@@ -94,8 +93,8 @@ def test_torch_files_in_the_usual_forms_are_read(
     }[form]
     path = tmp_path / "weights.pth"
     torch.save(content, path)
-    _, expected = load_backbone(BackboneSettings("resnet18", LEVELS, str(resnet18_weights)), SIZE)
-    _, found = load_backbone(BackboneSettings("resnet18", LEVELS, str(path)), SIZE)
+    _, expected = load_backbone(backbone_settings("resnet18", LEVELS, str(resnet18_weights)), SIZE)
+    _, found = load_backbone(backbone_settings("resnet18", LEVELS, str(path)), SIZE)
     assert found == expected
 
 
@@ -113,7 +112,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
     torch.save({"conv1.weight": torch.zeros(1), "extra": Trap(sprung)}, path)
     with pytest.raises(WeightsError, match="can't be read as weights") as caught:
-        load_backbone(BackboneSettings("resnet18", LEVELS, str(path)), SIZE)
+        load_backbone(backbone_settings("resnet18", LEVELS, str(path)), SIZE)
     assert not sprung.exists()
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -142,12 +141,12 @@ def test_files_that_hold_no_weights_are_refused(
         torch.save([torch.zeros(1)], path)
     else:
         path.write_bytes(content)
-    assert str(path) in refused(BackboneSettings("resnet18", LEVELS, str(path)))
+    assert str(path) in refused(backbone_settings("resnet18", LEVELS, str(path)))
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "none.safetensors"
-    text = refused(BackboneSettings("resnet18", LEVELS, str(path)))
+    text = refused(backbone_settings("resnet18", LEVELS, str(path)))
     assert str(path) in text
     assert "'resnet18'" in text
 
@@ -155,7 +154,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_name_the_first_names_that_are_missing(
     resnet18_weights: Path,
 ) -> None:
-    text = refused(BackboneSettings("convnext_atto", LEVELS, str(resnet18_weights)))
+    text = refused(backbone_settings("convnext_atto", LEVELS, str(resnet18_weights)))
     assert str(resnet18_weights) in text
     assert "'convnext_atto'" in text
     assert "stem_0.weight (40, 3, 4, 4) is missing" in text
@@ -163,14 +162,14 @@ def test_weights_of_another_architecture_name_the_first_names_that_are_missing(
 
 
 def test_weights_of_another_width_name_the_first_shapes_that_differ(resnet18_weights: Path) -> None:
-    text = refused(BackboneSettings("resnet50", LEVELS, str(resnet18_weights)))
+    text = refused(backbone_settings("resnet50", LEVELS, str(resnet18_weights)))
     assert "layer1.0.conv1.weight is (64, 64, 3, 3), not (64, 64, 1, 1)" in text
 
 
 def test_shapes_that_no_resampling_mends_are_named(tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     save_file(random_state("vit_tiny_patch16_224"), path)
-    text = refused(BackboneSettings("vit_small_patch16_224", LEVELS, str(path)))
+    text = refused(backbone_settings("vit_small_patch16_224", LEVELS, str(path)))
     assert "is (1, 1, 192), not (1, 1, 384)" in text
 
 
@@ -182,7 +181,7 @@ def test_weights_that_timm_does_not_have_and_no_file_gives_are_an_error(
         for name in timm.list_models()
         if not timm.is_model_pretrained(name) and name.startswith("resnet")
     )
-    text = refused(BackboneSettings(nameless, LEVELS))
+    text = refused(backbone_settings(nameless, LEVELS))
     assert "no pretrained weights" in text
     assert "--weights FILE" in text
 
@@ -194,7 +193,7 @@ def test_a_hub_that_can_t_be_reached_is_said_at_once_with_the_way_to_bring_a_fil
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
-    text = refused(BackboneSettings("resnet18", LEVELS))
+    text = refused(backbone_settings("resnet18", LEVELS))
     assert waited == []
     assert "can't be fetched" in text
     assert "--weights FILE" in text
@@ -205,13 +204,13 @@ def test_a_hub_that_can_t_be_reached_is_said_at_once_with_the_way_to_bring_a_fil
 
 def test_levels_that_are_not_there_are_not_blamed_on_the_hub() -> None:
     with pytest.raises(SettingsError, match=r"'resnet18' gives no feature maps for levels 1,7"):
-        load_backbone(BackboneSettings("resnet18", (1, 7)), SIZE)
+        load_backbone(backbone_settings("resnet18", (1, 7)), SIZE)
 
 
 @pytest.mark.parametrize("levels", [(7,), (1, 9)])
 def test_levels_that_are_not_there_are_named(levels: tuple[int, ...]) -> None:
     with pytest.raises(SettingsError, match="gives no feature maps for levels") as caught:
-        empty_backbone("resnet18", levels, SIZE)
+        empty_backbone(backbone_settings("resnet18", levels), SIZE)
     assert "\n" not in str(caught.value)
 
 
@@ -231,7 +230,7 @@ def test_images_too_small_for_the_levels_are_refused(size: tuple[int, int]) -> N
         SettingsError,
         match=rf"'convnext_atto' can't take images of {size[0]}x{size[1]} pixels: .* too small",
     ):
-        empty_backbone("convnext_atto", (1, 2), size)
+        empty_backbone(backbone_settings("convnext_atto", (1, 2)), size)
 
 
 def norms(backbone: Backbone) -> list[nn.BatchNorm2d]:
@@ -240,7 +239,7 @@ def norms(backbone: Backbone) -> list[nn.BatchNorm2d]:
 
 def test_batch_norm_statistics_never_move_while_its_weights_train(resnet18_weights: Path) -> None:
     backbone, before = load_backbone(
-        BackboneSettings("resnet18", LEVELS, str(resnet18_weights)), SIZE
+        backbone_settings("resnet18", LEVELS, str(resnet18_weights)), SIZE
     )
     backbone.train()
     for parameter in backbone.parameters():
@@ -257,7 +256,7 @@ def test_batch_norm_statistics_never_move_while_its_weights_train(resnet18_weigh
 
 
 def test_one_image_s_features_do_not_depend_on_the_others(resnet18_weights: Path) -> None:
-    backbone, _ = load_backbone(BackboneSettings("resnet18", LEVELS, str(resnet18_weights)), SIZE)
+    backbone, _ = load_backbone(backbone_settings("resnet18", LEVELS, str(resnet18_weights)), SIZE)
     images = torch.rand(3, 3, *SIZE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for together, alone in zip(backbone.train()(images), backbone(images[1:2]), strict=True):
@@ -267,13 +266,13 @@ def test_one_image_s_features_do_not_depend_on_the_others(resnet18_weights: Path
 def test_the_fingerprint_is_that_of_the_weights_not_of_the_file_or_memory_format(
     resnet18_weights: Path, tmp_path: Path
 ) -> None:
-    settings = BackboneSettings("resnet18", LEVELS, str(resnet18_weights))
+    settings = backbone_settings("resnet18", LEVELS, str(resnet18_weights))
     backbone, found = load_backbone(settings, SIZE)
     assert fingerprint(backbone.to(memory_format=torch.channels_last)) == found
     other = tmp_path / "other.safetensors"
     save_file(random_state("resnet18", seed=1), other)
-    assert load_backbone(BackboneSettings("resnet18", LEVELS, str(other)), SIZE)[1] != found
-    copy = empty_backbone("resnet18", LEVELS, SIZE)
+    assert load_backbone(backbone_settings("resnet18", LEVELS, str(other)), SIZE)[1] != found
+    copy = empty_backbone(backbone_settings("resnet18", LEVELS), SIZE)
     assert fingerprint(copy) != found
     copy.load_state_dict(backbone.state_dict())
     assert fingerprint(copy) == found

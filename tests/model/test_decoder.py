@@ -7,13 +7,14 @@ from torch import Tensor
 from clsnf.core.config import FinetuneSettings, ImageSettings
 from clsnf.model.backbone import Backbone, empty_backbone
 from clsnf.model.network import build_decoder
+from tests.support.backbones import backbone_settings
 
 SIZE = (64, 96)
 
 
 @pytest.fixture(scope="module", params=[(1, 2, 3), (2, 4), (3,)], ids=str)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return empty_backbone("resnet18", request.param, SIZE).eval()
+    return empty_backbone(backbone_settings("resnet18", request.param), SIZE).eval()
 
 
 def features_of(backbone: Backbone) -> list[Tensor]:

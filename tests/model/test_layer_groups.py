@@ -6,11 +6,12 @@ from torch import nn
 
 from clsnf.model.backbone import Backbone, empty_backbone
 from clsnf.model.layer_groups import network_layers
+from tests.support.backbones import backbone_settings
 
 
 def layers_of(architecture: str, levels: tuple[int, ...], size: int = 64) -> list[list[str]]:
     """The names of each layer's parameters, without what the extractor puts before them."""
-    backbone = empty_backbone(architecture, levels, (size, size))
+    backbone = empty_backbone(backbone_settings(architecture, levels), (size, size))
     names = {p: name for name, p in backbone.extractor.named_parameters()}
     layers = network_layers(backbone, torch.rand(1, 3, size, size))
     return [
@@ -78,9 +79,9 @@ def test_parameters_without_a_name_that_timm_knows_join_the_layer_before_them() 
         def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
             return [self.neck(self.model(images)[-1])]
 
-    extractor = empty_backbone("resnet18", (1, 2), (64, 64)).extractor
-    wrapped = Wrapped(extractor)
-    backbone = Backbone(wrapped, "resnet18", (64, 64))
+    settings = backbone_settings("resnet18", (1, 2))
+    wrapped = Wrapped(empty_backbone(settings, (64, 64)).extractor)
+    backbone = Backbone(wrapped, "resnet18", settings, (64, 64))
     backbone.requires_grad_(False)
     layers = network_layers(backbone, torch.rand(1, 3, 64, 64))
     assert len(layers) == 5

@@ -26,6 +26,7 @@ from clsnf.model.network import build_decoder
 from clsnf.model.paper_decoder import BASIC, BOTTLENECK, PaperDecoder, shape_for
 from clsnf.training.prepare import rows_of
 from tests.support.authors_reference import Reference, WideDecoder, liven
+from tests.support.backbones import backbone_settings
 from tests.support.small_data import TINY, write_category
 
 RESNET18 = (128, 256, 512)
@@ -145,7 +146,7 @@ def test_an_unknown_decoder_is_refused_with_the_nearest_name() -> None:
 
 
 def test_it_sits_on_other_backbones_too() -> None:
-    backbone = empty_backbone("mobilenetv3_small_050", (1, 2, 3, 4), (96, 96))
+    backbone = empty_backbone(backbone_settings("mobilenetv3_small_050", (1, 2, 3, 4)), (96, 96))
     decoder = PaperDecoder(backbone.info.channels, backbone.info.grids, (96, 96)).eval()
     with torch.no_grad():
         assert decoder(backbone(torch.rand(1, 3, 96, 96))).shape == (1, 96, 96)

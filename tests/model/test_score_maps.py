@@ -22,6 +22,7 @@ from clsnf.model.score_maps import (
     image_scores,
     valid_cells,
 )
+from tests.support.backbones import backbone_settings
 
 SIZE = (64, 96)
 GRIDS = ((16, 24), (8, 12))
@@ -225,7 +226,7 @@ def test_an_image_without_padding_scores_as_if_none_had_any() -> None:
 @pytest.fixture(scope="module")
 def network() -> ScoreNetwork:
     torch.manual_seed(0)
-    backbone = empty_backbone("resnet18", (1, 2), SIZE)
+    backbone = empty_backbone(backbone_settings("resnet18", (1, 2)), SIZE)
     decoder = build_decoder(
         backbone.info, ImageSettings(*SIZE), FinetuneSettings(decoder_width=16), seed=1
     )

@@ -152,7 +152,9 @@ def test_rows_of_a_killed_worker_come_again_once(
 
     def kill_the_first_reader() -> None:
         end = opened_by_a_reader(pipe)
-        (reader,) = readers_of(pipe)
+        while not (readers := readers_of(pipe)):  # it gets its descriptor a moment later
+            time.sleep(0.02)
+        (reader,) = readers
         reader.send_signal(signal.SIGKILL)
         reader.wait(60)
         os.close(end)

@@ -66,7 +66,7 @@ def test_a_copy_that_could_not_be_uploaded_stays_and_is_gone_on_with(
     with pytest.raises(OutageError, match=said):
         go_on()
     monkeypatch.undo()
-    tempfile.tempdir = str(machine)
+    monkeypatch.setattr(tempfile, "tempdir", str(machine))
     assert (RemoteFolder(uri).read("optuna.journal") or b"").count(b"\n") == 1
     with driver_copy(uri, True, NO_PATIENCE, silent) as copy, upload_state(copy, silent):
         assert (copy.path / "optuna.journal").read_text().count("\n") == 3, "what was left here"

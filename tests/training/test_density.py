@@ -29,6 +29,7 @@ from clsnf.training.density import (
     start_flows,
     valid_vectors,
 )
+from tests.support.backbones import backbone_settings
 
 CPU = torch.device("cpu")
 GRID = (4, 5)
@@ -52,7 +53,7 @@ class Scaled(nn.Module):
 
 
 def backbone(factor: float = 1.0) -> Backbone:
-    return Backbone(Scaled(factor), "scaled", (32, 64))
+    return Backbone(Scaled(factor), "scaled", backbone_settings("scaled", (1, 2)), (32, 64))
 
 
 def images(n: int, seed: int = 0) -> Tensor:

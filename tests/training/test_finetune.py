@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clsnf.core.config import (
-    BackboneSettings,
     DefectSettings,
     DetectorSettings,
     FinetuneSettings,
@@ -51,13 +50,14 @@ from clsnf.training.pipeline import (
     TrainingData,
     donor_indices,
 )
+from tests.support.backbones import backbone_settings
 
 CPU = torch.device("cpu")
 SIZE = (64, 32)
 N = 6
 SETTINGS = DetectorSettings(
-    image=ImageSettings(*SIZE),
-    backbone=BackboneSettings(levels=(1, 2)),
+    image=ImageSettings(*SIZE, interpolation="bilinear"),
+    backbone=backbone_settings("resnet18", (1, 2)),
     finetune=FinetuneSettings(
         frozen_epochs=1, joint_epochs=1, decay_epochs=1, batch_size=4, decoder_width=16
     ),
@@ -77,7 +77,7 @@ IMAGES, TEXTURES = pictures(N, 0), pictures(5, 1)
 @pytest.fixture(scope="module")
 def pretrained() -> Backbone:
     torch.manual_seed(0)
-    return empty_backbone("resnet18", (1, 2), SIZE)
+    return empty_backbone(backbone_settings("resnet18", (1, 2)), SIZE)
 
 
 def finetuner(
@@ -410,7 +410,7 @@ def test_the_last_layers_alone_train_and_nothing_moves_the_others(
 
 
 def test_a_transformer_trains_by_layers(tmp_path: Path) -> None:
-    backbone = empty_backbone("vit_tiny_patch16_224", (1, 2), SIZE)
+    backbone = empty_backbone(backbone_settings("vit_tiny_patch16_224", (1, 2)), SIZE)
     settings = dataclasses.replace(SETTINGS.finetune, layer_decay=0.75, trained_layers=2)
     made = finetuner(backbone, settings)
     made.run(2)

@@ -1,0 +1,102 @@
+"""From the settings that a user gives to those that a network is built with.
+
+What a user leaves open (``null``, ``auto``) follows from the backbone: its levels, the mean and
+deviation that its weights expect, how pictures are resized, and what the sides of the network's
+input are multiples of. Training resolves settings once, at its start. Artifacts' keys and saved
+detectors hold resolved settings alone, so that a later default changes no detector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from clsnf.core.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BackboneSettings,
+    DetectorSettings,
+    ImageSettings,
+)
+from clsnf.model.architectures import (
+    TRANSFORMER,
+    ArchitectureFacts,
+    architecture_of,
+    default_levels,
+    facts_of,
+    numbers_of_levels,
+)
+from clsnf.model.weights_files import DEMO
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """What a backbone's weights expect of images.
+
+    Attributes:
+        mean, std: of red, green and blue in [0, 1].
+        interpolation: ``bilinear`` or ``bicubic``.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+def resolved(settings: DetectorSettings) -> DetectorSettings:
+    """The settings with nothing left open. Resolved settings stay as they are.
+
+    Raises:
+        SettingsError: timm knows no such model, or the model has not those levels.
+        WeightsError: the weights file is not there.
+    """
+    if not _is_open(settings):
+        return settings
+    facts = facts_of(architecture_of(settings.backbone))
+    backbone = _resolved_backbone(settings.backbone, facts)
+    return dataclasses.replace(
+        settings, backbone=backbone, image=_resolved_image(settings.image, settings.backbone, facts)
+    )
+
+
+def _is_open(settings: DetectorSettings) -> bool:
+    backbone, image = settings.backbone, settings.image
+    return (
+        backbone.levels is None
+        or any(isinstance(level, float) for level in backbone.levels)
+        or None in (backbone.mean, backbone.std, image.multiple)
+        or "auto" in (backbone.join, image.interpolation)
+    )
+
+
+def _resolved_backbone(given: BackboneSettings, facts: ArchitectureFacts) -> BackboneSettings:
+    levels = default_levels(facts) if given.levels is None else given.levels
+    weights = pretraining_of(given, facts)
+    join = given.join
+    if join == "auto":
+        join = "mean" if facts.kind == TRANSFORMER else "none"
+    return dataclasses.replace(
+        given,
+        levels=numbers_of_levels(levels, facts),
+        join=join,
+        mean=weights.mean if given.mean is None else given.mean,
+        std=weights.std if given.std is None else given.std,
+    )
+
+
+def _resolved_image(
+    given: ImageSettings, backbone: BackboneSettings, facts: ArchitectureFacts
+) -> ImageSettings:
+    interpolation, multiple = given.interpolation, given.multiple
+    if interpolation == "auto":
+        interpolation = pretraining_of(backbone, facts).interpolation
+    if multiple is None:
+        levels = default_levels(facts) if backbone.levels is None else backbone.levels
+        multiple = max(facts.reductions[level] for level in numbers_of_levels(levels, facts))
+    return dataclasses.replace(given, interpolation=interpolation, multiple=multiple)
+
+
+def pretraining_of(settings: BackboneSettings, facts: ArchitectureFacts) -> Pretraining:
+    """What the weights of these settings expect: timm's word, for the demo backbone its own."""
+    if settings.name == DEMO:
+        return Pretraining(IMAGENET_MEAN, IMAGENET_STD, "bilinear")
+    return Pretraining(facts.mean, facts.std, facts.interpolation)
