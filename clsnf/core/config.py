@@ -218,6 +218,18 @@ class FinetuneSettings:
     backbone_factor: float = setting(
         0.05, "the backbone's learning rate, as a share of the decoder's"
     )
+    layer_decay: float = setting(
+        1.0,
+        "each of the backbone's layers has this times the learning rate of the next deeper one; "
+        "the deepest that feeds a level has backbone_factor's (0.65 to 0.9 is usual for "
+        "transformers; 1: all have the same)",
+    )
+    trained_layers: int | None = setting(
+        None,
+        "how many of the backbone's last layers the joint epochs train, a transformer's blocks for "
+        "example, counted from the deepest that feeds a level (null: all; 0: none, the backbone "
+        "keeps its pretrained weights)",
+    )
     weight_decay: float = setting(1e-4, "Adam's weight decay")
     loss: str = setting(
         "soft",
@@ -253,6 +265,9 @@ class FinetuneSettings:
             _check(self, name, getattr(self, name) >= 1, "1 or more")
         _check(self, "learning_rate", 0 < self.learning_rate < math.inf, "above 0 and finite")
         _check(self, "backbone_factor", 0 < self.backbone_factor <= 1, "in (0, 1]")
+        _check(self, "layer_decay", 0 < self.layer_decay <= 1, "in (0, 1]")
+        layers = self.trained_layers
+        _check(self, "trained_layers", layers is None or layers >= 0, "null, or 0 or more")
         _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "0 or more and finite")
         _check(self, "decoder_width", 16 <= self.decoder_width <= 4096, "from 16 to 4096")
 
@@ -260,6 +275,11 @@ class FinetuneSettings:
     def epochs(self) -> int:
         """The number of all epochs, frozen and joint."""
         return self.frozen_epochs + self.joint_epochs
+
+    @property
+    def trains_backbone(self) -> bool:
+        """Whether the backbone's weights change."""
+        return self.joint_epochs > 0 and self.trained_layers != 0
 
 
 @dataclass(frozen=True)
@@ -559,7 +579,18 @@ def key_content(settings: DetectorSettings | FinetuneSettings | ImageSettings) -
         image["width"],
     ):
         del image["multiple"]
+    if "joint_epochs" in finetune:
+        _drop_idle_layers(finetune)
     return content
+
+
+def _drop_idle_layers(finetune: dict[str, Any]) -> None:
+    """Leave out of the content of :class:`FinetuneSettings` what says nothing about layers."""
+    joint, trained = finetune["joint_epochs"], finetune["trained_layers"]
+    if not joint or trained is None:
+        del finetune["trained_layers"]
+    if not joint or trained == 0 or finetune["layer_decay"] == 1:
+        del finetune["layer_decay"]
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "settings") -> T:

@@ -98,12 +98,18 @@ class Patience:
         self.seconds, self._say = seconds, say
         self.over = threading.Event()
 
-    def wait_for(self, work: Callable[[], T], mend: Callable[[], None] = lambda: None) -> T:
+    def wait_for(
+        self,
+        work: Callable[[], T],
+        mend: Callable[[], None] = lambda: None,
+        outage: Callable[[BaseException], bool] = is_outage,
+    ) -> T:
         """What `work` returns, as soon as no outage hinders it.
 
         Args:
             work: what to do; done again after an outage, so it must not matter if it is done twice.
             mend: called before each new attempt.
+            outage: whether an error says that something is away for now.
 
         Raises:
             OutageError: the outage lasted too long.
@@ -131,7 +137,7 @@ class Patience:
         retrying = Retrying(
             stop=stop_after_delay(self.seconds) | stop_when_event_set(self.over),
             wait=wait_exponential(_FIRST, _MOST) + wait_random(0, _FIRST),
-            retry=retry_if_exception(is_outage),
+            retry=retry_if_exception(outage),
             sleep=sleep_using_event(self.over),
             before_sleep=tell,
             reraise=True,
@@ -139,7 +145,7 @@ class Patience:
         try:
             result = retrying(attempt)
         except Exception as error:
-            if isinstance(error, OutageError) or not is_outage(error):
+            if isinstance(error, OutageError) or not outage(error):
                 raise
             raise OutageError(f"{outage_line(error)}.") from error
         if waited:

@@ -285,7 +285,8 @@ def _is_left_of_a_start(entry: Path) -> bool:
     """Whether an entry may be all that a process left which was killed before ``study.json``."""
     if entry.name == JOURNAL:
         return entry.stat().st_size == 0
-    return entry.name in (".lock", REQUEST, f"{JOURNAL}.lock") or entry.suffix == ".part"
+    names = (".lock", REQUEST, f"{JOURNAL}.lock", "tracked.json")
+    return entry.name in names or entry.suffix == ".part"
 
 
 def claim_folder(out: Path, resume: bool) -> None:

@@ -106,7 +106,8 @@ def driver_copy(
     Args:
         uri: of the study's folder.
         resume: whether to go on with a study there.
-        patience: with a remote folder that does not answer, once the study has begun.
+        patience: with a remote folder that does not answer. A new study's has to answer at once:
+            its URI may be wrong.
         say: gets a line where something takes long.
 
     Raises:
@@ -114,7 +115,8 @@ def driver_copy(
             study and `resume` is False, or another driver uses it right now.
     """
     remote, place = RemoteFolder(uri), without_secrets(uri)
-    holds_study = remote.read("study.json") is not None
+    patient = remote.with_patience(patience)
+    holds_study = (patient if resume else remote).read("study.json") is not None
     if holds_study and not resume:
         raise OutputError(
             f"{place} is in use: choose another --out, or say --resume {place} to go on with the "
@@ -127,13 +129,13 @@ def driver_copy(
             )
         remote.check_writable()
     with DriverLease(remote, say).hold() as lease:
-        path = _path_of_copy(remote)
+        path = _path_of_copy(patient)
         path.mkdir(parents=True, exist_ok=True)
         in_use = f"{place} is in use by another study right now, on this machine"
         with locked(path, f"{in_use}: choose another --out."):
-            copy = DriverCopy(remote.with_patience(patience), path, lease)
+            copy = DriverCopy(patient, path, lease)
             if not _is_ahead(copy):
-                _fetch_state(remote, path)
+                _fetch_state(patient, path)
             try:
                 yield copy
             finally:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -98,10 +99,10 @@ def _run_study(request: StudyRequest, reporter: Reporter) -> StudySummary:
             stream, shares = _divide_cluster(request, inputs)
             reporter.say(f"stream: {stream.reason}")
             context = _make_context(request, out, shares, stream)
-            claim_folder(out, request.resume)
+            patience.wait_for(lambda: claim_folder(out, request.resume))
             if copy is None:
                 in_use = f"{out} is in use by another study right now: choose another --out."
-                stack.enter_context(locked(out, in_use))
+                patience.wait_for(lambda: stack.enter_context(locked(out, in_use)))
             else:
                 stack.enter_context(_remote_services(copy, reporter))
             to_all = stack.enter_context(tell_trackers(request, context.folder, reporter))
@@ -213,8 +214,9 @@ class _Driver:
     def run(self, started: float) -> StudySummary:
         """Search, then pick and evaluate the winners; `started` by :func:`time.perf_counter`."""
         trials_of = self.open_trials()
+        folder = self.context.folder
         for category, table in self.inputs.tables.items():
-            self.context.folder.write_train_table(category, table)
+            self.patience.wait_for(partial(folder.write_train_table, category, table))
         deadline = self.make_deadline()
         self.announce(deadline)
         self.reporter.earlier(_results(trials_of))
@@ -232,7 +234,7 @@ class _Driver:
             self.reporter.say(
                 f"{before} trials ended before" + ("" if left is None else f": {left} are left")
             )
-        with report_notes(self.context.folder.notes, self.reporter.notes):
+        with report_notes(folder.notes, self.reporter.notes):
             interrupted = left != 0 and self.search(search)
             if search.outage is not None:
                 raise search.outage
@@ -241,7 +243,7 @@ class _Driver:
             if interrupted:
                 raise KeyboardInterrupt
             for category, table in self.inputs.tables.items():
-                self.context.folder.write_test_table(category, table)
+                self.patience.wait_for(partial(folder.write_test_table, category, table))
             finish = Finish(self.inputs, self.context, self.shares, self.reporter, self.pause())
             categories = finish.results(trials)
         summary = StudySummary(
@@ -269,7 +271,13 @@ class _Driver:
             prefix = ""
         else:  # other studies may use the same storage, and another study of this name may come
             prefix = f"{request.name}-{secrets.token_hex(3)}/"
-        storage = open_storage(request.optuna_storage, self.out, self.reporter.say, self.patience)
+        storage = open_storage(
+            request.optuna_storage,
+            self.out,
+            self.reporter.say,
+            self.patience,
+            is_known=resumed is not None,
+        )
         if (
             resumed is not None
             and prefix
@@ -283,8 +291,8 @@ class _Driver:
             self.inputs.identity, storage_prefix=prefix, copy=self.out.name
         )
         # First: what has a study.json can be gone on with.
-        write_result(self.out / REQUEST, request.stored())
-        write_result(self.out / "study.json", identity)
+        self.patience.wait_for(lambda: write_result(self.out / REQUEST, request.stored()))
+        self.patience.wait_for(lambda: write_result(self.out / "study.json", identity))
         plan = SearchPlan(
             distributions=request.space.distributions(),
             trials=self.expected_trials,

@@ -73,6 +73,7 @@ def open_storage(
     out: Path,
     say: Callable[[str], None] = lambda line: None,
     patience: Patience = NO_PATIENCE,
+    is_known: bool = False,
 ) -> BaseStorage:
     """The storage of Optuna studies.
 
@@ -84,9 +85,11 @@ def open_storage(
             None for a journal in `out`.
         out: the study's folder.
         say: gets a line for what was mended.
-        patience: with outages of the storage, once it is open.
+        patience: with outages of the storage, also while it is opened.
+        is_known: the study has used it before, so that its place is right.
 
     Raises:
+        OutageError: it was away for too long.
         OutputError: it can't be opened.
     """
     logging.set_verbosity(logging.WARNING)
@@ -96,14 +99,14 @@ def open_storage(
     )
     try:
         if where is not None and is_uri(where):
-            return open_database(where, patience)
+            return open_database(where, patience, is_known)
         path = out / JOURNAL if where is None else Path(where).absolute()
         if not path.parent.is_dir():
             raise OutputError(
                 f"The Optuna storage {path} can't be made: there is no folder {path.parent}."
             )
         grace = _OWN_GRACE if where is None else _SHARED_GRACE
-        return _open_journal(path, grace, say, patience)
+        return patience.wait_for(lambda: _open_journal(path, grace, say, patience))
     except OutputError:
         raise
     except (OSError, ImportError, StorageInternalError, ValueError) as error:

@@ -13,6 +13,7 @@ that a killed run can resume.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -27,6 +28,8 @@ from clsnf.core.errors import TrainingError
 from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.decoder import PixelDecoder
+from clsnf.model.layer_groups import network_layers
+from clsnf.model.network import to_network_input
 from clsnf.streams.stream import DefectRecipe, Stream, TrainingBatch
 from clsnf.synthesis.training_defects import sample_key
 from clsnf.training.artifacts import Artifact, ArtifactStore
@@ -69,19 +72,35 @@ class Finetuner:
         self.decoder = decoder.to(device).to(memory_format=torch.channels_last)
         self.stream, self.recipe = stream, recipe
         self.settings, self.seed, self.device = settings, seed, device
+        # The decoder comes first: states of the frozen epochs, which hold nothing of the backbone,
+        # then fit every choice of layers.
+        groups = [
+            {"params": list(decoder.parameters()), "base_lr": settings.learning_rate},
+            *self._backbone_groups(),
+        ]
+        self._trained = [parameter for group in groups[1:] for parameter in group["params"]]
         self.optimizer = torch.optim.Adam(
-            [
-                {"params": list(decoder.parameters()), "base_lr": settings.learning_rate},
-                {
-                    "params": list(backbone.parameters()),
-                    "base_lr": settings.learning_rate * settings.backbone_factor,
-                },
-            ],
+            groups,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
         self.epoch = 0
         self.losses: list[float] = []
+
+    def _backbone_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of the backbone's parameters, each with its learning rate."""
+        settings = self.settings
+        rate = settings.learning_rate * settings.backbone_factor
+        if settings.trained_layers == 0:
+            return []
+        if settings.trained_layers is None and settings.layer_decay == 1:
+            return [{"params": list(self.backbone.parameters()), "base_lr": rate}]
+        image = to_network_input(self.stream.take(torch.tensor([0])), self.device)
+        layers = network_layers(self.backbone, image)[::-1][: settings.trained_layers]
+        return [
+            {"params": layer, "base_lr": rate * settings.layer_decay**n}
+            for n, layer in enumerate(layers)
+        ]
 
     def run(
         self,
@@ -113,8 +132,9 @@ class Finetuner:
 
     def _train_epoch(self, decay_from: int | None, until: int) -> float:
         settings = self.settings
-        joint = self.epoch >= settings.frozen_epochs
-        for parameter in self.backbone.parameters():
+        joint = self.epoch >= settings.frozen_epochs and bool(self._trained)
+        self.backbone.requires_grad_(False)
+        for parameter in self._trained:
             parameter.requires_grad_(joint)
         self.decoder.train()
         # Each epoch's order has a generator of its own, so a resumed run sees the same images.
@@ -218,15 +238,18 @@ def decay_start(settings: FinetuneSettings) -> int:
     return max(0, settings.epochs - last)
 
 
-def stable_phase_content(settings: FinetuneSettings) -> dict[str, Any]:
-    """What decides the state after an epoch before :func:`decay_start`, as plain JSON types.
+def stable_phase_content(settings: FinetuneSettings, epoch: int) -> dict[str, Any]:
+    """What decides the state after `epoch` epochs of the stable phase, as plain JSON types.
 
-    All settings but those that say where the stable phase ends. With ``cosine``, all: its rate
-    depends on the end from the first step on.
+    All settings but those that say where the stable phase ends, and in the frozen epochs without
+    the layers that train afterwards. With ``cosine``, all: its rate depends on the end from the
+    first step on.
     """
-    content = key_content(settings)
-    if settings.schedule != "cosine":
-        del content["joint_epochs"], content["decay_epochs"]
+    if settings.schedule == "cosine":
+        return key_content(settings)
+    joint_epochs = max(0, epoch - settings.frozen_epochs)
+    content = key_content(dataclasses.replace(settings, joint_epochs=joint_epochs))
+    del content["joint_epochs"], content["decay_epochs"]
     return content
 
 

@@ -289,9 +289,10 @@ class CategoryPipeline:
     def _flow(self, depth: int) -> FlowSettings:
         return dataclasses.replace(self.settings.flow, depth=depth)
 
-    def _stable_phase_content(self, joint_epochs: int) -> dict[str, Any]:
+    def _stable_phase_content(self, joint_epochs: int, epoch: int) -> dict[str, Any]:
+        """What decides a run with `joint_epochs` after `epoch` epochs of the stable phase."""
         content = self._root_content | {
-            "finetune": stable_phase_content(self._finetune(joint_epochs)),
+            "finetune": stable_phase_content(self._finetune(joint_epochs), epoch),
             "defects": to_dict(self.settings.defects),
             "polarity": self.data.mask_mode,  # its name in the keys of stored artifacts
             "textures": self.data.textures_key,
@@ -300,7 +301,8 @@ class CategoryPipeline:
         return content if donors == len(self.fit.stream) else content | {"donors": donors}
 
     def _finetuned_content(self, joint_epochs: int) -> dict[str, Any]:
-        return self._stable_phase_content(joint_epochs) | {
+        epochs = self._finetune(joint_epochs).epochs
+        return self._stable_phase_content(joint_epochs, epochs) | {
             "joint_epochs": joint_epochs,
             "decay_epochs": self.settings.finetune.decay_epochs,
         }
@@ -309,8 +311,9 @@ class CategoryPipeline:
         return self._backbone_content(joint_epochs) | {"flow": to_dict(self._flow(depth))}
 
     def _backbone_content(self, joint_epochs: int) -> dict[str, Any]:
-        """What the backbone depends on; without joint epochs, on no setting of stage one."""
-        return self._finetuned_content(joint_epochs) if joint_epochs else self._root_content
+        """What the backbone depends on; where it does not train, on no setting of stage one."""
+        trains = self._finetune(joint_epochs).trains_backbone
+        return self._finetuned_content(joint_epochs) if trains else self._root_content
 
     def _new_finetuner(self, settings: FinetuneSettings) -> Finetuner:
         maker = DefectMaker(
@@ -354,7 +357,7 @@ class CategoryPipeline:
         return self._classifier_of(artifact, joint_epochs)
 
     def _stable_phase_point(self, joint_epochs: int, epoch: int) -> dict[str, Any]:
-        return self._stable_phase_content(joint_epochs) | {"epoch": epoch}
+        return self._stable_phase_content(joint_epochs, epoch) | {"epoch": epoch}
 
     def _snapshot_point(self, joint_epochs: int, epoch: int) -> dict[str, Any]:
         return self._finetuned_content(joint_epochs) | {"epoch": epoch}
@@ -446,7 +449,8 @@ class CategoryPipeline:
         return backbone.to(self.device), decoder.to(self.device).eval()
 
     def _backbone(self, joint_epochs: int) -> Backbone:
-        return self.finetuned(joint_epochs)[0] if joint_epochs else self._copy_of_backbone()
+        trains = self._finetune(joint_epochs).trains_backbone
+        return self.finetuned(joint_epochs)[0] if trains else self._copy_of_backbone()
 
     def features(
         self, joint_epochs: int, images: Images, with_classifier: bool = False

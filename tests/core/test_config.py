@@ -331,10 +331,29 @@ def test_the_old_name_of_the_schedule_is_still_read() -> None:
 
 def test_the_content_of_keys_has_the_schedule_s_old_name() -> None:
     # of the settings' first version: artifacts that were stored under it are found
-    assert key_content(FinetuneSettings()) == to_dict(FinetuneSettings()) | {"schedule": "trunk"}
+    assert key_content(FinetuneSettings())["schedule"] == "trunk"
     assert key_content(DetectorSettings())["finetune"] == key_content(FinetuneSettings())
-    cosine = FinetuneSettings(schedule="cosine")
-    assert key_content(cosine) == to_dict(cosine)
+    assert key_content(FinetuneSettings(schedule="cosine"))["schedule"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, {}),
+        ({"layer_decay": 0.7}, {"layer_decay": 0.7}),
+        ({"trained_layers": 4}, {"trained_layers": 4}),
+        ({"layer_decay": 0.7, "trained_layers": 4}, {"layer_decay": 0.7, "trained_layers": 4}),
+        ({"layer_decay": 0.7, "trained_layers": 0}, {"trained_layers": 0}),
+        ({"layer_decay": 0.7, "trained_layers": 4, "joint_epochs": 0}, {}),
+    ],
+)
+def test_the_content_of_keys_says_of_layers_what_changes_a_result(
+    changes: dict[str, Any], said: dict[str, Any]
+) -> None:
+    before_there_were_any = to_dict(FinetuneSettings()) | {"schedule": "trunk"}
+    del before_there_were_any["layer_decay"], before_there_were_any["trained_layers"]
+    before_there_were_any |= {k: v for k, v in changes.items() if k == "joint_epochs"}
+    assert key_content(FinetuneSettings(**changes)) == before_there_were_any | said
 
 
 # ---- differences ----

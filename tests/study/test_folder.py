@@ -39,6 +39,7 @@ def test_a_new_or_empty_folder_is_claimed(tmp_path: Path) -> None:
             folder.name == "locked"
         ):  # left by a study that was refused or ended before it wrote anything
             (folder / ".lock").touch()
+            (folder / "tracked.json").write_text("{}")
         claim_folder(folder, resume=False)
         assert folder.is_dir()
 

@@ -143,6 +143,24 @@ def test_a_database_that_is_locked_for_long_is_waited_for(study: Study, tmp_path
     assert [row["status"] for row in study.trials()] == ["finished"] * 4
 
 
+def test_a_database_that_is_locked_when_a_study_opens_is_waited_for(
+    study: Study, tmp_path: Path
+) -> None:
+    study, database = study.at(tmp_path / "out"), tmp_path / "trials.db"
+    options = ("--trials", "1", "--optuna-storage", f"sqlite:///{database}")
+    with sqlite3.connect(database) as other:
+        other.execute("begin exclusive")
+        code, _, stderr = study.run(*options, "--patience", "1")
+        assert code == 2, stderr
+        assert "database is locked" in stderr
+        # What is left is no study: the same command begins it, without --resume.
+        process = study.start(*options)
+        until_said(process, "database is locked: waiting until it works again")
+        other.rollback()
+    assert "it works again after" in ended_well(process)
+    assert [row["status"] for row in study.trials()] == ["finished"]
+
+
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes that run the study's trials."""
     found = []

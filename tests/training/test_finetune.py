@@ -230,12 +230,13 @@ def test_the_decay_starts_as_many_epochs_before_the_end_as_the_settings_say() ->
 
 
 def test_the_stable_phase_depends_on_all_settings_but_those_that_say_where_it_ends() -> None:
-    content = stable_phase_content(SETTINGS.finetune)
+    def content_with(**changes: Any) -> dict[str, Any]:
+        return stable_phase_content(dataclasses.replace(SETTINGS.finetune, **changes), epoch=2)
+
+    content = content_with()
     others: dict[str, Any] = {"joint_epochs": 9, "decay_epochs": 4}
     for name, value in others.items():
-        assert (
-            stable_phase_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) == content
-        )
+        assert content_with(**{name: value}) == content
     others = {
         "frozen_epochs": 9,
         "learning_rate": 1e-4,
@@ -244,10 +245,9 @@ def test_the_stable_phase_depends_on_all_settings_but_those_that_say_where_it_en
         "target": "signed",
     }
     others |= {"loss": "hard", "schedule": "cosine", "skips": False}
+    others |= {"layer_decay": 0.75, "trained_layers": 2}
     for name, value in others.items():
-        assert (
-            stable_phase_content(dataclasses.replace(SETTINGS.finetune, **{name: value})) != content
-        )
+        assert content_with(**{name: value}) != content
 
 
 def test_the_rate_is_constant_in_the_stable_phase_and_falls_to_nothing_in_the_decay(
@@ -355,21 +355,107 @@ def test_two_runs_at_once_train_their_stable_phase_once(
         assert_same_networks(run, alone, epochs)
 
 
+@pytest.mark.parametrize("layers", [{}, {"layer_decay": 0.5, "trained_layers": 3}])
 def test_a_restored_finetuner_is_where_the_stored_one_was(
-    pretrained: Backbone, tmp_path: Path
+    pretrained: Backbone, tmp_path: Path, layers: dict[str, Any]
 ) -> None:
-    store, first = ArtifactStore(tmp_path), finetuner(pretrained)
+    settings = dataclasses.replace(SETTINGS.finetune, **layers)
+    store, first = ArtifactStore(tmp_path), finetuner(pretrained, settings)
     first.run(2)
     store.get("trunk", {}, first.state)
     found = store.find("trunk", store.key({}))
     assert found is not None
-    second = finetuner(pretrained)
+    second = finetuner(pretrained, settings)
     second.restore(found)
     assert (second.epoch, second.losses) == (2, first.losses)
     for run in (first, second):
         run.run(4)
     assert first.losses == second.losses
     assert states_equal(first.state().tensors, second.state().tensors)
+
+
+# ---- layers of the backbone ----
+
+
+def test_rates_fall_from_the_deepest_layer_to_the_stem(pretrained: Backbone) -> None:
+    settings = dataclasses.replace(SETTINGS.finetune, layer_decay=0.5, backbone_factor=0.1)
+    decoder, *layers = finetuner(pretrained, settings).optimizer.param_groups
+    deepest = settings.learning_rate * 0.1
+    assert decoder["base_lr"] == settings.learning_rate
+    assert [group["base_lr"] for group in layers] == pytest.approx(
+        [deepest * 0.5**n for n in range(5)]  # four blocks and the stem
+    )
+    assert layers[-1]["params"][0].shape == (64, 3, 7, 7)
+    trained = sum(len(group["params"]) for group in layers)
+    assert trained == len(list(pretrained.parameters()))
+
+
+@pytest.mark.parametrize("trained_layers", [0, 1, 3, 99])
+def test_the_last_layers_alone_train_and_nothing_moves_the_others(
+    pretrained: Backbone, trained_layers: int
+) -> None:
+    settings = dataclasses.replace(
+        SETTINGS.finetune, trained_layers=trained_layers, weight_decay=0.1, learning_rate=1e-2
+    )
+    made = finetuner(pretrained, settings)
+    decoder = copy.deepcopy(made.decoder.state_dict())
+    made.run(3)
+    order = ["conv1", "layer1.0", "layer1.1", "layer2.0", "layer2.1"]
+    frozen = tuple(f"extractor.{name}" for name in order[: max(0, 5 - trained_layers)])
+    frozen += ("extractor.bn1",) if trained_layers < 5 else ()
+    for name, parameter in made.backbone.named_parameters():
+        unchanged = torch.equal(parameter, pretrained.get_parameter(name))
+        assert unchanged == name.startswith(frozen), name
+    assert not states_equal(decoder, dict(made.decoder.state_dict()))
+
+
+def test_a_transformer_trains_by_layers(tmp_path: Path) -> None:
+    backbone = empty_backbone(backbone_settings("vit_tiny_patch16_224", (1, 2)), SIZE)
+    settings = dataclasses.replace(SETTINGS.finetune, layer_decay=0.75, trained_layers=2)
+    made = finetuner(backbone, settings)
+    made.run(2)
+    changed = {
+        name.split(".")[3]
+        for name, parameter in made.backbone.named_parameters()
+        if not torch.equal(parameter, backbone.get_parameter(name))
+    }
+    assert changed == {"1", "2"}
+
+
+def test_a_backbone_that_trains_no_layer_has_the_flows_of_the_pretrained_one(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
+    run = pipeline(pretrained, tmp_path, trained_layers=0)
+    run.network(2, 0)
+    run.network(0, 0)
+    assert run.store.computed["flows"] == 1
+    assert run.store.computed["finetuned"] == 2
+    kept = run.finetuned(2)[0].state_dict()
+    assert states_equal(dict(kept), dict(pretrained.state_dict()))
+
+
+def test_runs_that_train_other_layers_share_the_frozen_epochs_alone(
+    pretrained: Backbone, tmp_path: Path
+) -> None:
+    layers: list[dict[str, Any]] = [
+        {},
+        {"layer_decay": 0.5},
+        {"trained_layers": 2},
+        {"trained_layers": 0},
+    ]
+    for changes in layers:
+        shared = pipeline(pretrained, tmp_path / "shared", frozen_epochs=2, **changes)
+        seen: list[int] = []
+        shared.progress = lambda task, done, total, seen=seen: seen.append(done)
+        shared.finetuned(2, joint_epochs_choices=[1])
+        assert seen[0] == (3 if changes else 1), "the two frozen epochs are there"
+        alone = pipeline(pretrained, tmp_path / "alone", frozen_epochs=2, **changes)
+        assert_same_networks(shared, alone, 2)
+        assert shared.store.computed["finetuned"] == 1
+    without = [
+        pipeline(pretrained, tmp_path, **changes)._finetuned_content(0) for changes in layers
+    ]
+    assert without == without[:1] * 4, "without joint epochs no layer trains"
 
 
 # ---- the authors' cosine ----
@@ -399,7 +485,9 @@ def test_a_cosine_falls_from_the_first_step_to_a_thousandth_over_all_epochs(
 
 def test_a_cosine_s_content_says_where_it_ends() -> None:
     settings = dataclasses.replace(SETTINGS.finetune, schedule="cosine")
-    contents = [stable_phase_content(dataclasses.replace(settings, joint_epochs=e)) for e in (1, 2)]
+    contents = [
+        stable_phase_content(dataclasses.replace(settings, joint_epochs=e), epoch=1) for e in (1, 2)
+    ]
     assert contents[0] != contents[1]
 
 
@@ -693,9 +781,9 @@ def test_of_very_many_images_some_fill_the_defects_of_others_and_the_key_says_so
     assert len(chosen) == len(chosen.unique()) == 1365
     assert (int(chosen[0]), int(chosen[-1])) == (0, 19_999)
     few = pipeline(pretrained, tmp_path)
-    assert "donors" not in few._stable_phase_content(1)
+    assert "donors" not in few._stable_phase_content(1, 1)
     many = PlacedImages(IMAGES[:1].expand(50_000, -1, -1, -1), None, "many blobs")
     content = CategoryPipeline(
         SETTINGS, pretrained, data_of(many), ArtifactStore(tmp_path), CPU
-    )._stable_phase_content(1)
+    )._stable_phase_content(1, 1)
     assert content["donors"] == 256 * 2**20 // (3 * SIZE[0] * SIZE[1])
