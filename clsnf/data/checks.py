@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clsnf.core.errors import DataError, ImageError, SettingsError
 from clsnf.data.images import read_image, read_mask
+from clsnf.data.layouts import notes_of
 from clsnf.data.splits import PIXELS, TEST, VALIDATION
 
 MAX_BAD = 0.01  # share of a category's pictures that may be unreadable
@@ -126,7 +127,7 @@ def check_category(
     copies = _find_copies(rows, findings)
     if copies.contradictions:
         raise DataError(_one_line(name, "contradiction", copies.contradictions))
-    warnings = []
+    warnings = [f"{name}: {note}" for note in notes_of(table)]
     if skipped:
         named = _one_line(name, "unreadable picture", list(skipped.values()))
         warnings.append(f"{len(skipped)} of the {len(table)} pictures are left out. {named}")
