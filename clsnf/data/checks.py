@@ -9,6 +9,7 @@ in the report. A few unreadable pictures among very many are no reason to stop: 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +17,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from clsnf.core.errors import DataError, ImageError, SettingsError
 from clsnf.data.images import read_image, read_mask
-from clsnf.data.splits import TEST
+from clsnf.data.layouts import notes_of
+from clsnf.data.splits import PIXELS, TEST, VALIDATION
 
 MAX_BAD = 0.01  # share of a category's pictures that may be unreadable
 _MOST_SHOWN = 5
 _DARK = 16  # 12-bit values in a 16-bit file reach 15 of 255
+# Shares of a picture that its mask marks. A defect that fills a picture marks all of it, which an
+# inverted mask never does. Defects that leave less than half of it are rare: many are a mistake.
+_MOST, _NEARLY_ALL = 0.5, 0.9
+_SPLIT_NAMES = {TEST: "test", VALIDATION: "validation"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class CheckReport:
     Attributes:
         images, masks: numbers of those that were read.
         warnings: one line each.
-        table: the rows whose pictures can be read.
+        table: the rows whose pictures can be read, with a column of the pictures' pixels for
+            :func:`clsnf.data.splits.assign_splits`.
         skipped: the path of every other picture, and why it can't be read.
     """
 
@@ -54,14 +63,16 @@ class _Finding:
         unreadable: whether the image or mask can't be read.
         size: of the image, (height, width).
         brightest: the image's highest value, 0 to 255.
-        digest: a hash of the image's pixels.
+        digest: a hash of the image's size and pixels.
+        marked: the share of the image that its mask marks, in (0, 1]; None without a mask.
     """
 
     problem: str | None = None
     unreadable: bool = False
     size: tuple[int, int] = (0, 0)
     brightest: int = 0
-    digest: bytes = b""
+    digest: str = ""
+    marked: float | None = None
 
 
 def check_category(
@@ -76,7 +87,8 @@ def check_category(
     Pictures are the same if their pixels are, however they were saved.
 
     Args:
-        allow_leak: warn of pictures that lie both in train and in test, instead of raising.
+        allow_leak: warn of pictures that lie in two of train, validation and test, instead of
+            raising.
         max_bad: the share of the pictures, in [0, 1), that may be unreadable; these are left out of
             the report's table.
         progress: called as ``progress(done, total)`` after each image, from the calling thread.
@@ -84,8 +96,8 @@ def check_category(
     Raises:
         ImageError: more images or masks are unreadable or truncated, a defect has no mask, or a
             mask has another size than its image or no defect pixel.
-        DataError: pictures lie in train and in test, or are both good and defect. Every message is
-            one line that names the files and what to do.
+        DataError: pictures lie in two of train, validation and test, or are both good and defect.
+            Every message is one line that names the files and what to do.
         SettingsError: ``max_bad`` is out of its range.
     """
     if not 0 <= max_bad < 1:
@@ -110,11 +122,12 @@ def check_category(
     kept = table.filter(pa.array(readable))
     rows = kept.to_pylist()
     findings = [finding for finding in findings if not finding.unreadable]
+    kept = kept.append_column(PIXELS, pa.array([finding.digest for finding in findings]))
 
     copies = _find_copies(rows, findings)
     if copies.contradictions:
         raise DataError(_one_line(name, "contradiction", copies.contradictions))
-    warnings = []
+    warnings = [f"{name}: {note}" for note in notes_of(table)]
     if skipped:
         named = _one_line(name, "unreadable picture", list(skipped.values()))
         warnings.append(f"{len(skipped)} of the {len(table)} pictures are left out. {named}")
@@ -124,6 +137,7 @@ def check_category(
             raise DataError(f"{leaks} Remove one of each pair, or allow it with --allow-leak.")
         warnings.append(leaks)
     warnings += _doubts(name, rows, findings, copies.repeats)
+    warnings += _mask_doubts(name, rows, findings)
     masks = sum(row["mask_path"] is not None for row in rows)
     return CheckReport(len(rows), masks, tuple(warnings), kept, skipped)
 
@@ -172,19 +186,21 @@ def _read_row(row: dict[str, Any]) -> _Finding:
     path, mask_path = row["path"], row["mask_path"]
     try:
         image = read_image(path)
-        problem = _mask_problem(mask_path, image.shape[:2]) if mask_path is not None else None
+        mask = None if mask_path is None else read_mask(mask_path)
     except ImageError as error:
         return _Finding(str(error), unreadable=True)
-    if row["label"] and mask_path is None:
+    size = image.shape[:2]
+    problem = None if mask is None else _mask_problem(mask_path, mask, size)
+    if row["label"] and mask is None:
         place = f"ground_truth/{row['defect_type']}/{Path(path).stem}_mask.png"
         problem = f"{path} shows a defect but has no mask: add {place}, or remove the image."
-    return _Finding(
-        problem, False, image.shape[:2], int(image.max()), hashlib.sha256(image.data).digest()
-    )
+    digest = hashlib.sha256(f"{_size(size)}:".encode())
+    digest.update(image.data)
+    marked = None if mask is None else float(mask.mean())
+    return _Finding(problem, False, size, int(image.max()), digest.hexdigest(), marked)
 
 
-def _mask_problem(mask_path: str, size: tuple[int, int]) -> str | None:
-    mask = read_mask(mask_path)
+def _mask_problem(mask_path: str, mask: NDArray[np.bool_], size: tuple[int, int]) -> str | None:
     if mask.shape != size:
         return (
             f"{mask_path} has the size {_size(mask.shape)}, its image {_size(size)}: draw the "
@@ -211,7 +227,7 @@ class _Copies:
     """Pairs of the same picture, one text each.
 
     Attributes:
-        leaks: one is in train, the other in test.
+        leaks: they are in two of train, validation and test.
         contradictions: one is good, the other a defect.
         repeats: both are in the same split.
     """
@@ -222,17 +238,18 @@ class _Copies:
 
 
 def _find_copies(rows: list[dict[str, Any]], findings: list[_Finding]) -> _Copies:
-    groups: dict[tuple[tuple[int, int], bytes], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row, finding in zip(rows, findings, strict=True):
-        groups[finding.size, finding.digest].append(row)
+        groups[finding.digest].append(row)
 
     copies = _Copies()
     for group in groups.values():
         first = group[0]
         for other in group[1:]:
             pair = f"{first['path']} and {other['path']}"
-            if (first["split"] == TEST) != (other["split"] == TEST):
-                copies.leaks.append(f"{pair} are the same picture, in train and in test.")
+            if first["split"] != other["split"]:
+                places = [_SPLIT_NAMES.get(row["split"], "train") for row in (first, other)]
+                copies.leaks.append(f"{pair} are the same picture, in {' and in '.join(places)}.")
             elif first["label"] != other["label"]:
                 copies.contradictions.append(
                     f"{pair} are the same picture, once good and once a defect: remove one."
@@ -271,6 +288,38 @@ def _doubts(
             f"PNG ({lossy[0]})."
         )
     return warnings
+
+
+def _mask_doubts(name: str, rows: list[dict[str, Any]], findings: list[_Finding]) -> list[str]:
+    """Warnings of masks that seem inverted.
+
+    The rule: more than half of the masks mark most of their picture, yet not all of it. Where it
+    does not hold, single masks that mark nearly all of their picture are named.
+    """
+    shares = {
+        row["mask_path"]: finding.marked
+        for row, finding in zip(rows, findings, strict=True)
+        if finding.marked is not None
+    }
+    most = {path: share for path, share in shares.items() if _MOST < share < 1}
+    if 2 * len(most) > len(shares):
+        widest = max(most, key=most.__getitem__)
+        return [
+            f"{name} probably has inverted masks: {len(most)} of {len(shares)} mark more than "
+            f"{_MOST:.0%} of their picture ({widest}: {_floored(most[widest])}): pixels that are "
+            "not zero are defect; if the good part is marked, invert them."
+        ]
+    texts = [
+        f"{path} marks {_floored(share)} of its picture: if the good part is marked, invert it."
+        for path, share in most.items()
+        if share > _NEARLY_ALL
+    ]
+    return [_one_line(name, "mask of nearly the whole picture", texts)] if texts else []
+
+
+def _floored(share: float) -> str:
+    """A share below 1 in per cent, never rounded up to 100 %."""
+    return f"{math.floor(1000 * share) / 10:g} %"
 
 
 def _one_line(name: str, kind: str, texts: list[str]) -> str:

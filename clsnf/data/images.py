@@ -44,6 +44,7 @@ from clsnf.data.portable import (
     portable_levels,
     portable_rgb,
 )
+from clsnf.data.region_files import CONFIGURATION, is_bundle, open_bundle
 from clsnf.data.sources import Reference, is_packed, read_bytes
 
 # fmt: off
@@ -145,8 +146,11 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     """The bytes of a mask file as bool (H, W).
 
     A pixel is True if a colour channel is not zero and, where there is an alpha channel, the pixel
-    is not transparent. ``name`` stands in messages. Raises ImageError.
+    is not transparent; of several regions, if it lies in one. ``name`` stands in messages. Raises
+    ImageError.
     """
+    if is_bundle(data):
+        return union_of(decode_regions(data, name))
     if sniff(data) == "PPM":
         levels = portable_levels(data, _portable_header(data, name), name)
         return levels != 0 if levels.ndim == 2 else np.any(levels != 0, axis=-1)
@@ -162,6 +166,55 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 def read_mask(path: Reference) -> np.ndarray:
     """:func:`decode_mask` of a file, or of a mask in a pack. Raises ImageError."""
     return decode_mask(read_bytes(path), os.fspath(path))
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRegion:
+    """One of several annotated regions of an image.
+
+    Attributes:
+        mask: (H, W) bool, with one True pixel or more.
+        saturation: how many of its pixels are enough, from 1 to all.
+    """
+
+    mask: np.ndarray
+    saturation: int
+
+
+def read_regions(path: Reference) -> tuple[MaskRegion, ...]:
+    """The regions that a reference of several names, one or more of one size. Raises ImageError."""
+    return decode_regions(read_bytes(path), os.fspath(path))
+
+
+def union_of(regions: tuple[MaskRegion, ...]) -> np.ndarray:
+    """The pixels that lie in a region, bool (H, W)."""
+    return np.logical_or.reduce([region.mask for region in regions])
+
+
+def decode_regions(data: bytes, name: str) -> tuple[MaskRegion, ...]:
+    """:func:`read_regions` of the bytes. ``name`` stands in messages. Raises ImageError."""
+    found = open_bundle(data, name)
+    regions: list[MaskRegion] = []
+    for member, mask_bytes in found.masks:
+        place = f"{name}/{member}"
+        with _opened(mask_bytes, place) as image:
+            values = np.asarray(image)
+        kinds = np.unique(values[values != 0]).tolist() if values.ndim == 2 else []
+        if len(kinds) != 1 or kinds[0] not in found.saturations:
+            listed = ", ".join(map(str, sorted(found.saturations)))
+            raise ImageError(
+                f"{place} marks no pixel, or not with one grey value of {CONFIGURATION} "
+                f"({listed}), which names the defect's type: take the mask from the release."
+            )
+        mask = values != 0
+        if regions and regions[0].mask.shape != mask.shape:
+            raise ImageError(
+                f"{place} has another size than the masks beside it: take its release's."
+            )
+        regions.append(MaskRegion(mask, found.saturations[kinds[0]].pixels(int(mask.sum()))))
+    if not regions:
+        raise ImageError(f"{name} holds no mask: add one, or move the image to the good ones.")
+    return tuple(regions)
 
 
 @contextlib.contextmanager

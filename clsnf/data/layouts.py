@@ -3,7 +3,8 @@
 A layout is recognised by its folders, never by a category's name. Pictures are read from the
 folders that the layout names, never deeper. Hidden entries and files of other kinds (notes,
 annotations, Thumbs.db) are skipped. Pictures in a format that is not read (gif, heic, raw ...) and
-pictures where none belong are errors: to leave them out silently is worse than to stop.
+pictures where none belong are errors: to leave them out silently is worse than to stop. Folders of
+pictures beside those that the layout names are left out with a note (:func:`notes_of`).
 
 To add a layout, write one function that reads a category's folder into rows, and one line in
 ``LAYOUTS``.
@@ -11,8 +12,8 @@ To add a layout, write one function that reads a category's folder into rows, an
 
 from __future__ import annotations
 
+import json
 import os
-import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,7 +24,22 @@ import pyarrow as pa
 
 from clsnf.core.errors import DataError, SettingsError, nearest
 from clsnf.core.hashing import sha256_file
-from clsnf.data.images import IMAGE_SUFFIXES
+from clsnf.data.picture_folders import (
+    entries_in,
+    existing_folder,
+    first_names,
+    folders_in,
+    is_picture,
+    natural_key,
+    pictures_in,
+    required_pictures,
+)
+from clsnf.data.region_files import (
+    CONFIGURATION,
+    read_saturations,
+    region_masks,
+    regions_reference,
+)
 from clsnf.data.visa_split import SPLIT_FILE, read_split
 
 CATEGORY_SCHEMA = pa.schema(
@@ -40,14 +56,7 @@ CATEGORY_SCHEMA = pa.schema(
 NORMAL_TYPE = "good"
 
 _NORMAL_FOLDERS = ("good", "ok")
-_FORMATS = "png, jpg, bmp, tif, webp, pnm"
-# fmt: off
-_UNREAD_PICTURES = (
-    ".gif", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".jfif", ".tga", ".pam", ".pfm",
-    ".exr", ".hdr", ".psd", ".dcm", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".npy",
-    ".npz",
-)
-# fmt: on
+_NOTES = b"notes"  # in the metadata of a table's schema: JSON, a list of texts
 
 
 @dataclass(frozen=True)
@@ -71,12 +80,14 @@ class Layout:
         read: reads a category's folder. Raises DataError.
         listed: the names of the categories that a file in the root lists, for layouts that have
             one.
+        notes: what the folder holds that is not read, one line each.
     """
 
     about: str
     claims: Callable[[Path], bool]
     read: Callable[[Path], list[Row]]
     listed: Callable[[Path], Iterable[str]] = lambda root: ()
+    notes: Callable[[Path], list[str]] = lambda folder: []
 
 
 # ---- what users call ----
@@ -92,9 +103,9 @@ def list_categories(root: str | os.PathLike[str], layout: str = "auto") -> list[
         DataError: there is none.
     """
     layouts = _layouts(layout)
-    root = _existing(Path(root))
+    root = existing_folder(Path(root))
     names = {
-        folder.name for folder in _folders(root) if any(known.claims(folder) for known in layouts)
+        folder.name for folder in folders_in(root) if any(known.claims(folder) for known in layouts)
     }
     names.update(name for known in layouts for name in known.listed(root))
     if names:
@@ -110,16 +121,16 @@ def list_categories(root: str | os.PathLike[str], layout: str = "auto") -> list[
 def read_category(root: str | os.PathLike[str], category: str, layout: str = "auto") -> pa.Table:
     """One category as a table of ``CATEGORY_SCHEMA``.
 
-    Training normals (split "fit") come first, then test, each in natural order. A category with
-    ``train`` alone has no test rows. Every file is hashed.
+    Training normals (split "fit") come first, then the layout's own validation normals, then test,
+    each in natural order. A category with ``train`` alone has no test rows. Every file is hashed.
 
     Raises:
         DataError: a folder is missing or empty, a mask has no image, or a picture would be left
             out.
     """
     layouts = _layouts(layout)
-    root = _existing(Path(root))
-    names = [entry.name for entry in _folders(root)]
+    root = existing_folder(Path(root))
+    names = [entry.name for entry in folders_in(root)]
     meant = [known for known in layouts if category in known.listed(root)]
     if category not in names and not meant:
         mend = nearest(category, names) if names else " It holds no folders at all."
@@ -127,8 +138,17 @@ def read_category(root: str | os.PathLike[str], category: str, layout: str = "au
     folder = root / category
     for known in layouts:
         if known in meant or known.claims(folder):
-            return table_of(known.read(folder), category)
+            table = table_of(known.read(folder), category)
+            notes = known.notes(folder)
+            return table.replace_schema_metadata({_NOTES: json.dumps(notes)} if notes else None)
     raise DataError(f"{folder} is no category: {_expected(layouts)}.")
+
+
+def notes_of(table: pa.Table) -> list[str]:
+    """What a category's folder holds that its table does not, one line each."""
+    metadata = table.schema.metadata or {}
+    notes: list[str] = json.loads(metadata.get(_NOTES, b"[]"))
+    return notes
 
 
 def read_normals(folder: str | os.PathLike[str], category: str | None = None) -> pa.Table:
@@ -136,56 +156,147 @@ def read_normals(folder: str | os.PathLike[str], category: str | None = None) ->
 
     It is named after the folder unless ``category`` is given. Raises DataError.
     """
-    folder = _existing(Path(folder))
+    folder = existing_folder(Path(folder))
     return table_of(_read_normals(folder), category or folder.name)
 
 
 # ---- layouts ----
 
 
-def _read_train_test(normal: str, folder: Path) -> list[Row]:
-    """``train/<normal>``, ``test/<type>`` and masks in ``ground_truth/<type>``.
+@dataclass(frozen=True)
+class _Folders:
+    """Where a category in the manner of MVTec AD keeps its pictures.
+
+    Attributes:
+        normal: below train, validation and test.
+        test: holds a folder for each defect type.
+        truth: holds a folder of masks for each defect type.
+        regions: whether the masks of an image have a folder of their own.
+        unlabelled: hold pictures whose labels nobody published.
+    """
+
+    normal: str = "good"
+    test: str = "test"
+    truth: str = "ground_truth"
+    regions: bool = False
+    unlabelled: tuple[str, ...] = ()
+
+
+def _read_train_test(folders: _Folders, folder: Path) -> list[Row]:
+    """``train/<normal>``, ``validation/<normal>`` if there is one, ``test/<type>`` and masks in
+    ``ground_truth/<type>``.
 
     A mask is named ``<stem>_mask.*`` or ``<stem>.*``, in any image format.
     """
-    train = folder / "train"
-    if not (train / normal).is_dir():
+    train, validation, test = folder / "train", folder / "validation", folder / folders.test
+    if not (train / folders.normal).is_dir():
         raise DataError(
-            f"{folder} has no folder train/{normal}: put the good pictures to learn from there."
+            f"{folder} has no folder train/{folders.normal}: put the good pictures to learn from "
+            "there."
         )
-    others = [f.name for f in _folders(train) if f.name != normal]
-    if others:
-        raise DataError(
-            f"{train} holds {_some(others)} besides {normal!r}: only good pictures train; move "
-            f"the others to {folder / 'test'}."
-        )
-    astray = [str(path) for place in (train, folder / "test") for path in _pictures(place)]
-    if astray:
-        raise DataError(
-            f"Pictures lie beside the folders for them: {_some(astray)}: move good ones to "
-            f"{normal}, others to test/<defect>."
-        )
-    rows = [Row(path) for path in _filled(train / normal)]
+    rows = [Row(path) for path in _only_normals(train, folders)]
+    if validation.is_dir():
+        rows += [Row(path, "validation") for path in _only_normals(validation, folders)]
+    _refuse_astray(test, folders)
 
+    truth = folder / folders.truth
     masks = {
-        kind.name: _pictures(kind)
-        for kind in _folders(folder / "ground_truth")
+        kind.name: _masks(kind, folders.regions)
+        for kind in folders_in(truth)
         if not _is_normal(kind)
     }
     unused = {path for paths in masks.values() for path in paths}
-    for kind in _folders(folder / "test"):
-        if _is_normal(kind):
-            rows += [Row(path, "test") for path in _pictures(kind)]
+    for kind in folders_in(test):
+        if kind == truth:
             continue
-        matched = _match_masks(_pictures(kind), masks.get(kind.name, []))
-        rows += [Row(path, "test", 1, kind.name, mask) for path, mask in matched.items()]
+        if _is_normal(kind):
+            rows += [Row(path, "test") for path in pictures_in(kind)]
+            continue
+        matched = _match_masks(pictures_in(kind), masks.get(kind.name, []))
+        rows += [
+            Row(path, "test", 1, kind.name, _mask_reference(mask, folders.regions))
+            for path, mask in matched.items()
+        ]
         unused.difference_update(mask for mask in matched.values() if mask)
     if unused:
         raise DataError(
-            f"Masks without an image: {_some(sorted(map(str, unused)))}: add test/<type>/<name> "
-            "for each, or remove the mask."
+            f"Masks without an image: {first_names(sorted(map(str, unused)))}: add "
+            f"{folders.test}/<type>/<name> for each, or remove the mask."
         )
     return rows
+
+
+def _only_normals(place: Path, folders: _Folders) -> list[Path]:
+    """The pictures of train or validation, which hold good ones alone."""
+    others = [f.name for f in folders_in(place) if f.name != folders.normal]
+    if others:
+        raise DataError(
+            f"{place} holds {first_names(others)} besides {folders.normal!r}: only good pictures "
+            f"train; move the others to {place.parent / folders.test}."
+        )
+    _refuse_astray(place, folders)
+    return required_pictures(place / folders.normal)
+
+
+def _refuse_astray(place: Path, folders: _Folders) -> None:
+    astray = [str(path) for path in pictures_in(place)]
+    if astray:
+        raise DataError(
+            f"Pictures lie beside the folders for them: {first_names(astray)}: move good ones to "
+            f"{folders.normal}, others to {folders.test}/<defect>."
+        )
+
+
+def _masks(kind: Path, regions: bool) -> list[Path]:
+    """The masks of a defect type: pictures, or folders of them."""
+    if not regions:
+        return pictures_in(kind)
+    astray = [str(path) for path in pictures_in(kind)]
+    if astray:
+        raise DataError(
+            f"Masks lie beside the folders for them: {first_names(astray)}: each image has a "
+            f"folder of masks of its own, such as {kind / Path(astray[0]).stem}."
+        )
+    found = folders_in(kind)
+    for folder in found:
+        if not region_masks(folder):
+            raise DataError(f"{folder} holds no mask: put the image's masks there as PNG.")
+    return found
+
+
+def _mask_reference(mask: Path | None, regions: bool) -> Path | None:
+    return Path(regions_reference(mask)) if mask is not None and regions else mask
+
+
+def _read_loco(folder: Path) -> list[Row]:
+    """MVTec AD's folders, with a folder of masks for each image; see
+    :mod:`clsnf.data.region_files`.
+    """
+    read_saturations(folder)  # refused now rather than with the first mask
+    return _read_train_test(_LOCO, folder)
+
+
+def _unread(folders: _Folders, folder: Path) -> list[str]:
+    """Notes of folders with pictures that :func:`_read_train_test` does not read."""
+    read = {"train", "validation", folders.test, Path(folders.truth).parts[0]}
+    notes = []
+    for other in folders_in(folder):
+        if other.name in folders.unlabelled and (count := len(pictures_in(other))):
+            notes.append(
+                f"{other} holds {count} pictures without labels: nothing is judged on them; clsnf "
+                "predict scores them."
+            )
+        elif other.name not in read and _holds_pictures(other):
+            notes.append(
+                f"{other} is not read: pictures belong into train/{folders.normal}, "
+                f"validation/{folders.normal} and {folders.test}."
+            )
+    return notes
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether pictures lie in a folder or in a folder of it."""
+    return any(any(map(is_picture, entries_in(place))) for place in (folder, *folders_in(folder)))
 
 
 def _is_normal(folder: Path) -> bool:
@@ -215,7 +326,7 @@ def _match_masks(images: list[Path], masks: list[Path]) -> dict[Path, Path | Non
 
 
 def _read_normals(folder: Path) -> list[Row]:
-    return [Row(path) for path in _filled(folder)]
+    return [Row(path) for path in required_pictures(folder)]
 
 
 def _read_visa(folder: Path) -> list[Row]:
@@ -246,6 +357,17 @@ def _read_visa(folder: Path) -> list[Row]:
     )
 
 
+_BTAD = _Folders(normal="ok")
+_MVTEC = _Folders()
+# As published (Heckler-Kram et al., The MVTec AD 2 Dataset, arXiv 2503.21622, and the layout in
+# anomalib's data/datasets/image/mvtecad2.py): the private pictures are judged by MVTec's server.
+_MVTEC2 = _Folders(
+    test="test_public",
+    truth="test_public/ground_truth",
+    unlabelled=("test_private", "test_private_mixed"),
+)
+_LOCO = _Folders(regions=True)
+
 LAYOUTS: dict[str, Layout] = {
     "visa": Layout(
         "<category>/Data/Images",
@@ -259,21 +381,35 @@ LAYOUTS: dict[str, Layout] = {
     "btad": Layout(
         "<category>/train/ok",
         lambda folder: (folder / "train" / "ok").is_dir(),
-        partial(_read_train_test, "ok"),
+        partial(_read_train_test, _BTAD),
+        notes=partial(_unread, _BTAD),
+    ),
+    "mvtec2": Layout(
+        "<category>/train/good with test_public",
+        lambda folder: (folder / "test_public").is_dir(),
+        partial(_read_train_test, _MVTEC2),
+        notes=partial(_unread, _MVTEC2),
+    ),
+    "loco": Layout(
+        f"<category>/train/good with {CONFIGURATION}",
+        lambda folder: (folder / CONFIGURATION).is_file(),
+        _read_loco,
+        notes=partial(_unread, _LOCO),
     ),
     "mvtec": Layout(
         "<category>/train/good",
         lambda folder: (folder / "train").is_dir() or (folder / "test").is_dir(),
-        partial(_read_train_test, "good"),
+        partial(_read_train_test, _MVTEC),
+        notes=partial(_unread, _MVTEC),
     ),
     "normals": Layout(
         "<category>/*.png of good pictures",
-        lambda folder: any(map(_is_picture, _entries(folder))),
+        lambda folder: any(map(is_picture, entries_in(folder))),
         _read_normals,
     ),
 }
 # Not "normals": a folder of pictures below a data set may be anything.
-_AUTO = ("btad", "mvtec", "visa")
+_AUTO = ("btad", "mvtec2", "loco", "mvtec", "visa")
 
 
 def _layouts(name: str) -> list[Layout]:
@@ -286,83 +422,6 @@ def _layouts(name: str) -> list[Layout]:
 
 def _expected(layouts: list[Layout]) -> str:
     return f"a category has {' or '.join(known.about for known in layouts)}"
-
-
-# ---- folders and files ----
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} {'is no folder' if folder.exists() else 'does not exist'}: give the folder "
-            "that holds the data."
-        )
-    return folder.absolute()
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What a folder holds but hidden entries, in natural order; nothing if it does not exist."""
-    try:
-        entries = folder.iterdir() if folder.is_dir() else ()
-        found = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(
-            f"{folder} can't be listed ({error.strerror}): check its permissions."
-        ) from error
-    for entry in found:
-        try:
-            entry.name.encode()
-        except UnicodeEncodeError:  # from an archive that was made with another character set
-            raise DataError(
-                f"{folder} holds the name {entry.name!r}, which is no UTF-8: rename it."
-            ) from None
-    return sorted(found, key=lambda entry: natural_key(entry.name))
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """A sorting key that puts 2 before 10 and ignores case.
-
-    The name itself breaks ties (7 and 007).
-    """
-    # text, digits, text, ...: the same kind at the same place in every name
-    parts = re.split(r"(\d+)", name.casefold())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
-
-
-def _pictures(folder: Path) -> list[Path]:
-    """The pictures directly in ``folder``. Raises DataError if one would be left out."""
-    files = [entry for entry in _entries(folder) if not entry.is_dir()]
-    unread = [entry.name for entry in files if entry.suffix.lower() in _UNREAD_PICTURES]
-    if unread:
-        raise DataError(
-            f"{folder} holds pictures in a format that is not read: {_some(unread)}: convert them "
-            "to png or remove them."
-        )
-    return [entry for entry in files if _is_picture(entry)]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _filled(folder: Path) -> list[Path]:
-    """The pictures of a folder that must have some. Raises DataError if it has none."""
-    pictures = _pictures(folder)
-    if not pictures:
-        others = [entry.name for entry in _entries(folder)]
-        only = f", only {_some(others)}" if others else ""
-        raise DataError(f"{folder} holds no pictures ({_FORMATS}){only}: put good pictures there.")
-    return pictures
-
-
-def _some(names: Iterable[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # ---- the table ----

@@ -24,7 +24,8 @@ import pyarrow as pa
 from clsnf.core.errors import DataError
 from clsnf.core.uris import is_uri
 from clsnf.data.images import IMAGE_SUFFIXES
-from clsnf.data.layouts import NORMAL_TYPE, Row, natural_key, table_of
+from clsnf.data.layouts import NORMAL_TYPE, Row, table_of
+from clsnf.data.picture_folders import natural_key
 from clsnf.data.sources import mask_on_background
 
 _SUFFIXES = (".jsonl", ".manifest")

@@ -37,7 +37,7 @@ from clsnf.data.sources import SHARDS, file_system, one_line, packed_reference, 
 PACK_SCHEMA = pa.schema(
     [
         ("name", pa.string()),  # path below the category's folder
-        ("split", pa.string()),  # fit | test, as the layout says; studies divide fit themselves
+        ("split", pa.string()),  # fit | validation | test, as the layout says
         ("label", pa.int8()),
         ("defect_type", pa.string()),
         ("category", pa.string()),

@@ -4,7 +4,8 @@ The ``path`` and ``mask_path`` of a table are references. The reference of a fil
 reference of an image in a pack (see :mod:`clsnf.data.packs`) is ``SHARD.parquet#image/ROW/NAME``
 or ``SHARD.parquet#mask/ROW/NAME``. NAME is the name that the file had before it was packed: error
 messages show it, and ``Path(reference).stem`` is the same as for the file. A shard may lie on any
-file system that pyarrow has a URI for.
+file system that pyarrow has a URI for. The reference of several masks of one image is that of their
+folder, see :mod:`clsnf.data.region_files`.
 
 :data:`SHARDS` is the process's one cache of opened shards; all readers of packs share it.
 """
@@ -29,6 +30,7 @@ from pyarrow import fs
 
 from clsnf.core.errors import DataError, ImageError
 from clsnf.core.uris import is_uri, refuse_password
+from clsnf.data.region_files import bundle, has_regions
 
 Reference = str | os.PathLike[str]
 
@@ -61,6 +63,8 @@ def read_bytes(reference: Reference) -> bytes:
     packed = _PACKED.fullmatch(text)
     if packed is not None:
         return _read_packed(packed["shard"], packed["column"], int(packed["row"]), text)
+    if has_regions(text):
+        return bundle(text)
     coloured = _COLOURED.fullmatch(text)
     if coloured is not None:
         return _on_black(read_bytes(coloured["mask"]), coloured["colour"], text)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clsnf.core.config import DetectorSettings
-from clsnf.evaluation.evaluate import metrics_of_maps, samples_of_maps
+from clsnf.evaluation.evaluate import allowed_metrics, metrics_of_maps, samples_of_maps
 from clsnf.metrics import METRICS
 from clsnf.metrics.bootstrap import (
     Floats,
@@ -72,4 +72,6 @@ class Comparison:
         """A system's metrics in every replicate."""
         samples = samples_of_maps(self._rows, system.maps.numpy(), self._image_settings)
         images = bin_images(system.scores.numpy(), self.labels, samples)
-        return ReplicatedMetrics(replicate_metrics(images, self._weights))
+        found = replicate_metrics(images, self._weights)
+        allowed = allowed_metrics(self._rows, tuple(found))
+        return ReplicatedMetrics({name: found[name] for name in allowed})

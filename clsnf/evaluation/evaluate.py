@@ -16,9 +16,17 @@ from numpy.typing import NDArray
 from clsnf.core.config import ImageSettings
 from clsnf.core.errors import DataError
 from clsnf.core.progress import Progress, silent
-from clsnf.data.images import Placement, image_size, read_mask, restore_map
+from clsnf.data.images import (
+    Placement,
+    image_size,
+    read_mask,
+    read_regions,
+    restore_map,
+    union_of,
+)
+from clsnf.data.region_files import has_regions
 from clsnf.detector import Detector
-from clsnf.metrics import METRICS, LazySamples, PixelSample, evaluate
+from clsnf.metrics import METRICS, LazySamples, PixelSample, Region, evaluate
 from clsnf.results import ImageScore, Metrics, TestResult
 from clsnf.streams.choice import StreamChoice
 
@@ -100,7 +108,8 @@ def metrics_of_maps(
     """Metrics of score maps.
 
     Metrics that the images do not allow are left out: without defects all of them, without a mask
-    of each defect the pixel metrics, without normals those that compare with normals.
+    of each defect the pixel metrics, without normals those that compare with normals, without
+    annotated regions those of regions.
 
     Args:
         rows: of the images' table, with label, path and mask_path.
@@ -113,14 +122,27 @@ def metrics_of_maps(
     if not labels.any():
         return {}
     samples = samples_of_maps(rows, maps, settings)
-    has_normals = bool((labels == 0).any())
-    allowed = [
+    return evaluate(scores, labels, samples, allowed_metrics(rows, names))
+
+
+def allowed_metrics(rows: list[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """The metrics among `names` that images with labels of both kinds, or of one, allow.
+
+    Args:
+        rows: see :func:`metrics_of_maps`.
+        names: of :data:`clsnf.metrics.METRICS`.
+    """
+    has_normals = not all(row["label"] for row in rows)
+    masks = [row["mask_path"] for row in rows if row["label"]]
+    has_masks = None not in masks
+    annotated = has_masks and any(map(has_regions, masks))
+    return [
         name
         for name in names
-        if (samples is not None if METRICS[name].kind == "pixel" else has_normals)
+        if (has_masks if METRICS[name].kind == "pixel" else has_normals)
         and (has_normals or not METRICS[name].normals)
+        and (annotated or not METRICS[name].regions)
     ]
-    return evaluate(scores, labels, samples, allowed)
 
 
 def samples_of_maps(
@@ -137,12 +159,16 @@ def samples_of_maps(
     def sample(index: int) -> PixelSample:
         # Made anew in each pass over the images: full-size maps and masks of a whole test set would
         # not fit into memory.
-        row = rows[index]
-        mask = (
-            np.zeros(image_size(row["path"]), bool)
-            if row["mask_path"] is None
-            else read_mask(row["mask_path"])
-        )
-        return PixelSample(restore_map(maps[index], Placement.of(mask.shape, settings)), mask, None)
+        row, regions = rows[index], None
+        if row["mask_path"] is None:
+            mask = np.zeros(image_size(row["path"]), bool)
+        elif has_regions(row["mask_path"]):
+            found = read_regions(row["mask_path"])
+            mask = union_of(found)
+            regions = tuple(Region(one.mask, one.saturation) for one in found)
+        else:
+            mask = read_mask(row["mask_path"])
+        score_map = restore_map(maps[index], Placement.of(mask.shape, settings))
+        return PixelSample(score_map, mask, None, regions)
 
     return LazySamples(sample, len(rows))

@@ -17,7 +17,7 @@ from clsnf.core.errors import DataError, ImageError, OutputError
 from clsnf.core.files import check_writable
 from clsnf.data.checks import MAX_BAD
 from clsnf.data.images import IMAGE_SUFFIXES, read_image, write_image
-from clsnf.data.layouts import natural_key
+from clsnf.data.picture_folders import natural_key
 from clsnf.detector import Detector
 from clsnf.evaluation.pictures import heat_map, overlay
 from clsnf.streams.choice import StreamChoice

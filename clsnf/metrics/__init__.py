@@ -22,9 +22,10 @@ from clsnf.metrics import overlap, pimo, ranking
 from clsnf.metrics.counts import ScoreCounts, count_images
 from clsnf.metrics.families import FamilyPixels
 from clsnf.metrics.pixels import PixelCounts, count_pixels
-from clsnf.metrics.samples import LazySamples, PixelSample
+from clsnf.metrics.samples import LazySamples, PixelSample, Region
 from clsnf.metrics.single_metrics import (
     au_pro,
+    au_spro,
     aupimo,
     aupimo_per_image,
     image_ap,
@@ -42,8 +43,10 @@ __all__ = [
     "Metric",
     "PixelCounts",
     "PixelSample",
+    "Region",
     "ScoreCounts",
     "au_pro",
+    "au_spro",
     "aupimo",
     "aupimo_per_image",
     "evaluate",
@@ -67,6 +70,7 @@ class Metric:
     oracle: True where the metric chooses a threshold with the labels that it is judged by.
     help: one line for tables and the command line.
     normals: True where it compares with normal images, so that a set without any has none.
+    regions: True where it is of annotated regions; without any, another metric says the same.
     """
 
     kind: Literal["image", "pixel"]
@@ -74,6 +78,7 @@ class Metric:
     oracle: bool
     help: str
     normals: bool = False
+    regions: bool = False
 
 
 def _of_pixels(metric: Callable[[ScoreCounts], float]) -> Callable[[PixelCounts], float]:
@@ -113,6 +118,20 @@ METRICS: dict[str, Metric] = {
         partial(overlap.area_under_pro, limit=0.05),
         False,
         "area under the per-region overlap up to FPR 0.05",
+    ),
+    "au_spro": Metric(
+        "pixel",
+        partial(overlap.area_under_spro, limit=0.3),
+        False,
+        "area under the saturated per-region overlap up to FPR 0.3",
+        regions=True,
+    ),
+    "au_spro_05": Metric(
+        "pixel",
+        partial(overlap.area_under_spro, limit=0.05),
+        False,
+        "area under the saturated per-region overlap up to FPR 0.05",
+        regions=True,
     ),
     "aupimo": Metric(
         "pixel",

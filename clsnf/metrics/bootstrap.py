@@ -27,6 +27,7 @@ from clsnf.metrics.counts import checked_labels
 from clsnf.metrics.pimo import image_aupimo
 from clsnf.metrics.pixels import count_pixels
 from clsnf.metrics.samples import PixelSample, read_samples
+from clsnf.metrics.saturation import annotated_regions
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +44,7 @@ class BinnedImages:
         without masks.
     shares: (N, B) sum over the image's regions of the share of the region's pixels; None without
         masks.
+    saturated: likewise of the saturated overlap.
     aupimo: (N,) of each image, NaN for normal ones; None without masks or normal images.
     """
 
@@ -51,6 +53,7 @@ class BinnedImages:
     hits: Floats | None
     misses: Floats | None
     shares: Floats | None
+    saturated: Floats | None
     aupimo: Floats | None
 
 
@@ -70,12 +73,14 @@ def bin_images(
             f"there are {values.size} scores for {known.size} labels, or some are not finite."
         )
     if samples is None:
-        return BinnedImages(values, known, None, None, None, None)
+        return BinnedImages(values, known, None, None, None, None, None)
     aupimo = None if known.all() else image_aupimo(count_pixels(samples, known))
     edges = _edges(samples)
     rows = [_bin_image(sample, edges) for sample in read_samples(samples)]
-    hits, misses, shares = (np.stack(parts)[:, ::-1] for parts in zip(*rows, strict=True))
-    return BinnedImages(values, known, hits, misses, shares, aupimo)
+    hits, misses, shares, saturated = (
+        np.stack(parts)[:, ::-1] for parts in zip(*rows, strict=True)
+    )
+    return BinnedImages(values, known, hits, misses, shares, saturated, aupimo)
 
 
 def _edges(samples: Iterable[PixelSample]) -> NDArray[np.float32]:
@@ -112,7 +117,9 @@ def _edges(samples: Iterable[PixelSample]) -> NDArray[np.float32]:
     )
 
 
-def _bin_image(sample: PixelSample, edges: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
+def _bin_image(sample: PixelSample, edges: NDArray[np.float32]) -> tuple[Floats, ...]:
+    """An image's rows of :class:`BinnedImages`: hits, misses, shares and saturated."""
+
     def counted(values: NDArray[np.float32], weights: Floats | None = None) -> Floats:
         return np.bincount(
             np.searchsorted(edges, values, side="right"), weights, minlength=len(edges) + 1
@@ -121,11 +128,17 @@ def _bin_image(sample: PixelSample, edges: NDArray[np.float32]) -> tuple[Floats,
     background = ~sample.mask if sample.valid is None else sample.valid & ~sample.mask
     misses = counted(np.sort(sample.score_map[background]))
     if not sample.mask.any():
-        return np.zeros_like(misses), misses, np.zeros_like(misses)
+        nothing = np.zeros_like(misses)
+        return nothing, misses, nothing, nothing
     _, components = cv2.connectedComponents(sample.mask.astype(np.uint8), connectivity=8)
     region = components[sample.mask]
     inside = sample.score_map[sample.mask]
-    return counted(inside), misses, counted(inside, 1.0 / np.bincount(region)[region])
+    shares = counted(inside, 1.0 / np.bincount(region)[region])
+    regions = annotated_regions(sample)
+    if regions is None:
+        return counted(inside), misses, shares, shares
+    own = inside[regions.pixel]
+    return counted(inside), misses, shares, counted(own, regions.gains(own))
 
 
 def draw_replicates(labels: ArrayLike, replicates: int, seed: int) -> Floats:
@@ -168,13 +181,19 @@ def _metrics(images: BinnedImages, weights: Floats) -> dict[str, Floats]:
             weights @ (bins * images.labels[:, None]),
             weights @ (bins * ~images.labels[:, None]),
         )
-    if images.hits is not None and images.misses is not None and images.shares is not None:
+    if (
+        images.hits is not None
+        and images.misses is not None
+        and images.shares is not None
+        and images.saturated is not None
+    ):
         hits, misses = weights @ images.hits, weights @ images.misses
         result |= _ranking("pixel", hits, misses)
         rate = np.cumsum(misses, axis=1) / misses.sum(axis=1, keepdims=True)
-        overlap = np.cumsum(weights @ images.shares, axis=1)
-        overlap /= overlap[:, -1:]
-        result |= {"au_pro": _area(rate, overlap, 0.3), "au_pro_05": _area(rate, overlap, 0.05)}
+        for name, shares in (("au_pro", images.shares), ("au_spro", images.saturated)):
+            overlap = np.cumsum(weights @ shares, axis=1)
+            overlap /= overlap[:, -1:]
+            result |= {name: _area(rate, overlap, 0.3), f"{name}_05": _area(rate, overlap, 0.05)}
     if images.aupimo is not None:
         # Its thresholds stay those of all normal images: a false-positive rate of 1e-5 is not
         # resolved by fewer.

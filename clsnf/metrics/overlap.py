@@ -1,15 +1,17 @@
-"""AU-PRO: the area under the per-region overlap curve.
+"""AU-PRO and AU-sPRO: the areas under the per-region overlap curve and the saturated one.
 
-Defined as in MVTec's evaluation (Bergmann et al., IJCV 129, 2021). The curve is built from the
-defect pixels' scores alone: between two of them PRO does not change, however many thresholds the
-defect-free pixels would add there.
+Defined as in MVTec's evaluations (Bergmann et al., IJCV 129, 2021, and IJCV 130, 2022). The curve
+is built from the defect pixels' scores alone: between two of them the overlap does not change,
+however many thresholds the defect-free pixels would add there.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clsnf.core.errors import MetricError
+from clsnf.metrics.counts import ScoreCounts
 from clsnf.metrics.pixels import PixelCounts
 
 
@@ -17,8 +19,8 @@ def check_limit(limit: float) -> None:
     """Raise MetricError for an upper false-positive rate outside (0, 1]."""
     if not 0 < limit <= 1:
         raise MetricError(
-            f"the AU-PRO limit is {limit!r}: it must be a false-positive rate in (0, 1], 0.3 as a "
-            "rule."
+            f"the limit of an overlap's area is {limit!r}: it must be a false-positive rate in "
+            "(0, 1], 0.3 as a rule."
         )
 
 
@@ -32,9 +34,30 @@ def area_under_pro(counts: PixelCounts, limit: float) -> float:
 
     limit: largest FPR, in (0, 1]. Raises MetricError for any other.
     """
+    return _area(counts.scores, counts.region_share, limit)
+
+
+def area_under_spro(counts: PixelCounts, limit: float) -> float:
+    """Area under the saturated PRO over FPR from 0 to ``limit``, divided by it; in [0, 1].
+
+    As :func:`area_under_pro`, of annotated regions, which may overlap; all have equal weight. A
+    region of A pixels that is saturated at S of them counts min(found / S, 1). FPR(t) is the share
+    of the pixels that lie in no region, good images included, with scores >= t.
+
+    The published evaluation places its thresholds until the curve's points lie close together. Here
+    every score is one, which is what it approaches. Its headline is the limit 0.05; it reports
+    0.01, 0.05, 0.1, 0.3 and 1, for logical and for structural anomalies apart, each with all good
+    images, and the mean of the two.
+
+    limit: largest FPR, in (0, 1]. Raises MetricError for any other.
+    """
+    return _area(counts.scores, counts.saturated_share, limit)
+
+
+def _area(scores: ScoreCounts, share: NDArray[np.float64], limit: float) -> float:
+    """The area up to ``limit`` of an overlap that gains ``share`` at each defect score, (K,)."""
     check_limit(limit)
-    scores = counts.scores
-    gained = np.cumsum(counts.region_share)
+    gained = np.cumsum(share)
     # Each defect score adds two corners: where FPR has climbed at the old PRO, and where the score
     # itself has been met.
     fpr = np.zeros(2 * len(gained) + 2)

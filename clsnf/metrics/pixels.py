@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from clsnf.core.errors import MetricError
 from clsnf.metrics.counts import Counts, ScoreCounts, checked_labels
 from clsnf.metrics.samples import Map, PixelSample, read_samples
+from clsnf.metrics.saturation import ImageRegions, annotated_regions, connected_regions, joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class PixelCounts:
     scores: pixels counted by score; negatives are the defect-free pixels of all images.
     region_share: (K,) float64, what PRO gains at each score: sum over its pixels of 1 / (region's
         size * number of regions).
+    saturated_share: (K,) float64, what the saturated PRO gains at each score.
     normal_rate: (K,) float64 in [0, 1], mean over the normal images of the share of their pixels at
         or above the score; None where there is no normal image.
     pixel_rank: (P,) int64, which of the K scores each defect pixel has.
@@ -38,6 +40,7 @@ class PixelCounts:
 
     scores: ScoreCounts
     region_share: NDArray[np.float64]
+    saturated_share: NDArray[np.float64]
     normal_rate: NDArray[np.float64] | None
     pixel_rank: NDArray[np.int64]
     pixel_image: NDArray[np.int32]
@@ -55,6 +58,7 @@ class Regions:
     weights: NDArray[np.float64]  # (R,) 1 / (region's size * number of regions)
     images: NDArray[np.int32]  # (R,) the index of the image that it lies in
     sizes: list[tuple[int, int]]  # per image: defect pixels, defect-free pixels
+    saturated: ImageRegions | None  # of all images; None: no image has annotated regions
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,9 @@ class Defects:
     weights: NDArray[np.float64]  # (P,) 1 / (region's size * number of regions)
     images: NDArray[np.int32]  # (P,)
     sizes: list[tuple[int, int]]  # per image: defect pixels, defect-free pixels
+    saturated: (
+        NDArray[np.float64] | None
+    )  # (K,) as PixelCounts has it, rising; None: as the weights
 
 
 def count_pixels(samples: Iterable[PixelSample], labels: ArrayLike | None = None) -> PixelCounts:
@@ -100,9 +107,11 @@ def counts_of(defects: Defects, slots: Counts, rates: NDArray[np.float64] | None
     hits = np.diff(defects.starts, append=len(defects.weights))
     scores = ScoreCounts(hits[::-1], met[:-1:2], slots[-2::-2], int(met[-1]))
     normal_images = sum(defect == 0 for defect, _ in defects.sizes)
+    region_share = np.add.reduceat(defects.weights, defects.starts)[::-1]
     return PixelCounts(
         scores=scores,
-        region_share=np.add.reduceat(defects.weights, defects.starts)[::-1],
+        region_share=region_share,
+        saturated_share=(region_share if defects.saturated is None else defects.saturated[::-1]),
         normal_rate=(
             np.cumsum(rates[::-1])[1::2] / normal_images
             if rates is not None and normal_images
@@ -134,26 +143,47 @@ def find_regions(samples: Iterable[PixelSample]) -> Regions:
     regions: list[NDArray[np.int32]] = []
     region_sizes: list[Counts] = []
     region_images: list[NDArray[np.int32]] = []
+    annotated: list[ImageRegions | None] = []
     sizes: list[tuple[int, int]] = []
-    region_count = 0
     for index, sample in enumerate(samples):
         sizes.append(_sizes(sample))
         if sizes[-1][0] == 0:
             continue
         # 0 is the background.
         _, components = cv2.connectedComponents(sample.mask.astype(np.uint8), connectivity=8)
-        region = np.asarray(components[sample.mask], np.int32) - 1
-        region_sizes.append(np.bincount(region))
+        regions.append(np.asarray(components[sample.mask], np.int32) - 1)
+        region_sizes.append(np.bincount(regions[-1]))
         region_images.append(np.full(len(region_sizes[-1]), index, np.int32))
-        regions.append(region + np.int32(region_count))
-        region_count += len(region_sizes[-1])
+        annotated.append(annotated_regions(sample))
     _check_classes(sizes)
+    saturated = _saturated(annotated, regions)
+    region_count = 0
+    for region, counted in zip(regions, region_sizes, strict=True):
+        region += np.int32(region_count)
+        region_count += len(counted)
     return Regions(
         np.concatenate(regions),
         1.0 / (np.concatenate(region_sizes) * region_count),
         np.concatenate(region_images),
         sizes,
+        saturated,
     )
+
+
+def _saturated(
+    annotated: list[ImageRegions | None], regions: list[NDArray[np.int32]]
+) -> ImageRegions | None:
+    """The regions of the saturated overlap, of all images with defects; None without annotations.
+
+    An image without one has its connected regions.
+    """
+    if all(one is None for one in annotated):
+        return None
+    each = [
+        connected_regions(region) if one is None else one
+        for one, region in zip(annotated, regions, strict=True)
+    ]
+    return joined(each, [len(region) for region in regions])
 
 
 def sort_defects(scores: Map, regions: Regions) -> Defects:
@@ -162,9 +192,31 @@ def sort_defects(scores: Map, regions: Regions) -> Defects:
     rising = scores[order]
     region = regions.of_pixel[order]
     starts = np.flatnonzero(np.append(True, rising[1:] != rising[:-1]))
+    distinct = rising[starts]
     return Defects(
-        rising[starts], starts, regions.weights[region], regions.images[region], regions.sizes
+        distinct,
+        starts,
+        regions.weights[region],
+        regions.images[region],
+        regions.sizes,
+        _saturated_share(distinct, scores, regions.saturated),
     )
+
+
+def _saturated_share(
+    distinct: Map, scores: Map, regions: ImageRegions | None
+) -> NDArray[np.float64] | None:
+    """What the saturated overlap gains at each of K rising scores, (K,).
+
+    scores: (P,) of the defect pixels.
+    """
+    if regions is None:
+        return None
+    own = scores[regions.pixel]
+    gains = regions.gains(own) / len(regions.enough)
+    share: NDArray[np.float64] = np.zeros(len(distinct))
+    np.add.at(share, np.searchsorted(distinct, own), gains)
+    return share
 
 
 def _count_background(

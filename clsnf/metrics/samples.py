@@ -20,6 +20,18 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
+class Region:
+    """One annotated region of an image; regions may overlap.
+
+    mask: (H, W) bool.
+    saturation: how many of its pixels are enough, 1 or more; at its area or above, all of them.
+    """
+
+    mask: Mask
+    saturation: int
+
+
+@dataclass(frozen=True, eq=False)
 class PixelSample:
     """One image's scores and truth, at the mask's own size; sizes may differ from image to image.
 
@@ -29,11 +41,14 @@ class PixelSample:
     valid: (H, W) bool or None (all valid). False pixels, padding for instance, count as no pixel at
         all: neither as defect nor as background, nor do they join two regions; what the map holds
         there is never looked at.
+    regions: what the saturated overlap counts; their union is the mask. None: the mask's
+        8-connected regions, each of which must be found whole. No other metric reads them.
     """
 
     score_map: Map
     mask: Mask
     valid: Mask | None = None
+    regions: tuple[Region, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +74,7 @@ def read_samples(samples: Iterable[PixelSample]) -> Iterator[PixelSample]:
 
     Raises MetricError, with the image's index: a one-shot iterator, wrong dtypes, shapes that
     differ, an image without pixels, scores that are not finite, a mask whose defect pixels are all
-    invalid.
+    invalid, regions that are not the mask's.
     """
     if isinstance(samples, Iterator):
         raise MetricError(
@@ -96,7 +111,26 @@ def _checked(sample: PixelSample, index: int) -> PixelSample:
             f"the score map of image {index} holds {score_map[row, column]} at row {row}, column "
             f"{column}: scores must be finite; mend the model that made it."
         )
-    return PixelSample(score_map, defects, valid)
+    if sample.regions is not None:
+        _check_regions(sample.regions, mask, index)
+    return PixelSample(score_map, defects, valid, sample.regions)
+
+
+def _check_regions(regions: tuple[Region, ...], mask: Mask, index: int) -> None:
+    together = np.zeros_like(mask)
+    for region in regions:
+        _check_array("region", region.mask, np.dtype(np.bool_), mask.shape, index)
+        together |= region.mask
+        if region.saturation < 1 or not region.mask.any():
+            raise MetricError(
+                f"image {index} has a region of {int(region.mask.sum())} pixels that is saturated "
+                f"at {region.saturation}: both must be 1 or more."
+            )
+    if not np.array_equal(together, mask):
+        raise MetricError(
+            f"the regions of image {index} are not its mask: their union must be; give None for "
+            "the mask's connected regions."
+        )
 
 
 def _check_array(

@@ -65,6 +65,15 @@ def au_pro(samples: Iterable[PixelSample], limit: float = 0.3) -> float:
     return overlap.area_under_pro(count_pixels(samples), limit)
 
 
+def au_spro(samples: Iterable[PixelSample], limit: float = 0.3) -> float:
+    """Area under the saturated per-region overlap curve up to ``limit``, divided by it; in [0, 1].
+
+    limit: a false-positive rate, in (0, 1].
+    """
+    overlap.check_limit(limit)  # before the long work
+    return overlap.area_under_spro(count_pixels(samples), limit)
+
+
 def aupimo(samples: Iterable[PixelSample]) -> float:
     """Mean over the defect images of :func:`aupimo_per_image`, in [0, 1]."""
     return pimo.mean_aupimo(count_pixels(samples))

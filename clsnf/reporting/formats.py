@@ -22,6 +22,8 @@ METRIC_NAMES = {
     "pixel_f1_max": "Pixel F1-max (oracle)",
     "au_pro": "AU-PRO",
     "au_pro_05": "AU-PRO at 0.05",
+    "au_spro": "AU-sPRO",
+    "au_spro_05": "AU-sPRO at 0.05",
     "aupimo": "AUPIMO",
     "latency": "Latency",
 }

@@ -126,7 +126,7 @@ def test_a_leak_into_validation_is_a_leak_too(nut: Path) -> None:
     table = assign_splits(read_category(nut.parent, "nut"), 0.5, 0)
     validation = next(row["path"] for row in table.to_pylist() if row["split"] == "validation")
     shutil.copy(validation, nut / "test/good/0.png")
-    with pytest.raises(DataError, match="in train and in test"):
+    with pytest.raises(DataError, match="in validation and in test"):
         check_category(table)
 
 
@@ -215,3 +215,68 @@ def test_what_can_be_read_but_is_wrong_is_never_left_out(nut: Path) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_that_makes_no_sense_is_refused(nut: Path, share: float) -> None:
     assert "--max-bad" in refusal(nut, SettingsError, max_bad=share)
+
+
+# ---- masks that seem inverted ----
+
+
+def repaint(folder: Path, share: float, number: int) -> Path:
+    """A mask that marks that share of its picture, from the top."""
+    mask = np.zeros(SIZE, bool)
+    mask.flat[: round(share * mask.size)] = True
+    path = folder / f"ground_truth/cut/{number}_mask.png"
+    write_mask(path, mask)
+    return path
+
+
+def test_masks_that_mark_the_good_part_are_called_inverted(nut: Path) -> None:
+    paths = [repaint(nut, share, number) for number, share in enumerate((0.99, 0.97, 0.04))]
+    (warning,) = check(nut).warnings
+    assert warning.startswith(
+        "Category 'nut' probably has inverted masks: 2 of 3 mark more than 50% of their picture "
+        f"({paths[0]}: 98.9 %)"
+    )
+
+
+def test_one_mask_of_nearly_a_whole_picture_is_named_and_called_nothing(nut: Path) -> None:
+    path = repaint(nut, 0.95, 1)
+    (warning,) = check(nut).warnings
+    assert warning.startswith(f"Category 'nut': {path} marks 95")
+    assert "inverted masks" not in warning
+
+
+@pytest.mark.parametrize("shares", [(1, 1, 1), (0.7, 0.1, 0.1), (0.4, 0.4, 0.4), (1, 1, 0.6)])
+def test_defects_that_fill_their_picture_and_large_ones_pass(
+    nut: Path, shares: tuple[float, ...]
+) -> None:
+    for number, share in enumerate(shares):
+        repaint(nut, share, number)
+    assert check(nut).warnings == ()
+
+
+# ---- the same picture in several files ----
+
+
+def test_pictures_saved_twice_in_other_formats_never_lie_on_both_sides(nut: Path) -> None:
+    good = nut / "train/good"
+    for path in sorted(good.glob("*.png")):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".bmp"))
+    table = check(nut).table
+    alone = assign_splits(read_category(nut.parent, "nut"), 0.4, 0, minimum=1)
+    for seed in range(20):
+        result = assign_splits(table, 0.4, seed, minimum=1)
+        assert result.schema == alone.schema
+        sides: dict[str, set[str]] = {}
+        for path, split in zip(
+            result["path"].to_pylist(), result["split"].to_pylist(), strict=True
+        ):
+            if "/train/" in path:
+                sides.setdefault(Path(path).stem, set()).add(split)
+        assert all(len(found) == 1 for found in sides.values()), sides
+
+
+def test_a_category_without_copies_is_split_as_by_its_files(nut: Path) -> None:
+    raw = read_category(nut.parent, "nut")
+    for seed in range(20):
+        assert assign_splits(check(nut).table, 0.3, seed) == assign_splits(raw, 0.3, seed)

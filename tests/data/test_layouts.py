@@ -14,10 +14,10 @@ from clsnf.data.layouts import (
     CATEGORY_SCHEMA,
     LAYOUTS,
     list_categories,
-    natural_key,
     read_category,
     read_normals,
 )
+from clsnf.data.picture_folders import natural_key
 
 
 def make(root: Path, *names: str) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clsnf.core.errors import DataError, SettingsError
 from clsnf.data.layouts import CATEGORY_SCHEMA
-from clsnf.data.splits import assign_splits
+from clsnf.data.splits import PIXELS, assign_splits
 
 
 def table(contents: Iterable[int], tests: Iterable[int] = ()) -> pa.Table:
@@ -143,3 +143,61 @@ def test_a_fraction_that_leaves_one_side_empty_is_refused(fraction: float) -> No
 def test_a_least_number_below_one_is_refused() -> None:
     with pytest.raises(SettingsError, match="1 or more"):
         assign_splits(table(range(9)), 0.5, 0, minimum=0)
+
+
+def own_splits(fit: int, validation: int) -> pa.Table:
+    """A table whose layout names its validation pictures."""
+    rows = [
+        {
+            "path": f"/{split}/{index}.png",
+            "split": split,
+            "label": 0,
+            "defect_type": "good",
+            "category": "c",
+            "sha256": hashlib.sha256(f"{split} {index}".encode()).hexdigest(),
+        }
+        for split, count in (("fit", fit), ("validation", validation), ("test", 2))
+        for index in range(count)
+    ]
+    return pa.Table.from_pylist(rows, schema=CATEGORY_SCHEMA)
+
+
+def test_a_layout_with_validation_pictures_of_its_own_keeps_them() -> None:
+    for fraction, seed in ((0.1, 0), (0.9, 3)):
+        assert assign_splits(own_splits(9, 5), fraction, seed) == own_splits(9, 5)
+
+
+@pytest.mark.parametrize(
+    ("fit", "validation", "message"),
+    [
+        (1, 5, "has 1 different good pictures in train: at least 2"),
+        (9, 3, "has 3 different good pictures in validation: at least 4"),
+    ],
+)
+def test_too_few_pictures_in_a_layouts_own_splits_are_refused(
+    fit: int, validation: int, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        assign_splits(own_splits(fit, validation), 0.2, 0)
+
+
+@settings(deadline=None)
+@given(st.integers(10, 40), seeds, st.randoms(use_true_random=False))
+def test_rows_of_equal_pixels_share_a_side_whatever_their_order_and_the_share_is_kept(
+    count: int, seed: int, random: Random
+) -> None:
+    # Every picture twice: the second file has other bytes.
+    files = [(f"{index}{ending}", index) for index in range(count) for ending in ("", " copy")]
+    hashes = {name: hashlib.sha256(name.encode()).hexdigest() for name, _ in files}
+    first: dict[str, str] | None = None
+    for _ in range(2):
+        random.shuffle(files)
+        rows = table(range(len(files)))
+        rows = rows.set_column(5, "sha256", pa.array([hashes[name] for name, _ in files]))
+        rows = rows.append_column(PIXELS, pa.array([str(index) for _, index in files]))
+        result = assign_splits(rows, 0.3, seed)
+        assert result.schema == CATEGORY_SCHEMA
+        found = dict(zip((n for n, _ in files), result["split"].to_pylist(), strict=True))
+        assert all(found[str(index)] == found[f"{index} copy"] for index in range(count))
+        assert first in (None, found)
+        first = found

@@ -4,6 +4,7 @@ a seed.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,70 @@ def write_weights(path: Path, architecture: str = "resnet18") -> Path:
         torch.manual_seed(0)
         save_file(timm.create_model(architecture, pretrained=False).state_dict(), path)
     return path
+
+
+def write_mvtec2(
+    folder: Path, seed: int = 0, *, train: int = 10, size: tuple[int, int] = (64, 64)
+) -> Path:
+    """A category in MVTec AD 2's layout: 4 validation normals, 3 good and 3 bad public test
+    pictures, and 2 in each private folder.
+    """
+    rng = np.random.default_rng(seed)
+    places = {"train/good": train, "validation/good": 4, "test_public/good": 3}
+    places |= {"test_private": 2, "test_private_mixed": 2}
+    for place, count in places.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            write_image(folder / place / f"{index:03d}_regular.png", draw_normal(rng, size))
+    for place in ("test_public/bad", "test_public/ground_truth/bad"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    for index in range(3):
+        image, mask = draw_defect(rng, draw_normal(rng, size), "spot")
+        name = f"{index:03d}_overexposed"
+        write_image(folder / "test_public/bad" / f"{name}.png", image)
+        write_mask(folder / "test_public/ground_truth/bad" / f"{name}_mask.png", mask)
+    return folder
+
+
+def draw_regions(path: Path, mask: np.ndarray, value: int) -> None:
+    """A mask of MVTec LOCO AD: the pixels' value names the defect's type."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), mask.astype(np.uint8) * value)
+
+
+def write_loco(
+    folder: Path, seed: int = 0, *, train: int = 10, size: tuple[int, int] = (64, 64)
+) -> Path:
+    """A category in MVTec LOCO AD's layout: 4 validation normals, 3 good test pictures, and 2 with
+    logical and 2 with structural anomalies, each with two masks.
+    """
+    rng = np.random.default_rng(seed)
+    for place, count in {"train/good": train, "validation/good": 4, "test/good": 3}.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            write_image(folder / place / f"{index:03d}.png", draw_normal(rng, size))
+    for kind in ("logical_anomalies", "structural_anomalies"):
+        (folder / "test" / kind).mkdir(parents=True)
+        for index in range(2):
+            image, spot = draw_defect(rng, draw_normal(rng, size), "spot")
+            image, line = draw_defect(rng, image, "cut")
+            write_image(folder / "test" / kind / f"{index:03d}.png", image)
+            masks = folder / "ground_truth" / kind / f"{index:03d}"
+            draw_regions(masks / "000.png", spot, 255)
+            draw_regions(masks / "001.png", line, 254)
+    entries = [
+        {
+            "defect_name": "spot",
+            "pixel_value": 255,
+            "saturation_threshold": 20,
+            "relative_saturation": False,
+        },
+        {
+            "defect_name": "cut",
+            "pixel_value": 254,
+            "saturation_threshold": 0.5,
+            "relative_saturation": True,
+        },
+    ]
+    (folder / "defects_config.json").write_text(json.dumps(entries))
+    return folder
