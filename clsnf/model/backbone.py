@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from clsnf.core.config import BackboneSettings
 from clsnf.core.errors import SettingsError, WeightsError
 from clsnf.model.architectures import architecture_of
+from clsnf.model.layers import slice_strided_convolutions
 from clsnf.model.padding import pad_by_reflection
 from clsnf.model.weights_files import DEMO, weights_file
 
@@ -73,6 +74,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
         pad_by_reflection(extractor)
+        slice_strided_convolutions(extractor)
         self.eval()
         try:
             with torch.no_grad():

@@ -27,6 +27,7 @@ from clsnf.core.errors import TrainingError
 from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.decoder import PixelDecoder
+from clsnf.model.layers import to_channels_last
 from clsnf.streams.stream import DefectRecipe, Stream, TrainingBatch
 from clsnf.synthesis.training_defects import sample_key
 from clsnf.training.artifacts import Artifact, ArtifactStore
@@ -65,8 +66,8 @@ class Finetuner:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.backbone = backbone.to(device).to(memory_format=torch.channels_last)
-        self.decoder = decoder.to(device).to(memory_format=torch.channels_last)
+        self.backbone = to_channels_last(backbone.to(device))
+        self.decoder = to_channels_last(decoder.to(device))
         self.stream, self.recipe = stream, recipe
         self.settings, self.seed, self.device = settings, seed, device
         self.optimizer = torch.optim.Adam(
