@@ -34,10 +34,12 @@ from clsnf.core.device import choose_device
 from clsnf.core.errors import DataError, ImageError, ModelError, SettingsError
 from clsnf.core.memory import allocate_tensor
 from clsnf.core.progress import Progress, silent
+from clsnf.core.threads import compute_after_a_fork
 from clsnf.data.image_statistics import statistics_of_normals
 from clsnf.data.images import Placement, image_size, place, read_placed, restore_map
 from clsnf.detector_file import Provenance
 from clsnf.model.backbone import empty_backbone, fingerprint
+from clsnf.model.layers import to_channels_last
 from clsnf.model.network import ScoreNetwork, build_decoder, empty_flows
 from clsnf.model.resolve import resolved
 from clsnf.streams.choice import StreamChoice, open_stream
@@ -58,6 +60,8 @@ __all__ = [
 ImageLike = str | os.PathLike[str] | NDArray[np.uint8]
 
 _BATCH = 16
+
+compute_after_a_fork()
 
 
 class Prediction(NamedTuple):
@@ -466,6 +470,30 @@ class Detector:
             raise ModelError(f"{os.fspath(folder)} can't be loaded: {reason}") from error
         return cls(network, settings, saved.threshold, saved.provenance, choose_device(device))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy what :meth:`save` writes: the network's own modules can't be pickled."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "detector"
+            self.save(place)
+            files = {file.name: file.read_bytes() for file in place.iterdir()}
+        return _unpickled, (files, str(self.device), self.normal_scores)
+
+
+def _unpickled(
+    files: dict[str, bytes], device: str, normal_scores: NDArray[np.float32] | None
+) -> Detector:
+    """The detector of :meth:`Detector.save`'s files, on `device` if this machine has it."""
+    try:
+        choose_device(device)
+    except SettingsError:
+        device = "auto"
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        detector = Detector.load(folder, device)
+    detector.normal_scores = normal_scores
+    return detector
+
 
 class ScoreWorker:
     """Scores batches where a stream computes: ``maps`` (B, H, W) and ``scores`` (B,), float32.
@@ -485,7 +513,7 @@ class ScoreWorker:
 
 def _ready(network: ScoreNetwork, device: torch.device) -> ScoreNetwork:
     """The network in evaluation mode on `device`, its weights in channels-last memory."""
-    return network.to(device).to(memory_format=torch.channels_last).eval()
+    return to_channels_last(network.to(device)).eval()
 
 
 def _on_cpu(network: ScoreNetwork) -> ScoreNetwork:

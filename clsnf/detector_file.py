@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clsnf.core.config import (
@@ -40,6 +40,7 @@ from clsnf.core.config import (
 from clsnf.core.errors import ClsnfError, ModelError, SettingsError
 from clsnf.core.files import atomic_write, read_json, write_json
 from clsnf.core.hashing import content_key, sha256_file
+from clsnf.core.tensors import save_tensors
 from clsnf.data.image_statistics import STATISTICS
 from clsnf.model.flow import LevelScale
 from clsnf.training.calibrate import Threshold
@@ -166,10 +167,7 @@ def write_detector(
     fusion = {name: trained_with.pop(name) for name in _FUSION}
     with atomic_write(path) as draft:
         draft.mkdir()
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-            draft / TENSORS,
-        )
+        save_tensors(tensors, draft / TENSORS)
         content = {
             "format": FORMAT,
             "trained_with": trained_with,

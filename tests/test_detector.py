@@ -2,13 +2,19 @@
 real.
 """
 
+import copy
 import dataclasses
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -735,3 +741,71 @@ def test_workers_with_a_copy_of_the_detector_say_what_it_says(
     prediction = detector.predict(paths, batch_size=5)
     assert np.array_equal(found["maps"], prediction.maps)
     assert np.array_equal(found["scores"], prediction.scores)
+
+
+def _answers_of(detector: Detector, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    torch.set_num_threads(1)
+    found = detector.predict(pictures)
+    return found.maps, found.scores
+
+
+def _some_pictures() -> np.ndarray:
+    rng = np.random.default_rng(5)
+    return np.stack([draw_normal(rng, (64, 64)) for _ in range(4)])
+
+
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+def test_a_copied_detector_is_the_same_and_independent(detector: Detector, way: str) -> None:
+    made = pickle.loads(pickle.dumps(detector)) if way == "pickle" else copy.deepcopy(detector)
+    expected, found = detector.predict(_some_pictures()), made.predict(_some_pictures())
+    assert np.array_equal(found.maps, expected.maps)
+    assert np.array_equal(found.scores, expected.scores)
+    assert made.threshold == detector.threshold
+    assert made.provenance == detector.provenance
+    assert made.device == detector.device
+    np.testing.assert_array_equal(made.normal_scores, detector.normal_scores)
+    for mine, theirs in zip(made.network.parameters(), detector.network.parameters(), strict=True):
+        assert mine.data_ptr() != theirs.data_ptr()
+
+
+@pytest.mark.slow
+def test_a_spawned_process_gets_a_detector_and_answers_the_same(detector: Detector) -> None:
+    pictures = _some_pictures()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        maps, scores = pool.submit(_answers_of, detector, pictures).result(timeout=120)
+    expected = detector.predict(pictures)
+    assert np.array_equal(maps, expected.maps)
+    assert np.array_equal(scores, expected.scores)
+
+
+_FORKS = """
+import os, sys
+import numpy as np, torch
+from clsnf.core.threads import use_torch_threads
+from clsnf.detector import Detector
+torch.set_num_threads(2)
+detector = Detector.load(sys.argv[1], "cpu")
+pictures = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+expected = detector.predict(pictures)
+child = os.fork()
+if child == 0:
+    use_torch_threads(2)
+    found = detector.predict(pictures)
+    os._exit(0 if np.allclose(found.maps, expected.maps, atol=1e-5) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_answers_with_the_detector_of_its_parent(
+    detector: Detector, tmp_path: Path
+) -> None:
+    detector.save(tmp_path / "model")
+    # In a process group: a child that hangs must end with its parent.
+    process = subprocess.Popen(
+        [sys.executable, "-c", _FORKS, str(tmp_path / "model")], start_new_session=True
+    )
+    try:
+        assert process.wait(timeout=120) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -22,6 +22,7 @@ from clsnf.core.errors import SettingsError, first_line
 from clsnf.model.architectures import architecture_of
 from clsnf.model.backbone_weights import fetch_pretrained, filled_extractor
 from clsnf.model.extractors import build_extractor
+from clsnf.model.layers import slice_strided_convolutions
 from clsnf.model.padding import pad_by_reflection
 from clsnf.model.weights_files import weights_file
 
@@ -67,6 +68,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, 3, 1, 1), persistent=False)
         pad_by_reflection(extractor)
+        slice_strided_convolutions(extractor)
         self.eval()
         try:
             with torch.no_grad():

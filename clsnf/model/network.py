@@ -13,6 +13,7 @@ from clsnf.core.pixels import to_floats
 from clsnf.model.backbone import Backbone, BackboneInfo
 from clsnf.model.decoder import Decoder, PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
+from clsnf.model.layers import to_channels_last
 from clsnf.model.paper_decoder import PaperDecoder
 from clsnf.model.score_maps import Scores, density_map, fuse_scores
 
@@ -41,7 +42,7 @@ def build_decoder(
             decoder = Decoder(
                 info.channels, info.grids, image.size, settings.decoder_width, settings.skips
             )
-    return decoder.to(memory_format=torch.channels_last)
+    return to_channels_last(decoder)
 
 
 def build_flows(info: BackboneInfo, settings: FlowSettings, seed: int) -> nn.ModuleList:

@@ -55,24 +55,36 @@ class _ReflectPad(torch.autograd.Function):
 
 
 def reflect_pad(x: Tensor, p: int, q: int) -> Tensor:
-    """Pad maps by reflection.
+    """Pad maps by reflection, as ``numpy.pad(mode="reflect")`` does.
+
+    A map that is smaller than its padding is reflected again and again; a single row or column is
+    repeated.
 
     Args:
         x: (B, C, h, w).
-        p: rows to add above and below, fewer than h.
-        q: columns to add left and right, fewer than w.
-
-    Raises:
-        RuntimeError: the map is too small.
+        p: rows to add above and below.
+        q: columns to add left and right.
     """
+    h, w = x.shape[2:]
+    if p >= h or q >= w:
+        return _pad_small_map(x, p, q)
     if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return F.pad(x, (q, q, p, p), mode="reflect")
-    if p >= x.shape[2] or q >= x.shape[3]:
-        raise RuntimeError(
-            f"a map of {x.shape[2]}x{x.shape[3]} is too small to pad by {p} rows and {q} columns"
-        )
     padded: Tensor = _ReflectPad.apply(x, p, q)
     return padded
+
+
+def _pad_small_map(x: Tensor, p: int, q: int) -> Tensor:
+    """Pad a map that one reflection does not fill; on every device alike."""
+    while p or q:
+        h, w = x.shape[2:]
+        mode = "reflect" if (h > 1 or not p) and (w > 1 or not q) else "replicate"
+        # One row or column has nothing to reflect, so it is repeated; the other axis waits.
+        rows = p if h == 1 else 0 if mode == "replicate" else min(p, h - 1)
+        columns = q if w == 1 else 0 if mode == "replicate" else min(q, w - 1)
+        x = F.pad(x, (columns, columns, rows, rows), mode=mode)
+        p, q = p - rows, q - columns
+    return x
 
 
 class ReflectConv2d(nn.Conv2d):

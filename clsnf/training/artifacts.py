@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from clsnf.core.errors import OutputError
@@ -28,6 +28,7 @@ from clsnf.core.files import atomic_write, write_json
 from clsnf.core.hashing import content_key, sha256_file
 from clsnf.core.memory import release_freed_memory
 from clsnf.core.remote import RemoteFolder
+from clsnf.core.tensors import save_tensors
 from clsnf.training.leases import FileLeases, Leases
 
 # Part of every key. Raise it when the same settings give other results than before.
@@ -192,10 +193,7 @@ class ArtifactStore:
     def _put(self, kind: str, key: str, artifact: Artifact) -> None:
         with atomic_write(self.root / kind / key) as draft:
             draft.mkdir()
-            save_file(
-                {name: t.detach().cpu().contiguous() for name, t in artifact.tensors.items()},
-                draft / _TENSORS,
-            )
+            save_tensors(artifact.tensors, draft / _TENSORS)
             sums = {"tensors": sha256_file(draft / _TENSORS), "facts": _sum_of(artifact.facts)}
             write_json(draft / _FACTS, artifact.facts | {_CHECKSUMS: sums})
         if self._remote is not None:

@@ -26,6 +26,7 @@ from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.decoder import PixelDecoder
 from clsnf.model.flow import LevelFlow, LevelScale, level_vectors
+from clsnf.model.layers import to_channels_last
 from clsnf.model.memory_bank import MemoryBank
 from clsnf.model.network import to_network_input
 from clsnf.model.score_maps import valid_cells
@@ -56,7 +57,7 @@ class FeatureWorker:
         device: torch.device,
     ) -> None:
         self._decoder = None if decoder is None else decoder.to(device).eval()
-        self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
+        self._backbone = to_channels_last(backbone.to(device))
         self._neighbourhood = neighbourhood
         self._device = device
 

@@ -29,6 +29,7 @@ from clsnf.core.progress import Progress, silent
 from clsnf.model.backbone import Backbone
 from clsnf.model.decoder import PixelDecoder
 from clsnf.model.layer_groups import network_layers
+from clsnf.model.layers import to_channels_last
 from clsnf.model.network import to_network_input
 from clsnf.streams.stream import DefectRecipe, Stream, TrainingBatch
 from clsnf.synthesis.training_defects import sample_key
@@ -68,8 +69,8 @@ class Finetuner:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.backbone = backbone.to(device).to(memory_format=torch.channels_last)
-        self.decoder = decoder.to(device).to(memory_format=torch.channels_last)
+        self.backbone = to_channels_last(backbone.to(device))
+        self.decoder = to_channels_last(decoder.to(device))
         self.stream, self.recipe = stream, recipe
         self.settings, self.seed, self.device = settings, seed, device
         # The decoder comes first: states of the frozen epochs, which hold nothing of the backbone,

@@ -225,12 +225,9 @@ def test_an_unknown_name_brings_the_nearest(name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
-def test_images_too_small_for_the_levels_are_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(
-        SettingsError,
-        match=rf"'convnext_atto' can't take images of {size[0]}x{size[1]} pixels: .* too small",
-    ):
-        empty_backbone(backbone_settings("convnext_atto", (1, 2)), size)
+def test_levels_smaller_than_their_kernels_are_padded(size: tuple[int, int]) -> None:
+    backbone = empty_backbone(backbone_settings("convnext_atto", (1, 2)), size)
+    assert backbone.info.grids[1] == (size[0] // 16, size[1] // 16)
 
 
 def norms(backbone: Backbone) -> list[nn.BatchNorm2d]:

@@ -4,6 +4,7 @@ memory format.
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -79,10 +80,14 @@ def test_a_map_keeps_its_memory_format() -> None:
     )
 
 
-@pytest.mark.parametrize(("p", "q"), [(3, 0), (0, 5)])
-def test_a_map_that_is_too_small_is_refused(p: int, q: int) -> None:
-    with pytest.raises(RuntimeError, match="3x5 is too small to pad"):
-        reflect_pad(torch.zeros(1, 1, 3, 5), p, q)
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (4, 1), (2, 5), (4, 4)])
+@pytest.mark.parametrize(("p", "q"), [(4, 4), (7, 0), (0, 9), (3, 12)])
+def test_a_map_smaller_than_its_padding_is_reflected_again(
+    size: tuple[int, int], p: int, q: int
+) -> None:
+    x = torch.rand(2, 3, *size)
+    expected = np.pad(x.numpy(), ((0, 0), (0, 0), (p, p), (q, q)), mode="reflect")
+    assert np.array_equal(reflect_pad(x, p, q).numpy(), expected)
 
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {

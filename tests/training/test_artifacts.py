@@ -67,6 +67,15 @@ def test_artifacts_of_other_kinds_and_contents_are_apart(tmp_path: Path) -> None
     assert store.get("flows", CONTENT, refuse).tensors["map"][0, 0] == 2
 
 
+def test_tensors_that_share_memory_are_stored(tmp_path: Path) -> None:
+    image = torch.rand(2, 3, 4, 5)
+    shared = {"one": image, "two": image, "part": image[:, 1], "turned": image.transpose(2, 3)}
+    store = ArtifactStore(tmp_path)
+    store.get("maps", CONTENT, lambda: Artifact(shared, {}))
+    found = store.get("maps", CONTENT, refuse).tensors
+    assert all(torch.equal(found[name], value) for name, value in shared.items())
+
+
 def test_tensors_in_any_layout_are_stored(tmp_path: Path) -> None:
     image = torch.rand(2, 3, 4, 5)
     artifact = Artifact(
