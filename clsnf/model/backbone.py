@@ -22,7 +22,7 @@ from clsnf.core.errors import SettingsError, first_line
 from clsnf.model.architectures import architecture_of
 from clsnf.model.backbone_weights import fetch_pretrained, filled_extractor
 from clsnf.model.extractors import build_extractor
-from clsnf.model.layers import slice_strided_convolutions
+from clsnf.model.layers import compute_attention_biases_anew, slice_strided_convolutions
 from clsnf.model.padding import pad_by_reflection
 from clsnf.model.weights_files import weights_file
 
@@ -86,7 +86,9 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in evaluation mode: batch-norm statistics keep their pretrained values."""
-        return super().train(False)
+        super().train(False)
+        compute_attention_biases_anew(self)
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W), RGB in [0, 1], to L maps (B, C_l, h_l, w_l), shallow to deep."""

@@ -7,6 +7,11 @@ That holds for channels-last maps of fewer channels than oneDNN's block, 8 with 
 AVX-512. The stems of RepVGG, MobileOne and FastViT are such layers. Here they take every s-th row
 and column first, and then a convolution of stride 1, which is the same sum.
 
+**Cached attention biases.** LeViT, TinyViT, EfficientFormer and EfficientViT keep the biases of their
+attention from the first forward pass on while they are in evaluation mode. A backbone is in that
+mode while it trains, too: its second step would go through a graph that is gone, and biases that
+were cached before weights were loaded would stay.
+
 **Tensors of rank 5**, such as the kernel of a three-dimensional convolution, have no channels-last
 format of the kind that maps have.
 """
@@ -67,6 +72,17 @@ def _breaks_onednn(layer: nn.Conv2d) -> bool:
         and layer.groups == 1
         and layer.in_channels < _FEW_CHANNELS
     )
+
+
+def compute_attention_biases_anew(module: nn.Module) -> None:
+    """Have the attention layers inside `module` look their biases up in each pass.
+
+    They do so where their own flag says that they train; nothing else in them depends on it.
+    """
+    for part in module.modules():
+        if hasattr(part, "attention_bias_cache"):
+            part.attention_bias_cache = {}
+            part.training = True
 
 
 def to_channels_last(module: _Module) -> _Module:

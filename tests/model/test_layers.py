@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from clsnf.model.architectures import facts_of
+from clsnf.model.backbone import empty_backbone
 from clsnf.model.layers import SlicingConv2d, slice_strided_convolutions, to_channels_last
 
 
@@ -45,10 +47,28 @@ def test_only_layers_that_onednn_breaks_are_replaced_and_their_parameters_stay()
     assert not any(layer.training for layer in net)
 
 
+@pytest.mark.parametrize("architecture", ["levit_128s", "tiny_vit_5m_224", "efficientvit_m0"])
+def test_attention_biases_follow_their_weights(architecture: str) -> None:
+    facts = facts_of(architecture)
+    backbone = empty_backbone(backbone_settings(architecture, (0,)), facts.input_size).eval()
+    image = torch.rand(1, 3, *facts.input_size, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):  # the second step goes through a graph of its own
+        backbone(image)[0].sum().backward()
+    biases = {name: p for name, p in backbone.named_parameters() if "attention_biases" in name}
+    assert biases
+    assert all(p.grad is not None for p in biases.values())
+    with torch.no_grad():
+        before = backbone(image)[0]
+        for bias in biases.values():
+            bias.add_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(1)))
+        assert not torch.equal(backbone(image)[0], before)
+
+
 _GRADIENT = """
 import sys, torch
 from torch import nn
 from clsnf.model.layers import slice_strided_convolutions, to_channels_last
+from tests.support.backbones import backbone_settings
 channels = int(sys.argv[1])
 torch.set_num_threads(1)
 net = nn.Sequential(nn.Conv2d(channels, 16, 1, 2, bias=False))
