@@ -7,10 +7,10 @@ That holds for channels-last maps of fewer channels than oneDNN's block, 8 with 
 AVX-512. The stems of RepVGG, MobileOne and FastViT are such layers. Here they take every s-th row
 and column first, and then a convolution of stride 1, which is the same sum.
 
-**Cached attention biases.** LeViT, TinyViT, EfficientFormer and EfficientViT keep the biases of their
-attention from the first forward pass on while they are in evaluation mode. A backbone is in that
-mode while it trains, too: its second step would go through a graph that is gone, and biases that
-were cached before weights were loaded would stay.
+**Cached attention biases.** LeViT, TinyViT, EfficientFormer and EfficientViT keep the biases of
+their attention from the first forward pass on while they are in evaluation mode. A backbone is in
+that mode while it trains, too: its second step would go through a graph that is gone, and biases
+that were cached before weights were loaded would stay.
 
 **Tensors of rank 5**, such as the kernel of a three-dimensional convolution, have no channels-last
 format of the kind that maps have.

@@ -11,6 +11,7 @@ from torch import nn
 from clsnf.model.architectures import facts_of
 from clsnf.model.backbone import empty_backbone
 from clsnf.model.layers import SlicingConv2d, slice_strided_convolutions, to_channels_last
+from tests.support.backbones import backbone_settings
 
 
 @pytest.mark.parametrize("stride", [2, (2, 1), 3])
@@ -68,7 +69,6 @@ _GRADIENT = """
 import sys, torch
 from torch import nn
 from clsnf.model.layers import slice_strided_convolutions, to_channels_last
-from tests.support.backbones import backbone_settings
 channels = int(sys.argv[1])
 torch.set_num_threads(1)
 net = nn.Sequential(nn.Conv2d(channels, 16, 1, 2, bias=False))
