@@ -146,6 +146,8 @@ def read_weights(path: Path) -> State:
             from safetensors.torch import load_file
 
             return load_file(path)
+        if _is_torchscript(path):
+            raise pickle.UnpicklingError("a TorchScript archive, which weights_only refuses")
         # Checkpoints of training programs often hold their arguments.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -72,27 +72,10 @@ def build_for_states(
     Raises:
         SettingsError: see :func:`build_extractor`.
     """
-    names: dict[int, str] = {}
-    converted: list[State] = []
-    kept_alive: list[Tensor] = []  # an id belongs to one tensor while that tensor lives
-
-    def take(network: nn.Module, convert: Callable[[State], State]) -> None:
-        tensors = network.state_dict(keep_vars=True)
-        kept_alive.extend(tensors.values())
-        names.update((id(tensor), name) for name, tensor in tensors.items())
-        converted.extend(_converted(state, convert) for state in states)
-
-    with _taking_what_timm_would_load(take):
-        extractor = build_extractor(architecture, levels, canvas, pretrained=True)
-    own = {
-        name: names[id(tensor)]
-        for name, tensor in extractor.state_dict(keep_vars=True).items()
-        if id(tensor) in names
-    }
-    found = [
-        {name: state[whole] for name, whole in own.items() if whole in state} for state in converted
-    ]
-    return extractor, found
+    try:
+        return _create_for_states(architecture, levels, canvas, states)
+    except Exception as error:  # see build_extractor
+        raise _refusal(architecture, levels, canvas, error) from error
 
 
 @functools.lru_cache(maxsize=1024)
@@ -102,14 +85,15 @@ def takes(architecture: str, levels: tuple[int, ...], canvas: Canvas) -> bool:
     """
     try:
         with torch.device("meta"), torch.no_grad():
-            extractor, (state,) = build_for_states(
+            extractor, (state,) = _create_for_states(
                 architecture, levels, canvas, [_pretraining_state(architecture)]
             )
-            if misfits(extractor, state):
+            patch = patch_size(extractor)
+            if misfits(extractor, state) or any(c % p for c, p in zip(canvas, patch, strict=True)):
                 return False
-            return not any(c % p for c, p in zip(canvas, patch_size(extractor), strict=True)) and (
-                len(extractor(torch.zeros(1, 3, *canvas))) == len(levels)
-            )
+            if any(isinstance(module, nn.LSTM) for module in extractor.modules()):
+                return True  # takes any length, and a forward pass on meta unrolls it for minutes
+            return len(extractor(torch.zeros(1, 3, *canvas))) == len(levels)
     except Exception:  # see build_extractor
         return False
 
@@ -217,6 +201,32 @@ def _create(
         return timm.create_model(architecture, img_size=canvas, **arguments)
     except TypeError:
         return timm.create_model(architecture, **arguments)  # it knows no img_size
+
+
+def _create_for_states(
+    architecture: str, levels: tuple[int, ...], canvas: Canvas, states: Sequence[State]
+) -> tuple[nn.Module, list[State]]:
+    names: dict[int, str] = {}
+    converted: list[State] = []
+    kept_alive: list[Tensor] = []  # an id belongs to one tensor while that tensor lives
+
+    def take(network: nn.Module, convert: Callable[[State], State]) -> None:
+        tensors = network.state_dict(keep_vars=True)
+        kept_alive.extend(tensors.values())
+        names.update((id(tensor), name) for name, tensor in tensors.items())
+        converted.extend(_converted(state, convert) for state in states)
+
+    with _taking_what_timm_would_load(take):
+        extractor = _create(architecture, levels, canvas, pretrained=True)
+    own = {
+        name: names[id(tensor)]
+        for name, tensor in extractor.state_dict(keep_vars=True).items()
+        if id(tensor) in names
+    }
+    found = [
+        {name: state[whole] for name, whole in own.items() if whole in state} for state in converted
+    ]
+    return extractor, found
 
 
 def _refusal(

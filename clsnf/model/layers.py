@@ -81,7 +81,7 @@ def compute_attention_biases_anew(module: nn.Module) -> None:
     """
     for part in module.modules():
         if hasattr(part, "attention_bias_cache"):
-            part.attention_bias_cache = {}
+            part.attention_bias_cache = {}  # type: ignore[assignment]
             part.training = True
 
 

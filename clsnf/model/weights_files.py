@@ -2,13 +2,15 @@
 
 The setting ``backbone.weights`` is the file of one backbone, a folder of files that are named after
 their models, or a file for each of several models, as a text of JSON
-(``{"resnet18": "/a.safetensors"}``, see :func:`weights_of_models`).
+(``{"resnet18": "/a.safetensors"}``, see :func:`weights_of_models`). A folder may also be a copy of
+a model's page on the hub: its ``config.json`` says which model it is, and what pictures it wants.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,18 @@ from clsnf.core.config import BackboneSettings
 from clsnf.core.errors import SettingsError, WeightsError
 
 DEMO = "demo"
+HUB_CONFIGURATION = "config.json"
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What weights say about themselves; None where they don't say it."""
+
+    architecture: str  # timm's name, without a tag
+    mean: tuple[float, ...] | None  # of each colour channel, in [0, 1]
+    std: tuple[float, ...] | None
+    interpolation: str | None  # how pictures were resized, such as bicubic
 
 
 def demo_assets() -> tuple[dict[str, Any], Path]:
@@ -63,22 +77,90 @@ def weights_file(settings: BackboneSettings) -> Path | None:
     if weights is not None:
         path = Path(weights).expanduser()
         if path.is_dir() and not files:
-            return _file_in(path, settings.name)
+            path = _file_in(path, settings.name)
+        elif path.is_dir():
+            path = _hub_file(path) or path
         if not path.is_file():
             raise WeightsError(
                 f"There is no weights file {path}: give a .safetensors, .pth, .pt or .bin file of "
                 f"{settings.name!r}."
             )
+        _check_architecture(path, settings.name)
         return path
     return demo_assets()[1] if settings.name == DEMO else None
 
 
-def _file_in(folder: Path, name: str) -> Path | None:
+def weights_facts(path: Path) -> WeightsFacts | None:
+    """What a weights file says about itself, None if nothing.
+
+    A file of the hub has a ``config.json`` beside it; a .safetensors file may have ``architecture``
+    and ``pretrained_cfg`` (JSON) in its metadata.
+
+    Raises:
+        WeightsError: the ``config.json`` is damaged.
+    """
+    content: Any = _safetensors_metadata(path) if path.suffix == ".safetensors" else {}
+    beside = path.parent / HUB_CONFIGURATION
+    if "architecture" not in content and path.name in HUB_FILES and beside.is_file():
+        try:
+            content = json.loads(beside.read_text())
+        except (ValueError, OSError) as error:
+            raise WeightsError(f"{beside} can't be read ({error}): fetch it again.") from error
+    try:
+        architecture = str(content["architecture"])
+        found = content.get("pretrained_cfg") or {}
+        found = json.loads(found) if isinstance(found, str) else found
+        return WeightsFacts(
+            architecture.partition(".")[0],
+            _numbers(found.get("mean")),
+            _numbers(found.get("std")),
+            found.get("interpolation"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):  # a configuration of other programs
+        return None
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)
+
+
+def _safetensors_metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}  # who reads the tensors says what is wrong with the file
+
+
+def _check_architecture(path: Path, name: str) -> None:
+    """Refuse weights that say that they are of another architecture."""
+    facts = weights_facts(path)
+    asked = demo_assets()[0]["architecture"] if name == DEMO else name.partition(".")[0]
+    if facts is not None and facts.architecture != asked:
+        raise WeightsError(
+            f"{path} has the weights of {facts.architecture!r}, and the backbone is {name!r}: give "
+            f"--backbone {facts.architecture}, or other --weights."
+        )
+
+
+def _hub_file(folder: Path) -> Path | None:
+    """The weights of a folder that is a copy of a model's page on the hub."""
+    if not (folder / HUB_CONFIGURATION).is_file():
+        return None
+    return next((folder / name for name in HUB_FILES if (folder / name).is_file()), None)
+
+
+def _file_in(folder: Path, name: str) -> Path:
     """The file of a model in a folder of weights; the demo backbone brings its own along."""
     for stem in (name, name.partition(".")[0]):  # timm's name may have a tag: resnet18.a1_in1k
         for suffix in (".safetensors", ".pth", ".pt", ".bin"):
             if (folder / f"{stem}{suffix}").is_file():
                 return folder / f"{stem}{suffix}"
+    of_the_hub = _hub_file(folder)
+    if of_the_hub is not None:
+        return of_the_hub
     if name == DEMO:
         return demo_assets()[1]
     raise WeightsError(

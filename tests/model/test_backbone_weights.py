@@ -270,6 +270,7 @@ def test_deeper_stages_and_the_classifier_may_be_absent(tmp_path: Path) -> None:
         ("gcvit_xxtiny", 224),
         ("gmixer_24_224", 224),
         ("pit_ti_224", 224),
+        ("nest_tiny", 224),
         ("levit_128s", 224),
     ],
 )
