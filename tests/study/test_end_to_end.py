@@ -154,8 +154,6 @@ def test_a_winner_reproduces_its_test_metrics_exactly(study: Study, category: st
     assert to_plain(evaluate_detector(detector, test)) == found["test"]
     regions = {name for name, metric in METRICS.items() if metric.regions}
     assert set(found["test"]["figures"]) == set(METRICS) - regions
-        name for name, metric in METRICS.items() if not metric.regions
-    }
 
 
 def test_good_pictures_alone_have_a_winner_and_what_is_left_out_is_said(study: Study) -> None:
