@@ -17,7 +17,7 @@ from scipy.stats import beta
 
 from clsnf.metrics import METRICS, image_auroc
 from clsnf.reporting.formats import gain, is_finite, metric, metric_name, percent
-from clsnf.reporting.study_files import Product, StudyFiles
+from clsnf.reporting.study_files import Product, Record, StudyFiles
 from clsnf.results import ImageEvidence, ThresholdReport
 
 # Key -> title, the gravest first.
@@ -185,15 +185,31 @@ def _check_baseline(study: StudyFiles, product: Product) -> Check:
         for title, found in gains.items()
     )
     if any(found.high < 0 for found in gains.values()):
-        return Check(name, False, says, "weak", _MISLED)
+        return Check(name, False, says, "weak", _MISLED + _reach_baseline(study))
     return Check(name, True, says)
 
 
 _MISLED = (
     "The validation defects chose a winner that does worse than plain flows on real defects. See "
-    "the regret, and what other selection rules pick. Continue the search with the baseline in "
-    "reach (finetune_epochs 0, fusion_weight 0)."
+    "the regret, and what other selection rules pick."
 )
+
+
+def _reach_baseline(study: StudyFiles) -> str:
+    """Advice to search where plain flows are; nothing where the study did."""
+    missing = [
+        names[0]
+        for names in (("finetune_epochs", "finetune.joint_epochs"), ("fusion_weight",))
+        if not any(_has_zero(study.space.get(name, {})) for name in names)
+    ]
+    if not missing:
+        return ""
+    return f" Search a space with the baseline in reach ({' and '.join(missing)} 0)."
+
+
+def _has_zero(given: Record) -> bool:
+    """Whether a setting's range in a space has the value 0."""
+    return 0 in given.get("values", []) or given.get("low") == 0
 
 
 def _check_threshold(study: StudyFiles, product: Product) -> Check:

@@ -120,10 +120,14 @@ class DefectMaker:
         self.donors = donors.contiguous()
         self._texture_share = settings.texture_share if len(donors) > 1 else 1.0
         if self._texture_share > 0 and not len(textures):
+            needed = [
+                *(["bring two or more normal images"] if len(donors) < 2 else []),
+                *(["set texture_share to 0"] if settings.texture_share > 0 else []),
+            ]
             raise DataError(
                 f"No textures to fill defects from, and {len(donors)} normal images with "
                 f"texture_share {settings.texture_share}: give a texture folder, draw textures, or "
-                "set texture_share to 0 with two or more normal images."
+                f"{' and '.join(needed)}."
             )
         self._texture_counts = count_levels(textures)
         self._donor_counts = count_levels(donors)

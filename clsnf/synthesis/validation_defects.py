@@ -48,6 +48,7 @@ OVERHANG = 1.0  # that a defect may reach beyond the product ...
 FREE_OVERHANG = 12.0  # ... and that it may if it bends the outline or lies on top
 _CLEAR = 12.0  # mean change over the mask that a defect needs
 _ATTEMPTS = 20  # draws; in the last two thirds each is stronger than the one before
+_WITHOUT_MASK = "--set defects.object_mask=off"
 _SMALLEST = 0.00015  # share of the image that a mask must cover
 
 Family = Callable[[UInt8, Bool, Sequence[UInt8], np.random.Generator], tuple[UInt8, Bool]]
@@ -378,8 +379,8 @@ def _family(painter: Painter, overhang: float = OVERHANG) -> Family:
     ) -> tuple[UInt8, Bool]:
         if not product.any():
             raise ImageError(
-                "The object mask is empty: a defect needs at least one pixel of product. Turn the "
-                "object mask off."
+                "The object mask is empty: a defect needs at least one pixel of product. Turn it "
+                f"off: {_WITHOUT_MASK}."
             )
         brush = Brush(image, product, donors, rng)
         pixels = max(1.0, brush.unit)
@@ -405,10 +406,14 @@ def _family(painter: Painter, overhang: float = OVERHANG) -> Family:
                 result, label = image.copy(), np.zeros_like(product)
                 result[box], label[box] = after, mask
                 return result, label
+        pixels_of_product = int(product.sum())
+        if product.all():  # without an object mask
+            place, remedy = "picture", "use larger images"
+        else:
+            place, remedy = "object mask", f"use larger images, or {_WITHOUT_MASK}"
         raise ImageError(
             f"No visible {painter.__name__[1:]} fits on the product in {_ATTEMPTS} draws: its "
-            f"object mask has {int(product.sum())} pixels, a defect needs {smallest}. Turn the "
-            "object mask off or use larger images."
+            f"{place} has {pixels_of_product} pixels, a defect needs {smallest}: {remedy}."
         )
 
     return family

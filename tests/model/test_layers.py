@@ -51,18 +51,21 @@ def test_only_layers_that_onednn_breaks_are_replaced_and_their_parameters_stay()
 @pytest.mark.parametrize("architecture", ["levit_128s", "tiny_vit_5m_224", "efficientvit_m0"])
 def test_attention_biases_follow_their_weights(architecture: str) -> None:
     facts = facts_of(architecture)
-    backbone = empty_backbone(backbone_settings(architecture, (0,)), facts.input_size).eval()
+    backbone = empty_backbone(backbone_settings(architecture, (0, 1)), facts.input_size).eval()
+    for norm in backbone.modules():
+        if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.ones_(norm.weight)  # some start at 0, which would hide the attention
     image = torch.rand(1, 3, *facts.input_size, generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # the second step goes through a graph of its own
-        backbone(image)[0].sum().backward()
+        backbone(image)[1].sum().backward()
     biases = {name: p for name, p in backbone.named_parameters() if "attention_biases" in name}
     assert biases
     assert all(p.grad is not None for p in biases.values())
     with torch.no_grad():
-        before = backbone(image)[0]
+        before = backbone(image)[1]
         for bias in biases.values():
             bias.add_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(1)))
-        assert not torch.equal(backbone(image)[0], before)
+        assert not torch.equal(backbone(image)[1], before)
 
 
 _GRADIENT = """

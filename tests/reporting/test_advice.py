@@ -30,6 +30,12 @@ def with_result(study: StudyFiles, **changed: Any) -> Product:
     return dataclasses.replace(product, result=typed)
 
 
+def _searching(study: StudyFiles, space: dict[str, Any]) -> StudyFiles:
+    """The study with another space."""
+    assert study.summary is not None
+    return dataclasses.replace(study, summary=dataclasses.replace(study.summary, space=space))
+
+
 def decision(study: StudyFiles, product: Product) -> str:
     return advise(study, product).decision
 
@@ -91,6 +97,16 @@ def test_a_winner_significantly_behind_the_baseline_is_not_good_enough(study: St
         )
         == "weak"
     )
+    # The search had plain flows in reach: nobody is told to put them there.
+    (step,) = advise(
+        study, with_result(study, evidence={"baseline": {**baseline, "gain": behind}})
+    ).next_steps
+    assert step.endswith("what other selection rules pick.")
+    without = _searching(study, {"finetune_epochs": {"type": "choice", "values": [4, 8]}})
+    (step,) = advise(
+        without, with_result(without, evidence={"baseline": {**baseline, "gain": behind}})
+    ).next_steps
+    assert step.endswith("the baseline in reach (finetune_epochs and fusion_weight 0).")
     unclear = {name: {"low": -0.2, "high": 0.01, "ahead": 0.4} for name in baseline["gain"]}
     product = with_result(study, evidence={"baseline": {**baseline, "gain": unclear}})
     assert decision(study, product) == "ready"

@@ -143,5 +143,14 @@ def test_a_product_too_small_for_a_visible_defect_is_refused() -> None:
     image = np.zeros((512, 512, 3), np.uint8)
     where = np.zeros((512, 512), bool)
     where[100, 100] = True
-    with pytest.raises(ImageError, match="object mask has 1 pixels"):
+    with pytest.raises(ImageError, match=r"object mask has 1 pixels.*defects.object_mask=off"):
         draw("stain", image, where, 0)
+
+
+def test_a_mask_that_is_off_is_not_to_be_turned_off() -> None:
+    """Pictures of one row: nothing fits, and the object mask is not to blame."""
+    row, where = everywhere(np.full((1, 6, 3), 128, np.uint8))
+    with pytest.raises(ImageError) as caught:
+        FAMILIES["scar"](row, where, [row], np.random.default_rng(0))
+    assert "picture has 6 pixels, a defect needs 8: use larger images." in str(caught.value)
+    assert "object" not in str(caught.value)
