@@ -4,6 +4,7 @@ Only the settings are imported before a command runs, so that ``--help`` answers
 """
 
 from clsnf.cli import (
+    backbone_commands,
     benchmark_commands,
     clean_commands,
     data_commands,
@@ -19,6 +20,7 @@ from clsnf.cli.report_commands import report
 from clsnf.cli.study_commands import study
 
 __all__ = [
+    "backbone_commands",
     "benchmark_commands",
     "clean_commands",
     "data_commands",
