@@ -96,8 +96,13 @@ def facts_of(architecture: str) -> ArchitectureFacts:
         input_size=(weights.input_size[1], weights.input_size[2]),
         mean=tuple(weights.mean),
         std=tuple(weights.std),
-        interpolation="bilinear" if weights.interpolation == "bilinear" else "bicubic",
+        interpolation=known_interpolation(weights.interpolation),
     )
+
+
+def known_interpolation(name: str | None) -> str:
+    """timm's name of an interpolation as one that images are resized by here."""
+    return "bilinear" if name == "bilinear" else "bicubic"
 
 
 # The strides of a pyramid's default levels: finer ones are too many vectors, coarser ones no longer

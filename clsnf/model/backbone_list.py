@@ -15,6 +15,7 @@ from itertools import repeat
 from clsnf.core.config import DetectorSettings, replaced
 from clsnf.core.errors import SettingsError, nearest
 from clsnf.model.architectures import architecture_of, facts_of
+from clsnf.model.extractors import takes
 from clsnf.model.flops import BackboneCost, cost_of
 from clsnf.model.resolve import resolved
 
@@ -89,15 +90,12 @@ def listed(name: str, size: tuple[int, int]) -> ListedBackbone | None:
     except SettingsError:
         return None
     canvas, multiple = settings.image.size, settings.image.multiple
-    try:
-        cost = cost_of(settings.backbone, canvas)
-    except SettingsError:
+    if not takes(facts.name, tuple(map(int, settings.backbone.levels or ())), canvas):
         canvas, multiple = facts.input_size, None
-        try:
-            cost = cost_of(settings.backbone, canvas)
-        except SettingsError:
-            return None
-    return _row(settings, cost, canvas, multiple)
+    try:
+        return _row(settings, cost_of(settings.backbone, canvas), canvas, multiple)
+    except SettingsError:
+        return None
 
 
 def _row(

@@ -24,10 +24,11 @@ from clsnf.model.architectures import (
     architecture_of,
     default_levels,
     facts_of,
+    known_interpolation,
     numbers_of_levels,
 )
 from clsnf.model.extractors import takes
-from clsnf.model.weights_files import DEMO
+from clsnf.model.weights_files import DEMO, weights_facts, weights_file
 
 # Tried where the deepest level's stride is not enough. Padding to larger ones would be most of the
 # canvas.
@@ -116,7 +117,17 @@ def _multiple(given: ImageSettings, facts: ArchitectureFacts, levels: tuple[int,
 
 
 def pretraining_of(settings: BackboneSettings, facts: ArchitectureFacts) -> Pretraining:
-    """What the weights of these settings expect: timm's word, for the demo backbone its own."""
+    """What the weights of these settings expect.
+
+    A file's own word, where it has one, goes before timm's for the model's name and tag. The demo
+    backbone has its own.
+    """
     if settings.name == DEMO:
         return Pretraining(IMAGENET_MEAN, IMAGENET_STD, "bilinear")
-    return Pretraining(facts.mean, facts.std, facts.interpolation)
+    file = weights_file(settings)
+    said = None if file is None else weights_facts(file)
+    if said is None:
+        return Pretraining(facts.mean, facts.std, facts.interpolation)
+    return Pretraining(
+        said.mean or facts.mean, said.std or facts.std, known_interpolation(said.interpolation)
+    )

@@ -135,31 +135,7 @@ SIZE = 96
 TIME_LIMIT = 300.0
 # Architectures that do not work at any size, or whose refusal at SIZE is wrong, with a part of what
 # is said. One that works has to leave the table.
-FAULTS: dict[str, str] = {
-    "cait_xxs24_224": "does not fit",
-    "coat_lite_tiny": "share memory",
-    "coat_tiny": "can't take images",
-    "convit_tiny": "does not fit",
-    "crossvit_tiny_240": "does not fit",
-    "efficientformerv2_s0": "does not fit",
-    "efficientvit_m0": "backward through the graph a second time",
-    "fastvit_t8": "died",
-    "gcvit_xxtiny": "does not fit",
-    "gmlp_ti16_224": "does not fit",
-    "halonet_h1": "can't take images",
-    "hiera_tiny_224": "does not fit",
-    "jx_nest_tiny": "does not fit",
-    "lambda_resnet26t": "rank",
-    "legacy_xception": "does not fit",
-    "levit_128s": "does not fit",
-    "nasnetalarge": "does not fit",
-    "pnasnet5large": "does not fit",
-    "repvgg_a0": "died",
-    "tiny_vit_5m_224": "backward through the graph a second time",
-    "visformer_tiny": "does not fit",
-    "vit_small_patch14_dinov2": "does not fit",
-    "volo_d1_224": "does not fit",
-}
+FAULTS: dict[str, str] = {}
 
 
 def test_every_family_has_its_smallest_architecture_here() -> None:

@@ -1,11 +1,14 @@
 """What a user leaves open follows from the backbone, and a resolved setting stays as it is."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from clsnf.core.config import (
     IMAGENET_MEAN,
@@ -65,6 +68,19 @@ def test_images_are_shown_as_the_weights_know_them(
     found = resolved(settings_of(name))
     assert found.backbone.mean == mean
     assert found.image.interpolation == interpolation
+
+
+def test_a_file_s_own_word_goes_before_timm_s(tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    expects = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
+    save_file(
+        {"x": torch.zeros(1)},
+        file,
+        {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": json.dumps(expects)},
+    )
+    found = resolved(settings_of("vit_tiny_patch16_224", weights=str(file)))
+    assert (found.backbone.mean, found.backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert found.image.interpolation == "bilinear"
 
 
 def test_what_is_given_is_kept() -> None:
