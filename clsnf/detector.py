@@ -454,13 +454,15 @@ class Detector:
         saved = detector_file.read_description(folder)
         try:
             settings = saved.settings
+            tensors = detector_file.read_tensors(folder, saved)
+            detector_file.check_backbone(saved, tensors)
             backbone = empty_backbone(
                 settings.backbone, settings.image.size, saved.provenance.architecture
             )
             decoder = build_decoder(backbone.info, settings.image, settings.finetune, seed=0)
             flows = empty_flows(backbone.info, settings.flow)
             network = ScoreNetwork(backbone, decoder, flows, saved.level_scales, saved.fusion)
-            network.load_state_dict(detector_file.read_tensors(folder, saved))
+            network.load_state_dict(tensors)
         except ModelError:
             raise
         # The described network is built by libraries, which raise what they like for settings that

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -42,6 +43,7 @@ from clsnf.core.files import atomic_write, read_json, write_json
 from clsnf.core.hashing import content_key, sha256_file
 from clsnf.core.tensors import save_tensors
 from clsnf.data.image_statistics import STATISTICS
+from clsnf.model.extractors import build_extractor
 from clsnf.model.flow import LevelScale
 from clsnf.training.calibrate import Threshold
 
@@ -300,6 +302,29 @@ def read_tensors(
         return load_file(file)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{file} can't be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def check_backbone(description: DetectorDescription, tensors: Mapping[str, Tensor]) -> None:
+    """Check that a detector's tensors fill its backbone, before memory is spent on one.
+
+    Raises:
+        ModelError: they are too few.
+        SettingsError: see :func:`~clsnf.model.extractors.build_extractor`.
+    """
+    settings, architecture = description.settings, description.provenance.architecture
+    with torch.device("meta"):
+        extractor = build_extractor(
+            architecture, settings.backbone.level_numbers, settings.image.size
+        )
+    # Tensors that layers share may be stored once.
+    needed = {id(tensor): tensor for tensor in extractor.state_dict(keep_vars=True).values()}
+    numbers = sum(tensor.numel() for tensor in needed.values())
+    stored = sum(t.numel() for name, t in tensors.items() if name.startswith("backbone."))
+    if stored < numbers:
+        raise ModelError(
+            f"{DESCRIPTION} names the backbone {architecture!r} of {numbers} numbers, and "
+            f"{TENSORS} has {stored}: save the detector again."
+        )
 
 
 def check_tensors(folder: str | os.PathLike[str], sha256: str) -> None:

@@ -152,6 +152,18 @@ def test_a_header_of_tensors_that_lies_is_refused(saved: Path, size: int, header
         Detector.load(saved, device="cpu")
 
 
+def test_a_giant_backbone_that_is_not_in_the_file_is_refused_before_it_is_built(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = described(saved)
+    put(content, "provenance.architecture", "regnety_1280")
+    write_json(saved / DESCRIPTION, content)
+    monkeypatch.delattr("clsnf.detector.empty_backbone")
+    with pytest.raises(ModelError, match="names the backbone 'regnety_1280' of") as caught:
+        Detector.load(saved, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_tensors_of_another_shape_are_refused(saved: Path) -> None:
     tensors = load_file(saved / TENSORS)
     name = next(iter(tensors))

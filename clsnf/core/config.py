@@ -154,6 +154,12 @@ class BackboneSettings:
             ok = values is None or (len(values) == 3 and all(least <= v <= 1 for v in values))
             _check(self, name, ok, "null, or three numbers in [0, 1], such as 0.5,0.5,0.5")
 
+    @property
+    def level_numbers(self) -> tuple[int, ...]:
+        """The levels by timm's numbers, of resolved settings."""
+        assert self.levels is not None, "resolve the settings first"
+        return tuple(map(int, self.levels))
+
 
 @dataclass(frozen=True)
 class DefectSettings:

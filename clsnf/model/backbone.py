@@ -138,13 +138,8 @@ def empty_backbone(
             image size.
     """
     architecture = architecture or architecture_of(settings)
-    extractor = build_extractor(architecture, _levels(settings), canvas)
+    extractor = build_extractor(architecture, settings.level_numbers, canvas)
     return Backbone(extractor, architecture, settings, canvas)
-
-
-def _levels(settings: BackboneSettings) -> tuple[int, ...]:
-    assert settings.levels is not None, "resolve the settings first"
-    return tuple(map(int, settings.levels))
 
 
 def load_backbone(settings: BackboneSettings, canvas: tuple[int, int]) -> tuple[Backbone, str]:
@@ -165,7 +160,7 @@ def load_backbone(settings: BackboneSettings, canvas: tuple[int, int]) -> tuple[
     """
     architecture = architecture_of(settings)
     path = weights_file(settings)
-    levels = _levels(settings)
+    levels = settings.level_numbers
     if path is None:
         extractor = fetch_pretrained(architecture, levels, canvas)
     else:

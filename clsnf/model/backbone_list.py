@@ -90,7 +90,7 @@ def listed(name: str, size: tuple[int, int]) -> ListedBackbone | None:
     except SettingsError:
         return None
     canvas, multiple = settings.image.size, settings.image.multiple
-    if not takes(facts.name, tuple(map(int, settings.backbone.levels or ())), canvas):
+    if not takes(facts.name, settings.backbone.level_numbers, canvas):
         canvas, multiple = facts.input_size, None
     try:
         return _row(settings, cost_of(settings.backbone, canvas), canvas, multiple)
@@ -102,7 +102,7 @@ def _row(
     settings: DetectorSettings, cost: BackboneCost, canvas: tuple[int, int], multiple: int | None
 ) -> ListedBackbone:
     facts = facts_of(architecture_of(settings.backbone))
-    levels = tuple(map(int, settings.backbone.levels or ()))
+    levels = settings.backbone.level_numbers
     return ListedBackbone(
         name=settings.backbone.name,
         kind=facts.kind,

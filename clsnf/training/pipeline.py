@@ -732,7 +732,7 @@ def backbone_content(settings: BackboneSettings) -> dict[str, Any]:
 
     Settings that came later are left out where they change nothing.
     """
-    content: dict[str, Any] = {"levels": list(settings.levels or ())}
+    content: dict[str, Any] = {"levels": list(settings.level_numbers)}
     if settings.join != "none":
         content["join"] = settings.join
     if (settings.mean, settings.std) != (IMAGENET_MEAN, IMAGENET_STD):
