@@ -26,6 +26,7 @@ _LONGEST_SHOWN = 30  # characters of a value that a difference quotes; longer on
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+PYRAMID_NEIGHBOURHOOD = 3
 
 STREAMS = ("auto", "local", "ray")  # what can load the images for training; results are the same
 
@@ -124,8 +125,8 @@ class BackboneSettings:
     )
     join: str = setting(
         "auto",
-        "levels of equal stride. mean: become one, the mean of their standardised vectors; none: "
-        "stay apart; auto: mean for transformers, none for pyramids",
+        "levels of equal stride. mean: become one, their mean; none: stay apart; auto: mean for "
+        "transformers, none for pyramids",
         ("auto", "mean", "none"),
     )
     mean: tuple[float, ...] | None = setting(
@@ -301,10 +302,11 @@ class FlowSettings:
         "Gaussian; random: no whitening, as the authors",
         ("data", "random"),
     )
-    neighbourhood: int = setting(
-        3,
+    neighbourhood: int | None = setting(
+        None,
         "each feature vector is the mean over a square with this side, in cells of the feature map "
-        "(odd; 1: no mean, as the authors)",
+        "(odd; 1: no mean, as the authors; null: 3 for pyramids, 1 for transformers, whose cells "
+        "are large)",
     )
     covariance: str = setting(
         "local",
@@ -347,8 +349,9 @@ class FlowSettings:
         least = 0 if self.start == "data" else 1
         deep = least <= self.depth <= 128
         _check(self, "depth", deep, "from 0 to 128 (from 1 with start=random)")
-        odd = 1 <= self.neighbourhood <= 255 and self.neighbourhood % 2 == 1
-        _check(self, "neighbourhood", odd, "an odd number up to 255")
+        side = self.neighbourhood
+        odd = side is None or (1 <= side <= 255 and side % 2 == 1)
+        _check(self, "neighbourhood", odd, "null, or an odd number up to 255")
         _check(self, "memory", 0 <= self.memory <= 1_000_000, "from 0 to 1000000")
         _check(self, "passes", 0 < self.passes < math.inf, "above 0 and finite")
         _check(self, "vectors_per_step", self.vectors_per_step >= 2, "2 or more")
@@ -358,6 +361,11 @@ class FlowSettings:
         fours = 0 < self.condition_dims <= 4096 and self.condition_dims % 4 == 0
         _check(self, "condition_dims", fours, "a positive multiple of 4 up to 4096")
         _check(self, "level_quantile", 0.5 <= self.level_quantile <= 1, "in [0.5, 1]")
+
+    @property
+    def side(self) -> int:
+        """The neighbourhood's side in cells; a pyramid's where it is open."""
+        return PYRAMID_NEIGHBOURHOOD if self.neighbourhood is None else self.neighbourhood
 
 
 @dataclass(frozen=True)
@@ -642,6 +650,7 @@ def from_stored(values: Mapping[str, Any], where: str = "settings") -> DetectorS
     did: dict[str, dict[str, Any]] = {
         "image": {"interpolation": "bilinear", "multiple": 32},
         "backbone": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "join": "none"},
+        "flow": {"neighbourhood": PYRAMID_NEIGHBOURHOOD},
     }
     given = dict(values)
     for section, content in did.items():

@@ -117,7 +117,7 @@ class LevelFlow(nn.Module):
         super().__init__()
         self.channels = channels
         self.grid = grid
-        self.neighbourhood = settings.neighbourhood
+        self.neighbourhood = settings.side
         self.whitening = Whitening(channels, grid)
         self.memory = MemoryBank(settings.memory, channels) if settings.memory else None
         self.register_buffer(

@@ -14,8 +14,10 @@ import math
 from clsnf.core.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PYRAMID_NEIGHBOURHOOD,
     BackboneSettings,
     DetectorSettings,
+    FlowSettings,
     ImageSettings,
 )
 from clsnf.model.architectures import (
@@ -59,9 +61,11 @@ def resolved(settings: DetectorSettings) -> DetectorSettings:
     if not _is_open(settings):
         return settings
     facts = facts_of(architecture_of(settings.backbone))
-    backbone = _resolved_backbone(settings.backbone, facts)
     return dataclasses.replace(
-        settings, backbone=backbone, image=_resolved_image(settings.image, settings.backbone, facts)
+        settings,
+        backbone=_resolved_backbone(settings.backbone, facts),
+        image=_resolved_image(settings.image, settings.backbone, facts),
+        flow=_resolved_flow(settings.flow, facts),
     )
 
 
@@ -70,7 +74,7 @@ def _is_open(settings: DetectorSettings) -> bool:
     return (
         backbone.levels is None
         or any(isinstance(level, float) for level in backbone.levels)
-        or None in (backbone.mean, backbone.std, image.multiple)
+        or None in (backbone.mean, backbone.std, image.multiple, settings.flow.neighbourhood)
         or "auto" in (backbone.join, image.interpolation)
     )
 
@@ -100,6 +104,14 @@ def _resolved_image(
         levels = default_levels(facts) if backbone.levels is None else backbone.levels
         multiple = _multiple(given, facts, numbers_of_levels(levels, facts))
     return dataclasses.replace(given, interpolation=interpolation, multiple=multiple)
+
+
+def _resolved_flow(given: FlowSettings, facts: ArchitectureFacts) -> FlowSettings:
+    if given.neighbourhood is not None:
+        return given
+    return dataclasses.replace(
+        given, neighbourhood=1 if facts.kind == TRANSFORMER else PYRAMID_NEIGHBOURHOOD
+    )
 
 
 def _multiple(given: ImageSettings, facts: ArchitectureFacts, levels: tuple[int, ...]) -> int:

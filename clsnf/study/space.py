@@ -503,12 +503,22 @@ def _nearest_choice(given: Mapping[str, Any], settings: DetectorSettings, name: 
     now = None if is_joint(given) else _plain(value_at(settings, full_name(name)))
     if now in values:
         return now
-    for value in values:  # a mapping, or one with an old name
-        if apply_config(settings, {name: value}) == settings:
+    wanted = _as_trained(settings, {})
+    for value in values:  # a mapping, one with an old name, or what an open setting stands for
+        if _as_trained(settings, {name: value}) == wanted:
             return value
     if all(isinstance(value, (int, float)) for value in (now, *values)):
         return min(values, key=lambda value: abs(value - now))
     return values[0]
+
+
+def _as_trained(settings: DetectorSettings, config: Mapping[str, Any]) -> DetectorSettings:
+    """The settings that a trial trains with; as they are where no backbone can tell."""
+    changed = apply_config(settings, config)
+    try:
+        return resolved(changed)
+    except ClsnfError:  # said where backbones are checked
+        return changed
 
 
 def _plain(value: Any) -> Any:

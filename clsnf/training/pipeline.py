@@ -466,7 +466,7 @@ class CategoryPipeline:
         Returns:
             For each level (N, P, C) on the CPU. :attr:`feature_cache` keeps the last ones.
         """
-        neighbourhood = self.settings.flow.neighbourhood
+        neighbourhood = self.settings.flow.side
 
         def extract() -> list[Tensor]:
             content = self._classifier_content(joint_epochs, images)
@@ -548,7 +548,7 @@ class CategoryPipeline:
         given = {
             "start": flow.start,
             "covariance": flow.covariance,
-            "neighbourhood": flow.neighbourhood,
+            "neighbourhood": flow.side,
             "memory": flow.memory,
         }
         return self._backbone_content(joint_epochs) | {"flow_start": given}

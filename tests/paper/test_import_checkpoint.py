@@ -937,7 +937,7 @@ def test_bad_input_to_the_command_is_one_line_and_leaves_nothing(
     assert "try --backbone resnet18" in refused(
         tmp_path, checkpoint, "--data", data, "--backbone", "wide_resnet50_2"
     )
-    assert "multiple of 32" in refused(tmp_path, checkpoint, "--data", data, "--image-size", "100")
+    assert "from 32 to" in refused(tmp_path, checkpoint, "--data", data, "--image-size", "20")
     assert "fusion_weight" in refused(tmp_path, checkpoint, "--data", data, "--fusion-weight", "2")
     assert "false_reject_rate" in refused(
         tmp_path, checkpoint, "--data", data, "--false-reject-rate", "0"
