@@ -108,8 +108,8 @@ def known_interpolation(name: str | None) -> str:
 # The strides of a pyramid's default levels: finer ones are too many vectors, coarser ones no longer
 # say where a defect is.
 _STRIDES = range(4, 17)
-# The default band of a transformer, as shares of its depth.
-DEFAULT_SHARES = (0.4, 0.6, 0.8)
+# The default band of a transformer, as shares of its depth (docs/backbones.md has the figures).
+DEFAULT_SHARES = (0.25, 0.5, 0.75)
 
 
 def default_levels(facts: ArchitectureFacts) -> tuple[int | float, ...]:

@@ -40,8 +40,8 @@ def settings_of(name: str, size: int = 256, **backbone: object) -> DetectorSetti
         ("convnext_atto", (0, 1, 2), 16, "none"),
         ("swin_tiny_patch4_window7_224", (0, 1, 2), 16, "none"),
         ("levit_128s", (0,), 16, "none"),  # nothing finer than 16 pixels
-        ("vit_tiny_patch16_224", (4, 6, 9), 16, "mean"),
-        ("vit_small_patch14_dinov2", (4, 6, 9), 14, "mean"),
+        ("vit_tiny_patch16_224", (2, 5, 8), 16, "mean"),
+        ("vit_small_patch14_dinov2", (2, 5, 8), 14, "mean"),
     ],
 )
 def test_levels_and_sizes_suit_the_architecture(
