@@ -1,5 +1,5 @@
-"""Every family of timm's, by its smallest architecture: it trains, saves and reloads bit for bit, or
-is refused in one line that says what to do. A few are exported, too.
+"""Every family of timm's, by its smallest architecture: it trains, saves and reloads bit for bit,
+or is refused in one line that says what to do. A few are exported, too.
 
 A family is a module of timm's. Each trial has a process of its own and a time limit, because a
 network may take its process with it. Weights are random.
