@@ -218,13 +218,15 @@ def _create_for_states(
 
     with _taking_what_timm_would_load(take):
         extractor = _create(architecture, levels, canvas, pretrained=True)
-    own = {
-        name: names[id(tensor)]
-        for name, tensor in extractor.state_dict(keep_vars=True).items()
-        if id(tensor) in names
-    }
+    tensors = extractor.state_dict(keep_vars=True)
+    own = {name: names[id(t)] for name, t in tensors.items() if id(t) in names}
+    # What timm made anew for the levels (EfficientViM's weights of its heads) decides no map.
+    anew = {name: t.detach() for name, t in tensors.items() if id(t) not in names}
     found = [
-        {name: state[whole] for name, whole in own.items() if whole in state} for state in converted
+        anew | {name: state[whole] for name, whole in own.items() if whole in state}
+        if state
+        else {}
+        for state in converted
     ]
     return extractor, found
 

@@ -232,7 +232,9 @@ class _Trial:
         """In float32, whatever this machine trains in: others train in float32."""
         import torch
 
-        self._backbone.to(memory_format=torch.channels_last)
+        from clsnf.model.layers import to_channels_last
+
+        to_channels_last(self._backbone)
         for _ in range(3):  # what writes beside its memory is rarely caught the first time
             torch.stack(
                 [level.mean() for level in self._backbone(self._random_images())]
