@@ -131,6 +131,16 @@ OTHERS = (
 TOO_LARGE = {"deepseek_vit", "gemma4_vit"}  # their smallest takes more memory than a test may
 NAMES = sorted({name for family, name in SMALLEST.items() if family not in TOO_LARGE} | {*OTHERS})
 
+# Those that CI tries: one of each kind of extractor, and of each fault that there was. The others
+# have the mark "sweep".
+IN_CI = {
+    *OTHERS,
+    *("cait_xxs24_224", "coat_tiny", "convit_tiny", "crossvit_tiny_240", "efficientvim_m1"),
+    *("efficientvit_m0", "fastvit_t8", "gcvit_xxtiny", "halonet_h1", "hiera_tiny_224"),
+    *("legacy_xception", "levit_128s", "test_convnext", "test_efficientnet", "test_resnet"),
+    *("test_vit", "swin_tiny_patch4_window7_224", "tiny_vit_5m_224", "volo_d1_224"),
+}
+
 SIZE = 96
 TIME_LIMIT = 300.0
 # Architectures that do not work at any size, or whose refusal at SIZE is wrong, with a part of what
@@ -183,8 +193,10 @@ def faults(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[str | No
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in IN_CI else pytest.mark.sweep) for n in NAMES],
+)
 def test_family(name: str, faults: dict[str, Future[str | None]]) -> None:
     fault = faults[name].result()
     if name in FAULTS:
