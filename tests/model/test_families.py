@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-import timm
 from timm.models import _registry as registry
 
 from clsnf.core.config import DetectorSettings, replaced
+from clsnf.model.extractors import own_canvas
 from clsnf.serving.try_backbone import BackboneTrial, try_backbone
 
 # The smallest of each family.
@@ -173,10 +173,7 @@ def wrong_with(name: str) -> str | None:
         return trial.fault.reason
     if "--image-size" not in trial.fault.reason:
         return trial.fault.reason
-    configuration = timm.get_pretrained_cfg(name)
-    assert configuration is not None
-    height, width = configuration.input_size[1:]
-    again = trial_at(name, (height, width))
+    again = trial_at(name, own_canvas(name))
     return None if again.fault is None else again.fault.reason
 
 
