@@ -49,6 +49,7 @@ FREE_OVERHANG = 12.0  # ... and that it may if it bends the outline or lies on t
 _CLEAR = 12.0  # mean change over the mask that a defect needs
 _ATTEMPTS = 20  # draws; in the last two thirds each is stronger than the one before
 _WITHOUT_MASK = "--set defects.object_mask=off"
+_THINNEST = 8  # side of a picture; OpenCV can't resize, or reflects for ever, what is thinner
 _SMALLEST = 0.00015  # share of the image that a mask must cover
 
 Family = Callable[[UInt8, Bool, Sequence[UInt8], np.random.Generator], tuple[UInt8, Bool]]
@@ -381,6 +382,13 @@ def _family(painter: Painter, overhang: float = OVERHANG) -> Family:
             raise ImageError(
                 "The object mask is empty: a defect needs at least one pixel of product. Turn it "
                 f"off: {_WITHOUT_MASK}."
+            )
+        thinnest = min((image, *donors), key=lambda picture: min(picture.shape[:2]))
+        if min(thinnest.shape[:2]) < _THINNEST:
+            height, width = thinnest.shape[:2]
+            raise ImageError(
+                f"A picture has {height}x{width} pixels (height x width), and validation defects "
+                f"need {_THINNEST} or more on both sides: use larger images."
             )
         brush = Brush(image, product, donors, rng)
         pixels = max(1.0, brush.unit)

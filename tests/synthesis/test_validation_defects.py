@@ -147,10 +147,21 @@ def test_a_product_too_small_for_a_visible_defect_is_refused() -> None:
         draw("stain", image, where, 0)
 
 
-def test_a_mask_that_is_off_is_not_to_be_turned_off() -> None:
-    """Pictures of one row: nothing fits, and the object mask is not to blame."""
-    row, where = everywhere(np.full((1, 6, 3), 128, np.uint8))
+def test_a_mask_that_is_off_is_not_to_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect that nobody could see: the object mask is not to blame."""
+    monkeypatch.setattr("clsnf.synthesis.validation_defects._SMALLEST", 2.0)
+    grey, where = everywhere(np.full((16, 16, 3), 128, np.uint8))
     with pytest.raises(ImageError) as caught:
-        FAMILIES["scar"](row, where, [row], np.random.default_rng(0))
-    assert "picture has 6 pixels, a defect needs 8: use larger images." in str(caught.value)
+        FAMILIES["scar"](grey, where, [grey], np.random.default_rng(0))
+    assert "picture has 256 pixels, a defect needs 512: use larger images." in str(caught.value)
     assert "object" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("shape", [(1, 64), (64, 1), (1, 1), (7, 300)])
+def test_pictures_too_thin_for_a_defect_are_refused(name: str, shape: tuple[int, int]) -> None:
+    thin, where = everywhere(np.full((*shape, 3), 128, np.uint8))
+    large, everywhere_there = everywhere(np.full((64, 64, 3), 128, np.uint8))
+    for image, product, donor in ((thin, where, large), (large, everywhere_there, thin)):
+        with pytest.raises(ImageError, match=f"{shape[0]}x{shape[1]} pixels .*use larger images"):
+            FAMILIES[name](image, product, [donor], np.random.default_rng(0))
