@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,13 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from clsnf.core.config import StudySettings, differences
-from clsnf.core.errors import DataError, OutputError, SettingsError, WeightsError
+from clsnf.core.config import DetectorSettings, StudySettings, differences, replaced
+from clsnf.core.errors import ClsnfError, DataError, OutputError, SettingsError, WeightsError
 from clsnf.core.hashing import sha256_file
 from clsnf.data.checks import CheckReport, check_category
 from clsnf.data.splits import assign_splits
 from clsnf.evaluation.selection import check_objective
 from clsnf.evaluation.selection_rules import check_rule
+from clsnf.model.resolve import resolved
 from clsnf.model.weights_files import weights_file
 from clsnf.results import LATENCY, SkippedImage, StudyIdentity, TrialResult, read_result, to_plain
 from clsnf.study.disk import DiskNeed, check_room, estimate_disk
@@ -203,9 +206,15 @@ def _check_same_study(
     before: StudyIdentity, identity: StudyIdentity, out: Path, optuna_storage: str | None
 ) -> None:
     """Refuse to resume a study with anything else that decides a metric."""
-    old, new = to_plain(before), to_plain(identity)
+    begun_with = before.settings
     if _same_weights(before, identity):  # the file may have been moved
-        old["settings"]["backbone"]["weights"] = new["settings"]["backbone"]["weights"]
+        begun_with = replaced(begun_with, {"backbone.weights": identity.settings.backbone.weights})
+    old, new = (
+        to_plain(dataclasses.replace(study, settings=settings))
+        for study, settings in zip(
+            (before, identity), _comparable(begun_with, identity.settings), strict=True
+        )
+    )
     changed = {part: list(differences(old[part], new[part])) for part in ("settings", "space")}
     changed["data"] = list(_data_differences(before, identity))
     changed["objectives"] = list(differences(old["objectives"], new["objectives"]))
@@ -231,6 +240,20 @@ def _check_same_study(
         raise OutputError(
             f"The study in {out} was begun with its trials in {place}: say the same again."
         )
+
+
+def _comparable(
+    before: DetectorSettings, now: DetectorSettings
+) -> tuple[DetectorSettings, DetectorSettings]:
+    """What both settings come to, however they say it: an earlier version had other words and
+    defaults. As they are where one of the backbones can't be asked.
+    """
+    with contextlib.suppress(ClsnfError):
+        before, now = resolved(before), resolved(now)
+    if before.image.size == now.image.size:
+        image = dataclasses.replace(before.image, multiple=now.image.multiple)
+        before = dataclasses.replace(before, image=image)
+    return before, now
 
 
 def _same_weights(before: StudyIdentity, now: StudyIdentity) -> bool:

@@ -15,9 +15,16 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from clsnf.cli import main
-from clsnf.core.config import BackboneSettings, DetectorSettings, ImageSettings, StudySettings
+from clsnf.core.config import (
+    BackboneSettings,
+    DetectorSettings,
+    ImageSettings,
+    StudySettings,
+    replaced,
+)
 from clsnf.core.errors import ClsnfError, OutputError
 from clsnf.data.layouts import read_category
+from clsnf.model.resolve import resolved
 from clsnf.results import StudyIdentity, read_result, write_result
 from clsnf.study.inputs import StudyInputs, check_inputs
 from clsnf.study.request import Reporter, StudyRequest
@@ -138,6 +145,34 @@ def _change_last_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
+
+
+def test_a_study_of_a_version_with_fewer_words_goes_on_where_it_meant_the_same(
+    data: Path, tmp_path: Path, resnet18_weights: Path
+) -> None:
+    """It said its levels, and could not say the rest: it resized bilinearly, for example."""
+    out = tmp_path / "out"
+    asked = request(data, out, resnet18_weights)
+    asked = dataclasses.replace(
+        asked, settings=replaced(asked.settings, {"image.interpolation": "bilinear"})
+    )
+    begin(asked)
+    settings = json.loads((out / "study.json").read_text())["settings"]
+    settings["backbone"]["levels"] = list(resolved(asked.settings).backbone.level_numbers)
+    settings["flow"]["neighbourhood"] = asked.settings.flow.side
+    for section, name in (
+        ("backbone", "mean"),
+        ("backbone", "std"),
+        ("backbone", "join"),
+        ("image", "interpolation"),
+        ("image", "multiple"),
+    ):
+        del settings[section][name]
+    rewrite(out, settings=settings)
+    resume(asked)
+    other = replaced(asked.settings, {"image.interpolation": "auto"})
+    with pytest.raises(OutputError, match="interpolation was 'bilinear', is 'bicubic'"):
+        resume(dataclasses.replace(asked, settings=other))
 
 
 @pytest.mark.parametrize("name", ["results_version", "generator_version"])
