@@ -12,6 +12,7 @@ from clsnf.core.errors import WeightsError
 from clsnf.model.backbone import load_backbone
 from clsnf.model.weights_files import WeightsFacts, weights_facts, weights_file
 from tests.conftest import random_state
+from tests.support.backbones import backbone_settings
 
 FACTS = WeightsFacts("resnet10t", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
 CONFIGURATION = {
@@ -43,7 +44,7 @@ def test_a_folder_of_the_hub_is_read_and_says_what_pictures_it_wants(hub_folder:
     assert file.parent == hub_folder
     assert weights_facts(file) == FACTS
     for weights in (hub_folder, file, json.dumps({"resnet10t": str(hub_folder)})):
-        load_backbone(BackboneSettings("resnet10t", (1, 2), str(weights)), (64, 64))
+        load_backbone(backbone_settings("resnet10t", (1, 2), str(weights)), (64, 64))
 
 
 def test_another_architecture_than_the_folder_s_is_refused_by_name(hub_folder: Path) -> None:
