@@ -61,10 +61,12 @@ def resolved(settings: DetectorSettings) -> DetectorSettings:
     if not _is_open(settings):
         return settings
     facts = facts_of(architecture_of(settings.backbone))
+    weights = pretraining_of(settings.backbone, facts)
+    backbone = _resolved_backbone(settings.backbone, facts, weights)
     return dataclasses.replace(
         settings,
-        backbone=_resolved_backbone(settings.backbone, facts),
-        image=_resolved_image(settings.image, settings.backbone, facts),
+        backbone=backbone,
+        image=_resolved_image(settings.image, backbone.level_numbers, facts, weights),
         flow=_resolved_flow(settings.flow, facts),
     )
 
@@ -79,15 +81,15 @@ def _is_open(settings: DetectorSettings) -> bool:
     )
 
 
-def _resolved_backbone(given: BackboneSettings, facts: ArchitectureFacts) -> BackboneSettings:
-    levels = default_levels(facts) if given.levels is None else given.levels
-    weights = pretraining_of(given, facts)
+def _resolved_backbone(
+    given: BackboneSettings, facts: ArchitectureFacts, weights: Pretraining
+) -> BackboneSettings:
     join = given.join
     if join == "auto":
         join = "mean" if facts.kind == TRANSFORMER else "none"
     return dataclasses.replace(
         given,
-        levels=numbers_of_levels(levels, facts),
+        levels=numbers_of_levels(given.levels or default_levels(facts), facts),
         join=join,
         mean=weights.mean if given.mean is None else given.mean,
         std=weights.std if given.std is None else given.std,
@@ -95,14 +97,13 @@ def _resolved_backbone(given: BackboneSettings, facts: ArchitectureFacts) -> Bac
 
 
 def _resolved_image(
-    given: ImageSettings, backbone: BackboneSettings, facts: ArchitectureFacts
+    given: ImageSettings, levels: tuple[int, ...], facts: ArchitectureFacts, weights: Pretraining
 ) -> ImageSettings:
     interpolation, multiple = given.interpolation, given.multiple
     if interpolation == "auto":
-        interpolation = pretraining_of(backbone, facts).interpolation
+        interpolation = weights.interpolation
     if multiple is None:
-        levels = default_levels(facts) if backbone.levels is None else backbone.levels
-        multiple = _multiple(given, facts, numbers_of_levels(levels, facts))
+        multiple = _multiple(given, facts, levels)
     return dataclasses.replace(given, interpolation=interpolation, multiple=multiple)
 
 
